@@ -1,0 +1,247 @@
+"""What an experiment is: frozen, typed dataclasses, usable from Python with no gin at all.
+
+`gin_config.py` fills these from T5X's macros; `api.py` and the tests build them directly. Nothing
+here imports JAX, TensorFlow or gin, so every other module may import it.
+
+A wrong type is an error when the object is made (beartype), an impossible value an error in
+`__post_init__`; both say which field, what was found, and what is possible.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from beartype import BeartypeConf, beartype
+
+# An int is accepted where a float is asked for (PEP 484's numeric tower), nothing else is bent.
+_typed = beartype(conf=BeartypeConf(is_pep484_tower=True))
+
+PromptInit = Literal["auto", "random_uniform", "sampled_vocab", "class_labels", "text", "file"]
+EvalMethod = Literal["generate", "rank", "both"]
+OFFICIAL_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model"
+TINY = "tiny"  # as a checkpoint, a vocabulary or a model: the one that ships with the package
+
+ConfigT = TypeVar("ConfigT")
+
+
+class ConfigError(ValueError):
+    """A mistake in what the user asked for: the command line prints it and exits with 2."""
+
+
+def _check(ok: bool, message: str) -> None:
+    if not ok:
+        raise ConfigError(message)
+
+
+@_typed
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Sizes of a T5 1.1; the field names are T5X's."""
+
+    num_encoder_layers: int
+    num_decoder_layers: int
+    num_heads: int
+    head_dim: int
+    embed_dim: int
+    mlp_dim: int
+    num_embeddings: int
+    relative_attention_num_buckets: int = 32
+    relative_attention_max_distance: int = 128
+    dropout_rate: float = 0.1
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if isinstance(value, int):
+                _check(value >= 1, f"ModelConfig.{name} must be at least 1, found {value}.")
+        _check(
+            0.0 <= self.dropout_rate < 1.0,
+            f"DROPOUT_RATE must lie in [0, 1), found {self.dropout_rate}.",
+        )
+
+
+@_typed
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptConfig:
+    """The prompt, `float[length, embed_dim]`, and how its first value is chosen (paper 3.2)."""
+
+    length: int = 100
+    init: PromptInit = "auto"  # class labels where the task has them, else sampled vocabulary
+    class_labels: tuple[str, ...] = ()
+    text: str = ""
+    file: str = ""  # a prompt folder or a .npy
+    scale: float = 0.5  # random_uniform draws from [-scale, scale]
+    population: int = 5000  # sampled_vocab draws from this many most common pieces
+
+    def __post_init__(self) -> None:
+        _check(self.length >= 0, f"PROMPT_LENGTH must be at least 0, found {self.length}.")
+        _check(self.population >= 1, f"prompt population must be >= 1, found {self.population}.")
+        _check(
+            self.init != "file" or bool(self.file),
+            "the prompt is to come from a file, but PROMPT_FILE is empty: set it to a prompt "
+            "folder or a .npy.",
+        )
+        _check(
+            self.init != "text" or bool(self.text),
+            "the prompt is to come from a text, but PROMPT_TEXT is empty: set it.",
+        )
+
+
+@_typed
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The update rule of the trainable part; defaults are the paper's (facts: Lester et al., 3)."""
+
+    name: Literal["adafactor", "adamw"] = "adafactor"
+    learning_rate: float = 0.3
+    warmup_steps: int = 0
+    decay_rate: float = 0.8  # Adafactor's second-moment exponent
+    clipping_threshold: float = 1.0  # Adafactor's RMS clip of the update
+    weight_decay: float = 1e-5
+    start_step: int | None = None  # None: the backbone's step, as T5X does
+
+    def __post_init__(self) -> None:
+        _check(
+            self.learning_rate > 0, f"LEARNING_RATE must be positive, found {self.learning_rate}."
+        )
+        _check(self.warmup_steps >= 0, f"WARMUP_STEPS must be >= 0, found {self.warmup_steps}.")
+
+
+@_typed
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Which rows, and how they become numbers."""
+
+    # One task or mixture to train on; evaluation takes a tuple of several as well.
+    mixture_or_task_name: str | tuple[str, ...]
+    mixture_or_task_module: str | None = None
+    task_feature_lengths: Mapping[str, int]  # {"inputs": T, "targets": L}
+    vocabulary: str = OFFICIAL_VOCABULARY
+    batch_size: int = 32
+    tfds_data_dir: str | None = None
+    train_split: str = "train"
+    eval_split: str = "validation"
+
+    def __post_init__(self) -> None:
+        _check(self.batch_size >= 1, f"BATCH_SIZE must be at least 1, found {self.batch_size}.")
+        lengths = self.task_feature_lengths
+        _check(
+            set(lengths) == {"inputs", "targets"} and all(n >= 1 for n in lengths.values()),
+            "TASK_FEATURE_LENGTHS must be {'inputs': T, 'targets': L} with T, L >= 1, found "
+            f"{dict(lengths)}.",
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every task or mixture asked for."""
+        name = self.mixture_or_task_name
+        return (name,) if isinstance(name, str) else name
+
+
+@_typed
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, on which loss, and what is trainable."""
+
+    train_steps: int | None = None  # absolute, as in T5X: counts the backbone's own steps
+    train_steps_relative: int | None = None  # counts this run's steps
+    trainable: Literal["prompt", "model"] = "prompt"
+    z_loss: float = 1e-4
+    label_smoothing: float = 0.0
+    random_seed: int = 0
+    checkpoint_period: int | None = None  # None: at every evaluation
+
+    def __post_init__(self) -> None:
+        for name in ("train_steps", "train_steps_relative", "checkpoint_period"):
+            value = getattr(self, name)
+            _check(value is None or value >= 1, f"{name.upper()} must be >= 1, found {value}.")
+        _check(
+            0 <= self.random_seed < 2**32,
+            f"RANDOM_SEED must lie in [0, 2**32), found {self.random_seed}.",
+        )
+
+
+@_typed
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """When and how the tasks are scored."""
+
+    period: int = 1000
+    method: EvalMethod = "generate"
+    early_stopping_evals: int | None = None  # stop after so many evaluations without a new best
+    num_decodes: int = 1  # beams; 1 is greedy
+    batch_size: int | None = None  # None: the training batch size
+    num_examples: int | None = None  # None: the whole split
+    baselines: bool = True  # also score the majority class and the model without a prompt
+
+    def __post_init__(self) -> None:
+        for name in ("period", "early_stopping_evals", "num_decodes", "batch_size", "num_examples"):
+            value = getattr(self, name)
+            _check(value is None or value >= 1, f"eval {name} must be >= 1, found {value}.")
+
+
+@_typed
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """One run, whole: `training.loop.train` takes this and nothing else."""
+
+    model_dir: str
+    initial_checkpoint_path: str  # a T5X checkpoint (local or gs://), or "tiny"
+    model: ModelConfig
+    data: DataConfig
+    prompt: PromptConfig = PromptConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    num_model_partitions: int = 1
+
+    def __post_init__(self) -> None:
+        _check(
+            self.num_model_partitions >= 1,
+            f"NUM_MODEL_PARTITIONS must be at least 1, found {self.num_model_partitions}.",
+        )
+        _check(
+            self.prompt.length >= 1 or self.train.trainable == "model",
+            "PROMPT_LENGTH is 0 and only the prompt is trainable: there is nothing to train. Set "
+            "PROMPT_LENGTH to at least 1.",
+        )
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The dataclass as plain JSON values: what is stored, hashed and compared."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        if isinstance(value, Mapping):
+            return {k: plain(v) for k, v in value.items()}
+        if isinstance(value, (tuple, list)):
+            return [plain(v) for v in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return plain(config)
+
+
+def from_dict(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
+    """The inverse of `to_dict`.
+
+    Raises:
+      ConfigError: a field is unknown or missing.
+    """
+    import typing
+
+    hints = typing.get_type_hints(cls)
+    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - known)
+    _check(not unknown, f"{cls.__name__} has no field {', '.join(unknown)}; it has {sorted(known)}.")
+
+    def typed(name: str, value: Any) -> Any:
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            return from_dict(hint, value)  # type: ignore[arg-type]
+        return tuple(value) if isinstance(value, list) else value
+
+    return cls(**{name: typed(name, value) for name, value in values.items()})
