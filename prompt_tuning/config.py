@@ -236,7 +236,7 @@ def from_dict(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
     hints = typing.get_type_hints(cls)
     known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - known)
-    _check(not unknown, f"{cls.__name__} has no field {', '.join(unknown)}; it has {sorted(known)}.")
+    _check(not unknown, f"{cls.__name__} has no field {unknown}; it has {sorted(known)}.")
 
     def typed(name: str, value: Any) -> Any:
         hint = hints[name]

@@ -310,9 +310,7 @@ class Decoder(nn.Module):
     ) -> tuple[Float[Array, "B 1 V"], Cache]:
         """Logits of the position after `index`, and the cache with `index` filled in."""
         length = cache["self_key"].shape[2]
-        relative = jax.lax.dynamic_slice_in_dim(
-            self.relpos_bias(length, length), index, 1, axis=2
-        )
+        relative = jax.lax.dynamic_slice_in_dim(self.relpos_bias(length, length), index, 1, axis=2)
         seen = (jnp.arange(length) <= index)[None, None]
         self_bias = relative + attention_bias(seen)
         cross_bias = attention_bias(cache["valid"][:, None, :])

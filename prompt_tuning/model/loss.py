@@ -1,0 +1,107 @@
+"""From a batch to the loss and its parts: the function that training differentiates.
+
+The batch holds T5X's four arrays: `encoder_input_tokens` int32[B, T], `decoder_input_tokens`,
+`decoder_target_tokens` int32[B, L] and `decoder_loss_weights` float32[B, L].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from prompt_tuning.config import ModelConfig
+from prompt_tuning.model import prompt as prompts
+from prompt_tuning.model import t5
+
+Metrics = dict[str, Float[Array, ""]]
+
+
+def forward(
+    config: ModelConfig,
+    backbone: t5.Params,
+    prompt: Float[Array, "P D"],
+    batch: Mapping[str, Array],
+    *,
+    dropout_key: PRNGKeyArray | None = None,
+) -> Float[Array, "B L V"]:
+    """Logits of every target position. With a `dropout_key` both stacks drop out."""
+    train = dropout_key is not None
+    encoder_key, decoder_key = (
+        jax.random.split(dropout_key) if dropout_key is not None else (None, None)
+    )
+    encoded, valid = prompts.encode_prompted(
+        config, backbone, prompt, batch["encoder_input_tokens"], dropout_key=encoder_key
+    )
+    return t5.apply(
+        config,
+        backbone,
+        "decode",
+        batch["decoder_input_tokens"],
+        encoded,
+        valid,
+        target_valid=batch["decoder_target_tokens"] > 0,
+        train=train,
+        dropout_key=decoder_key,
+    )
+
+
+def cross_entropy(
+    logits: Float[Array, "B L V"],
+    targets: Int[Array, "B L"],
+    *,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
+    """Cross entropy of every target (without z-loss), and its z-loss `z * log(Z)^2`.
+
+    With label smoothing the entropy of the smoothed target is taken off, so that a perfect
+    prediction costs 0 (as in T5X).
+    """
+    log_z = jax.nn.logsumexp(logits, axis=-1)
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    entropy = log_z - chosen
+    if label_smoothing:
+        vocab = logits.shape[-1]
+        confidence, low = 1.0 - label_smoothing, label_smoothing / (vocab - 1)
+        spread = vocab * log_z - logits.sum(axis=-1) - entropy
+        floor = -(confidence * jnp.log(confidence) + (vocab - 1) * low * jnp.log(low + 1e-20))
+        entropy = confidence * entropy + low * spread - floor
+    return entropy, z_loss * jnp.square(log_z)
+
+
+def loss_fn(
+    logits: Float[Array, "B L V"],
+    batch: Mapping[str, Array],
+    *,
+    z_loss: float = 1e-4,
+    label_smoothing: float = 0.0,
+) -> tuple[Float[Array, ""], Metrics]:
+    """The batch's loss, summed over target tokens and not normalised (T5X's default), and sums.
+
+    The metrics are sums as well (`loss`, `cross_entropy`, `z_loss`, `correct`, `tokens`), so that
+    batches and devices can be added before dividing.
+    """
+    targets, weights = batch["decoder_target_tokens"], batch["decoder_loss_weights"]
+    weights = weights.astype(jnp.float32)
+    entropy, z = cross_entropy(logits, targets, z_loss=z_loss, label_smoothing=label_smoothing)
+    correct = (logits.argmax(axis=-1) == targets) * weights
+    loss = ((entropy + z) * weights).sum()
+    metrics = {
+        "loss": loss,
+        "cross_entropy": (entropy * weights).sum(),
+        "z_loss": (z * weights).sum(),
+        "correct": correct.sum(),
+        "tokens": weights.sum(),
+    }
+    return loss, metrics
+
+
+def sequence_log_likelihood(
+    logits: Float[Array, "B L V"], batch: Mapping[str, Array]
+) -> Float[Array, "B"]:
+    """Sum of log p(target | input) over the tokens of every row: what ranking compares."""
+    entropy, _ = cross_entropy(logits, batch["decoder_target_tokens"])
+    return -(entropy * batch["decoder_loss_weights"]).sum(axis=-1)
