@@ -11,7 +11,7 @@ H heads, K head size, F MLP width, V vocabulary, N layers.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import flax
 import flax.linen as nn
@@ -56,7 +56,9 @@ def attention_bias(allowed: Bool[Array, "B Q S"]) -> Float[Array, "B 1 Q S"]:
     return jnp.where(allowed, 0.0, MASKED)[:, None].astype(jnp.float32)
 
 
-def _fan_in(distribution: str = "truncated_normal", scale: float = 1.0) -> Any:
+def _fan_in(
+    distribution: Literal["truncated_normal", "normal"] = "truncated_normal", scale: float = 1.0
+) -> Any:
     return nn.initializers.variance_scaling(scale, "fan_in", distribution)
 
 
@@ -100,6 +102,7 @@ class Attention(nn.Module):
         self.key = _dense(joined, c, _fan_in("normal"))
         self.value = _dense(joined, c, _fan_in("normal"))
         self.out = _dense(c.embed_dim, c, _fan_in("normal"))
+        self.drop = _dropout(c)
 
     def split_heads(self, x: Float[Array, "B S HK"]) -> Float[Array, "B S H K"]:
         """Separates the heads, which T5X's kernels keep joined."""
@@ -125,7 +128,7 @@ class Attention(nn.Module):
         logits = jnp.einsum("BQHK,BSHK->BHQS", query, key, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits + bias, axis=-1).astype(x.dtype)
         # One mask for all queries, as T5 drops.
-        weights = _drop(self.config, weights, train)
+        weights = self.drop(weights, deterministic=not train)
         attended = jnp.einsum("BHQS,BSHK->BQHK", weights, value)
         return self.out(attended.reshape(*x.shape[:-1], -1))
 
@@ -141,7 +144,7 @@ class Mlp(nn.Module):
         c = self.config
         gate = nn.gelu(_dense(c.mlp_dim, c, _fan_in(), "wi_0")(x), approximate=True)
         hidden = gate * _dense(c.mlp_dim, c, _fan_in(), "wi_1")(x)
-        return _dense(c.embed_dim, c, _fan_in(), "wo")(_drop(c, hidden, train))
+        return _dense(c.embed_dim, c, _fan_in(), "wo")(_dropout(c)(hidden, deterministic=not train))
 
 
 class EncoderLayer(nn.Module):
@@ -155,6 +158,7 @@ class EncoderLayer(nn.Module):
         self.attention = Attention(c)
         self.pre_mlp_layer_norm = _norm(c)
         self.mlp = Mlp(c)
+        self.drop = _dropout(c)
 
     def __call__(
         self, x: Float[Array, "B S D"], bias: Float[Array, "B H S S"], *, train: bool
@@ -162,9 +166,9 @@ class EncoderLayer(nn.Module):
         """The layer's output."""
         y = self.pre_attention_layer_norm(x)
         y = self.attention(y, self.attention.keys_values(y), bias, train=train)
-        x = x + _drop(self.config, y, train)
+        x = x + self.drop(y, deterministic=not train)
         y = self.mlp(self.pre_mlp_layer_norm(x), train=train)
-        return x + _drop(self.config, y, train)
+        return x + self.drop(y, deterministic=not train)
 
 
 class DecoderLayer(nn.Module):
@@ -180,6 +184,7 @@ class DecoderLayer(nn.Module):
         self.encoder_decoder_attention = Attention(c)
         self.pre_mlp_layer_norm = _norm(c)
         self.mlp = Mlp(c)
+        self.drop = _dropout(c)
 
     def __call__(
         self,
@@ -193,7 +198,7 @@ class DecoderLayer(nn.Module):
         self_bias, cross_bias = biases
         y = self.pre_self_attention_layer_norm(x)
         y = self.self_attention(y, self.self_attention.keys_values(y), self_bias, train=train)
-        x = x + _drop(self.config, y, train)
+        x = x + self.drop(y, deterministic=not train)
         cross = self.encoder_decoder_attention.keys_values(encoded)
         return self._cross_and_mlp(x, cross, cross_bias, train=train)
 
@@ -220,11 +225,10 @@ class DecoderLayer(nn.Module):
         self, x: Array, cross: tuple[Array, Array], bias: Array, *, train: bool
     ) -> Array:
         y = self.pre_cross_attention_layer_norm(x)
-        x = x + _drop(
-            self.config, self.encoder_decoder_attention(y, cross, bias, train=train), train
-        )
+        y = self.encoder_decoder_attention(y, cross, bias, train=train)
+        x = x + self.drop(y, deterministic=not train)
         y = self.mlp(self.pre_mlp_layer_norm(x), train=train)
-        return x + _drop(self.config, y, train)
+        return x + self.drop(y, deterministic=not train)
 
 
 class Encoder(nn.Module):
@@ -237,6 +241,7 @@ class Encoder(nn.Module):
         self.relpos_bias = RelativePositionBias(c, bidirectional=True)
         self.layers = [EncoderLayer(c) for _ in range(c.num_encoder_layers)]
         self.encoder_norm = _norm(c)
+        self.drop = _dropout(c)
 
     def __call__(
         self, x: Float[Array, "B S D"], valid: Bool[Array, "B S"], *, train: bool
@@ -245,10 +250,10 @@ class Encoder(nn.Module):
         # Invalid queries see nothing (a flat softmax), as in T5X: no valid position reads them.
         allowed = valid[:, :, None] & valid[:, None, :]
         bias = self.relpos_bias(x.shape[1], x.shape[1]) + attention_bias(allowed)
-        x = _drop(self.config, x, train)
+        x = self.drop(x, deterministic=not train)
         for layer in self.layers:
             x = layer(x, bias, train=train)
-        return _drop(self.config, self.encoder_norm(x), train)
+        return self.drop(self.encoder_norm(x), deterministic=not train)
 
 
 class Decoder(nn.Module):
@@ -261,6 +266,7 @@ class Decoder(nn.Module):
         self.relpos_bias = RelativePositionBias(c, bidirectional=False)
         self.layers = [DecoderLayer(c) for _ in range(c.num_decoder_layers)]
         self.decoder_norm = _norm(c)
+        self.drop = _dropout(c)
         self.logits_dense = nn.Dense(
             c.num_embeddings, use_bias=False, dtype=jnp.float32, kernel_init=_fan_in()
         )
@@ -281,14 +287,14 @@ class Decoder(nn.Module):
         cross_allowed = target_valid[:, :, None] & valid[:, None, :]
         self_bias = self.relpos_bias(length, length) + attention_bias(self_allowed)
         cross_bias = attention_bias(cross_allowed)
-        x = _drop(self.config, x, train)
+        x = self.drop(x, deterministic=not train)
         for layer in self.layers:
             x = layer(x, encoded, (self_bias, cross_bias), train=train)
         return self.logits(x, train=train)
 
     def logits(self, x: Float[Array, "B L D"], *, train: bool = False) -> Float[Array, "B L V"]:
         """float32 logits of the last hidden states."""
-        return self.logits_dense(_drop(self.config, self.decoder_norm(x), train))
+        return self.logits_dense(self.drop(self.decoder_norm(x), deterministic=not train))
 
     def init_cache(
         self, encoded: Float[Array, "B S D"], valid: Bool[Array, "B S"], max_length: int
@@ -402,11 +408,9 @@ def _norm(config: ModelConfig) -> nn.RMSNorm:
     return nn.RMSNorm(epsilon=1e-6, dtype=jnp.dtype(config.dtype), use_fast_variance=False)
 
 
-def _drop(config: ModelConfig, x: Array, train: bool) -> Array:
+def _dropout(config: ModelConfig) -> nn.Dropout:
     """Dropout with one mask for all positions (axis -2), as T5 drops everywhere."""
-    if not train or config.dropout_rate == 0.0:
-        return x
-    return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,), deterministic=False)(x)
+    return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))
 
 
 # Flat parameters outside, Linen's nested ones inside: these three are the only places that know.
@@ -433,7 +437,7 @@ def init_params(config: ModelConfig, key: PRNGKeyArray) -> dict[str, Array]:
     """Fresh float32 parameters with T5X's initialisers: for pre-training and tests."""
     tokens = jnp.ones((1, 2), jnp.int32)
     nested = cast("dict[str, Any]", T5(config).init(key, tokens, tokens))["params"]
-    return flax.traverse_util.flatten_dict(nested, sep="/")
+    return cast("dict[str, Array]", flax.traverse_util.flatten_dict(nested, sep="/"))
 
 
 def param_shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:

@@ -1,0 +1,112 @@
+"""What is trainable, and how it is updated: one mask and one optimiser for both engines.
+
+`step.py` differentiates only what the rules call "train"; the T5X plugin hands the same
+transformation the whole tree, where the rest is set to zero.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
+
+import jax
+import optax
+
+from prompt_tuning.config import OptimizerConfig
+
+Label = Literal["train", "freeze"]
+Rules = tuple[tuple[str, Label], ...]
+
+_BACKBONE = r"(token_embedder|encoder|decoder)/.*"
+# The first pattern that matches a whole name decides. "prompt" is our own name of it, the longer
+# one is where it lives inside T5X's tree.
+PROMPT_RULES: Rules = ((r"prompt|encoder/prompt/.*", "train"), (_BACKBONE, "freeze"))
+MODEL_RULES: Rules = ((r"prompt|encoder/prompt/.*", "freeze"), (_BACKBONE, "train"))
+RULES: Mapping[str, Rules] = {"prompt": PROMPT_RULES, "model": MODEL_RULES}
+
+
+def label_names(names: Iterable[str], rules: Rules) -> dict[str, Label]:
+    """The label of every parameter name.
+
+    Raises:
+      ValueError: a name matches no pattern; a parameter is never frozen by accident.
+    """
+    labels: dict[str, Label] = {}
+    unmatched = []
+    for name in names:
+        label = next((label for pattern, label in rules if re.fullmatch(pattern, name)), None)
+        if label is None:
+            unmatched.append(name)
+        else:
+            labels[name] = label
+    if unmatched:
+        raise ValueError(
+            f"the trainable patterns leave {len(unmatched)} parameters unmatched: "
+            f"{', '.join(unmatched[:5])}. Patterns: {[p for p, _ in rules]}. Add a pattern."
+        )
+    return labels
+
+
+def label_tree(params: Any, rules: Rules) -> Any:
+    """`label_names` for a tree, nested or flat: the same tree with a label at every leaf."""
+
+    def name(path: tuple[Any, ...]) -> str:
+        return "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path)
+
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    labels = label_names([name(path) for path, _ in leaves], rules)
+    return jax.tree_util.tree_map_with_path(lambda path, _: labels[name(path)], params)
+
+
+def split_params(
+    params: Mapping[str, jax.Array], rules: Rules
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """The trainable and the frozen part of flat parameters; together they are `params`."""
+    labels = label_names(params, rules)
+    trainable = {name: value for name, value in params.items() if labels[name] == "train"}
+    frozen = {name: value for name, value in params.items() if labels[name] == "freeze"}
+    return trainable, frozen
+
+
+def learning_rate(config: OptimizerConfig) -> float | Callable[[Any], Any]:
+    """The constant rate, or a linear warm-up to it over this run's first steps."""
+    if config.warmup_steps == 0:
+        return config.learning_rate
+    # The first step already moves: (1 / warmup) of the rate.
+    return optax.schedules.linear_schedule(
+        config.learning_rate / config.warmup_steps,
+        config.learning_rate,
+        max(config.warmup_steps - 1, 1),
+    )
+
+
+def make_optimizer(
+    config: OptimizerConfig, rules: Rules, *, start_step: int = 0
+) -> optax.GradientTransformation:
+    """The transformation that updates what `rules` train and sets the rest to exactly zero.
+
+    `start_step` is where Adafactor's second-moment decay `1 - t^-0.8` starts. T5X restores the
+    backbone's own step, 1,100,000 for the public LM-adapted checkpoints, with empty moments: the
+    decay is then nearly 1 and every update is clipped to RMS = learning rate. That is the paper's
+    optimiser; 0 gives a moving average. `config.start_step` overrides it.
+    """
+    start = start_step if config.start_step is None else config.start_step
+    rate = learning_rate(config)
+    if config.name == "adafactor":
+        train = optax.adafactor(
+            rate,
+            decay_rate=config.decay_rate,
+            decay_offset=-start,
+            multiply_by_parameter_scale=False,
+            clipping_threshold=config.clipping_threshold,
+            # As T5X: p <- (1 - decay) p - update, not multiplied by the learning rate.
+            weight_decay_rate=config.weight_decay,
+        )
+    else:
+        train = optax.adamw(rate, weight_decay=config.weight_decay)
+    # Not optax.masked: it hands on the raw gradient of what it does not mask.
+    return optax.partition(
+        {"train": train, "freeze": optax.set_to_zero()},
+        lambda params: label_tree(params, rules),
+    )

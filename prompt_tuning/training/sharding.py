@@ -1,0 +1,107 @@
+"""One table from parameter name to T5X's logical axes to mesh axes, read by loader and step.
+
+The mesh has two axes: 'data' splits the batch, 'model' the width of the matrices. Modules carry no
+annotations; XLA propagates what is said here of parameters and batch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from prompt_tuning.config import ConfigError
+
+LOGICAL_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (r"prompt|encoder/prompt/.*", ("prompt", "prompt_embed")),
+    (r"token_embedder/embedding", ("vocab", "embed")),
+    (r"(encoder|decoder)/relpos_bias/rel_embedding", ("heads", "relpos_buckets")),
+    (r".*/(query|key|value)/kernel", ("embed", "joined_kv")),
+    (r".*/out/kernel", ("joined_kv", "embed")),
+    (r".*/mlp/wi_[01]/kernel", ("embed", "mlp")),
+    (r".*/mlp/wo/kernel", ("mlp", "embed")),
+    (r"decoder/logits_dense/kernel", ("embed", "vocab")),
+    (r".*/scale", ("embed",)),
+)
+# T5X's one-dimensional parameter partitioning: what is not named here is replicated.
+MESH_AXES: Mapping[str, str] = {
+    "batch": "data",
+    "vocab": "model",
+    "heads": "model",
+    "joined_kv": "model",
+    "mlp": "model",
+}
+
+
+def make_mesh(num_model_partitions: int, devices: Sequence[Any] | None = None) -> Mesh:
+    """A ('data', 'model') mesh over all devices.
+
+    Raises:
+      ConfigError: the devices cannot be divided by `num_model_partitions`.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    if len(devices) % num_model_partitions:
+        raise ConfigError(
+            f"NUM_MODEL_PARTITIONS = {num_model_partitions} does not divide the {len(devices)} "
+            "devices of this machine: choose a divisor."
+        )
+    grid = np.array(devices).reshape(-1, num_model_partitions)
+    return Mesh(grid, ("data", "model"))
+
+
+def logical_axes(name: str) -> tuple[str, ...]:
+    """T5X's names of a parameter's dimensions.
+
+    Raises:
+      ValueError: no rule matches; a parameter is never replicated by accident.
+    """
+    for pattern, axes in LOGICAL_AXES:
+        if re.fullmatch(pattern, name):
+            return axes
+    raise ValueError(f"no rule of LOGICAL_AXES matches the parameter {name}: add one.")
+
+
+def partition_spec(name: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+    """How a parameter lies on the mesh; a dimension that does not divide evenly is replicated."""
+
+    def place(axis: str, size: int) -> str | None:
+        where = MESH_AXES.get(axis)
+        return where if where and size % mesh.shape[where] == 0 else None
+
+    return PartitionSpec(*map(place, logical_axes(name), shape))
+
+
+def param_shardings(
+    shapes: Mapping[str, jax.ShapeDtypeStruct | jax.Array], mesh: Mesh
+) -> dict[str, NamedSharding]:
+    """The sharding of every parameter."""
+    return {
+        name: NamedSharding(mesh, partition_spec(name, value.shape, mesh))
+        for name, value in shapes.items()
+    }
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same value on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+    """Raises ConfigError when a batch does not divide by the data axis."""
+    parts = mesh.shape["data"]
+    if batch_size % parts:
+        raise ConfigError(
+            f"BATCH_SIZE = {batch_size} does not divide by the {parts} data-parallel devices "
+            f"({mesh.size} devices, NUM_MODEL_PARTITIONS = {mesh.shape['model']}): choose a "
+            f"multiple of {parts}."
+        )
+
+
+def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """The batch on the devices, its rows split over 'data'."""
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    return {name: jax.device_put(value, sharding) for name, value in batch.items()}
