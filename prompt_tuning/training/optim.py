@@ -35,7 +35,9 @@ def label_names(names: Iterable[str], rules: Rules) -> dict[str, Label]:
     labels: dict[str, Label] = {}
     unmatched = []
     for name in names:
-        label = next((label for pattern, label in rules if re.fullmatch(pattern, name)), None)
+        label: Label | None = next(
+            (kind for regex, kind in rules if re.fullmatch(regex, name)), None
+        )
         if label is None:
             unmatched.append(name)
         else:

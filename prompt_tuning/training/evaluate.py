@@ -1,0 +1,261 @@
+"""Scores prompts on whole validation splits: by generation, and by ranking the label words.
+
+From `Rows` to T5's metrics in per cent. `loop.py` calls it during a run, `matrix.py` for
+`t5x eval`; both hand over a backbone that is already on the devices.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from prompt_tuning.config import ConfigError, EvalConfig, Experiment, ModelConfig
+from prompt_tuning.data import features
+from prompt_tuning.model import decode, loss, t5
+from prompt_tuning.model.prompt import encode_prompted
+from prompt_tuning.training import sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalTask:
+    """One task's validation rows, and what its seqio Task knows of scoring them."""
+
+    task: Any  # seqio.Task
+    rows: features.Rows
+    targets: Sequence[Any]  # postprocessed, as the metrics want them
+    label_words: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The seqio name."""
+        return self.task.name
+
+    @property
+    def vocabulary(self) -> Any:
+        """The vocabulary of the targets."""
+        return self.task.output_features["targets"].vocabulary
+
+    def postprocess(self, text: str, example: Mapping[str, Any]) -> Any:
+        """What the metrics take for an output."""
+        return self.task.postprocess_fn(text, example=example, is_target=False)
+
+    def metrics(self, predictions: Sequence[Any]) -> dict[str, float]:
+        """T5's metrics of the task, in per cent."""
+        values: dict[str, float] = {}
+        for metric in self.task.predict_metric_fns:
+            values.update({k: float(v) for k, v in metric(self.targets, predictions).items()})
+        return values
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """One prompt on one task: metrics named `<T5's name>/<method>`, and every row."""
+
+    metrics: dict[str, float]
+    rows: list[dict[str, Any]]
+
+
+def make_eval_task(task: Any, rows: features.Rows, label_words: Sequence[str]) -> EvalTask:
+    """Postprocesses the targets once.
+
+    Raises:
+      ConfigError: the split is empty, or the task has no metrics that take predictions.
+    """
+    if not rows.examples:
+        raise ConfigError(f"the evaluation split of {task.name} has no rows.")
+    if not task.predict_metric_fns:
+        raise ConfigError(
+            f"the task {task.name} has no metric_fns over (targets, predictions): there is nothing "
+            "to evaluate. Add one to the task."
+        )
+    vocabulary = task.output_features["targets"].vocabulary
+
+    def target(example: Mapping[str, Any], ids: np.ndarray) -> Any:
+        text = example.get("targets_pretokenized")
+        text = text.decode() if isinstance(text, bytes) else text
+        text = vocabulary.decode(ids.tolist()) if text is None else text
+        return task.postprocess_fn(text, example=example, is_target=True)
+
+    targets = [target(e, ids) for e, ids in zip(rows.examples, rows.targets, strict=True)]
+    return EvalTask(task, rows, targets, tuple(label_words))
+
+
+class Evaluator:
+    """The compiled functions of one model and how to batch for them; traced once a shape."""
+
+    def __init__(self, experiment: Experiment, mesh: Mesh) -> None:
+        """Reads model, evaluation and data settings of `experiment`."""
+        config, evaluation = experiment.model, experiment.eval
+        self.mesh, self.config = mesh, evaluation
+        self.lengths = experiment.data.task_feature_lengths
+        self.batch_size = evaluation.batch_size or experiment.data.batch_size
+        sharding.check_batch_size(self.batch_size, mesh)
+        length = self.lengths["targets"]
+
+        def generate(
+            backbone: t5.Params, prompt: Float[Array, "P D"], tokens: Int[Array, "B T"]
+        ) -> tuple[Int[Array, "B L"], Float[Array, "B"]]:
+            return decode.generate(
+                config,
+                backbone,
+                prompt,
+                tokens,
+                length=length,
+                num_decodes=evaluation.num_decodes,
+            )
+
+        def rank(
+            backbone: t5.Params,
+            prompt: Float[Array, "P D"],
+            tokens: Int[Array, "B T"],
+            labels: Int[Array, "C L"],
+        ) -> Float[Array, "B C"]:
+            return label_log_likelihoods(config, backbone, prompt, tokens, labels)
+
+        self.generate: Callable[..., Any] = jax.jit(generate)
+        self.rank: Callable[..., Any] = jax.jit(rank)
+
+    def batches(self, rows: features.Rows) -> Iterator[tuple[jax.Array, int]]:
+        """Input tokens of all rows on the devices, and how many of each batch are real."""
+        for batch, real in features.eval_batches(rows, self.batch_size, self.lengths):
+            tokens = {"tokens": np.asarray(batch["encoder_input_tokens"])}
+            yield sharding.shard_batch(tokens, self.mesh)["tokens"], real
+
+
+def label_log_likelihoods(
+    config: ModelConfig,
+    backbone: t5.Params,
+    prompt: Float[Array, "P D"],
+    tokens: Int[Array, "B T"],
+    labels: Int[Array, "C L"],
+) -> Float[Array, "B C"]:
+    """Log p(label | row) of every label for every row; each row is encoded once."""
+    encoded, valid = encode_prompted(config, backbone, prompt, tokens)
+    rows, classes = tokens.shape[0], labels.shape[0]
+    encoded, valid = (jnp.repeat(x, classes, axis=0) for x in (encoded, valid))
+    targets = jnp.tile(labels, (rows, 1))
+    inputs = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+    logits = t5.apply(config, backbone, "decode", inputs, encoded, valid, target_valid=targets > 0)
+    batch = {"decoder_target_tokens": targets, "decoder_loss_weights": targets > 0}
+    return loss.sequence_log_likelihood(logits, batch).reshape(rows, classes)
+
+
+def evaluate(
+    evaluator: Evaluator, params: tuple[t5.Params, Float[Array, "P D"]], task: EvalTask
+) -> Scored:
+    """Scores (backbone, prompt) on every row of `task` with the methods of the configuration.
+
+    Raises:
+      ConfigError: ranking is asked for and the task's label words are not known.
+    """
+    records = [_record(task, i) for i in range(len(task.rows.examples))]
+    metrics: dict[str, float] = {}
+    if evaluator.config.method != "rank":
+        metrics |= _by_generation(evaluator, params, task, records)
+    if evaluator.config.method != "generate":
+        metrics |= _by_rank(evaluator, params, task, records)
+    return Scored(metrics, records)
+
+
+def _by_generation(
+    evaluator: Evaluator, params: Any, task: EvalTask, records: list[dict[str, Any]]
+) -> dict[str, float]:
+    """Metrics of the generated texts; fills in the records."""
+    ids, scores = [], []
+    for tokens, real in evaluator.batches(task.rows):
+        batch_ids, batch_scores = jax.device_get(evaluator.generate(*params, tokens))
+        ids += list(batch_ids[:real])
+        scores += batch_scores[:real].tolist()
+    predictions = []
+    for record, example, row, score in zip(records, task.rows.examples, ids, scores, strict=True):
+        text = task.vocabulary.decode(row.tolist())
+        predictions.append(task.postprocess(text, example))
+        record.update(output=text, prediction=_plain(predictions[-1]), score=score)
+    return {f"{k}/generate": v for k, v in task.metrics(predictions).items()}
+
+
+def _by_rank(
+    evaluator: Evaluator, params: Any, task: EvalTask, records: list[dict[str, Any]]
+) -> dict[str, float]:
+    """Metrics of the most probable label words; fills in the records."""
+    labels = _label_tokens(task)
+    scores: list[list[float]] = []
+    for tokens, real in evaluator.batches(task.rows):
+        scores += jax.device_get(evaluator.rank(*params, tokens, labels))[:real].tolist()
+    predictions = []
+    for record, example, row in zip(records, task.rows.examples, scores, strict=True):
+        word = task.label_words[int(np.argmax(row))]
+        predictions.append(task.postprocess(word, example))
+        if "output" not in record:
+            record.update(output=word, prediction=_plain(predictions[-1]), score=max(row))
+        record["label_scores"] = dict(zip(task.label_words, row, strict=True))
+    return {f"{k}/rank": v for k, v in task.metrics(predictions).items()}
+
+
+def majority(task: EvalTask, train_targets: Sequence[Any], config: EvalConfig) -> dict[str, float]:
+    """The metrics of always answering the most frequent target of the training rows.
+
+    Named for every method of `config`, so that they stand beside what they are to be beaten by.
+    """
+    keys = [repr(target) for target in train_targets]
+    common = collections.Counter(keys).most_common(1)[0][0]
+    answer = train_targets[keys.index(common)]
+    values = task.metrics([answer] * len(task.targets))
+    return {f"{k}/{method}": v for k, v in values.items() for method in methods(config)}
+
+
+def methods(config: EvalConfig) -> tuple[str, ...]:
+    """The methods an evaluation uses; the first one chooses the best prompt."""
+    return ("generate", "rank") if config.method == "both" else (config.method,)
+
+
+def mean_score(scored: Mapping[str, Scored], config: EvalConfig) -> float:
+    """The mean over tasks of the mean of each task's metrics (the paper's criterion, 3)."""
+    suffix = "/" + methods(config)[0]
+    means = [
+        float(np.mean([v for k, v in one.metrics.items() if k.endswith(suffix)]))
+        for one in scored.values()
+    ]
+    return float(np.mean(means))
+
+
+def _record(task: EvalTask, row: int) -> dict[str, Any]:
+    example = task.rows.examples[row]
+    text = {k: _plain(v) for k, v in example.items() if k.endswith("_pretokenized")}
+    return {"input": text, "target": _plain(task.targets[row])}
+
+
+def _label_tokens(task: EvalTask) -> Int[np.ndarray, "C L"]:
+    if not task.label_words:
+        raise ConfigError(
+            f"ranking needs the label words of {task.name}, and none are known: set CLASS_LABELS, "
+            "or EVAL_METHOD = 'generate'."
+        )
+    feature = task.task.output_features["targets"]
+    eos = [feature.vocabulary.eos_id] if feature.add_eos else []
+    ids = [list(feature.vocabulary.encode(word)) + eos for word in task.label_words]
+    tokens = np.zeros((len(ids), max(map(len, ids))), np.int32)
+    for row, label in zip(tokens, ids, strict=True):
+        row[: len(label)] = label
+    return tokens
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold of a seqio value."""
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    if isinstance(value, (np.ndarray, np.generic)):
+        return _plain(value.tolist())
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    return value

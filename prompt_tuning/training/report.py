@@ -1,0 +1,224 @@
+"""What a run leaves to read and look at: metrics.jsonl, TensorBoard, a progress bar, curves.
+
+`loop.py` says what happened; this file decides where it is written.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+METRICS = "metrics.jsonl"
+
+
+class RunLog:
+    """The records of one MODEL_DIR, and the same numbers as TensorBoard events."""
+
+    def __init__(self, model_dir: Path, *, step: int) -> None:
+        """Opens the logs, dropping records beyond `step`.
+
+        A run killed between an evaluation and its saved state repeats that evaluation; what it had
+        written of it would otherwise stand there twice.
+        """
+        self.model_dir = model_dir
+        self._step = step
+        self._writers: dict[str, SummaryWriter] = {}
+        rewind(model_dir / METRICS, step)
+        for path in (model_dir / "inference_eval").glob("*-metrics.jsonl"):
+            rewind(path, step)
+
+    def record(
+        self,
+        step: int,
+        values: Mapping[str, float],
+        *,
+        task: str,
+        split: str,
+        prompt: str | None = None,
+    ) -> None:
+        """Writes one line for each value; `prompt` names a baseline ("majority", "none")."""
+        with (self.model_dir / METRICS).open("a", encoding="utf-8") as file:
+            for name, value in values.items():
+                line = {"step": step, "task": task, "split": split, "name": name}
+                line["value"] = float(value)
+                if prompt is not None:
+                    line["prompt"] = prompt
+                file.write(json.dumps(line) + "\n")
+        if prompt is not None:
+            return
+        folder = "train" if split == "train" else f"inference_eval/{task}"
+        prefix = "" if split == "train" else "eval/"
+        for name, value in values.items():
+            self._writer(folder).add_scalar(prefix + name, float(value), step)
+        self._writer(folder).flush()
+
+    def predictions(
+        self, step: int, task: str, metrics: Mapping[str, float], rows: Iterable[Mapping[str, Any]]
+    ) -> None:
+        """Writes T5X's two files of an evaluation: its metrics, and every row with its output."""
+        folder = self.model_dir / "inference_eval"
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / f"{task}-metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        with (folder / f"{task}-{step:06d}.jsonl").open("w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def close(self) -> None:
+        """Flushes and closes the event files."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+
+    def _writer(self, folder: str) -> SummaryWriter:
+        if folder not in self._writers:
+            self._writers[folder] = SummaryWriter(
+                str(self.model_dir / folder), purge_step=self._step + 1
+            )
+        return self._writers[folder]
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a file; a last line cut off by a kill is left out."""
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def rewind(path: Path, step: int) -> None:
+    """Drops the records of later steps from a JSON-lines file, atomically."""
+    if not path.exists():
+        return
+    kept = [record for record in read_records(path) if record["step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+class Progress:
+    """A bar on a terminal; plain lines, at most one in five seconds, where output is piped."""
+
+    def __init__(self, *, start: int, total: int, rows_per_step: int) -> None:
+        self._rows_per_step = rows_per_step
+        self._total, self._step, self._start = total, start, start
+        self._shown: dict[str, str] = {}
+        self._began = self._last_line = time.monotonic()
+        self._bar = (
+            tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
+            if sys.stderr.isatty()
+            else None
+        )
+
+    def update(self, step: int, shown: Mapping[str, str] | None = None) -> None:
+        """Moves on to `step` of the run and shows new values."""
+        self._shown.update(shown or {})
+        advance, self._step = step - self._step, step
+        if self._bar is not None:
+            elapsed = max(self._bar.format_dict["elapsed"], 1e-9)
+            speed = (step - self._start) * self._rows_per_step / elapsed
+            self._bar.set_postfix({**self._shown, "examples/s": f"{speed:.0f}"}, refresh=False)
+            self._bar.update(advance)
+        elif time.monotonic() - self._last_line >= 5.0:
+            self._last_line = time.monotonic()
+            self._print()
+
+    def say(self, text: str) -> None:
+        """Prints a line without tearing the bar."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stdout)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Ends the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _print(self) -> None:
+        per_second = (self._step - self._start) / max(time.monotonic() - self._began, 1e-9)
+        left = (self._total - self._step) / per_second if per_second else float("nan")
+        values = ", ".join(f"{name} {value}" for name, value in self._shown.items())
+        speed = per_second * self._rows_per_step
+        print(
+            f"step {self._step}/{self._total}: {values}, {speed:.0f} examples/s, {left:.0f} s left",
+            flush=True,
+        )
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Text in aligned columns; the first row is the head.
+
+    >>> print(table([("prompt", "accuracy"), ("none", "50.0")]))
+    prompt  accuracy
+    none        50.0
+    """
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def draw_curves(model_dir: Path) -> Path | None:
+    """Draws loss and validation metrics over steps to curves.png; None with nothing to draw.
+
+    Baselines are dashed lines, so that one look says what the prompt has added.
+    """
+    records = read_records(model_dir / METRICS)
+    loss = [(r["step"], r["value"]) for r in records if _is(r, "train", "loss")]
+    scores: dict[str, list[tuple[int, float]]] = {}
+    baselines: dict[str, float] = {}
+    for r in records:
+        if r["split"] == "train":
+            continue
+        name = f"{r['task']} {r['name']}"
+        if "prompt" in r:
+            baselines[f"{name}, {r['prompt']}"] = r["value"]
+        else:
+            scores.setdefault(name, []).append((r["step"], r["value"]))
+    if not loss and not scores:
+        return None
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    if loss:
+        left.plot(*zip(*loss, strict=True), color="#4063d8")
+    left.set(title="training", xlabel="step", ylabel="loss per target token")
+    for number, (name, points) in enumerate(sorted(scores.items())):
+        right.plot(*zip(*points, strict=True), marker="o", color=f"C{number}", label=name)
+        for (base, value), style in zip(
+            ((b, v) for b, v in sorted(baselines.items()) if b.startswith(name + ",")),
+            ("--", ":"),
+            strict=False,
+        ):
+            right.axhline(value, ls=style, lw=1, color=f"C{number}", label=base)
+    right.set(title="validation", xlabel="step", ylabel="per cent")
+    if scores:
+        right.legend(fontsize="small")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    path = model_dir / "curves.png"
+    figure.savefig(path, dpi=150)
+    return path
+
+
+def _is(record: Mapping[str, Any], split: str, name: str) -> bool:
+    return record["split"] == split and record["name"] == name and "prompt" not in record
