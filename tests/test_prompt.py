@@ -1,0 +1,170 @@
+"""The prompt: exact equivalence to tokens, its mask, and the paper's initialisations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import CONFIG, random_batch, random_params, random_prompt
+
+from prompt_tuning.config import ConfigError, PromptConfig
+from prompt_tuning.model import decode, prompt
+from prompt_tuning.model.loss import forward, loss_fn
+
+KEY = jax.random.key(0)
+
+
+@settings(max_examples=8, deadline=None)
+@given(length=st.integers(1, 9), seed=st.integers(0, 99))
+def test_a_prompt_of_token_embeddings_is_those_tokens(length, seed):
+    params, batch = random_params(), random_batch(seed=seed)
+    ids = np.random.default_rng(seed).integers(3, 384, length).astype(np.int32)
+    rows = params["token_embedder/embedding"][ids]
+    as_prompt = forward(CONFIG, params, rows, batch)
+    tokens = batch["encoder_input_tokens"]
+    front = jnp.broadcast_to(jnp.asarray(ids), (tokens.shape[0], length))
+    prepended = {**batch, "encoder_input_tokens": jnp.concatenate([front, tokens], axis=1)}
+    as_tokens = forward(CONFIG, params, jnp.zeros((0, 32)), prepended)
+    np.testing.assert_array_equal(as_prompt, as_tokens)
+
+
+def test_an_empty_prompt_is_no_prompt():
+    params, batch = random_params(), random_batch()
+    empty = forward(CONFIG, params, jnp.zeros((0, 32)), batch)
+    from prompt_tuning.model import t5
+
+    valid = batch["encoder_input_tokens"] > 0
+    x = t5.apply(CONFIG, params, "embed", batch["encoder_input_tokens"])
+    encoded = t5.apply(CONFIG, params, "encode", x, valid)
+    plain = t5.apply(
+        CONFIG,
+        params,
+        "decode",
+        batch["decoder_input_tokens"],
+        encoded,
+        valid,
+        target_valid=batch["decoder_target_tokens"] > 0,
+    )
+    np.testing.assert_array_equal(empty, plain)
+
+
+def test_padding_behind_the_input_is_ignored_with_a_prompt():
+    params, batch, rows = random_params(), random_batch(), random_prompt(5)
+    longer = dict(batch)
+    longer["encoder_input_tokens"] = jnp.pad(batch["encoder_input_tokens"], ((0, 0), (0, 7)))
+    real = np.asarray(batch["decoder_target_tokens"] > 0)
+    plain = forward(CONFIG, params, rows, batch)[real]
+    np.testing.assert_allclose(forward(CONFIG, params, rows, longer)[real], plain, atol=1e-4)
+
+
+def test_the_order_of_the_rows_matters():
+    params, batch, rows = random_params(), random_batch(), random_prompt(5)
+    turned = forward(CONFIG, params, rows[::-1], batch)
+    assert np.abs(turned - forward(CONFIG, params, rows, batch)).max() > 1e-3
+
+
+def test_equals_the_original_implementation(shared_dir):
+    folder = shared_dir / "goldens" / "t5x"
+    params = {k: jnp.asarray(v) for k, v in np.load(folder / "params.npz").items()}
+    inputs = np.load(folder / "golden.npz")
+    batch = {k[3:]: jnp.asarray(v) for k, v in inputs.items() if k.startswith("in/")}
+    expected = np.load(folder / "prompt_reference.npz")
+    rows = jnp.asarray(expected["prompt"])
+    # The original multiplies padded positions away, T5X's network does not: compare the others.
+    real = np.asarray(batch["decoder_target_tokens"] > 0)
+    logits = forward(CONFIG, params, rows, batch)
+    scale = np.abs(expected["logits"]).max()
+    np.testing.assert_allclose(logits[real], expected["logits"][real], atol=1e-5 * scale)
+    np.testing.assert_allclose(loss_fn(logits, batch)[0], expected["loss"], rtol=1e-5)
+    grad = jax.grad(lambda p: loss_fn(forward(CONFIG, params, p, batch), batch)[0])(rows)
+    scale = np.abs(expected["grad_prompt"]).max()
+    np.testing.assert_allclose(grad, expected["grad_prompt"], atol=1e-5 * scale)
+    tokens = batch["encoder_input_tokens"]
+    for beams, name in ((1, "greedy/decodes"), (2, "beam2/decodes")):
+        ids, _ = decode.generate(CONFIG, params, rows, tokens, length=8, num_decodes=beams)
+        np.testing.assert_array_equal(ids, expected[name][:, -1])
+
+
+def test_the_gradient_is_the_finite_difference():
+    params, batch, rows = random_params(), random_batch(), random_prompt(3)
+
+    def loss(p):
+        return loss_fn(forward(CONFIG, params, p, batch), batch)[0]
+
+    grad = jax.grad(loss)(rows)
+    for seed in range(5):
+        direction = jax.random.normal(jax.random.key(seed), rows.shape)
+        direction /= jnp.linalg.norm(direction)
+        h = 3e-2
+        difference = (loss(rows + h * direction) - loss(rows - h * direction)) / (2 * h)
+        expected = jnp.vdot(grad, direction)
+        assert abs(difference - expected) < 2e-3 * jnp.linalg.norm(grad)
+
+
+def test_random_uniform_is_symmetric():
+    rows = np.asarray(prompt.random_uniform(KEY, (100, 64), 0.5))
+    assert rows.min() < -0.49
+    assert rows.max() > 0.49
+    assert np.abs(rows).max() <= 0.5
+    assert abs(rows.mean()) < 0.02
+
+
+def test_sampled_vocab_takes_different_common_pieces():
+    table = jnp.arange(40.0)[:, None] * jnp.ones((1, 4))
+    rows = np.asarray(prompt.sampled_vocab(KEY, table, 10, population=12))[:, 0]
+    assert len(set(rows)) == 10
+    assert rows.max() < 12
+    everything = np.asarray(prompt.sampled_vocab(KEY, table, 12, population=12))[:, 0]
+    assert sorted(everything) == list(range(12))
+    with pytest.raises(ConfigError, match="13 rows cannot be sampled from 12"):
+        prompt.sampled_vocab(KEY, table, 13, population=12)
+
+
+def test_class_labels_are_means_and_the_rest_is_sampled():
+    table = jax.random.normal(KEY, (50, 4))
+    rows = prompt.class_labels(KEY, table, 6, [[3], [4, 5, 9]], population=20)
+    np.testing.assert_allclose(rows[0], table[3])
+    np.testing.assert_allclose(rows[1], (table[4] + table[5] + table[9]) / 3, rtol=1e-6)
+    for row in np.asarray(rows[2:]):
+        assert (np.abs(np.asarray(table[:20]) - row).max(axis=1) == 0).any()
+    one = prompt.class_labels(KEY, table, 1, [[3], [4]])
+    np.testing.assert_allclose(one, table[3:4])
+    with pytest.raises(ConfigError, match="label number 1 is empty"):
+        prompt.class_labels(KEY, table, 6, [[3], []])
+
+
+def test_text_fills_rows_in_order():
+    table = jax.random.normal(KEY, (50, 4))
+    rows = prompt.from_text(KEY, table, 3, [7, 8, 9, 10])
+    np.testing.assert_allclose(rows, table[jnp.array([7, 8, 9])])
+
+
+def encode(text):
+    return [ord(c) - ord("a") + 3 for c in text]
+
+
+@pytest.mark.parametrize(
+    ("config", "labels", "said"),
+    [
+        (PromptConfig(length=4), ("a", "b"), "class labels 'a', 'b'"),
+        (PromptConfig(length=4), (), "4 of the 30 most common pieces"),
+        (PromptConfig(length=4, class_labels=("c",)), ("a", "b"), "class labels 'c'"),
+        (PromptConfig(length=4, init="random_uniform"), ("a",), "uniform random in [-0.5, 0.5]"),
+        (PromptConfig(length=4, init="text", text="abcdef"), (), "first 4 of 6 pieces"),
+    ],
+)
+def test_init_prompt_says_what_it_did(config, labels, said):
+    table = jax.random.normal(KEY, (30, 8))
+    rows, text = prompt.init_prompt(config, KEY, table, encode=encode, task_labels=labels)
+    assert rows.shape == (4, 8)
+    assert rows.dtype == np.float32
+    assert said in text
+    if config.init == "auto":
+        assert "no initialisation was asked for" in text
+
+
+def test_class_labels_without_labels_is_an_error():
+    config = PromptConfig(length=4, init="class_labels")
+    with pytest.raises(ConfigError, match="CLASS_LABELS"):
+        prompt.init_prompt(config, KEY, jnp.zeros((30, 8)), encode=encode)

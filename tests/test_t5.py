@@ -1,0 +1,147 @@
+"""The backbone against T5X's outputs, the published sizes, and its own invariances."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import CONFIG, random_batch, random_params
+
+from prompt_tuning.config import ModelConfig
+from prompt_tuning.model import t5
+from prompt_tuning.model.loss import forward, loss_fn, sequence_log_likelihood
+
+# encoder layers, decoder layers, heads, embed, mlp, parameters as published
+PUBLISHED = {
+    "small": (8, 8, 6, 512, 1024, 76_961_152),
+    "base": (12, 12, 12, 768, 2048, 247_577_856),
+    "large": (24, 24, 16, 1024, 2816, 783_150_080),
+    "xl": (24, 24, 32, 2048, 5120, 2_849_757_184),
+    "xxl": (24, 24, 64, 4096, 10240, 11_135_332_352),
+}
+NO_PROMPT = jnp.zeros((0, CONFIG.embed_dim))
+
+
+@pytest.mark.parametrize("size", PUBLISHED)
+def test_parameter_counts_are_the_published_ones(size):
+    encoder, decoder, heads, embed, mlp, count = PUBLISHED[size]
+    config = ModelConfig(
+        num_encoder_layers=encoder,
+        num_decoder_layers=decoder,
+        num_heads=heads,
+        head_dim=64,
+        embed_dim=embed,
+        mlp_dim=mlp,
+        num_embeddings=32128,
+    )
+    assert sum(s.size for s in t5.param_shapes(config).values()) == count
+
+
+@pytest.fixture(scope="module")
+def golden(shared_dir):
+    folder = shared_dir / "goldens" / "t5x"
+    params = {k: jnp.asarray(v) for k, v in np.load(folder / "params.npz").items()}
+    arrays = dict(np.load(folder / "golden.npz"))
+    batch = {k[3:]: jnp.asarray(v) for k, v in arrays.items() if k.startswith("in/")}
+    return params, batch, arrays
+
+
+def test_names_and_shapes_are_t5x(golden):
+    params, _, _ = golden
+    ours = {k: v.shape for k, v in t5.param_shapes(CONFIG).items()}
+    assert ours == {k: v.shape for k, v in params.items()}
+
+
+def test_logits_losses_and_scores_equal_t5x(golden):
+    params, batch, arrays = golden
+    logits = jax.jit(lambda p: forward(CONFIG, p, NO_PROMPT, batch))(params)
+    scale = np.abs(arrays["logits"]).max()
+    np.testing.assert_allclose(logits, arrays["logits"], atol=1e-5 * scale, rtol=0)
+    for z, name in ((1e-4, "zloss1e-4"), (0.0, "zloss0")):
+        loss, _ = loss_fn(logits, batch, z_loss=z)
+        np.testing.assert_allclose(loss, arrays[f"loss/{name}"], rtol=1e-5)
+    scores = sequence_log_likelihood(logits, batch)
+    np.testing.assert_allclose(scores, arrays["score_batch"], rtol=1e-5)
+
+
+def test_gradients_equal_t5x(golden):
+    params, batch, arrays = golden
+    grads = jax.grad(lambda p: loss_fn(forward(CONFIG, p, NO_PROMPT, batch), batch)[0])(params)
+    for name, grad in grads.items():
+        expected = arrays[f"grad/{name}"]
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(grad, expected, atol=1e-5 * scale, rtol=0, err_msg=name)
+
+
+@settings(max_examples=10, deadline=None)
+@given(extra=st.integers(1, 9), seed=st.integers(0, 100))
+def test_padding_changes_nothing(extra, seed):
+    params, batch = random_params(), random_batch(seed=seed)
+    longer = dict(batch)
+    longer["encoder_input_tokens"] = jnp.pad(batch["encoder_input_tokens"], ((0, 0), (0, extra)))
+    plain = forward(CONFIG, params, NO_PROMPT, batch)
+    padded = forward(CONFIG, params, NO_PROMPT, longer)
+    real = np.asarray(batch["decoder_target_tokens"] > 0)
+    np.testing.assert_allclose(padded[real], plain[real], atol=1e-4)
+
+
+def test_rows_do_not_see_each_other():
+    params, batch = random_params(), random_batch()
+    together = forward(CONFIG, params, NO_PROMPT, batch)
+    for row in range(4):
+        one = {k: v[row : row + 1] for k, v in batch.items()}
+        alone = forward(CONFIG, params, NO_PROMPT, one)
+        np.testing.assert_allclose(alone[0], together[row], atol=1e-4)
+
+
+def test_a_target_does_not_see_those_after_it():
+    params, batch = random_params(), random_batch(targets=6)
+    changed = dict(batch)
+    tokens = batch["decoder_input_tokens"]
+    changed["decoder_input_tokens"] = tokens.at[0, 4].set((tokens[0, 4] + 7) % 384)
+    before = forward(CONFIG, params, NO_PROMPT, batch)
+    after = forward(CONFIG, params, NO_PROMPT, changed)
+    np.testing.assert_array_equal(after[0, :4], before[0, :4])
+    assert np.abs(after[0, 4] - before[0, 4]).max() > 1e-3
+
+
+def test_dropout_is_off_unless_asked_for_and_repeats_with_its_key():
+    config = ModelConfig(**{**CONFIG.__dict__, "dropout_rate": 0.5})
+    params, batch = random_params(), random_batch()
+    off = forward(config, params, NO_PROMPT, batch)
+    np.testing.assert_array_equal(off, forward(CONFIG, params, NO_PROMPT, batch))
+    first, again, other = (
+        forward(config, params, NO_PROMPT, batch, dropout_key=jax.random.key(k)) for k in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert np.abs(first - off).max() > 1e-2
+    assert np.abs(first - other).max() > 1e-2
+
+
+@given(st.integers(1, 200))
+@settings(max_examples=20, deadline=None)
+def test_buckets_are_symmetric_and_monotone(length):
+    both = t5.relative_position_buckets(
+        length, length, bidirectional=True, num_buckets=32, max_distance=128
+    )
+    after, before = both[0], both[:, 0]
+    assert (after[1:] == before[1:] + 16).all()
+    assert (np.diff(before) >= 0).all()
+    assert before.max() <= 15
+    causal = t5.relative_position_buckets(
+        length, length, bidirectional=False, num_buckets=32, max_distance=128
+    )
+    assert (np.diff(causal[:, 0]) >= 0).all()
+    assert (causal[0] == 0).all()
+    assert causal.max() <= 31
+
+
+def test_bfloat16_is_close_to_float32():
+    config = ModelConfig(**{**CONFIG.__dict__, "dtype": "bfloat16"})
+    params, batch = random_params(), random_batch()
+    full = forward(CONFIG, params, NO_PROMPT, batch)
+    half = forward(config, params, NO_PROMPT, batch)
+    assert half.dtype == jnp.float32
+    cosine = jnp.vdot(full, half) / jnp.linalg.norm(full) / jnp.linalg.norm(half)
+    assert cosine > 0.99

@@ -1,0 +1,51 @@
+"""Small random models and batches that many tests share: real objects, not stand-ins."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prompt_tuning.config import ModelConfig
+from prompt_tuning.model import t5
+
+# The sizes of the T5X reference outputs (../shared/goldens/t5x).
+CONFIG = ModelConfig(
+    num_encoder_layers=2,
+    num_decoder_layers=2,
+    num_heads=4,
+    head_dim=8,
+    embed_dim=32,
+    mlp_dim=64,
+    num_embeddings=384,
+    dropout_rate=0.0,
+)
+
+
+def random_params(config: ModelConfig = CONFIG, seed: int = 0) -> dict[str, jax.Array]:
+    return t5.init_params(config, jax.random.key(seed))
+
+
+def random_prompt(length: int, config: ModelConfig = CONFIG, seed: int = 1) -> jax.Array:
+    return jax.random.normal(jax.random.key(seed), (length, config.embed_dim))
+
+
+def random_batch(
+    rows: int = 4, inputs: int = 12, targets: int = 6, seed: int = 0
+) -> dict[str, jax.Array]:
+    """Rows of different lengths; token 1 ends each, 0 is padding."""
+    rng = np.random.default_rng(seed)
+
+    def sequences(length: int) -> np.ndarray:
+        tokens = rng.integers(3, CONFIG.num_embeddings, (rows, length))
+        lengths = rng.integers(1, length + 1, rows)
+        lengths[0] = length
+        tokens[np.arange(rows), lengths - 1] = 1
+        tokens[np.arange(length)[None, :] >= lengths[:, None]] = 0
+        return tokens.astype(np.int32)
+
+    encoder, decoder = sequences(inputs), sequences(targets)
+    return {
+        "encoder_input_tokens": jnp.asarray(encoder),
+        "decoder_input_tokens": jnp.asarray(np.pad(decoder, ((0, 0), (1, 0)))[:, :-1]),
+        "decoder_target_tokens": jnp.asarray(decoder),
+        "decoder_loss_weights": jnp.asarray((decoder > 0).astype(np.float32)),
+    }
