@@ -10,13 +10,15 @@ from tiny_models import CONFIG, random_batch, random_params, random_prompt
 
 from prompt_tuning.config import ConfigError, PromptConfig
 from prompt_tuning.model import decode, prompt
-from prompt_tuning.model.loss import forward, loss_fn
+from prompt_tuning.model.loss import forward as plain_forward
+from prompt_tuning.model.loss import loss_fn
 
+forward = jax.jit(plain_forward, static_argnums=0)
 KEY = jax.random.key(0)
 
 
 @settings(max_examples=8, deadline=None)
-@given(length=st.integers(1, 9), seed=st.integers(0, 99))
+@given(length=st.sampled_from([1, 2, 9]), seed=st.integers(0, 99))
 def test_a_prompt_of_token_embeddings_is_those_tokens(length, seed):
     params, batch = random_params(), random_batch(seed=seed)
     ids = np.random.default_rng(seed).integers(3, 384, length).astype(np.int32)
@@ -31,7 +33,7 @@ def test_a_prompt_of_token_embeddings_is_those_tokens(length, seed):
 
 def test_an_empty_prompt_is_no_prompt():
     params, batch = random_params(), random_batch()
-    empty = forward(CONFIG, params, jnp.zeros((0, 32)), batch)
+    empty = plain_forward(CONFIG, params, jnp.zeros((0, 32)), batch)
     from prompt_tuning.model import t5
 
     valid = batch["encoder_input_tokens"] > 0

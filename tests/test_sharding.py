@@ -1,0 +1,91 @@
+"""Eight devices in three meshes do what one does, each holding its share."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from tiny_models import CONFIG, random_batch, random_params, random_prompt
+
+from prompt_tuning.config import ConfigError, ModelConfig, OptimizerConfig, TrainConfig
+from prompt_tuning.model import decode, t5
+from prompt_tuning.model.loss import loss_fn
+from prompt_tuning.training import optim, sharding, step
+
+MESHES = {(8, 1): 1, (4, 2): 2, (1, 8): 8}
+pytestmark = pytest.mark.skipif(
+    len(jax.devices()) != 8,
+    reason="needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8",
+)
+
+
+def run(mesh, batches):
+    """Loss and gradient of the first batch, the prompt after all of them, and beam tokens."""
+    shapes = t5.param_shapes(CONFIG)
+    backbone = jax.device_put(random_params(), sharding.param_shardings(shapes, mesh))
+    prompt = jax.device_put(random_prompt(5), sharding.replicated(mesh))
+    optimizer = optim.make_optimizer(OptimizerConfig(), optim.PROMPT_RULES)
+    state = step.init_state({"prompt": prompt}, optimizer, 0)
+
+    def loss(prompt, batch):
+        trainable = {"prompt": prompt}
+        return loss_fn(step.forward_split(CONFIG, trainable, backbone, batch), batch)[0]
+
+    sharded = [sharding.shard_batch(b, mesh) for b in batches]
+    value, grad = jax.jit(jax.value_and_grad(loss))(prompt, sharded[0])
+    train_step = jax.jit(step.make_train_step(CONFIG, TrainConfig(), optimizer))
+    for batch in sharded:
+        state, _ = train_step(state, backbone, batch)
+    generate = functools.partial(decode.generate, CONFIG, length=6, num_decodes=3)
+    tokens, _ = jax.jit(generate)(backbone, prompt, sharded[0]["encoder_input_tokens"])
+    return backbone, [np.asarray(x) for x in (value, grad, state.trainable["prompt"], tokens)]
+
+
+@pytest.fixture(scope="module")
+def batches():
+    rows = [random_batch(rows=8, inputs=12, targets=6, seed=i) for i in range(20)]
+    return [{k: np.asarray(v) for k, v in batch.items()} for batch in rows]
+
+
+@pytest.fixture(scope="module")
+def single(batches):
+    return run(sharding.make_mesh(1, jax.devices()[:1]), batches)[1]
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+def test_a_mesh_equals_one_device(shape, batches, single):
+    mesh = sharding.make_mesh(MESHES[shape])
+    assert tuple(mesh.shape.values()) == shape
+    backbone, (loss, grad, prompt, tokens) = run(mesh, batches)
+    np.testing.assert_allclose(loss, single[0], rtol=1e-5)
+    np.testing.assert_allclose(grad, single[1], atol=1e-5 * np.abs(single[1]).max())
+    np.testing.assert_allclose(prompt, single[2], atol=1e-4)
+    np.testing.assert_array_equal(tokens, single[3])
+    for name, value in backbone.items():
+        if value.ndim < 2:
+            continue
+        parts = 1 if name.endswith("rel_embedding") and shape[1] == 8 else shape[1]
+        held = {s.data.nbytes for s in value.addressable_shards}
+        assert held == {value.nbytes // parts}, name
+
+
+def test_every_parameter_has_a_rule_and_an_unknown_one_is_an_error():
+    for name, shape in t5.param_shapes(CONFIG).items():
+        assert len(sharding.logical_axes(name)) == len(shape.shape)
+    with pytest.raises(ValueError, match="LOGICAL_AXES"):
+        sharding.logical_axes("encoder/layers_0/lora/kernel")
+
+
+def test_what_does_not_divide_says_so():
+    with pytest.raises(ConfigError, match="does not divide the 8 devices"):
+        sharding.make_mesh(3)
+    with pytest.raises(ConfigError, match="BATCH_SIZE = 6 does not divide by the 4"):
+        sharding.check_batch_size(6, sharding.make_mesh(2))
+
+
+def test_a_dimension_that_does_not_divide_is_replicated():
+    config = ModelConfig(**{**CONFIG.__dict__, "num_embeddings": 259})
+    mesh = sharding.make_mesh(2)
+    placed = sharding.param_shardings(t5.param_shapes(config), mesh)
+    assert placed["token_embedder/embedding"].is_fully_replicated
+    assert placed["encoder/layers_0/mlp/wo/kernel"].spec[0] == "model"
