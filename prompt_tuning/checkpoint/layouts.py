@@ -1,0 +1,224 @@
+"""Where every parameter of a T5X checkpoint lies, whatever program and year wrote it.
+
+Comes before `t5x.py`, which turns what is found here into arrays. Three layouts are known:
+
+* T5X's own: a msgpack file `checkpoint`, whose leaves are arrays, or TensorStore specs of zarr
+  folders beside it. In 2021 the specs named other storage drivers and wrote their path elsewhere;
+  only that path is taken, so all years are one case;
+* one msgpack file with every array inside;
+* Orbax's: `state/_METADATA` lists the leaves, and `state/` holds them, as one OCDBT database or one
+  zarr folder each. Before that file existed, a msgpack tree of `PLACEHOLDER://name` listed them.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import os
+import posixpath
+from collections.abc import Mapping
+from typing import Any
+
+import msgpack
+import numpy as np
+import tensorstore as ts
+from flax import serialization
+
+from prompt_tuning.checkpoint.storage import Folder, explain, open_folder
+from prompt_tuning.config import ConfigError
+
+INDEX = "checkpoint"  # T5X's msgpack file
+METADATA = "_METADATA"  # Orbax's list of leaves
+_PLACEHOLDER = "PLACEHOLDER://"
+_TF_MAGIC = b"model_checkpoint_path"
+_MALFORMED = (ValueError, KeyError, TypeError, SyntaxError, AttributeError, RecursionError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One array of a checkpoint, not read yet: `value` where it was inline, else `spec`."""
+
+    what: str
+    folder: Folder
+    spec: dict[str, Any] | None = None
+    value: np.ndarray | None = None
+
+    def open(self, context: ts.Context) -> ts.Future[ts.TensorStore] | ts.TensorStore:
+        """A TensorStore of the array; slices of it are read on demand."""
+        if self.spec is None:
+            return ts.array(np.asarray(self.value))
+        # Without the second setting a chunk that was lost in copying would be read as zeros.
+        options = {"open": True, "fill_missing_data_reads": False, "recheck_cached_data": False}
+        return ts.open({**self.spec, **options}, read=True, context=context)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's parts that matter here: optimizer state and mutable variables do not."""
+
+    folder: Folder
+    params: Mapping[str, Leaf]  # "encoder/layers_0/attention/query/kernel" -> its place
+    step: Leaf
+
+
+def find_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """The checkpoint at a path: a folder of any layout, or a single msgpack file.
+
+    Raises:
+      ConfigError: there is none, or its index cannot be understood.
+    """
+    folder = open_folder(path)
+    state = Folder(_join(folder.path, "state"), folder.bucket)
+    if (index := folder.read(INDEX)) is not None:
+        return _from_msgpack(index, folder)
+    for place in (folder, state):
+        if (metadata := place.read(METADATA)) is not None:
+            return _from_orbax(metadata, place)
+    if (index := state.read(INDEX)) is not None:
+        return _from_msgpack(index, state)
+    parent = Folder(posixpath.dirname(folder.path), folder.bucket)
+    name = posixpath.basename(folder.path)
+    if name and (index := parent.read(name)) is not None:
+        return _from_msgpack(index, parent)
+    raise ConfigError(_absent(folder))
+
+
+def _join(*parts: str) -> str:
+    return "/".join(part for part in parts if part)
+
+
+def _absent(folder: Folder) -> str:
+    steps = folder.numbered("checkpoint_")
+    message = (
+        f"there is no T5X checkpoint at {folder.url}: found neither {INDEX!r} (T5X's msgpack "
+        f"index) nor 'state/{METADATA}' (Orbax) in it, and it is no msgpack file itself."
+    )
+    if not steps:
+        return message + " Give the path of a checkpoint_<step> folder."
+    shown = ", ".join(f"{folder.url}/{step}" for step in steps[-5:])
+    return message + f" It is a folder of {len(steps)} checkpoints; give one of them: {shown}."
+
+
+def _from_msgpack(data: bytes, folder: Folder) -> Checkpoint:
+    where = f"{folder.url}/{INDEX}"
+    if data.startswith(_TF_MAGIC):
+        raise ConfigError(
+            f"{where} belongs to a TensorFlow checkpoint, and T5X's format is needed. The released "
+            "T5 models exist in it: gs://t5-data/pretrained_models/t5x/."
+        )
+    try:
+        tree: Any = serialization.msgpack_restore(data)
+        root = next((tree[key] for key in ("optimizer", "_optimizer") if key in tree), tree)
+        target, step = root["target"], root["state"]["step"]
+        flat = _flatten(target)
+    except (*_MALFORMED, msgpack.exceptions.UnpackException) as error:
+        raise ConfigError(
+            f"{where} is not the index of a T5X checkpoint, or it is truncated: "
+            f"{type(error).__name__}: {error}. Copy the checkpoint again."
+        ) from error
+    database = _uses_database(flat, folder)
+    params = {
+        name: _leaf(value, name, folder, database)
+        for name, value in flat.items()
+        if value is not None
+    }
+    if not params:
+        raise ConfigError(f"{where} lists no parameters: its 'target' is empty.")
+    return Checkpoint(folder, params, _leaf(step, "state/step", folder, database))
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}/{key}" if prefix else str(key)
+        if isinstance(value, Mapping) and not {"driver", "kvstore"} <= set(value):
+            flat.update(_flatten(value, name))
+        else:
+            flat[name] = value
+    return flat
+
+
+def _uses_database(flat: Mapping[str, Any], folder: Folder) -> bool:
+    """Whether the placeholders of a tree stand for arrays of an OCDBT database."""
+    if not any(isinstance(value, str) for value in flat.values()):
+        return False
+    return folder.read("manifest.ocdbt") is not None
+
+
+def _leaf(value: Any, name: str, folder: Folder, database: bool) -> Leaf:
+    what = f"{name} of the checkpoint {folder.url}"
+    if isinstance(value, str) and value.startswith(_PLACEHOLDER):
+        path = value.removeprefix(_PLACEHOLDER)
+        return Leaf(what, folder, spec=_zarr(folder, path, what, database=database))
+    if isinstance(value, Mapping):
+        store = value["kvstore"]
+        path = value.get("path") or (store.get("path") if isinstance(store, Mapping) else None)
+        if value["driver"] != "zarr" or not isinstance(path, str):
+            raise ConfigError(f"{what} is stored as {value!r}: expected a zarr array with a path.")
+        return Leaf(what, folder, spec=_zarr(folder, path, what))
+    if isinstance(value, (np.ndarray, np.generic, int, float)):
+        return Leaf(what, folder, value=np.asarray(value))
+    raise ConfigError(f"{what} is neither an array nor a TensorStore spec: found {value!r:.80}.")
+
+
+def _zarr(
+    folder: Folder, path: str, what: str, *, database: bool = False, driver: str = "zarr"
+) -> dict[str, Any]:
+    """The spec of a zarr array at a path relative to the checkpoint's folder."""
+    path = path.rstrip("/")
+    if not path or path.startswith("/") or ".." in path.split("/"):
+        raise ConfigError(f"{what} points outside of the checkpoint's folder: {path!r}.")
+    if database:
+        store = {"driver": "ocdbt", "base": folder.spec(), "path": f"{path}/"}
+    else:
+        store = folder.spec(path)
+    return {"driver": driver, "kvstore": store}
+
+
+def _from_orbax(data: bytes, folder: Folder) -> Checkpoint:
+    try:
+        metadata = json.loads(data)
+        keys = [
+            tuple(str(part) for part in ast.literal_eval(key))
+            for key, entry in metadata["tree_metadata"].items()
+            if not entry["value_metadata"].get("skip_deserialize")  # None, and empty nodes
+        ]
+        driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
+        database = metadata.get("use_ocdbt", True)
+    except _MALFORMED as error:
+        raise ConfigError(
+            f"{folder.url}/{METADATA} is not Orbax's list of a checkpoint's arrays, or it is "
+            f"truncated: {type(error).__name__}: {error}. Copy the checkpoint again."
+        ) from error
+
+    def leaf(key: tuple[str, ...]) -> Leaf:
+        what = f"{'/'.join(key)} of the checkpoint {folder.url}"
+        spec = _zarr(folder, ".".join(key), what, database=database, driver=driver)
+        return Leaf(what, folder, spec=spec)
+
+    if ("state", "step") not in keys or not any(key[0] == "target" for key in keys):
+        raise ConfigError(
+            f"{folder.url} is not a T5X checkpoint: {METADATA} lists no 'state/step' or no "
+            "'target/...'."
+        )
+    params = {"/".join(key[1:]): leaf(key) for key in keys if key[0] == "target"}
+    return Checkpoint(folder, params, leaf(("state", "step")))
+
+
+def open_leaves(leaves: Mapping[str, Leaf], context: ts.Context) -> dict[str, ts.TensorStore]:
+    """The opened leaves; all are opened at once, so that a remote store is asked in parallel.
+
+    Raises:
+      ConfigError: an array's metadata is missing or damaged.
+    """
+    opening = {name: leaf.open(context) for name, leaf in leaves.items()}
+
+    def opened(name: str) -> ts.TensorStore:
+        store = opening[name]
+        return store if isinstance(store, ts.TensorStore) else store.result()
+
+    return {
+        name: explain(lambda name=name: opened(name), leaf.folder, leaf.what)
+        for name, leaf in leaves.items()
+    }

@@ -1,0 +1,48 @@
+"""A folder that appears whole or not at all: how checkpoints and prompts are written."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from prompt_tuning.config import ConfigError
+
+
+@contextlib.contextmanager
+def replace_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """An empty folder that takes the place of `path` when the block ends without an error.
+
+    It lies beside `path`, so that the last act is a rename. A folder already there is moved aside
+    just before and deleted just after. What a killed writer left behind is cleared by the next one:
+    a folder has one writer at a time.
+
+    Raises:
+      ConfigError: something else than a folder is there, or the path is in a bucket.
+    """
+    if "://" in os.fspath(path):
+        raise ConfigError(
+            f"expected a local folder to write to, found {os.fspath(path)}: write locally, then "
+            "copy, `gsutil -m cp -r`."
+        )
+    path = Path(path).expanduser().absolute()
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"expected a folder to write to, found a file: {path}. Move it away.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    new = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+    new.mkdir()
+    try:
+        yield new
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+    old = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+    if path.exists():
+        path.rename(old)
+    new.rename(path)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,255 @@
+"""T5X checkpoints, to and from flat dictionaries of arrays; names are T5X's, joined by "/".
+
+`layouts.py` finds where each array lies; this file reads it, exactly the model's tree or an error,
+straight to the run's dtype and to each device's share. `training/loop.py` and `api.py` call it.
+"""
+
+from __future__ import annotations
+
+import collections
+import difflib
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tensorstore as ts
+from flax import serialization, traverse_util
+from jax.typing import DTypeLike
+from jaxtyping import Array
+
+from prompt_tuning.checkpoint.layouts import INDEX, Leaf, find_checkpoint, open_leaves
+from prompt_tuning.checkpoint.replace_folder import replace_folder
+from prompt_tuning.checkpoint.storage import explain
+from prompt_tuning.config import ConfigError
+
+PathLike = str | os.PathLike[str]
+Index = tuple[slice, ...]
+
+NAMES_SHOWN = 5  # in an error
+BYTES_IN_FLIGHT = 2**30  # on the host, between the store and the devices
+CHUNK_BYTES = 2**24  # small enough that most shards of a matrix are whole chunks
+_FORMAT_VERSION = 3  # T5X's, since June 2021
+# Shards of one chunk are cut from one copy of it instead of fetching it for each.
+_READ = {"file_io_concurrency": {"limit": 64}, "cache_pool": {"total_bytes_limit": 2**28}}
+
+
+def read_t5x(
+    path: PathLike,
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    *,
+    dtype: DTypeLike | None = None,
+    shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+) -> tuple[dict[str, Array], int]:
+    """The parameters named by `shapes`, and the step, of the checkpoint at a path or gs:// address.
+
+    Loading is exact: nothing is skipped, and nothing keeps an initial value. Each device receives
+    the bytes of its own shard only, cast on the way; without `shardings` the first device receives
+    everything. Without `dtype` the dtypes are those of `shapes`.
+
+    Raises:
+      ConfigError: there is no such checkpoint; its names or shapes are not exactly the model's; it
+        is damaged; or it cannot be reached.
+    """
+    checkpoint = find_checkpoint(path)
+    context = ts.Context(_READ)
+    known = {name: leaf for name, leaf in checkpoint.params.items() if name in shapes}
+    stores = open_leaves(known, context)
+    _check_tree(checkpoint.folder.url, set(checkpoint.params), stores, shapes)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    requests = []
+    for name in sorted(shapes):
+        wanted = np.dtype(shapes[name].dtype if dtype is None else dtype)
+        store = ts.cast(stores[name], wanted.name)
+        sharding = device if shardings is None else shardings[name]
+        requests.append(_Request(name, known[name], store, sharding, wanted))
+    return dict(_restore(requests)), _step(checkpoint.step)
+
+
+def read_step(path: PathLike) -> int:
+    """The training step at which the checkpoint was written."""
+    return _step(find_checkpoint(path).step)
+
+
+def read_shapes(path: PathLike) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter; no array is read."""
+    stores = open_leaves(find_checkpoint(path).params, ts.Context(_READ))
+    return {name: tuple(store.shape) for name, store in sorted(stores.items())}
+
+
+def read_param(path: PathLike, name: str) -> np.ndarray:
+    """One parameter, in the dtype of the file.
+
+    Raises:
+      ConfigError: the checkpoint has no parameter of that name.
+    """
+    checkpoint = find_checkpoint(path)
+    if name not in checkpoint.params:
+        near = difflib.get_close_matches(name, checkpoint.params, n=3) or sorted(checkpoint.params)
+        raise ConfigError(
+            f"the checkpoint {checkpoint.folder.url} has no parameter {name!r}. Did you mean one "
+            f"of: {_shorten(near)}?"
+        )
+    leaf = checkpoint.params[name]
+    (store,) = open_leaves({name: leaf}, ts.Context(_READ)).values()
+    return explain(lambda: np.asarray(store.read().result()), leaf.folder, leaf.what)
+
+
+def _step(leaf: Leaf) -> int:
+    (store,) = open_leaves({"step": leaf}, ts.Context(_READ)).values()
+    value = explain(lambda: np.asarray(store.read().result()), leaf.folder, leaf.what)
+    if value.size != 1 or not np.issubdtype(value.dtype, np.integer):
+        raise ConfigError(f"{leaf.what} must be one integer, found {value.dtype}{value.shape}.")
+    return int(value.reshape(()))
+
+
+def _check_tree(
+    where: str,
+    found: set[str],
+    stores: Mapping[str, ts.TensorStore],
+    shapes: Mapping[str, jax.ShapeDtypeStruct],
+) -> None:
+    """Everything that keeps the checkpoint from being the model's, in one error."""
+    problems = []
+    if missing := sorted(set(shapes) - found):
+        problems.append(f"missing in the checkpoint ({len(missing)}): {_shorten(missing)}")
+    if unexpected := sorted(found - set(shapes)):
+        problems.append(f"unknown to the model ({len(unexpected)}): {_shorten(unexpected)}")
+    misshapen = [
+        f"{name} has shape {tuple(store.shape)}, the model needs {tuple(shapes[name].shape)}"
+        for name, store in sorted(stores.items())
+        if tuple(store.shape) != tuple(shapes[name].shape)
+    ]
+    if misshapen:
+        problems.append(f"of another shape ({len(misshapen)}): {_shorten(misshapen, '; ')}")
+    # T5X before version 3 stored bfloat16 as uint16; T5X itself refuses those files too.
+    kinds = [
+        f"{name} is {store.dtype.name}"
+        for name, store in sorted(stores.items())
+        if not jnp.issubdtype(store.dtype.numpy_dtype, jnp.floating)
+    ]
+    if kinds:
+        problems.append(f"not floating point ({len(kinds)}): {_shorten(kinds)}")
+    if problems:
+        listed = "\n".join(f"  {problem}" for problem in problems)
+        raise ConfigError(
+            f"the checkpoint {where} does not fit the model:\n{listed}\n"
+            "Do the model's sizes (the gin file in models/) belong to this checkpoint?"
+        )
+
+
+def _shorten(names: Iterable[str], separator: str = ", ") -> str:
+    names = list(names)
+    rest = len(names) - NAMES_SHOWN
+    shown = separator.join(names[:NAMES_SHOWN])
+    return f"{shown} and {rest} more" if rest > 0 else shown
+
+
+class _Request(NamedTuple):
+    name: str
+    leaf: Leaf
+    store: ts.TensorStore
+    sharding: jax.sharding.Sharding
+    dtype: np.dtype
+
+    def start(self) -> dict[Any, tuple[ts.Future, int]]:
+        """The reads, under way, of this process's distinct shards, and their sizes in bytes."""
+        reads = {}
+        for index in self.sharding.addressable_devices_indices_map(self.shape).values():
+            if (key := _hashable(index)) not in reads:
+                part = self.store[index] if index else self.store
+                reads[key] = (part.read(), math.prod(part.shape) * self.dtype.itemsize)
+        return reads
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.store.shape)
+
+
+def _hashable(index: Index | None) -> tuple[tuple[int | None, int | None], ...]:
+    return tuple((part.start, part.stop) for part in index or ())
+
+
+def _restore(requests: Iterable[_Request]) -> Iterable[tuple[str, Array]]:
+    """Every (name, array): reads run ahead of the copies to the devices, within a byte budget."""
+    waiting: collections.deque[tuple[_Request, dict[Any, tuple[ts.Future, int]]]] = (
+        collections.deque()
+    )
+    in_flight = 0
+    for request in requests:
+        reads = request.start()
+        waiting.append((request, reads))
+        in_flight += sum(size for _, size in reads.values())
+        while in_flight > BYTES_IN_FLIGHT:
+            first, reads = waiting.popleft()
+            yield first.name, _finish(first, reads)
+            in_flight -= sum(size for _, size in reads.values())
+    for request, reads in waiting:
+        yield request.name, _finish(request, reads)
+
+
+def _finish(request: _Request, reads: Mapping[Any, tuple[ts.Future, int]]) -> Array:
+    leaf = request.leaf
+    shards = {
+        key: explain(lambda read=read: np.asarray(read.result()), leaf.folder, leaf.what)
+        for key, (read, _) in reads.items()
+    }
+    return jax.make_array_from_callback(
+        request.shape, request.sharding, lambda index: shards[_hashable(index)]
+    )
+
+
+def write_t5x(
+    path: PathLike, params: Mapping[str, Array], step: int, *, dtype: DTypeLike = "float32"
+) -> None:
+    """Writes `params` as a checkpoint in T5X's own layout, whole or not at all.
+
+    Vectors and scalars go into the msgpack index and larger arrays into gzipped zarr folders, as
+    T5X does; both of its checkpoint managers read the result. There is no optimizer state in it:
+    upstream finetuning needs a `RestoreCheckpointConfig` that says so.
+
+    Raises:
+      ConfigError: the path is not a local folder.
+    """
+    tree: dict[str, Any] = {}
+    with replace_folder(path) as folder:
+        for name, param in sorted(params.items()):
+            array = np.asarray(param).astype(np.dtype(dtype))
+            tree[name] = array if array.ndim < 2 else _write_zarr(folder, name, array)
+        optimizer = {
+            "state": {"step": np.asarray(step, np.int32)},
+            "target": traverse_util.unflatten_dict(tree, sep="/"),
+        }
+        index = {"version": _FORMAT_VERSION, "optimizer": optimizer}
+        (folder / INDEX).write_bytes(serialization.msgpack_serialize(index))
+
+
+def _write_zarr(folder: Path, name: str, array: np.ndarray) -> dict[str, Any]:
+    """The spec that the index holds for an array, once the array is written."""
+    path = f"target.{name.replace('/', '.')}/"
+    metadata = {
+        "shape": list(array.shape),
+        "chunks": _chunks(array.shape, array.dtype.itemsize),
+        "compressor": {"id": "gzip", "level": 1},
+    }
+    spec = {"driver": "zarr", "dtype": array.dtype.name, "metadata": metadata}
+    store = {"driver": "file", "path": f"{folder}/{path}"}
+    ts.open({**spec, "kvstore": store}, create=True).result().write(array).result()
+    return {**spec, "kvstore": {"driver": "file", "path": path}}
+
+
+def _chunks(shape: tuple[int, ...], itemsize: int) -> list[int]:
+    """Halves the longest side until a chunk is small: shards along any axis then read little else.
+
+    >>> _chunks((32128, 4096), 4)
+    [2008, 2048]
+    """
+    chunks = list(shape)
+    while math.prod(chunks) * itemsize > CHUNK_BYTES:
+        longest = chunks.index(max(chunks))
+        chunks[longest] = math.ceil(chunks[longest] / 2)
+    return chunks
