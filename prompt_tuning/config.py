@@ -78,7 +78,7 @@ class PromptConfig:
 
     def __post_init__(self) -> None:
         _check(self.length >= 0, f"PROMPT_LENGTH must be at least 0, found {self.length}.")
-        _check(self.population >= 1, f"prompt population must be >= 1, found {self.population}.")
+        _check(self.population >= 1, f"PROMPT_POPULATION must be >= 1, found {self.population}.")
         _check(
             self.init != "file" or bool(self.file),
             "the prompt is to come from a file, but PROMPT_FILE is empty: set it to a prompt "
@@ -88,6 +88,22 @@ class PromptConfig:
             self.init != "text" or bool(self.text),
             "the prompt is to come from a text, but PROMPT_TEXT is empty: set it.",
         )
+        # A file or a text that is given says how the prompt begins.
+        given = [name for name in ("file", "text") if getattr(self, name)]
+        _check(
+            len(given) < 2,
+            f"PROMPT_FILE ({self.file!r}) and PROMPT_TEXT ({self.text!r}) are both set: a prompt "
+            "begins as one of them. Set the other to ''.",
+        )
+        if self.init == "auto" and given:
+            object.__setattr__(self, "init", given[0])
+        for name in given:
+            macro = f"PROMPT_{name.upper()}"
+            _check(
+                self.init == name,
+                f"{macro} is set ({getattr(self, name)!r}), but PROMPT_INIT is {self.init!r}, "
+                f"which does not read it. Set PROMPT_INIT = '{name}' or {macro} = ''.",
+            )
 
 
 @_typed
@@ -159,6 +175,12 @@ class TrainConfig:
             value = getattr(self, name)
             _check(value is None or value >= 1, f"{name.upper()} must be >= 1, found {value}.")
         _check(
+            self.train_steps is None or self.train_steps_relative is None,
+            f"TRAIN_STEPS ({self.train_steps}) and TRAIN_STEPS_RELATIVE "
+            f"({self.train_steps_relative}) are both set. Set one: TRAIN_STEPS counts the "
+            "backbone's own steps, TRAIN_STEPS_RELATIVE only this run's.",
+        )
+        _check(
             0 <= self.random_seed < 2**32,
             f"RANDOM_SEED must lie in [0, 2**32), found {self.random_seed}.",
         )
@@ -180,7 +202,7 @@ class EvalConfig:
     def __post_init__(self) -> None:
         for name in ("period", "early_stopping_evals", "num_decodes", "batch_size", "num_examples"):
             value = getattr(self, name)
-            _check(value is None or value >= 1, f"eval {name} must be >= 1, found {value}.")
+            _check(value is None or value >= 1, f"EvalConfig.{name} must be >= 1, found {value}.")
 
 
 @_typed
@@ -208,6 +230,58 @@ class Experiment:
             "PROMPT_LENGTH is 0 and only the prompt is trainable: there is nothing to train. Set "
             "PROMPT_LENGTH to at least 1.",
         )
+
+
+@_typed
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvalRun:
+    """One scoring of a model, with a prompt or without one; the field names are T5X's macros."""
+
+    checkpoint_path: str  # a T5X checkpoint (local or gs://), or "tiny"
+    eval_output_dir: str
+    prompt_file: str | tuple[str, ...] = ""  # folders or .npy files; empty: the model as it is
+    class_labels: tuple[str, ...] = ()  # the answers to rank, where the task names none
+    model: ModelConfig
+    data: DataConfig
+    eval: EvalConfig = EvalConfig()
+    num_model_partitions: int = 1
+
+    @property
+    def experiment(self) -> Experiment:
+        """The same settings, for what reads a backbone and rows of an experiment."""
+        return _as_experiment(self, self.eval_output_dir)
+
+
+@_typed
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InferRun:
+    """One round of answers to the rows of a task or of a file."""
+
+    checkpoint_path: str
+    infer_output_dir: str  # "" where the answers go to a file of their own
+    prompt_file: str = ""
+    class_labels: tuple[str, ...] = ()
+    model: ModelConfig
+    data: DataConfig  # its `mixture_or_task_name` is () where the rows come from a file
+    eval: EvalConfig = EvalConfig()
+    num_model_partitions: int = 1
+
+    @property
+    def experiment(self) -> Experiment:
+        """The same settings, for what reads a backbone and rows of an experiment."""
+        return _as_experiment(self, self.infer_output_dir)
+
+
+def _as_experiment(run: EvalRun | InferRun, directory: str) -> Experiment:
+    return Experiment(
+        model_dir=directory,
+        initial_checkpoint_path=run.checkpoint_path,
+        model=run.model,
+        data=run.data,
+        prompt=PromptConfig(class_labels=run.class_labels),
+        eval=run.eval,
+        num_model_partitions=run.num_model_partitions,
+    )
 
 
 def to_dict(config: Any) -> dict[str, Any]:
