@@ -6,7 +6,6 @@ From `Rows` to T5's metrics in per cent. `loop.py` calls it during a run, `matri
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from jaxtyping import Array, Float, Int
 
 from prompt_tuning.config import ConfigError, EvalConfig, Experiment, ModelConfig
 from prompt_tuning.data import features
+from prompt_tuning.data.metrics import majority_predictions
 from prompt_tuning.model import decode, loss, t5
 from prompt_tuning.model.prompt import encode_prompted
 from prompt_tuning.training import sharding
@@ -205,10 +205,7 @@ def majority(task: EvalTask, train_targets: Sequence[Any], config: EvalConfig) -
 
     Named for every method of `config`, so that they stand beside what they are to be beaten by.
     """
-    keys = [repr(target) for target in train_targets]
-    common = collections.Counter(keys).most_common(1)[0][0]
-    answer = train_targets[keys.index(common)]
-    values = task.metrics([answer] * len(task.targets))
+    values = task.metrics(majority_predictions(train_targets, len(task.targets)))
     return {f"{k}/{method}": v for k, v in values.items() for method in methods(config)}
 
 

@@ -93,7 +93,7 @@ def train(experiment: Experiment, *, config_text: str = "") -> TrainResult:
     mesh = sharding.make_mesh(experiment.num_model_partitions)
     sharding.check_batch_size(experiment.data.batch_size, mesh)
     model_dir = Path(experiment.model_dir).expanduser().absolute()
-    _make_dir(model_dir)
+    setup.make_dir(model_dir, "MODEL_DIR")
     store = run_state.RunStateStore(str(model_dir / "checkpoints"))
     _refuse_other_experiment(store, experiment, model_dir)
 
@@ -279,9 +279,10 @@ def _baselines(run: Run) -> None:
     nothing = jax.numpy.zeros((0, experiment.model.embed_dim), jax.numpy.float32)
     rows_of = {rows.task: rows for rows in run.data.train}
     for task in run.data.eval_tasks:
-        targets = setup.train_targets(rows_of[task.name], task)
-        values = majority(task, targets, experiment.eval)
-        run.log.record(step, values, task=task.name, split=split, prompt="majority")
+        if task.name in rows_of:  # a task that is only evaluated has no majority to know of
+            targets = setup.train_targets(rows_of[task.name], task)
+            values = majority(task, targets, experiment.eval)
+            run.log.record(step, values, task=task.name, split=split, prompt="majority")
         values = evaluate(run.evaluator, (run.backbone.params, nothing), task).metrics
         run.log.record(step, values, task=task.name, split=split, prompt="none")
 
@@ -299,16 +300,6 @@ def _save(
     if run.experiment.train.trainable == "model":
         path = run.log.model_dir / f"checkpoint_{step}"
         t5x_checkpoint.write_t5x(str(path), state.trainable, step)
-
-
-def _make_dir(model_dir: Path) -> None:
-    try:
-        model_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"MODEL_DIR {model_dir} cannot be made or is not a folder ({error.strerror}): choose "
-            "another one."
-        ) from error
 
 
 def _refuse_other_experiment(

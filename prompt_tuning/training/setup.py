@@ -8,17 +8,19 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from prompt_tuning.checkpoint import identity, prompt_file
 from prompt_tuning.checkpoint import t5x as t5x_checkpoint
 from prompt_tuning.config import TINY, ConfigError, Experiment, TrainConfig
 from prompt_tuning.data import features, tasks
+from prompt_tuning.data import vocabulary as vocabularies
 from prompt_tuning.model import prompt as prompts
 from prompt_tuning.model import t5
 from prompt_tuning.training import sharding
@@ -44,6 +46,16 @@ class Data:
     eval_tasks: tuple[EvalTask, ...]
     vocabulary: Any  # seqio's, of the inputs
     vocabulary_sha256: str
+
+
+def make_dir(path: Path, macro: str) -> None:
+    """Makes a folder that is named by a macro, or says why it cannot be made."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{macro} {path} cannot be made or is not a folder ({error.strerror}): choose another."
+        ) from error
 
 
 def checkpoint_path(spec: str) -> str:
@@ -72,37 +84,40 @@ def load_data(experiment: Experiment, *, train: bool = True) -> Data:
     Raises:
       ConfigError: a task, its data or its vocabulary is missing or does not fit.
     """
-    config = experiment.data
+    config, lengths = experiment.data, experiment.data.task_feature_lengths
     tasks.register(config.vocabulary, tfds_data_dir=config.tfds_data_dir)
     if config.mixture_or_task_module:
         tasks.import_task_module(config.mixture_or_task_module)
-    vocabulary = tasks.load_vocabulary(config.vocabulary)
+    vocabulary = vocabularies.load_vocabulary(config.vocabulary)
     if vocabulary.vocab_size > experiment.model.num_embeddings:
         raise ConfigError(
             f"the vocabulary {config.vocabulary} has {vocabulary.vocab_size} ids, the model only "
             f"{experiment.model.num_embeddings} embeddings (NUM_EMBEDDINGS): they do not belong "
             "together."
         )
-    components: dict[str, float] = {}
-    for name in config.names:
-        for task, rate in tasks.component_tasks(name):
-            components[task] = rate
-    lengths = config.task_feature_lengths
-    train_rows = tuple(
-        features.load_rows(name, config.train_split, lengths) for name in components if train
-    )
+    if train and len(config.names) != 1:
+        raise ConfigError(
+            f"a run trains on one task or mixture; MIXTURE_OR_TASK_NAME names {config.names}. "
+            "Register a seqio mixture of them to train on all."
+        )
+    rows, rates = [], []
+    if train:
+        rows, rates = features.load_training_rows(
+            config.names[0], config.train_split, lengths, vocabulary=vocabulary
+        )
     eval_tasks = []
-    for name in components:
+    for name in dict.fromkeys(t for n in config.names for t, _ in tasks.component_tasks(n)):
         words = tasks.label_words(name) or experiment.prompt.class_labels
-        rows = features.load_rows(name, config.eval_split, lengths)
-        eval_tasks.append(make_eval_task(tasks.resolve(name), rows, words))
-    return Data(
-        train_rows,
-        tuple(components.values()) if train else (),
-        tuple(eval_tasks),
-        vocabulary,
-        tasks.vocabulary_sha256(config.vocabulary),
-    )
+        scored = features.load_rows(
+            name,
+            config.eval_split,
+            lengths,
+            vocabulary=vocabulary,
+            limit=experiment.eval.num_examples,
+        )
+        eval_tasks.append(make_eval_task(tasks.resolve(name), scored, words))
+    sha256 = vocabularies.vocabulary_sha256(config.vocabulary)
+    return Data(tuple(rows), tuple(rates), tuple(eval_tasks), vocabulary, sha256)
 
 
 def describe_rows(rows: features.Rows) -> str:
@@ -143,7 +158,7 @@ def first_prompt(
             where=config.file,
         )
         return np.asarray(prompt, np.float32), f"from the file {config.file}"
-    key = jax.random.fold_in(jax.random.key(experiment.train.random_seed), 2**31 - 1)
+    key = first_prompt_key(experiment.train.random_seed)
     labels = data.eval_tasks[0].label_words if len(data.eval_tasks) == 1 else ()
     return prompts.init_prompt(
         config,
@@ -152,6 +167,11 @@ def first_prompt(
         encode=data.vocabulary.encode,
         task_labels=labels,
     )
+
+
+def first_prompt_key(random_seed: int) -> PRNGKeyArray:
+    """The key of the first prompt, apart from every step's: the same one in both engines."""
+    return jax.random.fold_in(jax.random.key(random_seed), 2**31 - 1)
 
 
 def last_step(train: TrainConfig, start: int) -> int:

@@ -1,0 +1,107 @@
+"""`t5x eval`: every prompt on every task, beside the model without a prompt, as one table.
+
+Uses what a training run uses (`setup.py`, `evaluate.py`), so a score here is the score there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from prompt_tuning.checkpoint import prompt_file
+from prompt_tuning.config import ConfigError, EvalRun
+from prompt_tuning.training import report, setup, sharding
+from prompt_tuning.training.evaluate import Evaluator, evaluate
+
+NO_PROMPT = "no prompt"
+
+
+@dataclasses.dataclass(frozen=True)
+class Matrix:
+    """`metrics[prompt][task]` is T5's metrics in per cent, named `<metric>/<method>`."""
+
+    metrics: dict[str, dict[str, dict[str, float]]]
+
+    def __str__(self) -> str:
+        """A table with a line for each prompt."""
+        columns = list(
+            dict.fromkeys(
+                (task, name)
+                for tasks in self.metrics.values()
+                for task, values in tasks.items()
+                for name in values
+            )
+        )
+        rows = [("prompt", *(f"{task} {name}" for task, name in columns))]
+        for prompt, tasks in self.metrics.items():
+            rows.append((prompt, *(f"{tasks[t][name]:.1f}" for t, name in columns)))
+        return report.table(rows)
+
+
+def run_eval(run: EvalRun, *, config_text: str = "") -> Matrix:
+    """Scores every prompt of `run` on every task and writes EVAL_OUTPUT_DIR.
+
+    Without a prompt the model is scored as it is; with `eval.baselines` that line stands above the
+    prompts too.
+
+    Raises:
+      ConfigError: a prompt, task or checkpoint is missing or does not fit the others.
+    """
+    experiment = run.experiment
+    mesh = sharding.make_mesh(experiment.num_model_partitions)
+    evaluator = Evaluator(experiment, mesh)
+    data = setup.load_data(experiment, train=False)
+    backbone = setup.load_backbone(experiment, mesh)
+    prompts = load_prompts(run, backbone, data)
+
+    output_dir = Path(run.eval_output_dir).expanduser().absolute()
+    setup.make_dir(output_dir, "EVAL_OUTPUT_DIR")
+    if config_text:
+        (output_dir / "config.gin").write_text(config_text, encoding="utf-8")
+    metrics: dict[str, dict[str, dict[str, float]]] = {}
+    log = report.RunLog(output_dir, step=-1)
+    for name, (prompt, step) in prompts.items():
+        array = jax.device_put(prompt, sharding.replicated(mesh))
+        metrics[name] = {}
+        for task in data.eval_tasks:
+            scored = evaluate(evaluator, (backbone.params, array), task)
+            metrics[name][task.name] = scored.metrics
+            label = "none" if name == NO_PROMPT else name
+            split = run.data.eval_split
+            log.record(step, scored.metrics, task=task.name, split=split, prompt=label)
+            if name != NO_PROMPT or len(prompts) == 1:
+                where = task.name if len(prompts) <= 2 else f"{task.name}-{Path(name).name}"
+                log.predictions(step, where, scored.metrics, scored.rows)
+    log.close()
+    matrix = Matrix(metrics)
+    print(f"{matrix}\nrows and metrics: {output_dir}", flush=True)
+    return matrix
+
+
+def load_prompts(
+    run: EvalRun, backbone: setup.Backbone, data: setup.Data
+) -> dict[str, tuple[Float[np.ndarray, "P D"], int]]:
+    """Every prompt with its step, by the name it is called in the table."""
+    width = run.model.embed_dim
+    nothing = np.zeros((0, width), np.float32), backbone.step
+    files = (run.prompt_file,) if isinstance(run.prompt_file, str) else run.prompt_file
+    files = tuple(file for file in files if file)
+    prompts = {NO_PROMPT: nothing} if run.eval.baselines or not files else {}
+    for file in files:
+        prompt, metadata = prompt_file.load_prompt(file)
+        prompt_file.check_prompt(
+            prompt,
+            metadata,
+            embed_dim=width,
+            backbone=backbone.identity,
+            vocabulary=data.vocabulary_sha256,
+            where=file,
+        )
+        if file in prompts:
+            raise ConfigError(f"PROMPT_FILE names {file} twice.")
+        prompts[file] = np.asarray(prompt, np.float32), metadata.step if metadata else 0
+    return prompts
