@@ -1,0 +1,101 @@
+"""The command line's work in Python, without gin: `train`, `evaluate`, `load_prompt`.
+
+    import prompt_tuning as pt
+    from prompt_tuning.config import DataConfig, Experiment, PromptConfig, TrainConfig
+
+    result = pt.train(
+        Experiment(
+            model_dir="runs/mood",
+            initial_checkpoint_path="tiny",
+            model=pt.model_config("tiny"),
+            data=DataConfig(
+                mixture_or_task_name="tiny_mood",
+                task_feature_lengths={"inputs": 64, "targets": 8},
+                vocabulary="tiny",
+            ),
+            prompt=PromptConfig(length=20),
+            train=TrainConfig(train_steps_relative=600),
+        )
+    )
+    prompt, metadata = pt.load_prompt(result.model_dir / "prompts/best")
+
+What is heavy is imported when it is called.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Literal
+
+from jaxtyping import Float
+
+from prompt_tuning.config import EvalRun, Experiment, ModelConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from prompt_tuning.checkpoint.prompt_file import PromptMetadata
+    from prompt_tuning.training.loop import TrainResult
+    from prompt_tuning.training.matrix import Matrix
+
+Size = Literal["tiny", "small", "base", "large", "xl", "xxl"]
+
+# encoder layers, decoder layers, heads, head size, embedding, MLP, vocabulary
+_SIZES: dict[str, tuple[int, int, int, int, int, int, int]] = {
+    "small": (8, 8, 6, 64, 512, 1024, 32128),
+    "base": (12, 12, 12, 64, 768, 2048, 32128),
+    "large": (24, 24, 16, 64, 1024, 2816, 32128),
+    "xl": (24, 24, 32, 64, 2048, 5120, 32128),
+    "xxl": (24, 24, 64, 64, 4096, 10240, 32128),
+}
+
+
+def model_config(size: Size) -> ModelConfig:
+    """The sizes of a T5 1.1; "tiny" is the backbone that comes with the package.
+
+    >>> model_config("xl").embed_dim
+    2048
+    """
+    if size == "tiny":
+        from prompt_tuning.world.assets import TINY_CONFIG
+
+        return TINY_CONFIG
+    encoder, decoder, heads, head, embed, mlp, vocabulary = _SIZES[size]
+    return ModelConfig(
+        num_encoder_layers=encoder,
+        num_decoder_layers=decoder,
+        num_heads=heads,
+        head_dim=head,
+        embed_dim=embed,
+        mlp_dim=mlp,
+        num_embeddings=vocabulary,
+    )
+
+
+def train(experiment: Experiment) -> TrainResult:
+    """Runs an experiment as `t5x train` does; see `training.loop.train`."""
+    from prompt_tuning import gin_config
+    from prompt_tuning.training import loop
+
+    return loop.train(experiment, config_text=gin_config.to_gin(experiment))
+
+
+def evaluate(run: EvalRun) -> Matrix:
+    """Scores prompts on tasks as `t5x eval` does; see `training.matrix.run_eval`."""
+    from prompt_tuning import gin_config
+    from prompt_tuning.training import matrix
+
+    return matrix.run_eval(run, config_text=gin_config.to_gin(run))
+
+
+def load_prompt(
+    path: str | os.PathLike[str],
+) -> tuple[Float[np.ndarray, "P D"], PromptMetadata | None]:
+    """A prompt from its folder or a .npy, with what is known of it.
+
+    Raises:
+      ConfigError: there is no prompt, or it is damaged.
+    """
+    from prompt_tuning.checkpoint import prompt_file
+
+    return prompt_file.load_prompt(path)
