@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,18 +30,24 @@ def backbone_identity(params: Mapping[str, Array | np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name, array in sorted(params.items()):
         digest.update(f"{name} {tuple(array.shape)}\n".encode())
-        ends = _ends_on_device(array) if isinstance(array, jax.Array) else _ends(array)
+        ends = _fetch_ends(array) if isinstance(array, jax.Array) else _ends(array)
         # Rounded on the host: accelerators may flush the smallest numbers to zero.
         rounded = np.asarray(ends).astype(jnp.bfloat16)
         digest.update(rounded.view(np.uint16).astype("<u2").tobytes())
     return digest.hexdigest()
 
 
-def _ends(array: Float[Array, "..."] | np.ndarray) -> Float[Array, "ends"] | np.ndarray:
-    numpy = jnp if isinstance(array, jax.Array) else np
-    array = array.reshape(1) if array.ndim == 0 else array
-    first, last = (array[(row,) * (array.ndim - 1)] for row in (0, -1))
-    return numpy.concatenate([first[:VALUES], last[-VALUES:]])
+def _ends(array: Any, numpy: ModuleType = np) -> Any:
+    rows = [numpy.atleast_1d(array[(row,) * (array.ndim - 1)]) for row in (0, -1)]
+    return numpy.concatenate([rows[0][:VALUES], rows[1][-VALUES:]])
 
 
-_ends_on_device = jax.jit(_ends)  # compiled once a shape: a model has few
+_ends_on_device = functools.partial(_ends, numpy=jnp)
+_compiled = jax.jit(_ends_on_device)  # once for each shape: a model has few
+
+
+def _fetch_ends(array: Float[Array, "..."]) -> Float[Array, "ends"]:
+    if array.is_fully_addressable:
+        return _compiled(array)
+    everywhere = jax.sharding.NamedSharding(array.sharding.mesh, jax.sharding.PartitionSpec())
+    return jax.jit(_ends_on_device, out_shardings=everywhere)(array)
