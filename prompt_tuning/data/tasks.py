@@ -1,0 +1,289 @@
+"""seqio tasks and mixtures over the table in `superglue.py` and the bundled synthetic world.
+
+Second station of the data: text becomes tokens of the run's vocabulary. Nothing is registered when
+this module is imported; `register` does it, since the vocabulary is known only at run time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import seqio
+import tensorflow as tf
+from seqio.utils import Feature
+
+from prompt_tuning.config import OFFICIAL_VOCABULARY, ConfigError
+from prompt_tuning.data import metrics, superglue
+from prompt_tuning.data.superglue import TaskSpec
+from prompt_tuning.data.vocabulary import lazy_vocabulary
+from prompt_tuning.data.vocabulary import load_vocabulary as load_vocabulary
+from prompt_tuning.data.vocabulary import vocabulary_sha256 as vocabulary_sha256
+from prompt_tuning.world import generator
+
+Provider = seqio.Task | seqio.Mixture
+
+MIXTURES = {True: "super_glue_v102_proportional", False: "taskless_super_glue_v102_proportional"}
+
+# What `register` added, and with which settings: the only state of this module.
+_ours: list[Provider] = []
+_settings: dict[str, str | None] = {}
+
+
+def register(vocabulary: str = OFFICIAL_VOCABULARY, *, tfds_data_dir: str | None = None) -> None:
+    """Adds all tasks and mixtures of the project to seqio's registries.
+
+    A second call changes nothing, or, with another vocabulary or directory, replaces what the
+    first one added. A name that someone else has registered stays theirs. `tfds_data_dir` holds
+    for the user's own TFDS tasks as well, as T5X's flag does.
+    """
+    settings = {"vocabulary": vocabulary, "tfds_data_dir": tfds_data_dir}
+    if settings == _settings and all(_is_registered(ours) for ours in _ours):
+        return
+    loaded = lazy_vocabulary(vocabulary)  # may fail: before anything is changed
+    _keep_accelerators_for_jax()
+    _point_tfds_at(tfds_data_dir)
+    _remove_ours()
+    _add_all(loaded)
+    _settings.update(settings)
+
+
+def ensure_registered() -> None:
+    """Registers where nobody has yet, with the vocabulary that PROMPT_TUNING_VOCABULARY names.
+
+    For programs that only import modules, such as upstream T5X: see `register.py`. The directory
+    of TFDS is theirs to set.
+    """
+    if not _ours:
+        vocabulary = os.environ.get("PROMPT_TUNING_VOCABULARY", OFFICIAL_VOCABULARY)
+        _keep_accelerators_for_jax()
+        _add_all(lazy_vocabulary(vocabulary))
+
+
+def _registry(provider: Provider) -> Any:
+    return seqio.TaskRegistry if isinstance(provider, seqio.Task) else seqio.MixtureRegistry
+
+
+def _is_registered(provider: Provider) -> bool:
+    registry = _registry(provider)
+    return provider.name in registry.names() and registry.get(provider.name) is provider
+
+
+def _keep_accelerators_for_jax() -> None:
+    """TensorFlow only reads data here; left alone it would take all memory of a GPU."""
+    with contextlib.suppress(RuntimeError):  # already running: too late to change
+        tf.config.set_visible_devices([], "GPU")
+
+
+def _point_tfds_at(directory: str | None) -> None:
+    """Makes seqio read TFDS from `directory`, tasks that have been read before included."""
+    seqio.set_tfds_data_dir_override(directory)
+    for name in seqio.TaskRegistry.names():
+        source = seqio.TaskRegistry.get(name).source
+        if isinstance(source, seqio.TfdsDataSource):
+            source.tfds_dataset.override_data_dir(directory)  # type: ignore[arg-type]
+
+
+def _remove_ours() -> None:
+    for provider in _ours:
+        if _is_registered(provider):
+            _registry(provider).remove(provider.name)
+    _ours.clear()
+
+
+def _add_all(vocabulary: seqio.Vocabulary) -> None:
+    features = {
+        # As in T5: a task may do without inputs.
+        "inputs": Feature(vocabulary, add_eos=True, required=False),
+        "targets": Feature(vocabulary, add_eos=True),
+    }
+    for name in generator.DEMO_TASKS:
+        _add(_demo_task(name, features))
+    for task_word, mixture in MIXTURES.items():
+        rates = []
+        for spec in superglue.TASKS.values():
+            name = superglue_name(spec, task_word=task_word)
+            _add(_superglue_task(name, spec, task_word, features))
+            rates.append((name, float(spec.num_train)))
+        _add(seqio.Mixture(mixture, rates))
+
+
+def _add(provider: Provider) -> None:
+    """Adds to the registry what nobody else has added under that name."""
+    if provider.name not in task_names():
+        _registry(provider).add_provider(provider.name, provider)
+        _ours.append(provider)
+
+
+def superglue_name(spec: TaskSpec, *, task_word: bool) -> str:
+    """T5's name of the task, or the original's name of its form without the task word.
+
+    >>> superglue_name(superglue.CB, task_word=False)
+    'taskless_super_glue_cb_v102'
+    """
+    return f"{'' if task_word else 'taskless_'}super_glue_{spec.name}_v102"
+
+
+def _superglue_task(
+    name: str, spec: TaskSpec, task_word: bool, features: Mapping[str, Feature]
+) -> seqio.Task:
+    return seqio.Task(
+        name,
+        source=seqio.TfdsDataSource(f"super_glue/{spec.name}:1.0.2"),
+        preprocessors=[
+            functools.partial(superglue_text, spec=spec, task_word=task_word),
+            seqio.preprocessors.tokenize,
+            seqio.CacheDatasetPlaceholder(),
+            seqio.preprocessors.append_eos_after_trim,
+        ],
+        output_features=features,
+        postprocess_fn=functools.partial(metrics.label_index, labels=spec.labels),
+        metric_fns=list(spec.metrics),
+    )
+
+
+def superglue_text(dataset: tf.data.Dataset, spec: TaskSpec, task_word: bool) -> tf.data.Dataset:
+    """`superglue.to_text` on rows of TFDS, in graph mode; keeps `idx`, as T5 does."""
+    parts = superglue.input_parts(spec, task_word=task_word)
+    words = (superglue.UNLABELLED, *spec.labels)  # label -1 is the first one
+
+    def text(row: Mapping[str, Any]) -> dict[str, Any]:
+        pieces = [piece for literal, feature in parts for piece in (literal, row[feature])]
+        return {
+            "idx": row["idx"],
+            "inputs": tf.strings.join(pieces),
+            "targets": tf.gather(tf.constant(words), row["label"] + 1),
+        }
+
+    return dataset.map(text, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _demo_task(name: str, features: Mapping[str, Feature]) -> seqio.Task:
+    def rows(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
+        del shuffle_files, seed
+        found = generator.demo_rows(name, split)
+        columns: Any = {key: [row[key] for row in found] for key in ("inputs", "targets")}
+        return tf.data.Dataset.from_tensor_slices(columns)
+
+    return seqio.Task(
+        name,
+        source=seqio.FunctionDataSource(
+            rows,
+            splits=tuple(generator.DEMO_SPLITS),
+            num_input_examples={split: n for split, (n, _) in generator.DEMO_SPLITS.items()},
+        ),
+        preprocessors=[
+            seqio.preprocessors.tokenize,
+            seqio.CacheDatasetPlaceholder(),
+            seqio.preprocessors.append_eos_after_trim,
+        ],
+        output_features=features,
+        postprocess_fn=functools.partial(
+            metrics.label_index, labels=generator.DEMO_TASKS[name].label_words
+        ),
+        metric_fns=[metrics.accuracy],
+    )
+
+
+def task_names() -> list[str]:
+    """The names of all registered tasks and mixtures, the user's own included."""
+    return sorted({*seqio.TaskRegistry.names(), *seqio.MixtureRegistry.names()})
+
+
+def resolve(name: str) -> Provider:
+    """The registered task or mixture of this name.
+
+    Raises:
+      ConfigError: there is none; the message has the nearest names.
+    """
+    for registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
+        if name in registry.names():
+            return registry.get(name)
+    close = difflib.get_close_matches(name, task_names(), n=3)
+    hint = f"Did you mean {' or '.join(close)}? " if close else ""
+    raise ConfigError(
+        f"MIXTURE_OR_TASK_NAME: there is no task or mixture {name!r}. {hint}`t5x list-tasks` "
+        "prints all; a task of your own is registered by the module that MIXTURE_OR_TASK_MODULE "
+        "names."
+    )
+
+
+def component_tasks(name: str) -> list[tuple[str, float]]:
+    """The names of a mixture's tasks with their rates, which need not add up to 1.
+
+    A task by itself is its only component.
+
+    Raises:
+      ConfigError: the name is unknown, or the rates are no rates.
+    """
+    provider = resolve(name)
+    if isinstance(provider, seqio.Task):
+        return [(name, 1.0)]
+    try:
+        rates = [(task.name, float(provider.get_rate(task))) for task in provider.tasks]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"the rates of the mixture {name} cannot be computed: {error}. Give them as numbers."
+        ) from error
+    if min(rate for _, rate in rates) < 0 or not sum(rate for _, rate in rates) > 0:
+        found = ", ".join(f"{task}: {rate}" for task, rate in rates)
+        raise ConfigError(
+            f"the rates of the mixture {name} must be 0 or more, one of them more; found {found}."
+        )
+    return rates
+
+
+def label_words(name: str) -> tuple[str, ...]:
+    """The words a task answers with, in the order of its classes; () where they are not known.
+
+    Of a mixture, the words of all its tasks, each once.
+    """
+    words = {
+        superglue_name(spec, task_word=task_word): spec.labels
+        for spec in superglue.TASKS.values()
+        for task_word in (True, False)
+    } | {task: demo.label_words for task, demo in generator.DEMO_TASKS.items()}
+    if name in words or name not in seqio.MixtureRegistry.names():
+        return words.get(name, ())
+    tasks = seqio.MixtureRegistry.get(name).tasks
+    return tuple(dict.fromkeys(w for task in tasks for w in words.get(task.name, ())))
+
+
+def import_task_module(name: str) -> None:
+    """Imports the user's module, which registers their tasks; a second call does nothing.
+
+    Modules of the working directory are found, as they are with `python -m t5x.main`.
+
+    Raises:
+      ConfigError: the module is not there, or it fails.
+    """
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        missing = error.name or name
+        what = (
+            "is not found in the working directory, in PYTHONPATH or among the installed packages"
+            if name == missing or name.startswith(missing + ".")
+            else f"imports {missing!r}, which is not installed"
+        )
+        raise ConfigError(f"MIXTURE_OR_TASK_MODULE: the module {name!r} {what}.") from error
+    except Exception as error:  # the user's code: whatever it raises is theirs to read
+        raise ConfigError(
+            f"MIXTURE_OR_TASK_MODULE: importing {name!r} failed with {type(error).__name__}: "
+            f"{error}{_place(error)}."
+        ) from error
+
+
+def _place(error: Exception) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f" ({trace.tb_frame.f_code.co_filename}, line {trace.tb_lineno})" if trace else ""

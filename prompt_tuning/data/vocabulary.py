@@ -1,0 +1,119 @@
+"""seqio's vocabularies: SentencePiece models by path, bytes, and the bundled one.
+
+`tasks.py` tokenises with them. Text to ids without TensorFlow is `serving/vocabulary.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import seqio
+import tensorflow as tf
+
+from prompt_tuning.config import TINY, ConfigError
+from prompt_tuning.world import assets
+
+EXTRA_IDS = 100  # T5's sentinels, the last ids of its vocabulary
+
+
+def load_vocabulary(spec: str) -> seqio.Vocabulary:
+    """The vocabulary that `VOCABULARY` names: 'bytes', 'tiny', or a SentencePiece model.
+
+    Raises:
+      ConfigError: the model cannot be read.
+    """
+    vocabulary = lazy_vocabulary(spec)
+    read_vocabulary(vocabulary)
+    return vocabulary
+
+
+def read_vocabulary(vocabulary: seqio.Vocabulary) -> None:
+    """Makes sure that the model of a vocabulary can be read; seqio does that at first use only.
+
+    Raises:
+      ConfigError: it cannot.
+    """
+    try:
+        _ = vocabulary.vocab_size
+    except (OSError, RuntimeError, tf.errors.OpError) as error:
+        path = getattr(vocabulary, "sentencepiece_model_file", type(vocabulary).__name__)
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str, error: Exception) -> ConfigError:
+    return ConfigError(
+        f"VOCABULARY: the SentencePiece model {path} cannot be read ({first_line(error)}). Without "
+        "a network, set VOCABULARY to a local copy of it."
+    )
+
+
+def vocabulary_sha256(spec: str) -> str:
+    """The hash that a prompt carries of its vocabulary: of the SentencePiece file, or of "bytes".
+
+    Raises:
+      ConfigError: the model cannot be read.
+    """
+    if spec == "bytes":
+        return hashlib.sha256(b"bytes").hexdigest()
+    path = _path(spec)
+    try:
+        with tf.io.gfile.GFile(path, "rb") as file:
+            return hashlib.sha256(file.read()).hexdigest()
+    except (OSError, tf.errors.OpError) as error:
+        raise _unreadable(path, error) from error
+
+
+def same_vocabulary(one: seqio.Vocabulary, other: seqio.Vocabulary) -> bool:
+    """Whether two vocabularies give the same ids, wherever their files lie.
+
+    seqio calls two SentencePiece vocabularies equal only if their paths are.
+    """
+    if isinstance(one, seqio.SentencePieceVocabulary) and isinstance(
+        other, seqio.SentencePieceVocabulary
+    ):
+        return one.sp_model == other.sp_model
+    return one == other
+
+
+def lazy_vocabulary(spec: str) -> seqio.Vocabulary:
+    """The vocabulary; a remote model is not touched before it is used."""
+    if spec == "bytes":
+        return seqio.ByteVocabulary()
+    path = _path(spec)
+    return seqio.SentencePieceVocabulary(path, extra_ids=_missing_sentinels(path))
+
+
+def _path(spec: str) -> str:
+    return assets.tiny_vocabulary() if spec == TINY else spec
+
+
+def _missing_sentinels(path: str) -> int:
+    """How many sentinels seqio has to add: none where the model brings them along.
+
+    The official file, `cc_all.32000.100extra`, does (T5X reads it with extra_ids=0), and its copies
+    with 32,000 pieces do not. A remote file is judged by its name.
+    """
+    if "://" in path:
+        return 0 if "100extra" in path else EXTRA_IDS
+    if not Path(path).is_file():
+        raise ConfigError(
+            f"VOCABULARY: there is no SentencePiece model {path!r}. VOCABULARY is the path of one "
+            f"(local or gs://), 'bytes' or '{TINY}'."
+        )
+    import sentencepiece
+
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_file=path)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"VOCABULARY: {path} is no SentencePiece model ({first_line(error)})."
+        ) from error
+    pieces = ("<extra_id_0>", "\u2581<extra_id_0>")
+    has = any(model.piece_to_id(piece) != model.unk_id() for piece in pieces)
+    return 0 if has else EXTRA_IDS
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without the pages that TensorFlow adds."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

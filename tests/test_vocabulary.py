@@ -1,0 +1,98 @@
+"""Vocabularies by name: which one, with which sentinels, and what is said when it is not there."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import sentencepiece
+import seqio
+
+from prompt_tuning.config import OFFICIAL_VOCABULARY, ConfigError
+from prompt_tuning.data import vocabulary
+
+TEXT = "a small piece of text, and another one; some words twice: text, words, small words.\n"
+
+
+def train(path: Path, symbols: Sequence[str] = ()) -> str:
+    """A SentencePiece model as T5's: padding 0, end 1, unknown 2."""
+    corpus = path.with_suffix(".txt")
+    corpus.write_text(TEXT * 20)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(corpus),
+        model_prefix=str(path.with_suffix("")),
+        vocab_size=40 + len(symbols),
+        user_defined_symbols=list(symbols),
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    return str(path)
+
+
+def test_bytes():
+    loaded = vocabulary.load_vocabulary("bytes")
+    assert isinstance(loaded, seqio.ByteVocabulary)
+    assert loaded.encode("a") == [ord("a") + 3]
+    assert vocabulary.vocabulary_sha256("bytes") == hashlib.sha256(b"bytes").hexdigest()
+
+
+def test_sentinels_are_added_only_where_the_model_has_none(tmp_path):
+    plain = train(tmp_path / "plain.model")
+    pieces = sentencepiece.SentencePieceProcessor(model_file=plain).vocab_size()
+    loaded = vocabulary.load_vocabulary(plain)
+    assert loaded.vocab_size == pieces + 100
+    assert loaded.encode("<extra_id_0>") == [pieces + 99]
+
+    sentinels = [f"\u2581<extra_id_{i}>" for i in range(99, -1, -1)]
+    with_them = train(tmp_path / "with.model", sentinels)
+    loaded = vocabulary.load_vocabulary(with_them)
+    held = sentencepiece.SentencePieceProcessor(model_file=with_them)
+    assert loaded.vocab_size == held.vocab_size()
+    assert loaded.encode("<extra_id_0>") == [held.piece_to_id("\u2581<extra_id_0>")]
+
+
+def test_the_official_one_is_named_without_a_network():
+    lazy = vocabulary.lazy_vocabulary(OFFICIAL_VOCABULARY)
+    assert lazy.extra_ids == 0  # it brings its sentinels along: "100extra"
+    assert lazy.sentencepiece_model_file == OFFICIAL_VOCABULARY
+
+
+def test_the_same_model_elsewhere_is_the_same_vocabulary(tmp_path):
+    first = train(tmp_path / "first.model")
+    (tmp_path / "copy.model").write_bytes(Path(first).read_bytes())
+    one, other = (
+        vocabulary.load_vocabulary(str(tmp_path / f"{n}.model")) for n in ("first", "copy")
+    )
+    assert one != other  # to seqio
+    assert vocabulary.same_vocabulary(one, other)
+    less = seqio.SentencePieceVocabulary(first)  # no sentinels
+    assert not vocabulary.same_vocabulary(one, less)
+    assert not vocabulary.same_vocabulary(one, seqio.ByteVocabulary())
+    assert vocabulary.same_vocabulary(seqio.ByteVocabulary(), seqio.ByteVocabulary())
+    assert (
+        vocabulary.vocabulary_sha256(first) == hashlib.sha256(Path(first).read_bytes()).hexdigest()
+    )
+
+
+def test_a_model_that_cannot_be_read(tmp_path):
+    with pytest.raises(ConfigError, match=r"no SentencePiece model 'nowhere.model'.*'bytes' or"):
+        vocabulary.load_vocabulary("nowhere.model")
+    (tmp_path / "text.model").write_text("no model")
+    with pytest.raises(ConfigError, match=r"text.model is no SentencePiece model"):
+        vocabulary.load_vocabulary(str(tmp_path / "text.model"))
+    for read in (vocabulary.load_vocabulary, vocabulary.vocabulary_sha256):
+        with pytest.raises(ConfigError, match=r"nosuch://x.model cannot be read.*local copy"):
+            read("nosuch://x.model")
+
+
+def test_the_real_vocabulary(shared_dir):
+    loaded = vocabulary.load_vocabulary(
+        str(shared_dir / "data" / "t5_vocab" / "sentencepiece.model")
+    )
+    assert loaded.vocab_size == 32100
+    assert loaded.encode("<extra_id_0> <extra_id_99>") == [32099, 32000]
+    assert loaded.encode("True") == [10998]
