@@ -1,0 +1,235 @@
+"""Rows to batches: the tokens of a task in memory, and the arrays of a step.
+
+Third station of the data. `load_rows` reads any seqio task once; after it there is no TensorFlow,
+only numpy. Which rows make up a training batch is arithmetic on (seed, step), in `order.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+import seqio
+import tensorflow as tf
+from jaxtyping import Float32, Int32
+from seqio.utils import Feature
+
+from prompt_tuning.config import ConfigError
+from prompt_tuning.data.order import row_order
+from prompt_tuning.data.sources import check_source
+from prompt_tuning.data.tasks import component_tasks, resolve
+from prompt_tuning.data.vocabulary import first_line, read_vocabulary, same_vocabulary
+
+Lengths = Mapping[str, int]  # TASK_FEATURE_LENGTHS
+Tokens = Int32[np.ndarray, "_"]
+
+
+class Batch(TypedDict):
+    """What a training or evaluation step takes; the names are T5X's. Token 0 is padding."""
+
+    encoder_input_tokens: Int32[np.ndarray, "B T"]
+    decoder_input_tokens: Int32[np.ndarray, "B L"]
+    decoder_target_tokens: Int32[np.ndarray, "B L"]
+    decoder_loss_weights: Float32[np.ndarray, "B L"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """One split of one task, in the order of its files."""
+
+    task: str
+    inputs: list[Tokens]  # cut to TASK_FEATURE_LENGTHS, end-of-sequence included
+    targets: list[Tokens]
+    examples: list[dict[str, Any]]  # all features as seqio gives them, for postprocess_fn
+    truncated_inputs: int
+    truncated_targets: int
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+def load_rows(
+    task: str,
+    split: str,
+    lengths: Lengths,
+    *,
+    vocabulary: seqio.Vocabulary | None = None,
+    limit: int | None = None,
+) -> Rows:
+    """The rows of a split, tokenised and cut to `lengths`: unshuffled, one epoch.
+
+    With a `vocabulary`, the task's has to be the same; with a `limit`, only the first rows are
+    read. Random preprocessors are seeded and draw once, not anew in every epoch.
+
+    Raises:
+      ConfigError: the task, the split or the data is missing, a feature is not a sequence of
+        tokens, or the vocabulary is another one.
+    """
+    found = resolve(task)
+    if not isinstance(found, seqio.Task):
+        raise ConfigError(f"{task} is a mixture; load the rows of its tasks one by one.")
+    _check_vocabularies(found, vocabulary)
+    if not found.requires_caching:
+        check_source(found, split)
+    examples = _read(found, split, lengths, limit)
+    if not examples:
+        raise ConfigError(f"the split {split!r} of the task {task} has no rows.")
+    inputs, targets = ([_tokens(found, e, key) for e in examples] for key in ("inputs", "targets"))
+    cut = {
+        key: sum(_is_cut(found.output_features[key], e, key, lengths[key]) for e in examples)
+        for key in ("inputs", "targets")
+    }
+    return Rows(task, inputs, targets, examples, cut["inputs"], cut["targets"])
+
+
+def _check_vocabularies(task: seqio.Task, vocabulary: seqio.Vocabulary | None) -> None:
+    for key in ("inputs", "targets"):
+        if key not in task.output_features:
+            raise ConfigError(
+                f"the task {task.name} has the output features {sorted(task.output_features)}; an "
+                "encoder-decoder needs 'inputs' and 'targets'."
+            )
+        theirs = task.output_features[key].vocabulary
+        read_vocabulary(theirs)
+        if vocabulary is not None and not same_vocabulary(theirs, vocabulary):
+            raise ConfigError(
+                f"the task {task.name} makes its {key} with the vocabulary {theirs}, but "
+                f"VOCABULARY is {vocabulary}: their ids mean different things. Use one for both."
+            )
+
+
+def _read(
+    task: seqio.Task, split: str, lengths: Lengths, limit: int | None
+) -> list[dict[str, Any]]:
+    try:
+        dataset = task.get_dataset(
+            sequence_length=dict(lengths),
+            split=split,
+            use_cached=task.requires_caching,
+            shuffle=False,
+            seed=0,
+            try_in_mem_cache=False,
+        )
+        if limit is not None:
+            dataset = dataset.take(limit)
+        return list(dataset.as_numpy_iterator())
+    except (tf.errors.OpError, ValueError, AssertionError) as error:
+        raise ConfigError(
+            f"the split {split!r} of the task {task.name} cannot be read: {first_line(error)}"
+        ) from error
+
+
+def _tokens(task: seqio.Task, example: Mapping[str, Any], key: str) -> Tokens:
+    value = np.asarray(example.get(key, []))
+    if key not in example or value.ndim != 1 or not np.issubdtype(value.dtype, np.integer):
+        found = f"{value.dtype}{list(value.shape)}" if key in example else "nothing"
+        raise ConfigError(
+            f"the task {task.name} must give {key!r} as a sequence of token ids, found {found}. "
+            "Does it lack seqio.preprocessors.tokenize?"
+        )
+    return value.astype(np.int32)
+
+
+def _is_cut(feature: Feature, example: Mapping[str, Any], key: str, length: int) -> bool:
+    """Whether a feature has lost tokens; only one that fills its length can have.
+
+    A task that keeps no pretokenized text does not show it: a full feature then counts as cut.
+    """
+    if len(example[key]) < length:
+        return False
+    text = example.get(f"{key}_pretokenized")
+    if not isinstance(text, bytes):
+        return True
+    whole = len(feature.vocabulary.encode(text.decode("utf-8"))) + int(feature.add_eos)
+    return whole > length
+
+
+def load_training_rows(
+    name: str, split: str, lengths: Lengths, *, vocabulary: seqio.Vocabulary | None = None
+) -> tuple[list[Rows], list[float]]:
+    """Rows and rates of everything that a task or mixture trains on.
+
+    A task with rate 0 is there to be evaluated, and may have no training split.
+
+    Raises:
+      ConfigError: see `load_rows` and `tasks.component_tasks`.
+    """
+    drawn = [(task, rate) for task, rate in component_tasks(name) if rate > 0]
+    rows = [load_rows(task, split, lengths, vocabulary=vocabulary) for task, _ in drawn]
+    return rows, [rate for _, rate in drawn]
+
+
+def train_batch(
+    rows: Sequence[Rows],
+    rates: Sequence[float],
+    *,
+    seed: int,
+    step: int,
+    batch_size: int,
+    lengths: Lengths,
+) -> Batch:
+    """The batch of a step, a pure function of (seed, step); steps count from 0 in this run."""
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    task, row = row_order(seed, [len(r) for r in rows], rates, positions)
+    chosen = [(rows[t], int(i)) for t, i in zip(task, row, strict=True)]
+    return make_batch([r.inputs[i] for r, i in chosen], [r.targets[i] for r, i in chosen], lengths)
+
+
+def eval_batches(rows: Rows, batch_size: int, lengths: Lengths) -> Iterator[tuple[Batch, int]]:
+    """Batches of all rows in order, with how many of their rows are real.
+
+    Every batch has `batch_size` rows, so that it is compiled once; the last one is filled up with
+    rows of padding, which have no loss weight.
+    """
+    for start in range(0, len(rows), batch_size):
+        inputs, targets = (x[start : start + batch_size] for x in (rows.inputs, rows.targets))
+        fill = [np.zeros(0, np.int32)] * (batch_size - len(inputs))
+        yield make_batch([*inputs, *fill], [*targets, *fill], lengths), len(inputs)
+
+
+def make_batch(
+    inputs: Sequence[Sequence[int] | Tokens],
+    targets: Sequence[Sequence[int] | Tokens],
+    lengths: Lengths,
+) -> Batch:
+    """The rows as arrays: T is the least of a few lengths that holds all inputs, L is fixed.
+
+    >>> batch = make_batch([[5, 6, 1]], [[7, 1]], {"inputs": 64, "targets": 4})
+    >>> batch["encoder_input_tokens"].shape, batch["decoder_input_tokens"].tolist()
+    ((1, 8), [[0, 7, 1, 0]])
+    """
+    longest = max((len(row) for row in inputs), default=0)
+    widths = input_widths(lengths["inputs"])
+    width = next((n for n in widths if n >= longest), widths[-1])
+    target_tokens = _pad(targets, lengths["targets"])
+    return Batch(
+        encoder_input_tokens=_pad(inputs, width),
+        # T5 starts decoding with the padding token.
+        decoder_input_tokens=np.pad(target_tokens, ((0, 0), (1, 0)))[:, :-1],
+        decoder_target_tokens=target_tokens,
+        decoder_loss_weights=(target_tokens != 0).astype(np.float32),
+    )
+
+
+def input_widths(length: int) -> tuple[int, ...]:
+    """The widths that inputs of at most `length` tokens are padded to.
+
+    Attention costs the square of the width, and every width is compiled once: an eighth, a
+    quarter, half and the whole, in multiples of 8.
+
+    >>> input_widths(512), input_widths(20)
+    ((64, 128, 256, 512), (8, 16, 20))
+    """
+    parts = {min(length, -(-length // part // 8) * 8) for part in (8, 4, 2)}
+    return (*sorted(parts - {length}), length)
+
+
+def _pad(rows: Sequence[Sequence[int] | Tokens], width: int) -> Int32[np.ndarray, "B W"]:
+    longest = max((len(row) for row in rows), default=0)
+    assert longest <= width, f"a row of {longest} tokens was not cut to {width}"
+    padded = np.zeros((len(rows), width), np.int32)
+    for padded_row, row in zip(padded, rows, strict=True):
+        padded_row[: len(row)] = row
+    return padded

@@ -1,0 +1,338 @@
+"""Rows and batches: any seqio task in, T5X's arrays out; training order as arithmetic."""
+
+import numpy as np
+import pytest
+import seqio
+import superglue_rows
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prompt_tuning.config import ConfigError
+from prompt_tuning.data import features, metrics, prepare, tasks
+
+LENGTHS = {"inputs": 64, "targets": 16}
+CB = "taskless_super_glue_cb_v102"
+BYTES = seqio.ByteVocabulary()
+
+
+@pytest.fixture(scope="module")
+def tfds_dir(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("superglue")
+    prepare.prepare_superglue(superglue_rows.write_jsonl(folder / "jsonl"), folder / "tfds")
+    return str(folder / "tfds")
+
+
+@pytest.fixture(autouse=True)
+def registered(tfds_dir):
+    tasks.register("bytes", tfds_data_dir=tfds_dir)
+
+
+@pytest.fixture
+def add_task():
+    """Registers a task for one test; called with texts and what differs from the usual."""
+    added = []
+
+    def add(inputs=("one", "two"), targets=("a", "b"), preprocessors=None, **settings) -> str:
+        name = f"theirs_{len(added)}"
+        columns = {"inputs": list(inputs), "targets": list(targets)}
+        usual = [seqio.preprocessors.tokenize, seqio.preprocessors.append_eos_after_trim]
+        seqio.TaskRegistry.add(
+            name,
+            source=seqio.FunctionDataSource(
+                lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensor_slices(columns),
+                splits=["train"],
+            ),
+            preprocessors=usual if preprocessors is None else preprocessors,
+            output_features=settings.get(
+                "output_features",
+                {key: seqio.Feature(BYTES) for key in ("inputs", "targets")},
+            ),
+        )
+        added.append(name)
+        return name
+
+    yield add
+    for name in added:
+        seqio.TaskRegistry.remove(name)
+
+
+# Rows.
+
+
+def test_rows_of_a_task():
+    rows = features.load_rows(CB, "train", LENGTHS, vocabulary=BYTES)
+    assert rows.task == CB
+    assert len(rows) == len(rows.inputs) == len(rows.targets) == len(rows.examples) == 5
+    for tokens, example in zip(rows.inputs, rows.examples, strict=True):
+        assert tokens.dtype == np.int32
+        assert tokens[-1] == 1
+        text = BYTES.decode(tokens.tolist())
+        assert example["inputs_pretokenized"].decode().startswith(text)
+    assert {BYTES.decode(t.tolist()) for t in rows.targets} == set(tasks.label_words(CB))
+
+
+def test_rows_come_in_the_order_of_the_files_every_time():
+    one, two = (features.load_rows("tiny_mood", "validation", LENGTHS) for _ in range(2))
+    for a, b in zip(one.inputs, two.inputs, strict=True):
+        np.testing.assert_array_equal(a, b)
+    first = features.load_rows("tiny_mood", "validation", LENGTHS, limit=3)
+    assert [e["inputs_pretokenized"] for e in first.examples] == [
+        e["inputs_pretokenized"] for e in one.examples[:3]
+    ]
+
+
+def test_slices_of_a_tfds_split():
+    assert len(features.load_rows(CB, "train[:2]", LENGTHS)) == 2
+    assert len(features.load_rows(CB, "train[1:]+validation", LENGTHS)) == 6
+
+
+def test_what_is_cut_is_counted(add_task):
+    # 5 bytes and the end fill 6 exactly; 6 bytes lose one.
+    name = add_task(inputs=("12345", "123456", "1"), targets=("a", "b", "abcdef"))
+    rows = features.load_rows(name, "train", {"inputs": 6, "targets": 4})
+    assert [len(tokens) for tokens in rows.inputs] == [6, 6, 2]
+    assert [len(tokens) for tokens in rows.targets] == [2, 2, 4]
+    assert (rows.truncated_inputs, rows.truncated_targets) == (1, 1)
+    assert all(tokens[-1] == 1 for tokens in rows.inputs)
+
+
+def test_what_is_cut_without_an_end(add_task):
+    plain = {key: seqio.Feature(BYTES, add_eos=False) for key in ("inputs", "targets")}
+    name = add_task(
+        inputs=("123456", "1234567"),
+        preprocessors=[seqio.preprocessors.tokenize],
+        output_features=plain,
+    )
+    rows = features.load_rows(name, "train", {"inputs": 6, "targets": 4})
+    assert [len(tokens) for tokens in rows.inputs] == [6, 6]
+    assert rows.truncated_inputs == 1
+
+
+def test_random_preprocessors_draw_the_same_every_time(add_task):
+    @seqio.map_over_dataset(num_seeds=1)
+    def shake(example, seed):
+        noise = tf.random.stateless_uniform([8], seed, 3, 99, tf.int32)
+        return {"inputs": noise, "targets": noise}
+
+    name = add_task(inputs=["x"] * 4, targets=["y"] * 4, preprocessors=[shake])
+    one, two = (features.load_rows(name, "train", LENGTHS) for _ in range(2))
+    np.testing.assert_array_equal(one.inputs, two.inputs)
+    assert len({tuple(tokens) for tokens in one.inputs}) == 4
+
+
+# What can be wrong.
+
+
+def test_no_rows(add_task):
+    nothing = [lambda dataset: dataset.filter(lambda row: False), seqio.preprocessors.tokenize]
+    name = add_task(preprocessors=nothing)
+    with pytest.raises(ConfigError, match=f"the split 'train' of the task {name} has no rows"):
+        features.load_rows(name, "train", LENGTHS)
+    with pytest.raises(ConfigError, match=r"'train\[:0\]' of the task .*_cb_v102 cannot be read"):
+        features.load_rows(CB, "train[:0]", LENGTHS)
+
+
+def test_another_vocabulary(add_task):
+    with pytest.raises(ConfigError, match=r"makes its inputs with the vocabulary.*but VOCABULARY"):
+        features.load_rows(CB, "train", LENGTHS, vocabulary=seqio.ByteVocabulary(extra_ids=5))
+    other = {
+        "inputs": seqio.Feature(BYTES),
+        "targets": seqio.Feature(seqio.ByteVocabulary(extra_ids=5)),
+    }
+    with pytest.raises(ConfigError, match="makes its targets with the vocabulary"):
+        features.load_rows(add_task(output_features=other), "train", LENGTHS, vocabulary=BYTES)
+
+
+def test_features_that_are_not_there_or_not_tokens(add_task):
+    only = {"targets": seqio.Feature(BYTES)}
+    with pytest.raises(ConfigError, match=r"output features \['targets'\].*needs 'inputs' and"):
+        features.load_rows(add_task(output_features=only), "train", LENGTHS)
+
+    def without_inputs(dataset):
+        return dataset.map(lambda example: {"targets": example["targets"]})
+
+    optional = {
+        "inputs": seqio.Feature(BYTES, required=False),
+        "targets": seqio.Feature(BYTES),
+    }
+    name = add_task(
+        preprocessors=[without_inputs, seqio.preprocessors.tokenize], output_features=optional
+    )
+    with pytest.raises(ConfigError, match="must give 'inputs' as a sequence of token ids, found n"):
+        features.load_rows(name, "train", LENGTHS)
+    with pytest.raises(ConfigError, match="cannot be read: Task dataset has incorrect type"):
+        features.load_rows(add_task(preprocessors=[]), "train", LENGTHS)  # never tokenised
+
+
+def test_a_mixture_is_not_a_task():
+    with pytest.raises(ConfigError, match="proportional is a mixture"):
+        features.load_rows("super_glue_v102_proportional", "train", LENGTHS)
+
+
+# Mixtures.
+
+
+def test_training_rows_of_a_mixture():
+    rows, rates = features.load_training_rows("super_glue_v102_proportional", "train", LENGTHS)
+    assert {r.task: rate for r, rate in zip(rows, rates, strict=True)} == {
+        "super_glue_boolq_v102": 9427.0,
+        "super_glue_cb_v102": 250.0,
+        "super_glue_rte_v102": 2490.0,
+    }
+    assert {r.task: len(r) for r in rows}["super_glue_cb_v102"] == 5
+
+
+def test_a_task_with_rate_0_needs_no_training_split(add_task):
+    seqio.MixtureRegistry.add("with_eval", [(add_task(), 1.0), ("tiny_mood", 0.0)])
+    try:
+        rows, rates = features.load_training_rows("with_eval", "train", LENGTHS)
+        assert ([r.task for r in rows], rates) == (["theirs_0"], [1.0])
+    finally:
+        seqio.MixtureRegistry.remove("with_eval")
+
+
+# Batches.
+
+token_rows = st.lists(
+    st.tuples(
+        st.lists(st.integers(1, 258), max_size=40), st.lists(st.integers(1, 258), max_size=6)
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+@settings(deadline=None)
+@given(token_rows)
+def test_a_batch_is_its_rows(rows):
+    inputs, targets = zip(*rows, strict=True)
+    batch = features.make_batch(inputs, targets, {"inputs": 40, "targets": 6})
+    width = batch["encoder_input_tokens"].shape[1]
+    assert width in features.input_widths(40)
+    assert batch["decoder_target_tokens"].shape == (len(rows), 6)
+    for i, (row, target) in enumerate(rows):
+        assert batch["encoder_input_tokens"][i].tolist() == row + [0] * (width - len(row))
+        padded = target + [0] * (6 - len(target))
+        assert batch["decoder_target_tokens"][i].tolist() == padded
+        assert batch["decoder_input_tokens"][i].tolist() == [0, *padded[:-1]]
+        assert batch["decoder_loss_weights"][i].tolist() == [float(t != 0) for t in padded]
+
+
+def test_a_batch_equals_the_one_seqio_makes():
+    """T5X feeds its model through this converter; ours differs in the padding of inputs alone."""
+    rows = features.load_rows(CB, "train", LENGTHS)
+    (batch, real), *rest = features.eval_batches(rows, 5, LENGTHS)
+    assert (real, rest) == (5, [])
+    converted = seqio.get_dataset(
+        CB,
+        LENGTHS,
+        seqio.EncDecFeatureConverter(pack=False),
+        dataset_split="train",
+        shuffle=False,
+        batch_size=5,
+    )
+    (expected,) = converted.as_numpy_iterator()
+    assert set(batch) == set(expected)
+    width = batch["encoder_input_tokens"].shape[1]
+    for key, value in expected.items():
+        whole = np.pad(batch[key], ((0, 0), (0, value.shape[1] - batch[key].shape[1])))
+        np.testing.assert_array_equal(whole, value)
+    assert batch["encoder_input_tokens"][:, -width // 2 :].any()  # no narrower width would do
+
+
+@settings(deadline=None)
+@given(st.integers(1, 1000))
+def test_widths_are_few_and_end_with_the_length(length):
+    widths = features.input_widths(length)
+    assert len(widths) <= 4
+    assert list(widths) == sorted(set(widths))
+    assert widths[-1] == length
+    assert all(width % 8 == 0 for width in widths[:-1])
+
+
+def test_a_row_that_was_not_cut_is_refused():
+    with pytest.raises(AssertionError, match="a row of 7 tokens was not cut to 4"):
+        features.make_batch([[1]], [[1] * 7], {"inputs": 8, "targets": 4})
+    with pytest.raises(AssertionError, match="a row of 9 tokens was not cut to 8"):
+        features.make_batch([[1] * 9], [[1]], {"inputs": 8, "targets": 4})
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 8])
+def test_evaluation_goes_through_all_rows_once_and_in_order(batch_size):
+    rows = features.load_rows(CB, "train", LENGTHS)
+    seen = []
+    for batch, real in features.eval_batches(rows, batch_size, LENGTHS):
+        assert batch["encoder_input_tokens"].shape[0] == batch_size
+        assert not batch["encoder_input_tokens"][real:].any()
+        assert not batch["decoder_loss_weights"][real:].any()
+        seen += [tokens[tokens > 0] for tokens in batch["encoder_input_tokens"][:real]]
+    for tokens, expected in zip(seen, rows.inputs, strict=True):
+        np.testing.assert_array_equal(tokens, expected)
+
+
+def make_rows(task: str, size: int) -> features.Rows:
+    """Rows whose first input token is the row's number."""
+    inputs = [np.asarray([2 + i, 1], np.int32) for i in range(size)]
+    targets = [np.asarray([2 + i % 2, 1], np.int32) for i in range(size)]
+    return features.Rows(task, inputs, targets, [{} for _ in range(size)], 0, 0)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(1, 12), st.integers(0, 50))
+def test_training_resumes_anywhere(seed, size, batch_size, start):
+    rows = [make_rows("a", size)]
+
+    def batch(step, size=batch_size):
+        made = features.train_batch(
+            rows, [1.0], seed=seed, step=step, batch_size=size, lengths=LENGTHS
+        )
+        return made["encoder_input_tokens"][:, 0]
+
+    ahead = [batch(step) for step in range(start, start + 3)]
+    alone = batch(start + 2)  # as a resumed run would begin
+    np.testing.assert_array_equal(alone, ahead[2])
+    # The rows of a step do not depend on how the ones before it were batched.
+    single = [
+        batch(position, size=1)[0] for position in range(batch_size * start, batch_size * start + 3)
+    ]
+    np.testing.assert_array_equal(single[:batch_size], ahead[0][:3])
+
+
+def test_one_epoch_of_batches_has_every_row_once():
+    rows = [make_rows("a", 24)]
+    batches = [
+        features.train_batch(rows, [1.0], seed=3, step=s, batch_size=8, lengths=LENGTHS)
+        for s in range(3)
+    ]
+    seen = np.concatenate([batch["encoder_input_tokens"][:, 0] for batch in batches])
+    assert sorted(seen - 2) == list(range(24))
+    assert list(seen) != sorted(seen)
+
+
+# The real data.
+
+
+def test_majority_class_of_the_real_rows(shared_dir, tmp_path):
+    """The floors that the paper's label counts give (table 7): CB 50.0, RTE 52.7."""
+    prepare.prepare_superglue(shared_dir / "data" / "superglue", tmp_path)
+    path = shared_dir / "data" / "t5_vocab" / "sentencepiece.model"
+    tasks.register(str(path), tfds_data_dir=str(tmp_path))
+    lengths = {"inputs": 512, "targets": 8}
+    for name, count, floor in ((CB, 250, 50.0), ("super_glue_rte_v102", 2490, 52.7)):
+        task = tasks.resolve(name)
+        train, validation = (features.load_rows(name, s, lengths) for s in ("train", "validation"))
+        assert len(train) == count
+        assert train.truncated_targets == validation.truncated_targets == 0
+        targets = [
+            [task.postprocess_fn(e["targets_pretokenized"].decode(), example=e) for e in r.examples]
+            for r in (train, validation)
+        ]
+        predictions = metrics.majority_predictions(targets[0], len(validation))
+        assert metrics.accuracy(targets[1], predictions)["accuracy"] == pytest.approx(
+            floor, abs=0.05
+        )
+    long = features.load_rows(CB, "train", {"inputs": 64, "targets": 8})
+    vocabulary = tasks.load_vocabulary(str(path))
+    texts = [e["inputs_pretokenized"].decode() for e in long.examples]
+    assert long.truncated_inputs == sum(len(vocabulary.encode(text)) + 1 > 64 for text in texts) > 0
