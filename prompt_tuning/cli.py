@@ -43,13 +43,15 @@ of the project. Later files and flags win; every override is named.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code of one command: 2 for a mistake in what was asked for, 130 after Ctrl-C."""
+    """Runs one command; its exit code is 2 for a mistake of the user's, 130 after Ctrl-C."""
     program = os.path.basename(sys.argv[0]).removesuffix(".py")
     program = program if program in ("t5x", "prompt-tuning") else "t5x"
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments and arguments[0] in COMMANDS else ""
     try:
-        return _run(program, arguments)
+        code = _run(program, arguments)
+        sys.stdout.flush()
+        return code
     except ConfigError as error:
         print(f"{program} {command}".strip() + f": error: {error}", file=sys.stderr)
         return 2
@@ -265,10 +267,10 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _eval(args: argparse.Namespace, rest: list[str]) -> int:
     if (started := _start(args, rest)) is not None:
-        from prompt_tuning.training import evaluate
+        from prompt_tuning.training import matrix
 
         loaded, text = started
-        evaluate.run_eval(loaded.run, config_text=text)
+        matrix.run_eval(loaded.run, config_text=text)
     return 0
 
 
@@ -302,8 +304,7 @@ def _prepare_superglue(args: argparse.Namespace, rest: list[str]) -> int:
     _import_tensorflow()
     from prompt_tuning.data import prepare
 
-    for task in prepare.prepare_superglue(args.jsonl_dir, args.tfds_data_dir):
-        print(task)
+    prepare.prepare_superglue(args.jsonl_dir, args.tfds_data_dir)
     return 0
 
 

@@ -1,0 +1,599 @@
+"""gin files and flags become an experiment, or one message that says what is wrong and where.
+
+The golden files are the resolved configurations of some documented commands; after a deliberate
+change of the recipes: `python tests/test_gin_config.py` writes them anew.
+"""
+
+import dataclasses
+import itertools
+import re
+import sys
+from pathlib import Path
+
+import gin
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prompt_tuning import config, gin_config, gin_settings
+from prompt_tuning.config import ConfigError, EvalRun, Experiment, InferRun
+
+GIN = gin_settings.gin_folder()
+GOLDEN = Path(__file__).parent / "golden" / "config"
+MODELS, PROMPTS, TASKS = (
+    [f"{folder}/{path.name}" for path in sorted((GIN / folder).glob("*.gin"))]
+    for folder in ("models", "prompts", "superglue")
+)
+RECIPE = "runs/prompt_tune.gin"
+WHERE = ["MODEL_DIR = 'out'", "INITIAL_CHECKPOINT_PATH = 'gs://bucket/checkpoint_1100000'"]
+# What a file of prompts/ leaves to the user.
+PROMPT_NEEDS = {
+    "prompts/text.gin": ["PROMPT_TEXT = 'yes or no'"],
+    "prompts/from_file.gin": ["PROMPT_FILE = 'best'"],
+}
+COMMANDS = {
+    "boolq_base": (
+        ["models/t5_1_1_base.gin", "prompts/class_labels.gin", "superglue/boolq.gin", RECIPE],
+        WHERE,
+    ),
+    "cb_xxl_without_prompt_file": (
+        ["models/t5_1_1_xxl.gin", "superglue/cb.gin", RECIPE],
+        [*WHERE, "DTYPE = 'bfloat16'", "NUM_MODEL_PARTITIONS = 8"],
+    ),
+    "rte_small_model_tuning": (
+        ["models/t5_1_1_small.gin", "superglue/rte.gin", "runs/model_tune.gin"],
+        WHERE,
+    ),
+    "demo": (["demo.gin"], []),
+    "demo_topic": (["demo_topic.gin"], []),
+}
+
+
+def load(files, bindings=(), **options) -> Experiment:
+    return gin_config.load(files, bindings, **options).run
+
+
+def refusal(files, bindings=(), **options) -> str:
+    with pytest.raises(ConfigError) as error:
+        gin_config.load(files, bindings, **options)
+    return str(error.value)
+
+
+def write(path: Path, text: str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return str(path)
+
+
+# The project's own files
+
+
+@pytest.mark.parametrize(("model", "prompt"), list(itertools.product(MODELS, PROMPTS)))
+def test_every_combination_resolves_and_nothing_clobbers(model, prompt):
+    for task in TASKS:
+        where = WHERE[:1] if "tiny" in model else WHERE
+        bindings = [*where, *PROMPT_NEEDS.get(prompt, [])]
+        loaded = gin_config.load([model, prompt, task, RECIPE], bindings)
+        assert loaded.overrides == ()
+        experiment = loaded.run
+        assert experiment.train.train_steps_relative == 30_000
+        assert (
+            experiment.prompt.init
+            == {
+                "class_labels": "class_labels",
+                "from_file": "file",
+                "random_uniform": "random_uniform",
+                "sampled_vocab": "sampled_vocab",
+                "text": "text",
+            }[Path(prompt).stem]
+        )
+        name = experiment.data.mixture_or_task_name
+        assert isinstance(name, str)
+        assert Path(task).stem in name
+        assert experiment.prompt.class_labels  # the words of the task
+
+
+def test_there_are_models_prompts_and_tasks():
+    assert {Path(m).stem.removeprefix("t5_1_1_") for m in MODELS} == {
+        *("tiny", "small", "base", "large", "xl", "xxl")
+    }
+    assert len(PROMPTS) == 5
+    assert {"superglue/boolq.gin", "superglue/cb.gin", "superglue/rte.gin"} <= set(TASKS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_golden(name):
+    files, bindings = COMMANDS[name]
+    assert gin_config.to_gin(load(files, bindings)) == (GOLDEN / f"{name}.txt").read_text()
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_model_files_say_their_parameter_count(model):
+    from prompt_tuning.model import t5
+    from prompt_tuning.world import assets
+
+    (count,) = re.findall(r"([\d,]+) parameters", (GIN / model).read_text())
+    sizes = load([model, RECIPE, "superglue/cb.gin"], WHERE).model
+    shapes = t5.param_shapes(sizes).values()
+    assert sum(shape.size for shape in shapes) == int(count.replace(",", ""))
+    if "tiny" in model:
+        assert dataclasses.replace(sizes, dropout_rate=0.0) == assets.TINY_CONFIG
+
+
+def test_models_prompts_and_tasks_hold_macros_only():
+    for folder in ("models", "prompts", "superglue"):
+        for path in (GIN / folder).glob("*.gin"):
+            for line in path.read_text().splitlines():
+                assert re.match(r"(#.*|[A-Z0-9_]+ = .*|)$", line), (path, line)
+
+
+def test_every_field_is_bound_to_a_macro_that_has_a_comment():
+    fields = {
+        f"{cls.__name__}.{name}"
+        for run in (Experiment, EvalRun, InferRun)
+        for cls, name, _ in gin_config._leaf_fields(run)
+    }
+    assert set(gin_config.field_macros()) == fields
+    assert set(gin_config.field_macros().values()) == set(gin_config.macro_comments())
+
+
+def test_defaults_are_those_of_the_dataclasses():
+    task = ["MIXTURE_OR_TASK_NAME = 'a_task'", "TASK_FEATURE_LENGTHS = {'inputs': 9, 'targets': 2}"]
+    found = load(
+        ["models/t5_1_1_base.gin", "runs/bindings.gin"], [*WHERE, *task, "TRAIN_STEPS_RELATIVE = 1"]
+    )
+    required = [
+        f.name for f in dataclasses.fields(config.ModelConfig) if f.default is dataclasses.MISSING
+    ]
+    sizes = {name: getattr(found.model, name) for name in required}
+    assert found == Experiment(
+        model_dir="out",
+        initial_checkpoint_path="gs://bucket/checkpoint_1100000",
+        model=config.ModelConfig(**sizes),
+        data=config.DataConfig(
+            mixture_or_task_name="a_task", task_feature_lengths={"inputs": 9, "targets": 2}
+        ),
+        train=config.TrainConfig(train_steps_relative=1),
+    )
+
+
+def test_the_recipe_is_the_papers():
+    experiment = load(["demo.gin", RECIPE])
+    optimizer = experiment.optimizer
+    assert (experiment.train.train_steps_relative, experiment.data.batch_size) == (30_000, 32)
+    assert (experiment.prompt.length, optimizer.learning_rate) == (100, 0.3)
+    assert (optimizer.name, optimizer.decay_rate) == ("adafactor", 0.8)
+    assert (optimizer.weight_decay, optimizer.start_step) == (1e-5, None)
+    assert (experiment.model.dropout_rate, experiment.train.z_loss) == (0.1, 1e-4)
+    assert experiment.eval.period == 1000
+
+
+# Later ones win, and say so
+
+
+def test_flags_win_over_files_and_later_files_over_earlier_ones(tmp_path):
+    mine = write(tmp_path / "mine.gin", "BATCH_SIZE = 8\nLEARNING_RATE = 0.1\n")
+    loaded = gin_config.load(["demo.gin", mine], ["LEARNING_RATE = 1"])
+    assert loaded.run.data.batch_size == 8
+    assert loaded.run.optimizer.learning_rate == 1.0
+    assert type(loaded.run.optimizer.learning_rate) is float
+    lines = [str(override) for override in loaded.overrides]
+    recipe = (GIN / RECIPE).read_text().splitlines()
+    line = 1 + next(i for i, text in enumerate(recipe) if text.startswith("BATCH_SIZE"))
+    assert f"BATCH_SIZE = 32 ({RECIPE}:{line}) is overridden by 8 ({mine}:1)" in lines
+    assert f"LEARNING_RATE = 0.1 ({mine}:2) is overridden by 1 (the command line)" in lines
+
+
+def test_the_same_value_again_and_defaults_are_no_override(tmp_path):
+    mine = write(tmp_path / "mine.gin", "BATCH_SIZE = 32\nNUM_DECODES = 4\n")
+    ours = {str(o) for o in gin_config.load(["demo.gin"]).overrides}
+    assert {str(o) for o in gin_config.load(["demo.gin", mine]).overrides} == ours
+    required = write(tmp_path / "required.gin", "NUM_DECODES = %gin.REQUIRED\n")
+    loaded = gin_config.load(["demo.gin", required], ["NUM_DECODES = 2"])
+    assert {str(o) for o in loaded.overrides} == ours
+
+
+def test_overriding_within_one_file_is_named(tmp_path):
+    mine = write(tmp_path / "mine.gin", "NUM_DECODES = 4\nNUM_DECODES = 2\n")
+    (line,) = (str(o) for o in gin_config.load(["demo.gin", mine]).overrides if "DECODES" in str(o))
+    assert line == f"NUM_DECODES = 4 ({mine}:1) is overridden by 2 ({mine}:2)"
+
+
+def test_absolute_steps_on_the_command_line_replace_the_recipes_relative_ones():
+    loaded = gin_config.load(["demo.gin"], ["TRAIN_STEPS = 1100600"])
+    assert loaded.run.train.train_steps == 1_100_600
+    assert loaded.run.train.train_steps_relative is None
+    assert re.fullmatch(
+        r"TRAIN_STEPS_RELATIVE = 600 \(demo.gin:\d+\) is overridden by "
+        r"TRAIN_STEPS = 1100600 \(the command line\)",
+        str(loaded.overrides[-1]),
+    )
+
+
+def test_a_later_file_may_turn_absolute_steps_into_relative_ones(tmp_path):
+    mine = write(tmp_path / "mine.gin", "TRAIN_STEPS = 1130000\n")
+    assert load([mine, "demo.gin"]).train.train_steps_relative == 600
+    assert load(["demo.gin", mine]).train.train_steps == 1_130_000
+
+
+def test_both_kinds_of_steps_in_one_place_are_refused(tmp_path):
+    message = refusal(["demo.gin"], ["TRAIN_STEPS = 9", "TRAIN_STEPS_RELATIVE = 3"])
+    assert "TRAIN_STEPS (9) and TRAIN_STEPS_RELATIVE (3) are both set. Set one" in message
+    mine = write(tmp_path / "mine.gin", "TRAIN_STEPS = 9\nTRAIN_STEPS_RELATIVE = 3\n")
+    message = refusal(["demo.gin", mine])
+    assert f"(TRAIN_STEPS: {mine}:1; TRAIN_STEPS_RELATIVE: {mine}:2)" in message
+
+
+def test_a_file_or_a_text_says_how_the_prompt_begins():
+    assert load(["demo.gin"]).prompt.init == "auto"
+    loaded = gin_config.load(["demo.gin"], ["PROMPT_FILE = 'x.npy'"])
+    assert loaded.run.prompt.init == loaded.macros["PROMPT_INIT"] == "file"
+    assert str(loaded.provenance["PROMPT_INIT"]) == "the command line"
+    assert load(["demo.gin"], ["PROMPT_TEXT = 'a b'"]).prompt.init == "text"
+    assert "are both set" in refusal(["demo.gin"], ["PROMPT_TEXT = 'a b'", "PROMPT_FILE = 'x'"])
+    message = refusal(["prompts/class_labels.gin", "demo.gin"], ["PROMPT_FILE = 'x'"])
+    assert "PROMPT_FILE is set ('x'), but PROMPT_INIT is 'class_labels'" in message
+    assert "PROMPT_INIT: prompts/class_labels.gin:" in message
+
+
+# Values
+
+
+def test_lists_become_tuples_and_numbers_are_gin_literals():
+    experiment = load(
+        ["demo.gin"],
+        [
+            "CLASS_LABELS=['a', 'b']",
+            "MIXTURE_OR_TASK_NAME=['tiny_mood', 'tiny_topic']",
+            "TRAIN_STEPS_RELATIVE = 30_000",
+            "WEIGHT_DECAY = 1e-3",
+        ],
+    )
+    assert experiment.prompt.class_labels == ("a", "b")
+    assert experiment.data.names == ("tiny_mood", "tiny_topic")
+    assert experiment.train.train_steps_relative == 30_000
+    assert experiment.optimizer.weight_decay == 1e-3
+
+
+def test_macros_may_refer_to_macros_and_be_the_users_own():
+    experiment = load(["demo.gin"], ["SIZE = 7", "BATCH_SIZE = %SIZE", "EVAL_BATCH_SIZE = %SIZE"])
+    assert (experiment.data.batch_size, experiment.eval.batch_size) == (7, 7)
+
+
+def test_fields_may_be_bound_directly():
+    assert load(["demo.gin"], ["OptimizerConfig.decay_rate = 0.5"]).optimizer.decay_rate == 0.5
+
+
+def test_a_users_module_may_supply_values(tmp_path, monkeypatch):
+    write(
+        tmp_path / "my_words.py",
+        "import gin\n\n@gin.configurable\ndef my_labels(first='x'):\n    return [first, 'no']\n",
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    mine = write(
+        tmp_path / "mine.gin",
+        "import my_words\nCLASS_LABELS = @my_labels()\nmy_labels.first = 'yes'\n",
+    )
+    assert load(["demo.gin", mine]).prompt.class_labels == ("yes", "no")
+    assert "cannot read `my_labels.second" in refusal(["demo.gin", mine], ["my_labels.second = 1"])
+
+
+def test_gins_own_state_is_left_empty_and_does_not_matter():
+    gin.bind_parameter("ModelConfig.num_heads", 99)
+    gin.finalize()
+    assert load(["demo.gin"]).model.num_heads == 4
+    assert gin.config_str().strip() == ""
+    assert not gin.config_is_locked()
+    with pytest.raises(ConfigError):
+        load(["demo.gin"], ["BATCH_SIZE = 'x'"])
+    assert gin.config_str().strip() == ""
+
+
+def test_t5x_settings_that_change_nothing_are_accepted():
+    harmless = ["USE_CACHED_TASKS = False", "USE_HARDWARE_RNG = False", "EVAL_STEPS = None"]
+    assert load(["demo.gin"], harmless) == load(["demo.gin"])
+    loaded = gin_config.load(["demo.gin"], ["EVAL_STEPS = 20"], engine="t5x")
+    assert loaded.macros["EVAL_STEPS"] == 20
+
+
+# Eval and infer
+
+
+def test_eval_takes_a_runs_configuration(tmp_path):
+    text = gin_config.to_gin(load(["demo.gin"], ["BATCH_SIZE = 16", "CLASS_LABELS = ['a']"]))
+    saved = write(tmp_path / "config.gin", text)
+    run = load(
+        [saved, "runs/eval.gin"], ["EVAL_OUTPUT_DIR = 'o'", "PROMPT_FILE = 'best'"], run=EvalRun
+    )
+    assert (run.checkpoint_path, run.eval_output_dir, run.prompt_file) == ("tiny", "o", "best")
+    assert (run.data.batch_size, run.class_labels) == (16, ("a",))
+    assert run.experiment.initial_checkpoint_path == "tiny"
+    assert run.experiment.prompt.class_labels == ("a",)
+    assert load([write(tmp_path / "eval.gin", gin_config.to_gin(run))], run=EvalRun) == run
+
+
+def test_checkpoint_path_wins_over_where_the_training_began():
+    bindings = ["EVAL_OUTPUT_DIR = 'o'", "CHECKPOINT_PATH = 'gs://b/checkpoint_9'"]
+    run = load(["demo.gin", "runs/eval.gin"], bindings, run=EvalRun)
+    assert run.checkpoint_path == "gs://b/checkpoint_9"
+
+
+def test_eval_takes_several_prompts_and_training_one(tmp_path):
+    bindings = ["EVAL_OUTPUT_DIR = 'o'", "PROMPT_FILE = ['a', 'b']"]
+    run = load(["demo.gin", "runs/eval.gin"], bindings, run=EvalRun)
+    assert run.prompt_file == ("a", "b")
+    assert load([write(tmp_path / "eval.gin", gin_config.to_gin(run))], run=EvalRun) == run
+    assert "PROMPT_FILE must be a string, found ('a', 'b')" in refusal(["demo.gin"], bindings[1:])
+
+
+def test_infer_with_fallbacks():
+    files = ["models/t5_1_1_tiny.gin", "runs/infer.gin"]
+    lengths = ["TASK_FEATURE_LENGTHS = {'inputs': 9, 'targets': 2}"]
+    fallbacks = {"MIXTURE_OR_TASK_NAME": (), "INFER_OUTPUT_DIR": ""}
+    run = load(files, lengths, run=InferRun, fallbacks=fallbacks)
+    assert (run.data.names, run.infer_output_dir) == ((), "")
+    task = ["MIXTURE_OR_TASK_NAME = 'tiny_mood'"]
+    assert load(files, lengths + task, run=InferRun, fallbacks=fallbacks).data.names == (
+        "tiny_mood",
+    )
+    message = refusal(files, lengths, run=InferRun)
+    assert "INFER_OUTPUT_DIR: where `t5x infer` writes" in message
+    assert "MIXTURE_OR_TASK_NAME: a seqio task or mixture" in message
+    assert "CHECKPOINT_PATH" not in message
+
+
+# Mistakes: what, where, and the nearest right one
+
+
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        ("LEARNIG_RATE = 0.1", r"unknown macro LEARNIG_RATE. Did you mean LEARNING_RATE\?"),
+        ("learning_rate = 0.1", r"unknown macro learning_rate. Did you mean LEARNING_RATE\?"),
+        ("EVAL_NUM_EXAMPLES = 3", r"Did you mean EVALUATOR_NUM_EXAMPLES\?"),
+        ("train/BATCH_SIZE = 3", r"unknown macro train/BATCH_SIZE. Did you mean BATCH_SIZE\?"),
+        ("BATCH_SIZE = %BATCHSIZE", r"%BATCHSIZE is not set anywhere. Did you mean BATCH_SIZE\?"),
+        ("ModelConfig.num_head = 3", r"ModelConfig has no field num_head. Did you mean num_heads"),
+        ("OptimConfig.name = 3", r"has no OptimConfig. Did you mean OptimizerConfig\?"),
+        ("train.eval_period = 5", r"no train\. T5X's own parameters need --engine=t5x"),
+        ("EVAL_STEPS = 5", r"EVAL_STEPS is T5X's; .* EVALUATOR_NUM_EXAMPLES limits the rows"),
+        ("BATCH_SIZE = '32'", r"BATCH_SIZE must be an integer, found '32'"),
+        ("BATCH_SIZE = 32.0", r"BATCH_SIZE must be an integer, found 32.0"),
+        ("BATCH_SIZE = True", r"BATCH_SIZE must be an integer, found True"),
+        ("LEARNING_RATE = '0.1'", r"LEARNING_RATE must be a number, found '0.1'"),
+        ("MODEL_DIR = 3", r"MODEL_DIR must be a string, found 3"),
+        ("EVAL_BATCH_SIZE = 'x'", r"EVAL_BATCH_SIZE must be an integer or None, found 'x'"),
+        ("EVAL_BASELINES = 1", r"EVAL_BASELINES must be True or False, found 1"),
+        ("DTYPE = 'float16'", r"must be one of 'float32', 'bfloat16', found 'float16'"),
+        ("CLASS_LABELS = [1]", r"CLASS_LABELS must be a list of strings, found \(1,\)"),
+        ("CLASS_LABELS = ['a', 'b', 'c', 4]", r"CLASS_LABELS must be a list of strings"),
+        ("TASK_FEATURE_LENGTHS = {'inputs': 3, 'targets': '4'}", r"must be a dict from strings"),
+        ("CLASS_LABELS = 'yes'", r"CLASS_LABELS must be a list of strings, found 'yes'"),
+        ("TASK_FEATURE_LENGTHS = 3", r"must be a dict from strings to integers, found 3"),
+        ("TASK_FEATURE_LENGTHS = {'inputs': 3}", r"must be \{'inputs': T, 'targets': L\}"),
+        ("BATCH_SIZE = 0", r"BATCH_SIZE must be at least 1, found 0.* \(BATCH_SIZE: "),
+        ("NUM_HEADS = 0", r"num_heads must be at least 1, found 0. \(NUM_HEADS: "),
+        ("EVAL_PERIOD = 0", r"EvalConfig.period must be >= 1, found 0. \(EVAL_PERIOD: "),
+        ("TRAIN_STEPS = %TRAIN_STEPS", r"macros refer to each other in a circle"),
+        ("MODEL_DIR = runs/x", r"A string needs quotes.*--gin.MODEL_DIR=\"'runs/boolq'\""),
+        ("MODEL_DIR = /runs/x", r"A string needs quotes"),
+        ("MODEL_DIR =", r"cannot read `MODEL_DIR =`"),
+        ("EVAL_BASELINES = false", r"write False"),
+        ("CLASS_LABELS = ['a'", r"cannot read `CLASS_LABELS = \['a'`"),
+        ("BATCH_SIZE 3", r"expected ':' or '='"),
+        ("VOCABULARY = @seqio.ByteVocabulary()", r"nothing is registered as @seqio.ByteVocab"),
+        ("import no_such_module_here", r"cannot import no_such_module_here"),
+        ("from __gin__ import dynamic_registration", r"belongs to upstream T5X"),
+        ("include 'models/t5_1_1_bas.gin'", r"Did you mean models/t5_1_1_base.gin"),
+        ("MODEL_DIR = %gin.REQUIRED", r"1 macro has no value.*\n  MODEL_DIR: where the run writes"),
+        ("ModelConfig.num_heads = %gin.REQUIRED", r"ModelConfig.num_heads: required"),
+        ("TRAIN_STEPS_RELATIVE = None", r"TRAIN_STEPS_RELATIVE: steps of this run; set this one"),
+    ],
+)
+def test_mistakes_on_the_command_line(binding, message):
+    found = refusal(["demo.gin"], [binding])
+    assert re.search(message, found, flags=re.DOTALL), found
+    if "no value" not in found and "circle" not in found and "not found" not in found:
+        assert "the command line" in found
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("\nLEARNIG_RATE = 1\n", r"mine.gin:2: unknown macro LEARNIG_RATE"),
+        ("\n\nBATCH_SIZE = 'x'\n", r"mine.gin:3: BATCH_SIZE must be an integer"),
+        ("\nBATCH_SIZE = 0\n", r"\(BATCH_SIZE: .*mine.gin:2\)"),
+        ("# x\nBATCH_SIZE = oops\n", r"mine.gin:2: cannot read `BATCH_SIZE = oops`"),
+        ("BATCH_SIZE = 1\nA B\n", r"mine.gin:2: cannot read `A B`"),
+        ("NUM_DECODES = 1\nX = @nowhere()\n", r"mine.gin:2: cannot read `X = @nowhere\(\)`"),
+        ("CLASS_LABELS = ['a',\n  'b'\n", r"mine.gin:2: cannot read"),
+        ("ModelConfig:\n  num_head = 3\n", r"mine.gin:2: ModelConfig has no field num_head"),
+        ("\nfrom __gin__ import dynamic_registration\n", r"mine.gin:2: dynamic registration"),
+        ("include 'mine.gin'\n", r"include each other in a circle: mine.gin -> mine.gin"),
+    ],
+)
+def test_mistakes_in_a_file(text, message, tmp_path):
+    write(tmp_path / "mine.gin", text)
+    found = refusal(["demo.gin", "mine.gin"], search_paths=[str(tmp_path)])
+    assert re.search(message, found), found
+
+
+def test_all_mistakes_are_named_at_once():
+    found = refusal(["demo.gin"], ["BATCH_SIZE = 'x'", "DTYPE = 1", "MODEL_DIR = %gin.REQUIRED"])
+    assert all(name in found for name in ("BATCH_SIZE must", "DTYPE must", "MODEL_DIR: where"))
+    found = refusal(["demo.gin"], ["BTCH_SIZE = 1", "ModelConfig.num_head = 2"])
+    assert "BATCH_SIZE" in found
+    assert "num_heads" in found
+
+
+def test_what_is_open_is_listed_with_what_it_is():
+    found = refusal(["superglue/boolq.gin", RECIPE])
+    assert "MODEL_DIR: where the run writes" in found
+    assert "NUM_ENCODER_LAYERS, NUM_DECODER_LAYERS" in found
+    assert "set by a file of models/" in found
+    assert "MIXTURE" not in found
+
+
+def test_without_a_file_of_runs():
+    assert "--gin_file=runs/prompt_tune.gin" in refusal(["models/t5_1_1_tiny.gin"])
+    assert "what kind of run" in refusal(["models/t5_1_1_tiny.gin"], ["Experiment.model_dir = 'x'"])
+
+
+# Files
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("models/t5_1_1_bas.gin", "Did you mean models/t5_1_1_base.gin"),
+        ("boolq.gin", r"Did you mean superglue/boolq.gin\?"),
+        ("prompt_tune.gin", r"Did you mean runs/prompt_tune.gin"),
+        ("models", "Searched in "),
+        ("/nowhere/demo.gin", r"Searched in /nowhere. Did you mean demo.gin\?"),
+    ],
+)
+def test_missing_files_name_the_places_and_the_nearest(name, near, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = refusal([name], search_paths=["more"])
+    assert f"gin file {name} not found" in found
+    assert re.search(near, found), found
+    if not name.startswith("/"):
+        assert f"{tmp_path}, {tmp_path / 'more'}, {GIN}" in found
+
+
+def test_a_missing_file_of_the_users_own_names_its_neighbour(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "mine" / "experiment_1.gin", "")
+    assert "Did you mean mine/experiment_1.gin?" in refusal(["mine/experiment1.gin"])
+    assert f"Did you mean {tmp_path}/mine/experiment_1.gin?" in refusal(
+        [f"{tmp_path}/mine/experiment1.gin"]
+    )
+
+
+def test_working_directory_then_search_paths_then_the_project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "models/t5_1_1_tiny.gin"
+    assert gin_settings.find_file(name) == GIN / name
+    write(tmp_path / "more" / name, "")
+    assert gin_settings.find_file(name, ["more"]) == Path("more") / name
+    write(tmp_path / name, "")
+    assert gin_settings.find_file(name, ["more"]) == Path(name)
+
+
+def test_own_defaults_and_bindings_are_not_taken_from_the_working_directory(tmp_path, monkeypatch):
+    write(tmp_path / "defaults.gin", "NONSENSE = 1\n")
+    expected = load(["demo.gin"])
+    monkeypatch.chdir(tmp_path)
+    assert load(["demo.gin"]) == expected
+
+
+def test_gin_folder_of_a_wheel_and_of_a_checkout(tmp_path):
+    package = tmp_path / "prompt_tuning"
+    with pytest.raises(ConfigError, match="the installation is incomplete"):
+        gin_settings.gin_folder(package)
+    write(tmp_path / "gin" / "defaults.gin", "")
+    assert gin_settings.gin_folder(package) == tmp_path / "gin"
+    write(package / "gin" / "defaults.gin", "")
+    assert gin_settings.gin_folder(package) == package / "gin"
+
+
+def test_no_package_named_gin_beside_the_experiments():
+    assert not list(GIN.rglob("*.py"))
+
+
+# config.gin can be fed back
+
+
+words = st.text(max_size=8)
+positive = st.integers(1, 10**6)
+numbers = st.floats(1e-30, 1e30)
+
+
+@st.composite
+def values_of_an_experiment(draw) -> dict:
+    sizes = ["num_encoder_layers", "num_decoder_layers", "num_heads", "head_dim", "embed_dim"]
+    sizes += ["mlp_dim", "num_embeddings"]
+    init = draw(st.sampled_from(["auto", "random_uniform", "class_labels", "text", "file"]))
+    return {
+        "model_dir": draw(words),
+        "initial_checkpoint_path": draw(words),
+        "model": {
+            **{name: draw(positive) for name in sizes},
+            "dropout_rate": draw(st.floats(0, 0.99)),
+            "dtype": draw(st.sampled_from(["float32", "bfloat16"])),
+        },
+        "data": {
+            "mixture_or_task_name": draw(words | st.lists(words, max_size=3)),
+            "mixture_or_task_module": draw(st.none() | words),
+            "task_feature_lengths": {"inputs": draw(positive), "targets": draw(positive)},
+            "vocabulary": draw(words),
+            "tfds_data_dir": draw(st.none() | words),
+        },
+        "prompt": {
+            "length": draw(positive),
+            "init": init,
+            "class_labels": draw(st.lists(words, max_size=3)),
+            "text": draw(st.text(min_size=1)) if init == "text" else "",
+            "file": draw(st.text(min_size=1)) if init == "file" else "",
+            "scale": draw(st.floats(-1e9, 1e9)),
+        },
+        "optimizer": {
+            "name": draw(st.sampled_from(["adafactor", "adamw"])),
+            "learning_rate": draw(numbers),
+            "weight_decay": draw(numbers),
+            "start_step": draw(st.none() | positive),
+        },
+        "train": {
+            draw(st.sampled_from(["train_steps", "train_steps_relative"])): draw(positive),
+            "random_seed": draw(st.integers(0, 2**32 - 1)),
+        },
+        "eval": {
+            "method": draw(st.sampled_from(["generate", "rank", "both"])),
+            "num_examples": draw(st.none() | positive),
+            "baselines": draw(st.booleans()),
+        },
+        "num_model_partitions": draw(positive),
+    }
+
+
+@given(values=values_of_an_experiment())
+@settings(max_examples=60, deadline=None)
+def test_round_trip(values, tmp_path_factory):
+    experiment = config.from_dict(Experiment, values)
+    path = tmp_path_factory.mktemp("round_trip") / "config.gin"
+    path.write_text(gin_config.to_gin(experiment), encoding="utf-8")
+    loaded = gin_config.load([str(path)])
+    assert loaded.run == experiment
+    assert loaded.overrides == ()
+    assert gin_config.to_gin(loaded.run) == path.read_text(encoding="utf-8")
+
+
+def test_a_saved_configuration_can_be_changed_again(tmp_path):
+    path = tmp_path / "config.gin"
+    path.write_text(gin_config.to_gin(load(["demo.gin"])))
+    loaded = gin_config.load([str(path)], ["TRAIN_STEPS_RELATIVE = 900", "PROMPT_LENGTH = 5"])
+    assert loaded.run.train.train_steps_relative == 900
+    assert loaded.run.prompt.length == 5
+    assert [str(o).split(" (")[0] for o in loaded.overrides] == [
+        "TRAIN_STEPS_RELATIVE = 600",
+        "PROMPT_LENGTH = 20",
+    ]
+
+
+def test_provenance_is_shown_and_is_still_a_gin_file(tmp_path):
+    loaded = gin_config.load(["demo.gin"], ["BATCH_SIZE = 16"])
+    text = gin_config.to_gin(loaded.run, loaded.provenance)
+    assert "\nBATCH_SIZE = 16  # the command line\n" in text
+    assert "\nNUM_DECODES = 1  # the default\n" in text
+    assert re.search(r"\nNUM_HEADS = 4  # models/t5_1_1_tiny.gin:\d+\n", text)
+    assert load([write(tmp_path / "c.gin", text)]) == loaded.run
+
+
+def write_golden() -> None:
+    GOLDEN.mkdir(parents=True, exist_ok=True)
+    for name, (files, bindings) in COMMANDS.items():
+        (GOLDEN / f"{name}.txt").write_text(gin_config.to_gin(load(files, bindings)))
+
+
+if __name__ == "__main__":
+    sys.exit(write_golden())
