@@ -233,7 +233,7 @@ def _start(args: argparse.Namespace, rest: list[str]) -> tuple[gin_config.Loaded
         theirs = [text for text in args.gin_bindings if not gin_config.is_ours(text)]
         t5x_engine.run(args.mode, loaded, [*(f"--gin.{text}" for text in theirs), *rest])
         return None
-    if args.mode != "infer":
+    if args.mode != "infer" or not args.input:  # the rows of a task; answering needs none
         _import_tensorflow()
     return loaded, gin_config.to_gin(loaded.run)
 
