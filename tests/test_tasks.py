@@ -15,6 +15,7 @@ import superglue_rows
 
 from prompt_tuning.config import ConfigError
 from prompt_tuning.data import prepare, superglue, tasks
+from prompt_tuning.data.vocabulary import load_vocabulary
 from prompt_tuning.world import generator
 
 GIN = Path(__file__).resolve().parents[1] / "gin" / "superglue"
@@ -304,9 +305,9 @@ def test_gin_files_fit_the_tasks(name):
 @pytest.mark.parametrize("name", ["boolq", "cb", "rte", "proportional"])
 def test_labels_fit_the_target_length_with_the_real_vocabulary(name, shared_dir):
     path = shared_dir / "data" / "t5_vocab" / "sentencepiece.model"
-    vocabulary = tasks.load_vocabulary(str(path))
+    loaded = load_vocabulary(str(path))
     macros = read_macros(GIN / f"{name}.gin")
-    longest = max(len(vocabulary.encode(word)) for word in macros["CLASS_LABELS"]) + 1
+    longest = max(len(loaded.encode(word)) for word in macros["CLASS_LABELS"]) + 1
     assert longest <= macros["TASK_FEATURE_LENGTHS"]["targets"] < 2 * longest
 
 

@@ -23,8 +23,6 @@ from prompt_tuning.config import OFFICIAL_VOCABULARY, ConfigError
 from prompt_tuning.data import metrics, superglue
 from prompt_tuning.data.superglue import TaskSpec
 from prompt_tuning.data.vocabulary import lazy_vocabulary
-from prompt_tuning.data.vocabulary import load_vocabulary as load_vocabulary
-from prompt_tuning.data.vocabulary import vocabulary_sha256 as vocabulary_sha256
 from prompt_tuning.world import generator
 
 Provider = seqio.Task | seqio.Mixture
