@@ -102,7 +102,8 @@ def read_param(path: PathLike, name: str) -> np.ndarray:
 def _step(leaf: Leaf) -> int:
     (store,) = open_leaves({"step": leaf}, ts.Context(_READ)).values()
     value = explain(lambda: np.asarray(store.read().result()), leaf.folder, leaf.what)
-    if value.size != 1 or not np.issubdtype(value.dtype, np.integer):
+    # A run that T5X has resumed writes its step as a float.
+    if value.size != 1 or value.dtype.kind not in "iuf" or value.reshape(()) % 1 != 0:
         raise ConfigError(f"{leaf.what} must be one integer, found {value.dtype}{value.shape}.")
     return int(value.reshape(()))
 
