@@ -117,6 +117,7 @@ class OptimizerConfig:
     decay_rate: float = 0.8  # Adafactor's second-moment exponent
     clipping_threshold: float = 1.0  # Adafactor's RMS clip of the update
     weight_decay: float = 1e-5
+    multiply_by_parameter_scale: bool = False  # Adafactor: rate relative to each matrix's RMS
     start_step: int | None = None  # None: the backbone's step, as T5X does
 
     def __post_init__(self) -> None:

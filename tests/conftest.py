@@ -1,6 +1,7 @@
 """Fixtures of the whole suite: the folder of reference data, and the options."""
 
 import os
+import tempfile
 from pathlib import Path
 
 # Eight CPU devices, so that the mesh tests run in the same process as the others.
@@ -9,6 +10,11 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# Most tests compile the same few small programs: once is enough, in subprocesses too.
+_CACHE = tempfile.TemporaryDirectory(prefix="jax-cache-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import pytest
 

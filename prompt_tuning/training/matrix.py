@@ -96,7 +96,7 @@ def load_prompts(
         prompt_file.check_prompt(
             prompt,
             metadata,
-            embed_dim=width,
+            shape=(None, width),
             backbone=backbone.identity,
             vocabulary=data.vocabulary_sha256,
             where=file,

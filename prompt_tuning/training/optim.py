@@ -100,7 +100,7 @@ def make_optimizer(
             rate,
             decay_rate=config.decay_rate,
             decay_offset=-start,
-            multiply_by_parameter_scale=False,
+            multiply_by_parameter_scale=config.multiply_by_parameter_scale,
             clipping_threshold=config.clipping_threshold,
             # As T5X: p <- (1 - decay) p - update, not multiplied by the learning rate.
             weight_decay_rate=config.weight_decay,

@@ -151,8 +151,7 @@ def first_prompt(
         prompt_file.check_prompt(
             prompt,
             metadata,
-            embed_dim=width,
-            length=config.length,
+            shape=(config.length, width),
             backbone=backbone.identity,
             vocabulary=data.vocabulary_sha256,
             where=config.file,

@@ -1,0 +1,286 @@
+"""Whole runs on a random backbone: what they leave, and that they continue bit for bit."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from tiny_models import CONFIG, random_params
+
+from prompt_tuning.checkpoint import t5x
+from prompt_tuning.checkpoint.prompt_file import load_prompt
+from prompt_tuning.config import (
+    ConfigError,
+    DataConfig,
+    EvalConfig,
+    EvalRun,
+    Experiment,
+    ModelConfig,
+    PromptConfig,
+    TrainConfig,
+)
+from prompt_tuning.training import loop, matrix, report, setup
+
+START = 7  # the step of the backbone
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("backbone") / f"checkpoint_{START}")
+    t5x.write_t5x(path, random_params(), START)
+    return path
+
+
+@pytest.fixture(scope="module")
+def experiment(checkpoint):
+    def make(model_dir, steps=12, **changes):
+        settings = {
+            "model": ModelConfig(**{**CONFIG.__dict__, "dropout_rate": 0.1}),
+            "data": DataConfig(
+                mixture_or_task_name="two_as",
+                mixture_or_task_module="user_tasks",
+                task_feature_lengths={"inputs": 16, "targets": 5},
+                vocabulary="bytes",
+                batch_size=8,
+            ),
+            "prompt": PromptConfig(length=4, class_labels=("yes", "no")),
+            "train": TrainConfig(train_steps_relative=steps),
+            "eval": EvalConfig(period=4, method="both"),
+        }
+        return Experiment(
+            model_dir=str(model_dir), initial_checkpoint_path=checkpoint, **{**settings, **changes}
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def straight(experiment, tmp_path_factory):
+    """A run of 12 steps without a break, and its folder."""
+    folder = tmp_path_factory.mktemp("straight")
+    return loop.train(experiment(folder), config_text="# settings\n"), folder
+
+
+def records(folder, **wanted):
+    lines = report.read_records(folder / "metrics.jsonl")
+    return [r for r in lines if all(r.get(k) == v for k, v in wanted.items())]
+
+
+def test_a_run_leaves_what_t5x_users_look_for(straight):
+    result, folder = straight
+    assert result.step == START + 12
+    assert (folder / "config.gin").read_text() == "# settings\n"
+    assert "encoder/layers_0/attention/query/kernel" in (folder / "model-info.txt").read_text()
+    assert (folder / "curves.png").stat().st_size > 10_000
+    assert list((folder / "train").glob("events*"))
+    assert list((folder / "inference_eval" / "two_as").glob("events*"))
+    assert not list(folder.glob("checkpoint_*")), "the backbone is never written again"
+    assert sum(p.stat().st_size for p in (folder / "checkpoints").rglob("*")) < 1_000_000
+    lines = (folder / "inference_eval" / f"two_as-{START + 12:06d}.jsonl").read_text().splitlines()
+    assert len(lines) == 20
+    row = json.loads(lines[0])
+    assert {"input", "target", "output", "prediction", "score"} <= set(row)
+    assert row["input"]["targets_pretokenized"] == row["target"]
+    assert set(row["label_scores"]) == {"yes", "no"}
+    metrics = (folder / "inference_eval" / "two_as-metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in metrics] == [START + n for n in (4, 8, 12)]
+
+
+def test_records_name_step_task_split_and_baselines(straight):
+    _, folder = straight
+    for method in ("generate", "rank"):
+        name = f"accuracy/{method}"
+        scored = records(folder, split="validation", name=name)
+        assert [(r["step"], r.get("prompt")) for r in scored] == [
+            (START, "majority"),
+            (START, "none"),
+            (START + 4, None),
+            (START + 8, None),
+            (START + 12, None),
+        ]
+    majority = records(folder, prompt="majority", name="accuracy/generate")[0]["value"]
+    from user_tasks import rows
+
+    answers = [a.decode() for a in rows("validation").as_numpy_iterator() for a in [a["targets"]]]
+    assert majority == pytest.approx(100 * answers.count("no") / len(answers))
+    train = records(folder, split="train", name="loss")
+    assert train[-1]["step"] == START + 12
+    assert records(folder, split="train", name="token_accuracy")
+
+
+def test_prompts_are_saved_at_every_evaluation_with_what_is_known_of_them(straight, experiment):
+    result, folder = straight
+    assert sorted(p.name for p in (folder / "prompts").iterdir()) == [
+        "best",
+        *(f"step_{START + n:06d}" for n in (4, 8, 12)),
+    ]
+    prompt, metadata = load_prompt(folder / "prompts" / f"step_{START + 12:06d}")
+    np.testing.assert_array_equal(prompt, result.prompt)
+    assert prompt.shape == (4, 32)
+    assert metadata.task == "two_as"
+    assert metadata.label_words == ("yes", "no")
+    assert metadata.step == START + 12
+    assert len(metadata.backbone) >= 32
+    assert "class labels" in metadata.init
+    best, best_metadata = load_prompt(folder / "prompts" / "best")
+    assert best_metadata.step == result.best_step
+    again, _ = load_prompt(folder / "prompts" / f"step_{result.best_step:06d}")
+    np.testing.assert_array_equal(best, again)
+
+
+@pytest.mark.parametrize("first", [4, 6])
+def test_a_run_that_was_stopped_ends_with_the_same_bits(straight, experiment, tmp_path, first):
+    result, folder = straight
+    loop.train(experiment(tmp_path, steps=first))
+    resumed = loop.train(experiment(tmp_path))
+    np.testing.assert_array_equal(resumed.prompt, result.prompt)
+
+    def losses(path):
+        return {r["step"]: r["value"] for r in records(path, split="train", name="loss")}
+
+    shared = losses(folder).keys() & losses(tmp_path).keys()
+    assert START + 12 in shared
+    assert {s: losses(folder)[s] for s in shared} == {s: losses(tmp_path)[s] for s in shared}
+
+
+def test_records_written_after_the_last_saved_state_are_not_doubled(experiment, tmp_path):
+    loop.train(experiment(tmp_path, steps=4))
+    before = records(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:  # a kill in the middle of an evaluation
+        line = {"step": START + 8, "task": "two_as", "split": "validation", "name": "x", "value": 1}
+        file.write(json.dumps(line) + '\n{"step": 15, "ta')
+    loop.train(experiment(tmp_path, steps=8))
+    assert not records(tmp_path, name="x")
+    assert records(tmp_path)[: len(before)] == before
+    assert len(records(tmp_path, step=START + 8, name="accuracy/rank")) == 1
+
+
+def test_a_finished_run_prints_its_result_again(straight, experiment, capsys):
+    result, folder = straight
+    before = (folder / "metrics.jsonl").read_bytes()
+    capsys.readouterr()
+    again = loop.train(experiment(folder))
+    assert again.summary == result.summary
+    assert "majority class" in capsys.readouterr().out
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_experiment_is_refused(straight, experiment):
+    _, folder = straight
+    other = experiment(folder, prompt=PromptConfig(length=5, class_labels=("yes", "no")))
+    with pytest.raises(ConfigError, match=r"prompt.length: 4 there, 5 now"):
+        loop.train(other)
+    # What may differ: how long, how often.
+    loop.train(experiment(folder, eval=EvalConfig(period=6, method="both")))
+
+
+def test_the_same_seed_gives_the_same_prompt_and_another_one_another(
+    straight, experiment, tmp_path
+):
+    result, _ = straight
+    again = loop.train(experiment(tmp_path / "same"))
+    np.testing.assert_array_equal(again.prompt, result.prompt)
+    train = TrainConfig(train_steps_relative=4, random_seed=1)
+    other = loop.train(experiment(tmp_path / "other", train=train))
+    first, _ = load_prompt(tmp_path / "same" / "prompts" / f"step_{START + 4:06d}")
+    assert np.abs(other.prompt - first).max() > 0.1
+
+
+def test_early_stopping_ends_the_run_and_keeps_it_ended(experiment, tmp_path):
+    stop = EvalConfig(period=2, method="rank", early_stopping_evals=1)
+    result = loop.train(experiment(tmp_path, steps=40, eval=stop))
+    assert result.step < START + 40
+    assert loop.train(experiment(tmp_path, steps=40, eval=stop)).step == result.step
+
+
+def test_model_tuning_changes_the_model_and_writes_t5x_checkpoints(experiment, tmp_path):
+    tuned = experiment(
+        tmp_path,
+        steps=4,
+        prompt=PromptConfig(length=0, class_labels=("yes", "no")),
+        train=TrainConfig(train_steps_relative=4, trainable="model"),
+    )
+    loop.train(tuned)
+    params, step = t5x.read_t5x(str(tmp_path / f"checkpoint_{START + 4}"), random_params())
+    assert step == START + 4
+    before = random_params()
+    assert all((np.asarray(params[k]) != np.asarray(before[k])).any() for k in before)
+    assert not (tmp_path / "prompts").exists()
+
+
+def test_a_mixture_is_trained_on_and_its_tasks_are_scored_apart(experiment, tmp_path):
+    data = DataConfig(
+        mixture_or_task_name="both_as",
+        mixture_or_task_module="user_tasks",
+        task_feature_lengths={"inputs": 16, "targets": 5},
+        vocabulary="bytes",
+        batch_size=8,
+    )
+    loop.train(experiment(tmp_path, steps=4, data=data))
+    tasks = {r["task"] for r in records(tmp_path, split="validation")}
+    assert tasks == {"two_as", "two_as_again"}
+
+
+def test_prompts_and_tasks_are_scored_as_a_matrix(straight, experiment, tmp_path):
+    _, folder = straight
+    source = experiment(tmp_path)
+    data = dataclasses.replace(source.data, mixture_or_task_name=("two_as", "two_as_again"))
+    files = tuple(str(folder / "prompts" / f"step_{START + n:06d}") for n in (4, 12))
+    run = EvalRun(
+        checkpoint_path=source.initial_checkpoint_path,
+        eval_output_dir=str(tmp_path),
+        prompt_file=files,
+        class_labels=("yes", "no"),
+        model=source.model,
+        data=data,
+        eval=source.eval,
+    )
+    scored = matrix.run_eval(run).metrics
+    assert list(scored) == [matrix.NO_PROMPT, *files]
+    assert all(list(row) == ["two_as", "two_as_again"] for row in scored.values())
+    for name in ("accuracy/generate", "accuracy/rank"):
+        expected = records(folder, step=START + 12, name=name)[0]["value"]
+        assert scored[files[1]]["two_as"][name] == expected
+        bare = records(folder, prompt="none", name=name)[0]["value"]
+        assert scored[matrix.NO_PROMPT]["two_as"][name] == bare
+
+
+def test_a_run_on_a_mesh_continues_on_one_device(straight, experiment, tmp_path):
+    """Eight devices, then eight otherwise divided: the numbers agree to rounding."""
+    result, _ = straight
+    first = dataclasses.replace(experiment(tmp_path, steps=4), num_model_partitions=4)
+    loop.train(first)
+    resumed = loop.train(dataclasses.replace(experiment(tmp_path), num_model_partitions=2))
+    assert len(jax.devices()) == 8
+    np.testing.assert_allclose(resumed.prompt, result.prompt, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (TrainConfig(train_steps=5), "TRAIN_STEPS_RELATIVE = 5"),
+        (TrainConfig(train_steps=7), "already at step 7"),
+        (TrainConfig(), "give either TRAIN_STEPS"),
+    ],
+)
+def test_step_counts_that_mean_nothing_are_errors(train, message):
+    with pytest.raises(ConfigError, match=message):
+        setup.last_step(train, START)
+
+
+def test_absolute_and_relative_steps():
+    assert setup.last_step(TrainConfig(train_steps=9), START) == 9
+    assert setup.last_step(TrainConfig(train_steps_relative=9), START) == 16
+
+
+def test_a_folder_that_cannot_be_made(experiment, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"MODEL_DIR .*file cannot be made"):
+        loop.train(experiment(tmp_path / "file"))
+
+
+def test_a_vocabulary_that_is_too_large(experiment, tmp_path):
+    small = ModelConfig(**{**CONFIG.__dict__, "num_embeddings": 128})
+    with pytest.raises(ConfigError, match="ids, the model only 128"):
+        loop.train(experiment(tmp_path, model=small))
