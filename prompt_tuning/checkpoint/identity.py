@@ -6,11 +6,12 @@ import functools
 import hashlib
 from collections.abc import Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 VALUES = 64  # from either end of a parameter
@@ -49,5 +50,6 @@ _compiled = jax.jit(_ends_on_device)  # once for each shape: a model has few
 def _fetch_ends(array: Float[Array, "..."]) -> Float[Array, "ends"]:
     if array.is_fully_addressable:
         return _compiled(array)
-    everywhere = jax.sharding.NamedSharding(array.sharding.mesh, jax.sharding.PartitionSpec())
+    mesh = cast(NamedSharding, array.sharding).mesh  # of many hosts: all of them take part
+    everywhere = NamedSharding(mesh, PartitionSpec())
     return jax.jit(_ends_on_device, out_shardings=everywhere)(array)

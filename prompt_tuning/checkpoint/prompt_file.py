@@ -16,6 +16,8 @@ import io
 import json
 import math
 import os
+import tokenize
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,9 @@ PEFT_CONFIG = "adapter_config.json"
 PEFT_WEIGHTS = "adapter_model.safetensors"
 METADATA = "prompt_tuning.json"
 _TENSOR = "prompt_embeddings"
+_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16"}
 _NPY_MAGIC = b"\x93NUMPY"
+_NPY_ERRORS = (ValueError, TypeError, SyntaxError, EOFError, OverflowError, tokenize.TokenError)
 
 
 @beartype(conf=BeartypeConf(is_pep484_tower=True))
@@ -110,8 +114,8 @@ def load_prompt(
 ) -> tuple[Float[np.ndarray, "P D"], PromptMetadata | None]:
     """The prompt, in float32, and what is known about it: None for a `.npy` or a folder of PEFT's.
 
-    Nothing is executed: `.npy` files are read without pickle, and the sizes that a file declares
-    are compared with the file's before anything is allocated.
+    Nothing is executed: pickled arrays are refused. The sizes that a file declares are compared
+    with the file's before anything is allocated.
 
     Raises:
       ConfigError: there is no such prompt, or it is damaged.
@@ -149,13 +153,15 @@ def _read_npy(file: Path) -> np.ndarray:
         read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
             version, np.lib.format.read_array_header_2_0
         )
-        shape, _, dtype = read(stream)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # headers of Python 2 are welcome
+            shape, by_columns, dtype = read(stream)
         declared = math.prod(shape) * dtype.itemsize
         if dtype.hasobject or declared != len(data) - stream.tell():
             raise ValueError(f"it declares {dtype}{shape}, and {declared} bytes do not follow")
-        stream.seek(0)
-        return np.load(stream, allow_pickle=False)
-    except (ValueError, TypeError, SyntaxError, EOFError, OverflowError, MemoryError) as error:
+        flat = np.frombuffer(data, dtype, offset=stream.tell())
+        return flat.reshape(shape, order="F" if by_columns else "C")
+    except _NPY_ERRORS as error:
         raise ConfigError(f"the prompt file {file} is damaged: {error}. Copy it again.") from error
 
 
@@ -163,15 +169,18 @@ def _read_safetensors(folder: Path) -> np.ndarray:
     file = folder / PEFT_WEIGHTS
     try:
         # The library compares the header with the file's size before it allocates.
-        tensors = safetensors.numpy.load(file.read_bytes())
-    except (safetensors.SafetensorError, KeyError, ValueError, TypeError) as error:
+        tensors = dict(safetensors.deserialize(file.read_bytes()))
+    except (safetensors.SafetensorError, ValueError, TypeError) as error:
         raise ConfigError(f"the prompt file {file} is damaged: {error}. Copy it again.") from error
-    if set(tensors) != {_TENSOR}:
+    if set(tensors) != {_TENSOR} or tensors[_TENSOR]["dtype"] not in _DTYPES:
+        found = {name: tensor["dtype"] for name, tensor in sorted(tensors.items())}
         raise ConfigError(
-            f"the prompt file {file} must hold exactly {_TENSOR!r}, found {sorted(tensors)}: it is "
-            "an adapter of another kind."
+            f"the prompt file {file} must hold exactly {_TENSOR!r}, of one of the types "
+            f"{', '.join(_DTYPES)}; found {found}."
         )
-    prompt = tensors[_TENSOR]
+    tensor = tensors[_TENSOR]
+    dtype = np.dtype(_DTYPES[tensor["dtype"]])
+    prompt = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
     # PEFT saves twice the rows for an encoder-decoder by default and uses the first half.
     config = _read_json(folder / PEFT_CONFIG) if (folder / PEFT_CONFIG).is_file() else {}
     rows = config.get("num_virtual_tokens")
@@ -209,7 +218,7 @@ def _checked(prompt: np.ndarray, where: str) -> Float[np.ndarray, "P D"]:
         raise ConfigError(f"{where} has shape {prompt.shape}; a prompt is a matrix (P, D).")
     if not jnp.issubdtype(prompt.dtype, jnp.floating):
         raise ConfigError(f"{where} holds {prompt.dtype}; a prompt holds floating-point numbers.")
-    prompt = np.ascontiguousarray(prompt, dtype=np.float32)
+    prompt = np.array(prompt, dtype=np.float32, order="C")
     if bad := int(np.size(prompt) - np.isfinite(prompt).sum()):
         raise ConfigError(f"{where} holds {bad} values that are not finite: training diverged.")
     return prompt

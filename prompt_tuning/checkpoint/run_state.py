@@ -38,7 +38,9 @@ class RunStateStore:
         if "://" in os.fspath(directory):
             raise ConfigError(f"the run's state must lie in a local folder, found {directory}.")
         self._directory = Path(directory).expanduser().absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=KEPT, create=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=KEPT, create=True, cleanup_tmp_directories=True
+        )
         # Handlers are named: without them a new process could not read what an old one has saved.
         self._manager = ocp.CheckpointManager(
             self._directory,
@@ -93,6 +95,7 @@ class RunStateStore:
           ConfigError: there is no state; none can be read; or it is the state of another run:
             names, shapes or dtypes differ.
         """
+        self.wait()  # a state that is still being written would look damaged
         steps = sorted(self._manager.all_steps(), reverse=True)
         failures: dict[int, Exception] = {}
         for step in steps:
@@ -111,40 +114,24 @@ class RunStateStore:
             if isinstance(error, ConfigError):
                 raise error
         reasons = "; ".join(f"step {step}: {_brief(e)}" for step, e in failures.items())
-        raise ConfigError(_unreadable(self._directory, reasons))
+        raise ConfigError(
+            f"no saved state in {self._directory} can be read ({reasons}). Restore the folder from "
+            "a copy, or delete it to start the run from the beginning."
+        )
 
     def read_meta(self) -> dict[str, Any] | None:
-        """What was saved with the newest state; None without one, or where it is damaged.
+        """What was saved with the newest readable state; None without one.
 
         For a look before anything is loaded: `restore` is what checks the state and repairs.
         """
-        step = self.latest_step()
-        if step is None:
-            return None
-        try:
-            # Not through the manager: it would forget how to read the arrays.
-            with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-                return reader.restore(self._directory / str(step) / "meta")["meta"]
-        except Exception:
-            _logger.debug("the JSON values of step %d cannot be read", step, exc_info=True)
-            return None
-
-    def read_meta(self) -> dict[str, Any] | None:
-        """What was saved with the newest readable state, without the state; None if there is none.
-
-        Raises:
-          ConfigError: there are states, and nothing can be read of any.
-        """
-        reason: Exception | None = None
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                args = ocp.args.Composite(meta=ocp.args.JsonRestore())
-                restored: Any = self._manager.restore(step, args=args)
-                return restored.meta["meta"]
-            except Exception as error:  # as in `restore`, which also says it and moves it aside
-                reason = error
-        if reason is not None:
-            raise ConfigError(_unreadable(self._directory, _brief(reason))) from reason
+        self.wait()
+        # Not through the manager: it would forget how to read the arrays.
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            for step in sorted(self._manager.all_steps(), reverse=True):
+                try:
+                    return reader.restore(self._directory / str(step) / "meta")["meta"]
+                except Exception:
+                    _logger.debug("the JSON values of step %d are damaged", step, exc_info=True)
         return None
 
     def _restore(self, step: int, abstract: TreeT) -> tuple[TreeT, dict[str, Any]]:
@@ -195,13 +182,6 @@ class RunStateStore:
     def close(self) -> None:
         """Waits for what is being saved and ends the background threads."""
         self._manager.close()
-
-
-def _unreadable(directory: Path, reasons: str) -> str:
-    return (
-        f"no saved state in {directory} can be read ({reasons}). Restore the folder from a copy, "
-        "or delete it to start the run from the beginning."
-    )
 
 
 def _brief(error: Exception) -> str:

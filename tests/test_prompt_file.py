@@ -1,0 +1,383 @@
+"""A prompt folder: what is written is read, by us and by PEFT, and nothing else is accepted."""
+
+import dataclasses
+import io
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jax.numpy import bfloat16
+
+from prompt_tuning.checkpoint.prompt_file import (
+    PromptMetadata,
+    check_prompt,
+    load_prompt,
+    save_prompt,
+)
+from prompt_tuning.config import ConfigError
+
+METADATA = PromptMetadata(
+    task="super_glue_boolq_v102",
+    label_words=("True", "False"),
+    backbone="ab" * 32,
+    vocabulary="cd" * 32,
+    init="class_labels True, False",
+    step=1_130_000,
+    score=82.5,
+    score_name="accuracy/generate",
+    config_hash="ef" * 32,
+    prompt_tuning_version="1.0",
+)
+WEIGHTS = "adapter_model.safetensors"
+
+
+@pytest.fixture
+def prompt() -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((20, 32)).astype(np.float32)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, prompt: np.ndarray) -> Path:
+    save_prompt(tmp_path / "prompts" / "best", prompt, METADATA)
+    return tmp_path / "prompts" / "best"
+
+
+# ---- the folder
+
+
+def test_what_is_saved_is_loaded(folder: Path, prompt: np.ndarray) -> None:
+    loaded, metadata = load_prompt(folder)
+    np.testing.assert_array_equal(loaded, prompt)
+    assert loaded.dtype == np.float32
+    assert metadata == METADATA
+
+
+def test_metadata_may_be_empty(tmp_path: Path, prompt: np.ndarray) -> None:
+    save_prompt(tmp_path / "p", prompt, PromptMetadata())
+    assert load_prompt(str(tmp_path / "p"))[1] == PromptMetadata()
+
+
+def test_holds_what_peft_needs(folder: Path, prompt: np.ndarray) -> None:
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "adapter_config.json",
+        WEIGHTS,
+        "prompt_tuning.json",
+    ]
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["peft_type"] == "PROMPT_TUNING"
+    assert config["task_type"] == "SEQ_2_SEQ_LM"
+    assert (config["num_virtual_tokens"], config["token_dim"]) == (20, 32)
+    assert config["num_transformer_submodules"] == 1
+    assert config["base_model_name_or_path"] is None
+    (tensor,) = safetensors.numpy.load_file(folder / WEIGHTS).items()
+    assert tensor[0] == "prompt_embeddings"
+    np.testing.assert_array_equal(tensor[1], prompt)
+
+
+def test_the_same_prompt_gives_the_same_bytes(folder: Path, prompt: np.ndarray) -> None:
+    save_prompt(folder.parent / "again", prompt, METADATA)
+    for file in folder.iterdir():
+        assert file.read_bytes() == (folder.parent / "again" / file.name).read_bytes()
+
+
+def test_names_the_base_model_for_peft(tmp_path: Path, prompt: np.ndarray) -> None:
+    save_prompt(tmp_path / "p", prompt, METADATA, base_model="google/t5-base-lm-adapt")
+    config = json.loads((tmp_path / "p/adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "google/t5-base-lm-adapt"
+
+
+def test_replaces_a_folder_whole(folder: Path, prompt: np.ndarray) -> None:
+    (folder / "stray").touch()
+    save_prompt(folder, prompt + 1, dataclasses.replace(METADATA, step=5))
+    loaded, metadata = load_prompt(folder)
+    np.testing.assert_array_equal(loaded, prompt + 1)
+    assert metadata is not None
+    assert metadata.step == 5
+    assert not (folder / "stray").exists()
+    assert [p.name for p in folder.parent.iterdir()] == ["best"]
+
+
+def test_a_refused_prompt_leaves_what_was_there(folder: Path, prompt: np.ndarray) -> None:
+    prompt = prompt.copy()
+    prompt[3, 4] = np.nan
+    with pytest.raises(ConfigError, match="holds 1 values that are not finite"):
+        save_prompt(folder, prompt, METADATA)
+    assert load_prompt(folder)[1] == METADATA
+
+
+def test_a_float64_prompt_is_saved_in_float32(tmp_path: Path) -> None:
+    save_prompt(tmp_path / "p", np.full((2, 3), 0.1), METADATA)
+    np.testing.assert_array_equal(load_prompt(tmp_path / "p")[0], np.full((2, 3), np.float32(0.1)))
+
+
+# ---- files of others
+
+
+def test_loads_the_original_release(shared_dir: Path, tmp_path: Path) -> None:
+    file = shared_dir / "data/t5x_test_checkpoints/prompt_tuning/prompt_5x256.npy"
+    loaded, metadata = load_prompt(file)
+    np.testing.assert_array_equal(loaded, np.load(file).astype(np.float32))
+    assert (loaded.shape, loaded.dtype, metadata) == ((5, 256), np.float32, None)
+
+
+def test_loads_npy_under_any_name(tmp_path: Path, prompt: np.ndarray) -> None:
+    file = tmp_path / "encoder.prompt.prompt.prompt"  # as the original's checkpoints hold it
+    for array in (prompt, np.asfortranarray(prompt), prompt.astype(np.float16)):
+        with file.open("wb") as stream:
+            np.save(stream, array)
+        np.testing.assert_array_equal(load_prompt(file)[0], array.astype(np.float32))
+
+
+def test_takes_the_half_of_a_peft_prompt_that_peft_uses(folder: Path, prompt: np.ndarray) -> None:
+    """PEFT's default for an encoder-decoder saves 2 P rows, of which the first P reach it."""
+    (folder / "prompt_tuning.json").unlink()
+    doubled = np.concatenate([prompt, np.zeros_like(prompt)])
+    safetensors.numpy.save_file({"prompt_embeddings": doubled}, folder / WEIGHTS)
+    loaded, metadata = load_prompt(folder)
+    np.testing.assert_array_equal(loaded, prompt)
+    assert metadata is None
+
+
+def test_loads_a_half_precision_peft_prompt(folder: Path, prompt: np.ndarray) -> None:
+    (folder / "prompt_tuning.json").unlink()
+    for dtype in (np.float16, bfloat16):
+        tensors = {"prompt_embeddings": prompt.astype(dtype)}
+        safetensors.numpy.save_file(tensors, folder / WEIGHTS)
+        expected = prompt.astype(dtype).astype(np.float32)
+        np.testing.assert_array_equal(load_prompt(folder)[0], expected)
+
+
+# ---- errors
+
+
+def test_nothing_there(tmp_path: Path, folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"there is no prompt at .*nowhere: expected a folder"):
+        load_prompt(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match=r"There are 1 prompts in it; .*/prompts/best\.$"):
+        load_prompt(tmp_path)  # a MODEL_DIR
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(ConfigError, match=r"notes\.txt, which is neither"):
+        load_prompt(tmp_path / "notes.txt")
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros(5, np.float32), r"has shape \(5,\); a prompt is a matrix"),
+        (np.zeros((0, 5), np.float32), r"has shape \(0, 5\); a prompt is a matrix"),
+        (np.full((2, 5), np.inf, np.float32), "holds 10 values that are not finite"),
+        (np.full((2, 5), 1e300), "holds 10 values that are not finite"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
+def test_an_impossible_prompt_is_refused(
+    tmp_path: Path, folder: Path, array: np.ndarray, message: str
+) -> None:
+    np.save(tmp_path / "prompt.npy", array)
+    safetensors.numpy.save_file({"prompt_embeddings": array}, folder / WEIGHTS)
+    for path in (tmp_path / "prompt.npy", folder):
+        with pytest.raises(ConfigError, match=message):
+            load_prompt(path)
+
+
+def test_integers_are_refused(tmp_path: Path, folder: Path) -> None:
+    np.save(tmp_path / "prompt.npy", np.zeros((2, 5), np.int32))
+    with pytest.raises(ConfigError, match="holds int32; a prompt holds floating-point"):
+        load_prompt(tmp_path / "prompt.npy")
+    safetensors.numpy.save_file({"prompt_embeddings": np.zeros((2, 5), np.int8)}, folder / WEIGHTS)
+    with pytest.raises(ConfigError, match=r"of the types F64, F32, F16, BF16; found .*'I8'"):
+        load_prompt(folder)
+
+
+class Trap:
+    """Unpickling it would create a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.file),)
+
+
+def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
+    file, trap = tmp_path / "prompt.npy", tmp_path / "executed"
+    np.save(file, np.array([[Trap(trap)]], dtype=object), allow_pickle=True)
+    with pytest.raises(ConfigError, match="is damaged"):
+        load_prompt(file)
+    file.write_bytes(pickle.dumps(Trap(trap)))
+    with pytest.raises(ConfigError, match="neither"):
+        load_prompt(file)
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize("shape", [(2**40, 2**20), (10**30, 10**30), (4, 33)])
+def test_declared_sizes_are_checked_before_memory_is_taken(
+    tmp_path: Path, folder: Path, shape: tuple[int, int]
+) -> None:
+    stream = io.BytesIO()
+    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+    (tmp_path / "prompt.npy").write_bytes(stream.getvalue() + bytes(512))
+    with pytest.raises(ConfigError, match=r"prompt\.npy is damaged: it declares"):
+        load_prompt(tmp_path / "prompt.npy")
+
+    tensor = {"dtype": "F32", "shape": shape, "data_offsets": [0, shape[0] * shape[1] * 4]}
+    text = json.dumps({"prompt_embeddings": tensor}).encode()
+    (folder / WEIGHTS).write_bytes(len(text).to_bytes(8, "little") + text + bytes(512))
+    with pytest.raises(ConfigError, match="safetensors is damaged"):
+        load_prompt(folder)
+    (folder / WEIGHTS).write_bytes((2**62).to_bytes(8, "little") + text)
+    with pytest.raises(ConfigError, match="safetensors is damaged"):
+        load_prompt(folder)
+
+
+def damage(data: bytes, draw: st.DrawFn) -> bytes:
+    """The bytes cut off somewhere, or with one of them changed."""
+    place = draw(st.integers(0, len(data) - 1))
+    if draw(st.booleans()):
+        return data[:place]
+    changed = bytearray(data)
+    changed[place] ^= draw(st.integers(1, 255))
+    return bytes(changed)
+
+
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.data())
+def test_a_damaged_folder_is_refused_or_harmless(
+    tmp_path: Path, prompt: np.ndarray, data: st.DataObject
+) -> None:
+    """Whatever single change happens to one file: an error of ours, or the very same prompt."""
+    folder = tmp_path / "damaged"
+    shutil.rmtree(folder, ignore_errors=True)
+    save_prompt(folder, prompt, METADATA)
+    name = data.draw(st.sampled_from(sorted(p.name for p in folder.iterdir())))
+    original = (folder / name).read_bytes()
+    (folder / name).write_bytes(data.draw(st.composite(lambda draw: damage(original, draw))()))
+    try:
+        loaded, _ = load_prompt(folder)
+    except ConfigError:
+        return
+    np.testing.assert_array_equal(loaded, prompt)
+
+
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.data())
+def test_a_damaged_npy_is_an_error_of_ours(
+    tmp_path: Path, prompt: np.ndarray, data: st.DataObject
+) -> None:
+    file = tmp_path / "prompt.npy"
+    np.save(file, prompt)
+    header = file.read_bytes()[:128]  # a change after it is a change of a number: undetectable
+    changed = data.draw(st.composite(lambda draw: damage(header, draw))())
+    file.write_bytes(changed + file.read_bytes()[128:] if len(changed) == 128 else changed)
+    try:
+        assert load_prompt(file)[0].size == prompt.size
+    except ConfigError:
+        return
+
+
+def test_metadata_of_another_prompt_is_refused(folder: Path, prompt: np.ndarray) -> None:
+    safetensors.numpy.save_file({"prompt_embeddings": prompt + 1}, folder / WEIGHTS)
+    with pytest.raises(ConfigError, match=r"prompt_tuning\.json describes another prompt"):
+        load_prompt(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [("step", "many", "step"), ("label_words", [1, 2], "label_words"), ("colour", 1, "colour")],
+)
+def test_metadata_of_another_form_is_refused(
+    folder: Path, field: str, value: Any, message: str
+) -> None:
+    values = json.loads((folder / "prompt_tuning.json").read_text())
+    (folder / "prompt_tuning.json").write_text(json.dumps({**values, field: value}))
+    with pytest.raises(ConfigError, match=rf"written by another version .* \(1\.0\).*{message}"):
+        load_prompt(folder)
+
+
+def test_an_adapter_of_another_kind_is_refused(folder: Path, prompt: np.ndarray) -> None:
+    safetensors.numpy.save_file({"lora_A": prompt, "lora_B": prompt}, folder / WEIGHTS)
+    with pytest.raises(ConfigError, match=r"found {'lora_A': 'F32', 'lora_B': 'F32'}"):
+        load_prompt(folder)
+
+
+def test_check_prompt(prompt: np.ndarray) -> None:
+    def check(metadata: PromptMetadata | None = METADATA, **model: Any) -> None:
+        check_prompt(prompt, metadata, where="p/best", **{"shape": (20, 32), **model})
+
+    check()
+    check(shape=(None, 32), backbone="ab" * 32, vocabulary="cd" * 32)
+    check(None, backbone="00" * 32)
+    check(PromptMetadata(), backbone="00" * 32, vocabulary="00" * 32)
+    with pytest.raises(ConfigError, match=r"p/best has shape \(20, 32\); the model needs \(20, 64"):
+        check(shape=(20, 64))
+    with pytest.raises(
+        ConfigError, match=r"needs \(any, 64\)\. Was it trained for a model of anot"
+    ):
+        check(shape=(None, 64))
+    with pytest.raises(ConfigError, match=r"\(100, 32\) is asked for\. Set PROMPT_LENGTH = 20"):
+        check(shape=(100, 32))
+    with pytest.raises(ConfigError, match=r"another backbone \(abababababab\.\.\.\).*\(0000"):
+        check(backbone="00" * 32)
+    with pytest.raises(ConfigError, match=r"another vocabulary \(cdcd"):
+        check(vocabulary="00" * 32)
+
+
+# ---- Hugging Face PEFT
+
+
+def test_peft_loads_the_folder_as_it_is(tmp_path: Path, prompt: np.ndarray) -> None:
+    """The prompt reaches the encoder unchanged: as if its rows were embedded tokens."""
+    reason = "needs torch, transformers and peft"
+    torch = pytest.importorskip("torch", reason=reason)
+    transformers = pytest.importorskip("transformers", reason=reason)
+    peft = pytest.importorskip("peft", reason=reason)
+    config = transformers.T5Config(
+        vocab_size=64,
+        d_model=32,
+        d_kv=8,
+        d_ff=48,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        tie_word_embeddings=False,
+        decoder_start_token_id=0,
+        dropout_rate=0.0,
+    )
+    torch.manual_seed(0)
+    model = transformers.T5ForConditionalGeneration(config).eval()
+    tokens, targets = torch.tensor([[5, 6, 7, 1]]), torch.tensor([[9, 8, 1]])
+    with torch.no_grad():
+        embedded = model.get_input_embeddings()(tokens)
+        rows = torch.cat([torch.tensor(prompt)[None], embedded], dim=1)
+        expected = model(inputs_embeds=rows, labels=targets).logits
+
+    save_prompt(tmp_path / "prompt", prompt, METADATA)
+    tuned = peft.PeftModel.from_pretrained(model, str(tmp_path / "prompt")).eval()
+    seen = []
+    hook = tuned.base_model.encoder.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["inputs_embeds"]), with_kwargs=True
+    )
+    with torch.no_grad():
+        logits = tuned(input_ids=tokens, labels=targets).logits
+        generated = tuned.generate(input_ids=tokens, max_new_tokens=3)
+    hook.remove()
+    np.testing.assert_array_equal(tuned.get_prompt(1)[0].detach().numpy(), prompt)
+    np.testing.assert_array_equal(seen[0][0, :20].numpy(), prompt)
+    np.testing.assert_allclose(logits.numpy(), expected.numpy(), atol=1e-6)
+    assert generated.shape[0] == 1
+
+    tuned.save_pretrained(str(tmp_path / "saved_by_peft"))
+    np.testing.assert_array_equal(load_prompt(tmp_path / "saved_by_peft")[0], prompt)
