@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+import prompt_tuning
 from prompt_tuning.checkpoint import prompt_file, run_state
 from prompt_tuning.checkpoint import t5x as t5x_checkpoint
 from prompt_tuning.config import ConfigError, Experiment, to_dict
@@ -185,7 +186,7 @@ def _loop(
         evaluated = (now - start) % experiment.eval.period == 0 or now == end
         if evaluated:
             standing, said = _evaluate(run, state, standing)
-            shown["dev"] = said
+            shown["best"] = f"{standing.best_score:.1f}"
             progress.say(f"step {now - start}/{end - start} ({now}): {said}")
         if evaluated or (now - start) % save_every == 0:
             _save(run, store, state, standing)
@@ -267,6 +268,7 @@ def _metadata(run: Run, step: int, score: float) -> prompt_file.PromptMetadata:
         score=score,
         score_name="mean of " + ", ".join(task.name for task in run.data.eval_tasks),
         config_hash=hashlib.sha256(text.encode()).hexdigest(),
+        prompt_tuning_version=prompt_tuning.__version__,
     )
 
 
@@ -355,22 +357,20 @@ def result_text(model_dir: Path, standing: Standing, curves: Path | None) -> str
     records = report.read_records(model_dir / report.METRICS)
     records = [r for r in records if r["split"] != "train"]
     last = max((r["step"] for r in records if "prompt" not in r), default=None)
-    rows: dict[str, dict[str, float]] = {}
+    tables: dict[str, dict[str, dict[str, float]]] = {}
     for r in records:
-        column = f"{r['task']} {r['name']}"
         if r.get("prompt") == "majority":
-            rows.setdefault("majority class", {})[column] = r["value"]
+            name = "majority class"
         elif r.get("prompt") == "none":
-            rows.setdefault("no prompt", {})[column] = r["value"]
+            name = "no prompt"
         elif r["step"] == standing.best_step:
-            rows.setdefault(f"tuned, best (step {r['step']})", {})[column] = r["value"]
+            name = f"tuned, best (step {r['step']})"
         elif r["step"] == last:
-            rows.setdefault(f"tuned, last (step {r['step']})", {})[column] = r["value"]
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    cells = [("", *columns)]
-    for name, row in rows.items():
-        cells.append((name, *(f"{row[c]:.1f}" if c in row else "-" for c in columns)))
-    text = [report.table(cells)] if columns else []
+            name = f"tuned, last (step {r['step']})"
+        else:
+            continue
+        tables.setdefault(r["task"], {}).setdefault(name, {})[r["name"]] = r["value"]
+    text = [report.score_table(task, rows) for task, rows in tables.items()]
     best = model_dir / "prompts" / "best"
     if best.exists():
         text.append(f"prompt: {best}")

@@ -27,19 +27,12 @@ class Matrix:
     metrics: dict[str, dict[str, dict[str, float]]]
 
     def __str__(self) -> str:
-        """A table with a line for each prompt."""
-        columns = list(
-            dict.fromkeys(
-                (task, name)
-                for tasks in self.metrics.values()
-                for task, values in tasks.items()
-                for name in values
-            )
+        """For each task, a table with a line for each prompt."""
+        names = list(dict.fromkeys(task for row in self.metrics.values() for task in row))
+        return "\n\n".join(
+            report.score_table(task, {prompt: row[task] for prompt, row in self.metrics.items()})
+            for task in names
         )
-        rows = [("prompt", *(f"{task} {name}" for task, name in columns))]
-        for prompt, tasks in self.metrics.items():
-            rows.append((prompt, *(f"{tasks[t][name]:.1f}" for t, name in columns)))
-        return report.table(rows)
 
 
 def run_eval(run: EvalRun, *, config_text: str = "") -> Matrix:

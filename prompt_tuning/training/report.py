@@ -172,6 +172,20 @@ def table(rows: list[tuple[str, ...]]) -> str:
     return "\n".join(lines)
 
 
+def score_table(head: str, rows: Mapping[str, Mapping[str, float]]) -> str:
+    """A line for each row and a column for each metric, in per cent.
+
+    >>> print(score_table("cb", {"no prompt": {"accuracy/rank": 8.93}}))
+    cb         accuracy/rank
+    no prompt            8.9
+    """
+    columns = list(dict.fromkeys(name for values in rows.values() for name in values))
+    cells: list[tuple[str, ...]] = [(head, *columns)]
+    for name, values in rows.items():
+        cells.append((name, *(f"{values[c]:.1f}" if c in values else "-" for c in columns)))
+    return table(cells)
+
+
 def draw_curves(model_dir: Path) -> Path | None:
     """Draws loss and validation metrics over steps to curves.png; None with nothing to draw.
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
@@ -162,7 +163,7 @@ def first_prompt(
     return prompts.init_prompt(
         config,
         key,
-        np.asarray(jax.device_get(backbone.params["token_embedder/embedding"]), np.float32),
+        jnp.asarray(jax.device_get(backbone.params["token_embedder/embedding"]), jnp.float32),
         encode=data.vocabulary.encode,
         task_labels=labels,
     )
