@@ -26,7 +26,7 @@ from prompt_tuning.config import ConfigError
 TreeT = TypeVar("TreeT")
 
 KEPT = 2
-DIGEST_BYTES = 2**26  # leaves beyond it are not hashed: reading them back would take too long
+DIGEST_BYTES = 2**22  # of a leaf: a prompt is smaller; a whole model would take too long to hash
 SHOWN = 5  # differences, in an error
 _logger = logging.getLogger(__name__)
 
