@@ -1,0 +1,166 @@
+"""`--engine=t5x`: the same settings, run by upstream T5X's own program.
+
+After `cli.py`; writes one resolved gin file on top of `gin/t5x/` and becomes `python -m t5x.main`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from prompt_tuning import gin_config
+from prompt_tuning.config import TINY, ConfigError, EvalConfig, EvalRun, Experiment, InferRun
+from prompt_tuning.gin_settings import gin_folder
+
+Run = Experiment | EvalRun | InferRun
+FILES: Mapping[str, str] = {
+    "train": "t5x/prompt_tune.gin",
+    "eval": "t5x/eval.gin",
+    "infer": "t5x/infer.gin",
+}
+RESOLVED = "t5x.gin"  # in the output folder; `config.gin` there is T5X's own
+# What T5X's network has fixed.
+_BUCKETS, _DISTANCE = 32, 128
+# What may change when a run is continued: how long, how often, on what devices.
+_MAY_CHANGE = re.compile(r"(TRAIN_STEPS|TRAIN_STEPS_RELATIVE|\w*_PERIOD|NUM_MODEL_PARTITIONS) = ")
+
+
+def run(mode: str, loaded: gin_config.Loaded[Any], flags: Sequence[str] = ()) -> NoReturn:
+    """Replaces this process by T5X: its output, its exit code, and signals that reach it.
+
+    Raises:
+      ConfigError: T5X is not installed, or the run is nothing that it can do.
+    """
+    _require_t5x()
+    command = prepare(mode, loaded, flags)
+    print(f"running {' '.join(command)}", flush=True)
+    sys.stderr.flush()
+    os.execv(command[0], command)
+
+
+def prepare(mode: str, loaded: gin_config.Loaded[Any], flags: Sequence[str] = ()) -> list[str]:
+    """The command that runs T5X on the settings, once they are checked and written to a file.
+
+    Raises:
+      ConfigError: T5X has no such setting, or something that the run needs is missing.
+    """
+    resolved = make_absolute(loaded.run)
+    _refuse_unknown_to_t5x(resolved)
+    _try_inputs(resolved)
+    own = {name: loaded.macros[name] for name in gin_config.T5X_MACROS if name in loaded.macros}
+    text = "".join(
+        [
+            f"# `--engine=t5x` ran this file. Search path: {gin_folder()}\n",
+            f"include '{FILES[mode]}'\n",
+            gin_config.to_gin(resolved),
+            *(f"{name} = {value!r}\n" for name, value in own.items()),
+        ]
+    )
+    file = Path(_output_dir(resolved)) / RESOLVED
+    if isinstance(resolved, Experiment):
+        _refuse_other_experiment(file, text)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text, encoding="utf-8")
+    return [
+        sys.executable,
+        *("-m", "t5x.main", f"--run_mode={mode}", "--logtostderr"),
+        f"--gin_search_paths={gin_folder()}",
+        f"--gin_file={file}",
+        *flags,
+    ]
+
+
+def make_absolute(run: Any) -> Any:
+    """The run with absolute paths, as T5X and Orbax need them; addresses and names stay."""
+
+    def absolute(path: Any) -> Any:
+        if isinstance(path, tuple):
+            return tuple(map(absolute, path))
+        if "://" in path or path in ("", TINY, "bytes"):
+            return path
+        return os.path.abspath(os.path.expanduser(path))
+
+    names = ("model_dir", "initial_checkpoint_path", "checkpoint_path", "eval_output_dir")
+    names += ("infer_output_dir", "prompt_file")
+    paths = {name: absolute(getattr(run, name)) for name in names if hasattr(run, name)}
+    data = dataclasses.replace(run.data, vocabulary=absolute(run.data.vocabulary))
+    if isinstance(run, Experiment):
+        prompt = dataclasses.replace(run.prompt, file=absolute(run.prompt.file))
+        return dataclasses.replace(run, **paths, data=data, prompt=prompt)
+    return dataclasses.replace(run, **paths, data=data)
+
+
+def _output_dir(run: Run) -> str:
+    if isinstance(run, Experiment):
+        return run.model_dir
+    return run.eval_output_dir if isinstance(run, EvalRun) else run.infer_output_dir
+
+
+def _require_t5x() -> None:
+    try:
+        importlib.import_module("prompt_tuning.t5x_plugin")
+        importlib.import_module("t5x.train")
+    except ImportError as error:
+        raise ConfigError(f"--engine=t5x: {error}") from error
+
+
+def _refuse_unknown_to_t5x(run: Run) -> None:
+    """Stops at settings that would have no effect under T5X."""
+    config, model = run.eval, run.model
+    default = EvalConfig()
+    problems = []
+    if config.method != "generate" and not isinstance(run, InferRun):
+        problems.append(f"EVAL_METHOD = {config.method!r}: it evaluates by generation only")
+    if config.early_stopping_evals != default.early_stopping_evals:
+        problems.append("EARLY_STOPPING_EVALS: it trains to the last step")
+    if model.relative_attention_num_buckets != _BUCKETS:
+        problems.append(f"RELATIVE_ATTENTION_NUM_BUCKETS: its network has {_BUCKETS}")
+    if model.relative_attention_max_distance != _DISTANCE:
+        problems.append(f"RELATIVE_ATTENTION_MAX_DISTANCE: its network has {_DISTANCE}")
+    if isinstance(run, InferRun) and not (run.data.names and run.infer_output_dir):
+        problems.append("--input and --output: it answers the rows of a task, in INFER_OUTPUT_DIR")
+    if problems:
+        raise ConfigError(
+            "upstream T5X cannot do this:\n  "
+            + "\n  ".join(problems)
+            + "\nLeave it out, or use --engine=embedded (docs/t5x.md)."
+        )
+
+
+def _try_inputs(run: Run) -> None:
+    """Makes what T5X will make of the settings, so that a mistake is not a stack trace of gin's."""
+    from prompt_tuning import t5x_inputs
+
+    t5x_inputs.register_task(run.data)
+    t5x_inputs.find_checkpoint(run)
+    t5x_inputs.starting_prompt(run)
+    if isinstance(run, Experiment):
+        t5x_inputs.last_step(run)
+
+
+def _refuse_other_experiment(file: Path, text: str) -> None:
+    """Stops when MODEL_DIR holds another experiment: T5X would silently go on from its state."""
+    if (file.parent / "checkpoints").is_dir():
+        raise ConfigError(
+            f"MODEL_DIR {file.parent} holds a run of the embedded engine. Choose another MODEL_DIR."
+        )
+    if not file.exists():
+        return
+    old, new = (
+        {line for line in lines.splitlines() if " = " in line and not _MAY_CHANGE.match(line)}
+        for lines in (file.read_text(encoding="utf-8"), text)
+    )
+    if old != new:
+        raise ConfigError(
+            f"MODEL_DIR {file.parent} holds a different experiment:\n  there: "
+            + "\n  there: ".join(sorted(old - new))
+            + "\n  now: "
+            + "\n  now: ".join(sorted(new - old))
+            + "\nChoose another MODEL_DIR, or remove that one."
+        )

@@ -1,0 +1,205 @@
+"""What a run under upstream T5X starts from: checkpoint, task, first prompt, number of steps.
+
+`gin/t5x/*.gin` binds these beside `t5x_plugin.py`; `t5x_engine.py` calls them before it starts T5X,
+so that a mistake is one message. Nothing here imports T5X.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import Any, TypeVar
+
+import jax.numpy as jnp
+import numpy as np
+import seqio
+import tensorstore as ts
+from jaxtyping import Float
+
+from prompt_tuning.checkpoint import identity, layouts
+from prompt_tuning.checkpoint import t5x as t5x_checkpoint
+from prompt_tuning.checkpoint.prompt_file import PromptMetadata, check_prompt, load_prompt
+from prompt_tuning.config import ConfigError, DataConfig, EvalRun, Experiment, InferRun, to_dict
+from prompt_tuning.data import tasks
+from prompt_tuning.data.vocabulary import load_vocabulary, vocabulary_sha256
+from prompt_tuning.model import prompt as prompts
+from prompt_tuning.model import t5
+from prompt_tuning.training import setup
+
+PROMPT = "encoder/prompt/prompt/prompt"  # its name in T5X's tree, as in the original's checkpoints
+Run = Experiment | EvalRun | InferRun
+T = TypeVar("T")
+
+
+def absolute_path(path: str) -> str:
+    """The path as Orbax and T5X need it; an address such as gs://bucket/... is absolute already."""
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))
+
+
+def first_given(value: T | None, otherwise: T) -> T:
+    """`value`, or `otherwise` where it is None: gin cannot say that of two macros."""
+    return otherwise if value is None else value
+
+
+def register_task(data: DataConfig) -> str:
+    """The name of the task or mixture, once it is registered with the run's vocabulary.
+
+    Raises:
+      ConfigError: there is no such task, or several are named.
+    """
+    # T5X's --tfds_data_dir has been handed to seqio before any gin file is read.
+    directory = data.tfds_data_dir or getattr(seqio.utils, "_TFDS_DATA_DIR_OVERRIDE", None)
+    tasks.register(data.vocabulary, tfds_data_dir=directory)
+    if data.mixture_or_task_module:
+        tasks.import_task_module(data.mixture_or_task_module)
+    return tasks.resolve(_only(data.mixture_or_task_name, "MIXTURE_OR_TASK_NAME")).name
+
+
+def _only(names: str | tuple[str, ...], macro: str) -> str:
+    """The one name: the embedded engine scores several tasks and prompts in one go."""
+    if isinstance(names, tuple) and len(names) != 1:
+        raise ConfigError(
+            f"{macro} = {names!r}: upstream T5X takes one. Name one, or use --engine=embedded."
+        )
+    return names if isinstance(names, str) else names[0]
+
+
+def find_checkpoint(run: Run) -> str:
+    """The absolute path of the run's checkpoint, once its tree is known to be the model's.
+
+    T5X would give a random value to a parameter that is missing, and drop one that it does not
+    know, both in silence.
+
+    Raises:
+      ConfigError: a parameter is missing, unknown, or of another shape.
+    """
+    given = run.initial_checkpoint_path if isinstance(run, Experiment) else run.checkpoint_path
+    if not given:
+        raise ConfigError("CHECKPOINT_PATH is not set: give the path of a T5X checkpoint.")
+    path = absolute_path(setup.checkpoint_path(given))
+    found: dict[str, Any] = dict(t5x_checkpoint.read_shapes(path))
+    found.pop(PROMPT, None)
+    needed = {name: shape.shape for name, shape in t5.param_shapes(run.model).items()}
+    wrong = [
+        f"  {name}: {found.get(name, 'missing')} there, {needed.get(name, 'unknown')} in the model"
+        for name in sorted(found.keys() | needed.keys())
+        if found.get(name) != needed.get(name)
+    ]
+    if wrong:
+        raise ConfigError(
+            f"the checkpoint {path} does not fit the model, which differs in {len(wrong)} "
+            "parameters:\n" + "\n".join(wrong[:5]) + "\nDo the model's sizes (the gin file in "
+            "models/) belong to this checkpoint?"
+        )
+    return path
+
+
+def start_step(experiment: Experiment) -> int:
+    """The backbone's own step, where T5X and the optimiser begin to count."""
+    return t5x_checkpoint.read_step(find_checkpoint(experiment))
+
+
+def last_step(experiment: Experiment) -> int:
+    """The absolute step at which the run ends, however often it is resumed on the way.
+
+    (T5X's own `relative_steps` counts from where it resumed.)
+    """
+    return setup.last_step(experiment.train, start_step(experiment))
+
+
+def starting_prompt(run: Run) -> Float[np.ndarray, "P D"]:
+    """The prompt that T5X starts with: the first one of a training run, or the one of PROMPT_FILE.
+
+    Evaluation without a PROMPT_FILE takes the checkpoint's own prompt: zeros of its shape are
+    returned, which the checkpoint replaces. A checkpoint without one is a model without a prompt.
+
+    Raises:
+      ConfigError: the prompt cannot be made, or does not fit the model.
+    """
+    if isinstance(run, Experiment):
+        return _first_prompt(run)
+    if run.prompt_file:
+        return _read_prompt(run, _only(run.prompt_file, "PROMPT_FILE"), None)
+    shapes = t5x_checkpoint.read_shapes(find_checkpoint(run))
+    return np.zeros(shapes.get(PROMPT, (0, run.model.embed_dim)), np.float32)
+
+
+def _first_prompt(experiment: Experiment) -> Float[np.ndarray, "P D"]:
+    config, model = experiment.prompt, experiment.model
+    if experiment.train.trainable == "model":
+        return np.zeros((0, model.embed_dim), np.float32)
+    if config.init == "file":
+        return _read_prompt(experiment, config.file, config.length)
+    embedding = t5x_checkpoint.read_param(find_checkpoint(experiment), "token_embedder/embedding")
+    prompt, said = prompts.init_prompt(
+        config,
+        setup.first_prompt_key(experiment.train.random_seed),
+        jnp.asarray(embedding, model.dtype).astype(np.float32),  # as the embedded engine has it
+        encode=load_vocabulary(experiment.data.vocabulary).encode,
+        task_labels=_init_labels(experiment),
+    )
+    print(f"prompt: {prompt.shape[0]} x {prompt.shape[1]}, {said}", flush=True)
+    return prompt
+
+
+def _init_labels(experiment: Experiment) -> tuple[str, ...]:
+    """The label words of a single task; a mixture begins without."""
+    names = [name for name, _ in tasks.component_tasks(register_task(experiment.data))]
+    return tasks.label_words(names[0]) if len(names) == 1 else ()
+
+
+def _read_prompt(run: Run, file: str, length: int | None) -> Float[np.ndarray, "P D"]:
+    prompt, metadata = load_prompt(file)
+    known = metadata or PromptMetadata()
+    check_prompt(
+        prompt,
+        metadata,
+        shape=(length, run.model.embed_dim),
+        backbone=_read_identity(find_checkpoint(run)) if known.backbone else "",
+        vocabulary=vocabulary_sha256(run.data.vocabulary),
+        where=file,
+    )
+    return prompt
+
+
+class _Stored:
+    """A parameter in its file, of which `backbone_identity` reads two rows."""
+
+    def __init__(self, store: ts.TensorStore) -> None:
+        self._store, self.shape, self.ndim = store, tuple(store.shape), store.ndim
+
+    def __getitem__(self, index: tuple[int, ...]) -> np.ndarray:
+        inside = tuple(i % size for i, size in zip(index, self.shape, strict=False))
+        return np.asarray((self._store[inside] if inside else self._store).read().result())
+
+
+def _read_identity(path: str) -> str:
+    params = layouts.find_checkpoint(path).params
+    stores = layouts.open_leaves({n: p for n, p in params.items() if n != PROMPT}, ts.Context())
+    stored: Any = {name: _Stored(store) for name, store in stores.items()}
+    return identity.backbone_identity(stored)
+
+
+def choose_new(run: EvalRun | InferRun) -> tuple[tuple[str, None], ...]:
+    """T5X's `assignment_map` for evaluation: what does not come from the checkpoint.
+
+    It is empty where the checkpoint brings its own prompt: T5X refuses patterns without a match.
+    """
+    return ((f".*/{PROMPT}", None),) if run.prompt_file else ()
+
+
+def describe_prompt(experiment: Experiment, *, backbone: str, step: int) -> PromptMetadata:
+    """What a prompt folder says of a prompt of this run; T5X's scores stay in T5X's files."""
+    names = [name for name, _ in tasks.component_tasks(register_task(experiment.data))]
+    init, labels = prompts.resolve_init(experiment.prompt, _init_labels(experiment))
+    text = json.dumps(to_dict(experiment), sort_keys=True)
+    return PromptMetadata(
+        task="+".join(experiment.data.names),
+        label_words=tuple(dict.fromkeys(w for name in names for w in tasks.label_words(name))),
+        backbone=backbone,
+        vocabulary=vocabulary_sha256(experiment.data.vocabulary),
+        init=f"{init} {', '.join(labels)}".strip(),
+        step=step,
+        config_hash=hashlib.sha256(text.encode()).hexdigest(),
+    )

@@ -1,0 +1,133 @@
+"""`--engine=t5x` up to the moment when T5X starts."""
+
+import dataclasses
+import subprocess
+import sys
+
+import pytest
+from tiny_models import CONFIG, random_params
+
+from prompt_tuning import cli, gin_config, t5x_engine
+from prompt_tuning.checkpoint.t5x import write_t5x
+from prompt_tuning.config import ConfigError, EvalRun, InferRun, to_dict
+
+
+@pytest.fixture
+def arguments(tmp_path, monkeypatch):
+    """gin files and bindings of a small run, started in `tmp_path`."""
+    monkeypatch.chdir(tmp_path)
+    write_t5x(tmp_path / "checkpoint_70", random_params(), 70)
+    macros = {
+        **{name.upper(): value for name, value in to_dict(CONFIG).items()},
+        "VOCABULARY": "bytes",
+        "MIXTURE_OR_TASK_NAME": "tiny_mood",
+        "TASK_FEATURE_LENGTHS": {"inputs": 24, "targets": 8},
+        "INITIAL_CHECKPOINT_PATH": "checkpoint_70",
+        "MODEL_DIR": "run",
+        "EVAL_OUTPUT_DIR": "scores",
+        "INFER_OUTPUT_DIR": "answers",
+        "TRAIN_STEPS_RELATIVE": 20,
+    }
+    text = "".join(f"{name} = {value!r}\n" for name, value in macros.items())
+    (tmp_path / "small.gin").write_text(text)
+    return ["runs/prompt_tune.gin", "small.gin"]
+
+
+def load(files, *bindings, run=t5x_engine.Experiment):
+    return gin_config.load(files, bindings, run=run, engine="t5x")
+
+
+def test_writes_a_file_that_says_everything(arguments, tmp_path):
+    loaded = load(arguments, "EVAL_STEPS=3", "PROMPT_FILE=''")
+    command = t5x_engine.prepare("train", loaded, ["--gin.train.gc_period=5"])
+    file = tmp_path / "run/t5x.gin"
+    assert command[1:4] == ["-m", "t5x.main", "--run_mode=train"]
+    assert f"--gin_file={file}" in command
+    assert command[-1] == "--gin.train.gc_period=5"
+    text = file.read_text()
+    assert "include 't5x/prompt_tune.gin'" in text
+    assert f"MODEL_DIR = '{tmp_path / 'run'}'" in text
+    assert f"INITIAL_CHECKPOINT_PATH = '{tmp_path / 'checkpoint_70'}'" in text
+    assert "EVAL_STEPS = 3" in text  # T5X's own
+    # It is also the record of the run: the same settings, read back.
+    lines = [line for line in text.splitlines() if not line.startswith(("include", "EVAL_STEPS"))]
+    (tmp_path / "again.gin").write_text("\n".join(["include 'runs/bindings.gin'", *lines]))
+    assert load(["again.gin"]).run == t5x_engine.make_absolute(loaded.run)
+
+
+@pytest.mark.parametrize(
+    ("mode", "run", "folder"), [("eval", EvalRun, "scores"), ("infer", InferRun, "answers")]
+)
+def test_other_modes_have_files_of_their_own(arguments, tmp_path, mode, run, folder):
+    command = t5x_engine.prepare(mode, load(arguments, run=run))
+    assert f"--run_mode={mode}" in command
+    assert f"include 't5x/{mode}.gin'" in (tmp_path / folder / "t5x.gin").read_text()
+
+
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        ("EVAL_METHOD='rank'", "EVAL_METHOD = 'rank': it evaluates by generation"),
+        ("EARLY_STOPPING_EVALS=3", "EARLY_STOPPING_EVALS"),
+        ("RELATIVE_ATTENTION_NUM_BUCKETS=16", "its network has 32"),
+        ("RELATIVE_ATTENTION_MAX_DISTANCE=64", "its network has 128"),
+        ("MIXTURE_OR_TASK_NAME='tiny_mod'", "Did you mean tiny_mood"),
+        ("MIXTURE_OR_TASK_NAME=('tiny_mood', 'tiny_topic')", "takes one"),
+        ("NUM_DECODER_LAYERS=3", "does not fit the model"),
+        ("INITIAL_CHECKPOINT_PATH='nowhere'", "no T5X checkpoint at"),
+        ("TRAIN_STEPS=70", "TRAIN_STEPS = 70 is absolute"),
+        ("PROMPT_FILE='nowhere'", "there is no prompt at"),
+    ],
+)
+def test_mistakes_are_found_before_t5x_starts(arguments, tmp_path, binding, message):
+    with pytest.raises(ConfigError, match=message):
+        t5x_engine.prepare("train", load(arguments, binding))
+    assert not (tmp_path / "run").exists()
+
+
+def test_infer_needs_a_task(arguments):
+    loaded = load(arguments, "MIXTURE_OR_TASK_NAME=()", run=InferRun)
+    with pytest.raises(ConfigError, match="--input and --output"):
+        t5x_engine.prepare("infer", loaded)
+
+
+def test_another_experiment_in_model_dir_is_refused(arguments, tmp_path):
+    t5x_engine.prepare("train", load(arguments))
+    t5x_engine.prepare("train", load(arguments, "TRAIN_STEPS_RELATIVE=40", "EVAL_PERIOD=5"))
+    with pytest.raises(ConfigError, match=r"there: LEARNING_RATE = 0.3\s+now: LEARNING_RATE = 0.5"):
+        t5x_engine.prepare("train", load(arguments, "LEARNING_RATE=0.5"))
+    (tmp_path / "other/checkpoints").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="a run of the embedded engine"):
+        t5x_engine.prepare("train", load(arguments, "MODEL_DIR='other'"))
+
+
+def test_absolute_paths_leave_names_and_addresses_alone(arguments, tmp_path):
+    run = load(arguments, "PROMPT_FILE='p'").run
+    data = dataclasses.replace(run.data, vocabulary="gs://bucket/model")
+    run = dataclasses.replace(run, data=data, initial_checkpoint_path="tiny")
+    absolute = t5x_engine.make_absolute(run)
+    assert absolute.data.vocabulary == "gs://bucket/model"
+    assert absolute.initial_checkpoint_path == "tiny"
+    assert absolute.prompt.file == str(tmp_path / "p")
+
+
+# Without T5X --------------------------------------------------------------------------------------
+
+WITHOUT_T5X = "import sys; sys.modules['t5x'] = None; "
+
+
+def test_the_plugin_says_what_to_do():
+    code = WITHOUT_T5X + "import prompt_tuning.t5x_plugin"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "upstream T5X cannot be imported" in result.stderr
+    assert "docs/t5x.md" in result.stderr
+
+
+def test_the_command_line_says_what_to_do(arguments, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "t5x", None)
+    monkeypatch.delitem(sys.modules, "prompt_tuning.t5x_plugin", raising=False)
+    files = [f"--gin_file={name}" for name in arguments]
+    assert cli.main(["train", "--engine=t5x", *files]) == 2
+    said = capsys.readouterr().err
+    assert "--engine=t5x: upstream T5X cannot be imported" in said
+    assert "docs/t5x.md" in said

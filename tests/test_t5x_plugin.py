@@ -1,0 +1,402 @@
+"""The plugin inside upstream T5X: T5X's numbers, the embedded engine's prompts, all three modes."""
+
+import dataclasses
+import functools
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.core import unfreeze
+from flax.traverse_util import flatten_dict, unflatten_dict
+from tiny_models import CONFIG, random_batch, random_params, random_prompt
+
+from prompt_tuning.checkpoint.prompt_file import load_prompt
+from prompt_tuning.checkpoint.t5x import read_param, read_shapes, read_step, write_t5x
+from prompt_tuning.config import (
+    DataConfig,
+    Experiment,
+    OptimizerConfig,
+    PromptConfig,
+    TrainConfig,
+    to_dict,
+)
+from prompt_tuning.data.vocabulary import load_vocabulary
+from prompt_tuning.gin_settings import gin_folder
+from prompt_tuning.model import decode, loss
+from prompt_tuning.training import optim, step
+
+try:
+    import t5x.main  # noqa: F401  # with all that it needs: airio, jestimator, ...
+except ImportError as error:
+    missing = f"upstream T5X cannot be imported ({error}); docs/t5x.md says how to install it"
+    pytestmark = [pytest.mark.t5x, pytest.mark.skip(reason=missing)]
+else:
+    from t5x import models, partitioning, train_state, trainer
+    from t5x.examples.t5 import network
+
+    from prompt_tuning import t5x_plugin
+
+    pytestmark = pytest.mark.t5x
+
+PROMPT = "encoder/prompt/prompt/prompt"
+START = 1000  # of the backbone; the steps of a run are counted on from it
+HERE = Path(__file__).parent
+
+
+def network_config():
+    return network.T5Config(
+        vocab_size=CONFIG.num_embeddings,
+        emb_dim=CONFIG.embed_dim,
+        num_heads=CONFIG.num_heads,
+        num_encoder_layers=CONFIG.num_encoder_layers,
+        num_decoder_layers=CONFIG.num_decoder_layers,
+        head_dim=CONFIG.head_dim,
+        mlp_dim=CONFIG.mlp_dim,
+        mlp_activations=("gelu", "linear"),
+        dropout_rate=0.0,
+    )
+
+
+def transformer(prompt):
+    start = np.asarray(prompt, np.float32)
+    return t5x_plugin.PromptedTransformer(config=network_config(), start=start)
+
+
+def run_t5x(module, params, batch, **kwargs):
+    """The logits of a T5X network for flat parameters."""
+    tokens = [batch[f"{name}_tokens"] for name in INPUTS]
+    tree = unflatten_dict(dict(params), sep="/")
+    apply = jax.jit(functools.partial(module.apply, enable_dropout=False))
+    return apply({"params": tree}, *tokens, **kwargs)
+
+
+INPUTS = ("encoder_input", "decoder_input", "decoder_target")
+
+
+def gaps(actual, expected):
+    """The largest difference, as a share of the largest value expected."""
+    actual, expected = np.asarray(actual), np.asarray(expected)
+    return np.abs(actual - expected).max() / np.abs(expected).max()
+
+
+# The module ---------------------------------------------------------------------------------------
+
+
+def test_adds_one_parameter_to_t5x_network():
+    batch = random_batch()
+    tokens = [batch[f"{name}_tokens"] for name in INPUTS]
+
+    def init(module):
+        shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *tokens))
+        return {
+            name: shape.shape for name, shape in flatten_dict(shapes["params"], sep="/").items()
+        }, flatten_dict(unfreeze(shapes["params_axes"]), sep="/")
+
+    plain, plain_axes = init(network.Transformer(config=network_config()))
+    prompted, axes = init(transformer(np.zeros((5, 32))))
+    assert prompted == {**plain, PROMPT: (5, 32)}
+    assert axes[f"{PROMPT}_axes"].names == ("prompt", "prompt_embed")
+    assert axes.keys() == {*plain_axes, f"{PROMPT}_axes"}
+    assert init(transformer(np.zeros((0, 32))))[0] == plain
+
+
+def test_a_prompt_of_embedded_tokens_is_those_tokens():
+    params, batch = random_params(), random_batch()
+    ids = np.array([7, 300, 5])
+    front = jnp.tile(ids, (len(batch["encoder_input_tokens"]), 1))
+    tokens = jnp.concatenate([front, batch["encoder_input_tokens"]], axis=1)
+    prompt = params["token_embedder/embedding"][ids]
+    expected = run_t5x(
+        network.Transformer(config=network_config()),
+        params,
+        {**batch, "encoder_input_tokens": tokens},
+    )
+    actual = run_t5x(transformer(prompt), {**params, PROMPT: prompt}, batch)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [0, 6])
+def test_logits_are_the_embedded_engines(length):
+    params, batch, prompt = random_params(), random_batch(), random_prompt(length)
+    given = {**params, PROMPT: prompt} if length else params
+    actual = run_t5x(transformer(prompt), given, batch)
+    expected = loss.forward(CONFIG, params, prompt, batch)
+    real = batch["decoder_target_tokens"] > 0
+    assert gaps(actual[real], expected[real]) < 1e-5
+
+
+def test_logits_are_the_originals(shared_dir):
+    golden = np.load(shared_dir / "goldens/t5x/golden.npz")
+    expected = np.load(shared_dir / "goldens/t5x/prompt_reference.npz")
+    params = dict(np.load(shared_dir / "goldens/t5x/params.npz"))
+    batch = {name.removeprefix("in/"): golden[name] for name in golden if name.startswith("in/")}
+    actual = run_t5x(transformer(expected["prompt"]), {**params, PROMPT: expected["prompt"]}, batch)
+    real = batch["decoder_target_tokens"] > 0
+    assert gaps(actual[real], expected["logits"][real]) < 1e-5
+
+
+def test_packed_rows_are_refused():
+    batch, prompt = random_batch(), random_prompt(2)
+    params = {**random_params(), PROMPT: prompt}
+    segments = jnp.ones_like(batch["encoder_input_tokens"])
+    with pytest.raises(ValueError, match="packed rows would share one prompt"):
+        run_t5x(transformer(prompt), params, batch, encoder_segment_ids=segments)
+
+
+@pytest.mark.parametrize("num_decodes", [1, 3])
+def test_decoded_tokens_are_the_embedded_engines(num_decodes):
+    params, batch, prompt = random_params(seed=3), random_batch(rows=16), random_prompt(4)
+    model = make_model(prompt, num_decodes=num_decodes)
+    tree = unflatten_dict({**params, PROMPT: prompt}, sep="/")
+    actual = jax.jit(model.predict_batch)(tree, batch)
+    expected, _ = jax.jit(
+        lambda tokens: decode.generate(
+            CONFIG, params, prompt, tokens, length=actual.shape[1], num_decodes=num_decodes
+        )
+    )(batch["encoder_input_tokens"])
+    np.testing.assert_array_equal(actual, expected)
+
+
+# The optimiser ------------------------------------------------------------------------------------
+
+
+def make_experiment(tmp_path: Path, **optimizer) -> Experiment:
+    """20 steps of a prompt of 4 rows, on a checkpoint in `tmp_path`."""
+    checkpoint = tmp_path / f"checkpoint_{START}"
+    if not checkpoint.exists():
+        write_t5x(checkpoint, random_params(), START)
+    return Experiment(
+        model_dir=str(tmp_path / "run"),
+        initial_checkpoint_path=str(checkpoint),
+        model=CONFIG,
+        data=DataConfig(
+            mixture_or_task_name="tiny_mood",
+            task_feature_lengths={"inputs": 12, "targets": 6},
+            vocabulary="bytes",
+        ),
+        prompt=PromptConfig(length=4),
+        optimizer=OptimizerConfig(**optimizer),
+        train=TrainConfig(train_steps_relative=20),
+    )
+
+
+def make_model(prompt, optimizer_def=None, num_decodes=1):
+    vocabulary = load_vocabulary("bytes")
+    return models.EncoderDecoderModel(
+        module=transformer(prompt),
+        input_vocabulary=vocabulary,
+        output_vocabulary=vocabulary,
+        optimizer_def=optimizer_def,
+        z_loss=1e-4,
+        decode_fn=t5x_plugin.choose_decoder(num_decodes),
+        default_decoder_params=models.DecoderParams(num_decodes=num_decodes),
+    )
+
+
+OPTIMIZERS = [
+    {},  # the paper's
+    {"start_step": 0, "warmup_steps": 5},
+    {"name": "adamw", "learning_rate": 0.03},
+]
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=["adafactor", "from_0", "adamw"])
+def test_twenty_steps_are_the_embedded_engines(tmp_path, optimizer):
+    experiment = make_experiment(tmp_path, **optimizer)
+    params, prompt = random_params(), random_prompt(4)
+    batches = [random_batch(rows=8, seed=i) for i in range(20)]
+
+    wrapper = t5x_plugin.make_optimizer(experiment)
+    model = make_model(prompt, wrapper)
+    variables = {"params": unflatten_dict({**params, PROMPT: prompt}, sep="/")}
+    state = train_state.FlaxOptimTrainState.create(wrapper, variables)
+    t5x_step = jax.jit(
+        lambda state, batch: trainer.train_with_lr(
+            state, batch, jnp.float32(0), jax.random.PRNGKey(0), model, None
+        )
+    )
+    ours = optim.make_optimizer(experiment.optimizer, optim.PROMPT_RULES, start_step=START)
+    our_state = step.init_state({"prompt": prompt}, ours, START)
+    our_step = jax.jit(step.make_train_step(CONFIG, experiment.train, ours))
+    for batch in batches:
+        state, t5x_metrics = t5x_step(state, batch)
+        our_state, our_metrics = our_step(our_state, params, batch)
+        assert gaps(t5x_metrics["loss"].total, our_metrics["loss"]) < 1e-5
+
+    after = flatten_dict(unfreeze(state.params), sep="/")
+    changed = {n for n in after if not np.array_equal(after[n], {**params, PROMPT: prompt}[n])}
+    assert changed == {PROMPT}
+    assert gaps(after[PROMPT], our_state.trainable["prompt"]) < 1e-4
+    # No slot for what is frozen: two moments of the prompt at most, and counts.
+    slots = [leaf for leaf in jax.tree.leaves(state.param_states) if leaf.ndim]
+    assert sum(leaf.size for leaf in slots) <= 2 * prompt.size + 8
+
+
+@pytest.mark.parametrize("trainable", ["prompt", "model"])
+def test_t5x_can_partition_and_restore_the_optimiser(tmp_path, trainable):
+    experiment = make_experiment(tmp_path)
+    config = dataclasses.replace(experiment.train, trainable=trainable)
+    experiment = dataclasses.replace(experiment, train=config)
+    model = make_model(np.zeros((4, 32)), t5x_plugin.make_optimizer(experiment))
+    shapes = {name: (8, 12) for name in random_batch()}
+    variables = model.get_initial_variables(jax.random.PRNGKey(0), shapes)
+    state = train_state.FlaxOptimTrainState.create(model.optimizer_def, variables)
+    rules = [*partitioning.standard_logical_axis_rules(), ("prompt", None), ("prompt_embed", None)]
+    axes = partitioning.PjitPartitioner(num_partitions=1, logical_axis_rules=rules).get_mesh_axes(
+        state
+    )
+    assert flatten_dict(unfreeze(axes.params), sep="/")[PROMPT] == jax.sharding.PartitionSpec(
+        None, None
+    )
+    again = state.restore_state(state.state_dict())
+    assert jax.tree.structure(again.param_states) == jax.tree.structure(state.param_states)
+
+
+def test_logged_learning_rate_counts_from_the_backbones_step(tmp_path):
+    warm = make_experiment(tmp_path, learning_rate=0.2, warmup_steps=4)
+    rate = t5x_plugin.make_learning_rate(warm)
+    np.testing.assert_allclose([rate(START + i) for i in (0, 3, 9)], [0.05, 0.2, 0.2], rtol=1e-6)
+    constant = make_experiment(tmp_path, learning_rate=0.2)
+    assert t5x_plugin.make_learning_rate(constant)(START + 7) == 0.2
+
+
+# Whole runs ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """A folder with a backbone, and the gin file of a task whose rows are one batch."""
+    folder = tmp_path_factory.mktemp("t5x")
+    write_t5x(folder / f"checkpoint_{START}", random_params(), START)
+    macros = {
+        **{name.upper(): value for name, value in to_dict(CONFIG).items()},
+        "VOCABULARY": "bytes",
+        "MIXTURE_OR_TASK_NAME": "t5x_yes_no",
+        "MIXTURE_OR_TASK_MODULE": "t5x_task",
+        "TASK_FEATURE_LENGTHS": {"inputs": 24, "targets": 8},
+        "BATCH_SIZE": 8,
+        "PROMPT_LENGTH": 5,
+        "EVAL_PERIOD": 10,
+        "INITIAL_CHECKPOINT_PATH": str(folder / f"checkpoint_{START}"),
+    }
+    text = "".join(f"{name} = {value!r}\n" for name, value in macros.items())
+    (folder / "small.gin").write_text(text)
+    return folder
+
+
+def call(work: Path, *arguments: str) -> str:
+    """Runs Python in `work`, on one CPU device; returns what it printed."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+    }
+    result = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=work,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert result.returncode == 0, result.stdout[-4000:]
+    return result.stdout
+
+
+def upstream(work: Path, mode: str, file: str, **macros: object) -> str:
+    """The plain upstream way."""
+    bindings = [f"--gin.{name}={value!r}" for name, value in macros.items()]
+    flags = [f"--run_mode={mode}", f"--gin_search_paths={gin_folder()},{work}", "--logtostderr"]
+    files = [f"--gin_file=t5x/{file}", "--gin_file=small.gin"]
+    return call(work, "-m", "t5x.main", *flags, *files, *bindings)
+
+
+def ours(work: Path, mode: str, file: str, *flags: str, **macros: object) -> str:
+    """The project's command; the file of runs/ first, so that small.gin overrides its recipe."""
+    bindings = [f"--gin.{name}={value!r}" for name, value in macros.items()]
+    files = [f"--gin_file=runs/{file}", "--gin_file=small.gin"]
+    return call(work, "-m", "prompt_tuning.cli", mode, *flags, *files, *bindings)
+
+
+def predictions(file: Path) -> list[str]:
+    return [json.loads(line)["prediction"] for line in file.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def runs(work):
+    """20 steps of either engine; T5X is stopped after 10 and started again, the plain way."""
+    ours(work, "train", "prompt_tune.gin", MODEL_DIR="embedded", TRAIN_STEPS_RELATIVE=20)
+    common = {"MODEL_DIR": str(work / "t5x"), "SHUFFLE_TRAIN_EXAMPLES": False}
+    first = ours(
+        work, "train", "prompt_tune.gin", "--engine=t5x", TRAIN_STEPS_RELATIVE=10, **common
+    )
+    second = upstream(work, "train", "prompt_tune.gin", TRAIN_STEPS_RELATIVE=20, **common)
+    return first + second
+
+
+def test_both_engines_tune_the_same_prompt(work, runs):
+    for at in (START + 10, START + 20):
+        (one, ours), (other, theirs) = (
+            load_prompt(work / engine / "prompts" / f"step_{at:06d}")
+            for engine in ("embedded", "t5x")
+        )
+        assert gaps(other, one) < 1e-4
+        for name in ("task", "backbone", "vocabulary", "step"):
+            assert getattr(theirs, name) == getattr(ours, name), name
+
+
+def test_both_engines_report_the_same_losses(work, runs):
+    pattern = r"\[(\d+)\] collection=train accuracy=.*loss_per_nonpadding_target_token=([\d.e-]+)"
+    theirs = {int(at): float(value) for at, value in re.findall(pattern, runs)}
+    records = [json.loads(x) for x in (work / "embedded/metrics.jsonl").read_text().splitlines()]
+    losses = {
+        r["step"]: r["value"] for r in records if r["split"] == "train" and r["name"] == "loss"
+    }
+    for at in (START + 10, START + 20):
+        # The embedded engine logs every step here, T5X the mean of ten; all have equal weights.
+        mean = np.mean([losses[i] for i in range(at - 9, at + 1)])
+        assert theirs[at] == pytest.approx(mean, rel=1e-5)
+
+
+def test_exactly_one_leaf_changes(work, runs):
+    before, after = work / f"checkpoint_{START}", work / "t5x" / f"checkpoint_{START + 20}"
+    assert read_shapes(after) == {**read_shapes(before), PROMPT: (5, 32)}
+    assert read_step(after) == START + 20
+    for name in read_shapes(before):
+        np.testing.assert_array_equal(read_param(after, name), read_param(before, name), name)
+    saved, _ = load_prompt(work / "t5x" / "prompts" / f"step_{START + 20:06d}")
+    np.testing.assert_array_equal(read_param(after, PROMPT), saved)
+
+
+def test_eval_and_infer_use_the_prompt(work, runs):
+    last = START + 20
+    expected = predictions(work / f"t5x/inference_eval/t5x_yes_no-{last:06d}.jsonl")
+    assert expected == predictions(work / f"embedded/inference_eval/t5x_yes_no-{last:06d}.jsonl")
+    # The whole checkpoint of T5X, which holds its prompt ...
+    upstream(
+        work,
+        "eval",
+        "eval.gin",
+        CHECKPOINT_PATH=str(work / f"t5x/checkpoint_{last}"),
+        EVAL_OUTPUT_DIR=str(work / "eval"),
+    )
+    assert predictions(work / f"eval/inference_eval/t5x_yes_no-{last:06d}.jsonl") == expected
+    # ... and the frozen backbone with a prompt folder.
+    ours(
+        work,
+        "infer",
+        "infer.gin",
+        "--engine=t5x",
+        PROMPT_FILE=f"embedded/prompts/step_{last:06d}",
+        INFER_OUTPUT_DIR="infer",
+    )
+    answers = work / "infer/t5x_yes_no-predict.jsonl-00000-of-00001"
+    assert predictions(answers) == expected
