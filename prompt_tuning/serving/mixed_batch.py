@@ -1,0 +1,151 @@
+"""Rows under prompts of different lengths in one batch: the arrays, and what the model makes of it.
+
+Between `predictor.py`, which knows names and texts, and the model, which knows neither.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from prompt_tuning.config import ModelConfig
+from prompt_tuning.model import decode, loss, t5
+
+LEAST_WIDTH = 16  # of a batch
+
+
+class PromptTable(NamedTuple):
+    """All prompts as one array, filled up to the longest; the last one is no prompt."""
+
+    values: Float[Array, "N P D"]
+    lengths: Int[Array, "N"]
+
+
+class MixedBatch(NamedTuple):
+    """Tokens that leave as much room in front of a row as its prompt, number `which`, is long."""
+
+    tokens: Int[Array, "B S"]
+    which: Int[Array, "B"]
+
+
+def make_table(prompts: Sequence[Any], embed_dim: int) -> PromptTable:
+    """The table of some prompts [P, D], and of no prompt behind them."""
+    lengths = [*(prompt.shape[0] for prompt in prompts), 0]
+    values = np.zeros((len(lengths), max(lengths), embed_dim), np.float32)
+    for row, prompt in zip(values, prompts, strict=False):
+        row[: len(prompt)] = np.asarray(prompt, np.float32)
+    return PromptTable(jnp.asarray(values), jnp.asarray(lengths, jnp.int32))
+
+
+def mixed_batches(
+    rows: Sequence[Sequence[int]],
+    which: Sequence[int],
+    lengths: Sequence[int],
+    *,
+    batch_size: int,
+    multiple: int = 1,
+) -> Iterator[tuple[list[int], MixedBatch]]:
+    """Batches of rows of like length, longest first, and the numbers of the rows in each.
+
+    `lengths` are the prompts'. A batch is filled up to a power of two or to `batch_size`, and to a
+    `multiple`, with copies of its last row: few shapes are compiled, and a copy of a row ends when
+    the row does.
+    """
+    widths = [lengths[n] + len(row) for n, row in zip(which, rows, strict=True)]
+    order = sorted(range(len(rows)), key=lambda row: -widths[row])
+    for start in range(0, len(rows), batch_size):
+        places = order[start : start + batch_size]
+        size = min(power_of_two(len(places)), batch_size)
+        size = -(-size // multiple) * multiple
+        filled = places + [places[-1]] * (size - len(places))
+        tokens = np.zeros((size, padded_width(widths[places[0]])), np.int32)
+        for row, place in zip(tokens, filled, strict=True):
+            row[lengths[which[place]] : widths[place]] = rows[place]
+        numbers = np.asarray([which[place] for place in filled], np.int32)
+        yield places, MixedBatch(tokens, numbers)  # type: ignore[arg-type]
+
+
+def padded_width(width: int) -> int:
+    """The width a batch is padded to: two to an octave, since every width is compiled.
+
+    >>> [padded_width(n) for n in (1, 17, 33, 130, 612)]
+    [16, 32, 48, 192, 768]
+    """
+    step = max(LEAST_WIDTH, power_of_two(width) // 4)
+    return max(1, -(-width // step)) * step
+
+
+def power_of_two(number: int) -> int:
+    """The least power of two that is not below a number.
+
+    >>> [power_of_two(n) for n in (1, 3, 16, 17)]
+    [1, 4, 16, 32]
+    """
+    return 1 << max(number - 1, 0).bit_length()
+
+
+def prepend_each(
+    table: PromptTable, which: Int[Array, "B"], x: Float[Array, "B S D"], valid: Bool[Array, "B S"]
+) -> tuple[Float[Array, "B S D"], Bool[Array, "B S"]]:
+    """Puts every row's own prompt into the room that was left in front of its text.
+
+    The text starts where the prompt ends and padding comes last, as when the row is alone: padding
+    between the two would shift the relative positions from one to the other.
+    """
+    width = x.shape[1]
+    in_prompt = jnp.arange(width)[None, :] < table.lengths[which][:, None]
+    own = jnp.take(table.values, which, axis=0)[:, :width]
+    own = jnp.pad(own, ((0, 0), (0, width - own.shape[1]), (0, 0)))
+    return jnp.where(in_prompt[..., None], own.astype(x.dtype), x), in_prompt | valid
+
+
+def encode_mixed(
+    config: ModelConfig, backbone: t5.Params, table: PromptTable, batch: MixedBatch
+) -> tuple[Float[Array, "B S D"], Bool[Array, "B S"]]:
+    """The encoder's output and which of its positions are valid: `encode_prompted`, row by row."""
+    x = t5.apply(config, backbone, "embed", batch.tokens)
+    x, valid = prepend_each(table, batch.which, x, batch.tokens > 0)
+    return t5.apply(config, backbone, "encode", x, valid), valid
+
+
+@functools.partial(jax.jit, static_argnames=("config", "length", "num_decodes"))
+def generate(
+    backbone: t5.Params,
+    table: PromptTable,
+    batch: MixedBatch,
+    *,
+    config: ModelConfig,
+    length: int,
+    num_decodes: int,
+) -> tuple[Int[Array, "B L"], Float[Array, "B"]]:
+    """The best output of every row and its score, as `decode.generate` gives them."""
+    encoded = encode_mixed(config, backbone, table, batch)
+    return decode.generate_encoded(
+        config, backbone, encoded, length=length, num_decodes=num_decodes
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("config",))
+def score(
+    backbone: t5.Params,
+    table: PromptTable,
+    batch: MixedBatch,
+    labels: Int[Array, "C L"],
+    *,
+    config: ModelConfig,
+) -> Float[Array, "B C"]:
+    """Log p of every label for every row; each row is encoded once."""
+    encoded, valid = encode_mixed(config, backbone, table, batch)
+    rows, classes = encoded.shape[0], labels.shape[0]
+    encoded, valid = (jnp.repeat(part, classes, axis=0) for part in (encoded, valid))
+    targets = jnp.tile(labels, (rows, 1))
+    inputs = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+    logits = t5.apply(config, backbone, "decode", inputs, encoded, valid, target_valid=targets > 0)
+    scored = {"decoder_target_tokens": targets, "decoder_loss_weights": targets > 0}
+    return loss.sequence_log_likelihood(logits, scored).reshape(rows, classes)

@@ -1,0 +1,267 @@
+"""One frozen backbone, several prompts: texts in, texts out, each row under a prompt of its own.
+
+After `vocabulary.py`; `infer.py` and Python programs call it. Prompts of different lengths share a
+batch (`mixed_batch.py`), and every row gets the output that it would get alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from prompt_tuning.checkpoint import identity, prompt_file
+from prompt_tuning.checkpoint.t5x import read_t5x
+from prompt_tuning.config import TINY, ConfigError, ModelConfig
+from prompt_tuning.model import decode, t5
+from prompt_tuning.serving import mixed_batch
+from prompt_tuning.serving.vocabulary import Vocabulary, load_vocabulary
+from prompt_tuning.training import sharding
+from prompt_tuning.world import assets
+
+PromptNames = str | None | Sequence[str | None]  # one for all rows, or one for each
+
+
+class Generated(NamedTuple):
+    """An output and its score: log p, over T5X's length penalty where there are beams."""
+
+    text: str
+    score: float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Predictor:
+    """Answers texts with one backbone and any of its prompts, by name; None is no prompt.
+
+    It holds no state but compiled functions: one can serve several threads. A backbone that lies on
+    a ('data', 'model') mesh is used there, and the rows of a batch are split over 'data'.
+    """
+
+    config: ModelConfig
+    backbone: t5.Params
+    vocabulary: Vocabulary
+    prompts: Mapping[str, Float[Array | np.ndarray, "P D"]]
+    _: dataclasses.KW_ONLY
+    max_input_length: int = 512  # tokens, end-of-sequence counted and the prompt not
+    max_target_length: int = 32
+    batch_size: int = 32
+    table: mixed_batch.PromptTable = dataclasses.field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Checks that backbone, vocabulary and prompts belong together.
+
+        Raises:
+          ConfigError: a prompt has another width than the model, the vocabulary does not fit it, or
+            a limit is below 1.
+        """
+        _check_vocabulary(self.vocabulary, self.config)
+        for name in ("max_input_length", "max_target_length", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}.")
+        for name, prompt in self.prompts.items():
+            if prompt.ndim != 2:
+                raise ConfigError(f"the prompt {name} has shape {prompt.shape}; expected (P, D).")
+            shape = (None, self.config.embed_dim)
+            prompt_file.check_prompt(np.asarray(prompt), None, shape=shape, where=name)
+        table = mixed_batch.make_table(list(self.prompts.values()), self.config.embed_dim)
+        object.__setattr__(self, "table", jax.device_put(table, self._sharding()))
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: str,
+        config: ModelConfig,
+        vocabulary: str,
+        prompts: Mapping[str, str | os.PathLike[str]],
+        *,
+        num_model_partitions: int = 1,
+        **limits: int,
+    ) -> Predictor:
+        """A predictor over a T5X checkpoint (or "tiny") and prompt folders or .npy files, by name.
+
+        `limits` are `max_input_length`, `max_target_length` and `batch_size`.
+
+        Raises:
+          ConfigError: something cannot be read, or a prompt was made for another model.
+        """
+        loaded_vocabulary = load_vocabulary(vocabulary)
+        loaded = {name: prompt_file.load_prompt(path) for name, path in prompts.items()}
+        shapes = t5.param_shapes(config)
+        backbone, _ = read_t5x(
+            assets.tiny_checkpoint() if checkpoint == TINY else checkpoint,
+            shapes,
+            dtype=config.dtype,
+            shardings=sharding.param_shardings(shapes, sharding.make_mesh(num_model_partitions)),
+        )
+        known = identity.backbone_identity(backbone)
+        for name, (prompt, metadata) in loaded.items():
+            prompt_file.check_prompt(
+                prompt,
+                metadata,
+                shape=(None, config.embed_dim),
+                backbone=known,
+                vocabulary=loaded_vocabulary.sha256,
+                where=prompts[name],
+            )
+        arrays = {name: prompt for name, (prompt, _) in loaded.items()}
+        return cls(config, backbone, loaded_vocabulary, arrays, **limits)
+
+    def generate(
+        self, texts: Sequence[str], prompts: PromptNames, *, num_decodes: int = 1
+    ) -> list[str]:
+        """The output for every text under its prompt; more than one decode is beam search.
+
+        Warns of texts that are longer than `max_input_length` and were cut.
+
+        Raises:
+          ConfigError: a prompt is not loaded, or there is not one for each text.
+        """
+        rows, cut = self.tokenize(texts)
+        self._warn(cut, len(rows))
+        return [g.text for g in self.generate_rows(rows, prompts, num_decodes=num_decodes)]
+
+    def rank(self, texts: Sequence[str], labels: Sequence[str], prompts: PromptNames) -> list[str]:
+        """The most probable of `labels` for every text; `score` gives the numbers."""
+        rows, cut = self.tokenize(texts)
+        self._warn(cut, len(rows))
+        best = self.score_rows(rows, labels, prompts).argmax(axis=1)
+        return [labels[int(label)] for label in best]
+
+    def score(
+        self, texts: Sequence[str], labels: Sequence[str], prompts: PromptNames
+    ) -> Float[np.ndarray, "B C"]:
+        """Log p(label | text, prompt), end-of-sequence included, of every label for every text.
+
+        Warns and raises as `generate` does.
+        """
+        rows, cut = self.tokenize(texts)
+        self._warn(cut, len(rows))
+        return self.score_rows(rows, labels, prompts)
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
+        """The ids of every text with end-of-sequence, and the numbers of those that were cut.
+
+        A text that is cut keeps its end-of-sequence, as with seqio's append_eos_after_trim.
+        """
+        if isinstance(texts, str):
+            raise ConfigError("expected a list of texts, found a single text: write [text].")
+        ids = [self.vocabulary.encode(text) for text in texts]
+        room = self.max_input_length - 1
+        cut = [row for row, tokens in enumerate(ids) if len(tokens) > room]
+        return [[*tokens[:room], self.vocabulary.eos_id] for tokens in ids], cut
+
+    def generate_rows(
+        self, rows: Sequence[Sequence[int]], prompts: PromptNames, *, num_decodes: int = 1
+    ) -> list[Generated]:
+        """`generate` for rows that are ids already, with scores; nothing is cut or added."""
+        results: dict[int, Generated] = {}
+        for places, batch in self._batches(rows, prompts):
+            tokens, scores = mixed_batch.generate(
+                self.backbone,
+                self.table,
+                batch,
+                config=self.config,
+                length=self.max_target_length,
+                num_decodes=num_decodes,
+            )
+            tokens, scores = jax.device_get((tokens, scores))
+            for place, ids, score in zip(places, tokens, scores, strict=False):
+                results[place] = Generated(self.vocabulary.decode(ids.tolist()), float(score))
+        return [results[place] for place in range(len(rows))]
+
+    def score_rows(
+        self, rows: Sequence[Sequence[int]], labels: Sequence[str], prompts: PromptNames
+    ) -> Float[np.ndarray, "B C"]:
+        """`score` for rows that are ids already."""
+        targets = self._label_tokens(labels)
+        results = np.zeros((len(rows), len(labels)), np.float32)
+        for places, batch in self._batches(rows, prompts):
+            scores = mixed_batch.score(
+                self.backbone, self.table, batch, targets, config=self.config
+            )
+            results[places] = jax.device_get(scores)[: len(places)]
+        return results
+
+    def _warn(self, cut: Sequence[int], rows: int) -> None:
+        if cut:
+            shown = ", ".join(map(str, cut[:5])) + (", ..." if len(cut) > 5 else "")
+            warnings.warn(
+                f"{len(cut)} of {rows} texts are longer than max_input_length = "
+                f"{self.max_input_length} tokens and were cut: numbers {shown}.",
+                stacklevel=3,  # the program that called generate, rank or score
+            )
+
+    def _label_tokens(self, labels: Sequence[str]) -> Int[np.ndarray, "C L"]:
+        if isinstance(labels, str) or not labels:
+            raise ConfigError(f"expected a list of labels to rank, found {labels!r}.")
+        ids = [[*self.vocabulary.encode(label), self.vocabulary.eos_id] for label in labels]
+        tokens = np.zeros((len(ids), max(map(len, ids))), np.int32)
+        for row, label in zip(tokens, ids, strict=True):
+            row[: len(label)] = label
+        return tokens
+
+    def _batches(
+        self, rows: Sequence[Sequence[int]], prompts: PromptNames
+    ) -> Iterator[tuple[list[int], mixed_batch.MixedBatch]]:
+        names = [prompts] * len(rows) if prompts is None or isinstance(prompts, str) else prompts
+        if len(names) != len(rows):
+            raise ConfigError(
+                f"there are {len(rows)} texts and {len(names)} prompts: name one for each text, or "
+                "one for all."
+            )
+        mesh = _mesh(self.backbone)
+        batches = mixed_batch.mixed_batches(
+            rows,
+            [self._place(name) for name in names],
+            np.asarray(self.table.lengths).tolist(),
+            batch_size=self.batch_size,
+            multiple=mesh.shape.get("data", 1) if mesh else 1,
+        )
+        for places, batch in batches:
+            yield places, jax.device_put(batch, self._sharding("data"))
+
+    def _place(self, name: str | None) -> int:
+        """Where the table has a prompt; the last place is no prompt's."""
+        if name is None:
+            return len(self.prompts)
+        if name not in self.prompts:
+            near = difflib.get_close_matches(name, self.prompts, n=3)
+            hint = f" Did you mean {' or '.join(near)}?" if near else ""
+            raise ConfigError(
+                f"no prompt is named {name!r}.{hint} Loaded: {', '.join(self.prompts) or 'none'}; "
+                "None is the model without a prompt."
+            )
+        return list(self.prompts).index(name)
+
+    def _sharding(self, *axes: str) -> NamedSharding | None:
+        mesh = _mesh(self.backbone)
+        if mesh is None:
+            return None
+        return NamedSharding(mesh, PartitionSpec(*(axis for axis in axes if axis in mesh.shape)))
+
+
+def _check_vocabulary(vocabulary: Vocabulary, config: ModelConfig) -> None:
+    if vocabulary.vocab_size > config.num_embeddings:
+        raise ConfigError(
+            f"the vocabulary has {vocabulary.vocab_size} ids, the model only "
+            f"{config.num_embeddings} embeddings (NUM_EMBEDDINGS): they do not belong together."
+        )
+    if vocabulary.eos_id != decode.EOS_ID:
+        raise ConfigError(
+            f"the vocabulary ends sequences with id {vocabulary.eos_id}; a T5 does with "
+            f"{decode.EOS_ID}. Train the SentencePiece model with pad_id=0, eos_id=1, unk_id=2."
+        )
+
+
+def _mesh(backbone: t5.Params) -> Mesh | None:
+    """The mesh that the backbone lies on, if it is on one."""
+    where = backbone["token_embedder/embedding"].sharding
+    return where.mesh if isinstance(where, NamedSharding) and isinstance(where.mesh, Mesh) else None
