@@ -48,7 +48,8 @@ class Leaf:
         """A TensorStore of the array; slices of it are read on demand."""
         if self.spec is None:
             return ts.array(np.asarray(self.value))
-        # Without the second setting a chunk that was lost in copying would be read as zeros.
+        # Without the second setting a chunk that was lost in copying would be read as zeros; the
+        # third lets the shards of one chunk be cut from one copy of it.
         options = {"open": True, "fill_missing_data_reads": False, "recheck_cached_data": False}
         return ts.open({**self.spec, **options}, read=True, context=context)
 

@@ -34,8 +34,7 @@ NAMES_SHOWN = 5  # in an error
 BYTES_IN_FLIGHT = 2**30  # on the host, between the store and the devices
 CHUNK_BYTES = 2**24  # small enough that most shards of a matrix are whole chunks
 _FORMAT_VERSION = 3  # T5X's, since June 2021
-# Shards of one chunk are cut from one copy of it instead of fetching it for each.
-_READ = {"file_io_concurrency": {"limit": 64}, "cache_pool": {"total_bytes_limit": 2**28}}
+_READ = {"file_io_concurrency": {"limit": 64}}
 
 
 def read_t5x(
