@@ -1,0 +1,229 @@
+"""`t5x infer`: answers the rows of a task, or the lines of a file, as JSON lines.
+
+After `predictor.py`; `cli.py` calls it. Only the rows of a task need TensorFlow, and only then is
+it imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tqdm
+
+from prompt_tuning.checkpoint import prompt_file
+from prompt_tuning.config import ConfigError, EvalConfig, InferRun
+from prompt_tuning.serving import lines
+from prompt_tuning.serving.predictor import Predictor
+
+BATCHES_PER_REPORT = 8  # rows are sorted by length within so many batches
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Questions:
+    """Rows that are answered into one place."""
+
+    name: str  # the task, or what the file is called without its suffix
+    records: list[dict[str, Any]]  # what the answers carry along; "inputs" as it came
+    prompts: list[str | None]
+    tokens: list[Sequence[int]] | None = None  # None: the text under "inputs" is tokenised
+    label_words: tuple[str, ...] = ()
+    cut: int = 0  # of the tokens, how many were too long
+
+
+class Rows(NamedTuple):
+    """What the predictor needs of some rows."""
+
+    tokens: Sequence[Sequence[int]]
+    prompts: Sequence[str | None]
+    words: Sequence[tuple[str, ...]]  # to rank
+
+
+def run_infer(
+    run: InferRun, *, input: str | None = None, output: str | None = None, config_text: str = ""
+) -> list[dict[str, Any]]:
+    """Answers the lines of `input`, or else the rows of the run's tasks; returns what it writes.
+
+    The answers go to `output`, or to one file for each task in INFER_OUTPUT_DIR, under T5X's name;
+    "-" is standard input and output. A file is replaced when all of its answers are there.
+
+    Raises:
+      ConfigError: a row, a prompt, the model or the place to write to is not as it should be.
+    """
+    asked = [_read_file(run, input)] if input else _read_tasks(run)
+    prompts = {name: name for questions in asked for name in questions.prompts if name}
+    with contextlib.ExitStack() as stack:
+        files = _open_outputs(run, [questions.name for questions in asked], output, stack)
+        predictor = Predictor.from_checkpoint(
+            run.checkpoint_path,
+            run.model,
+            run.data.vocabulary,
+            prompts,
+            num_model_partitions=run.num_model_partitions,
+            max_input_length=run.data.task_feature_lengths["inputs"],
+            max_target_length=run.data.task_feature_lengths["targets"],
+            batch_size=run.eval.batch_size or run.data.batch_size,
+        )
+        answers = []
+        for questions, file in zip(asked, files, strict=True):
+            for answer in _answer(predictor, questions, run):
+                lines.write_line(file, answer)
+                answers.append(answer)
+    if config_text and not output:
+        config = Path(run.infer_output_dir).expanduser() / "config.gin"
+        config.write_text(config_text, encoding="utf-8")
+    if output != lines.STANDARD:
+        print(f"{len(answers)} answers: {output or run.infer_output_dir}", flush=True)
+    return answers
+
+
+def _read_file(run: InferRun, path: str) -> Questions:
+    found = lines.read_lines(path, prompt=run.prompt_file or None)
+    for prompt, line in {line.prompt: line for line in reversed(found)}.items():
+        if prompt and prompt != run.prompt_file:
+            try:
+                prompt_file.load_prompt(prompt)
+            except ConfigError as error:
+                raise ConfigError(f"{line.where}: {error}") from error
+    name = "stdin" if path == lines.STANDARD else Path(path).stem
+    records = [{"inputs": line.text, **line.rest} for line in found]
+    return Questions(name, records, [line.prompt for line in found])
+
+
+def _read_tasks(run: InferRun) -> list[Questions]:
+    """The rows of the run's tasks, tokenised by seqio; a mixture stands for its tasks."""
+    from prompt_tuning.data import features, tasks, vocabulary
+
+    if not run.data.names:
+        raise ConfigError(
+            "there is nothing to answer: give --input=FILE, or a task (MIXTURE_OR_TASK_NAME)."
+        )
+    tasks.register(run.data.vocabulary, tfds_data_dir=run.data.tfds_data_dir)
+    if run.data.mixture_or_task_module:
+        tasks.import_task_module(run.data.mixture_or_task_module)
+    names = dict.fromkeys(t for name in run.data.names for t, _ in tasks.component_tasks(name))
+    asked = []
+    for name in names:
+        of_several = {"task": name} if len(names) > 1 else {}
+        rows = features.load_rows(
+            name,
+            run.data.eval_split,
+            run.data.task_feature_lengths,
+            vocabulary=vocabulary.load_vocabulary(run.data.vocabulary),
+            limit=run.eval.num_examples,
+        )
+        asked.append(
+            Questions(
+                name,
+                [{"inputs": _texts(example)} | of_several for example in rows.examples],
+                [run.prompt_file or None] * len(rows),
+                [ids.tolist() for ids in rows.inputs],
+                tasks.label_words(name),
+                rows.truncated_inputs,
+            )
+        )
+    return asked
+
+
+def _texts(example: dict[str, Any]) -> dict[str, str]:
+    """The texts of a row before they were tokens, as T5X writes them."""
+    return {
+        key: value.decode("utf-8", errors="replace")
+        for key, value in example.items()
+        if key.endswith("_pretokenized") and isinstance(value, bytes)
+    }
+
+
+def _open_outputs(
+    run: InferRun, names: Sequence[str], output: str | None, stack: contextlib.ExitStack
+) -> list[Any]:
+    """A file for each name; they are kept when `stack` is left without an error."""
+    if output:
+        return [stack.enter_context(lines.replace_file(output))] * len(names)
+    if not run.infer_output_dir:
+        raise ConfigError(
+            "there is no place for the answers: give --output=FILE, or INFER_OUTPUT_DIR."
+        )
+    folder = Path(run.infer_output_dir)
+    return [
+        stack.enter_context(lines.replace_file(folder / f"{name}-predict.jsonl-00000-of-00001"))
+        for name in names
+    ]
+
+
+def _answer(predictor: Predictor, questions: Questions, run: InferRun) -> Iterator[dict[str, Any]]:
+    """The record of every row with its answer, in order."""
+    tokens, cut = questions.tokens, questions.cut
+    if tokens is None:
+        tokens, numbers = predictor.tokenize([record["inputs"] for record in questions.records])
+        cut = len(numbers)
+    if cut:
+        print(
+            f"{questions.name}: {cut} of {len(tokens)} inputs are longer than "
+            f"{predictor.max_input_length} tokens (TASK_FEATURE_LENGTHS) and were cut.",
+            file=sys.stderr,
+        )
+    words = [()] * len(tokens) if run.eval.method == "generate" else _words(questions, run)
+    size = BATCHES_PER_REPORT * predictor.batch_size
+    with tqdm.tqdm(total=len(tokens), unit="row", disable=not sys.stderr.isatty()) as bar:
+        for start in range(0, len(tokens), size):
+            part = slice(start, start + size)
+            rows = Rows(tokens[part], questions.prompts[part], words[part])
+            answers = _predict(predictor, rows, run.eval)
+            for record, answer in zip(questions.records[part], answers, strict=True):
+                yield record | answer
+            bar.update(len(answers))
+
+
+def _words(questions: Questions, run: InferRun) -> list[tuple[str, ...]]:
+    """What to rank for every row: CLASS_LABELS, else the task's words, else its prompt's."""
+    if common := run.class_labels or questions.label_words:
+        return [common] * len(questions.prompts)
+    words: dict[str | None, tuple[str, ...]] = {None: ()}
+    for prompt in filter(None, set(questions.prompts)):
+        _, metadata = prompt_file.load_prompt(prompt)
+        words[prompt] = metadata.label_words if metadata else ()
+    for prompt in questions.prompts:
+        if not words[prompt]:
+            raise ConfigError(
+                f"ranking needs label words, and neither {questions.name} nor the prompt "
+                f"{prompt or '(none)'} names any: set CLASS_LABELS, or EVAL_METHOD = 'generate'."
+            )
+    return [words[prompt] for prompt in questions.prompts]
+
+
+def _predict(predictor: Predictor, rows: Rows, config: EvalConfig) -> list[dict[str, Any]]:
+    """Prediction, prompt and score of every row, by generation if the method includes it."""
+    answers: list[dict[str, Any]] = [{"prompt": prompt} for prompt in rows.prompts]
+    if config.method != "rank":
+        generated = predictor.generate_rows(
+            rows.tokens, rows.prompts, num_decodes=config.num_decodes
+        )
+        for answer, said in zip(answers, generated, strict=True):
+            answer.update(prediction=said.text, score=said.score)
+    if config.method != "generate":
+        for answer, scores in zip(answers, _rank(predictor, rows), strict=True):
+            best = max(scores, key=scores.__getitem__)
+            answer.setdefault("prediction", best)
+            answer.setdefault("score", scores[best])
+            answer["label_scores"] = scores
+    return answers
+
+
+def _rank(predictor: Predictor, rows: Rows) -> list[dict[str, float]]:
+    """Log p of every label of every row; rows with the same labels share batches."""
+    scores: list[dict[str, float]] = [{} for _ in rows.tokens]
+    for labels in dict.fromkeys(rows.words):
+        places = [place for place, own in enumerate(rows.words) if own == labels]
+        found = predictor.score_rows(
+            [rows.tokens[place] for place in places],
+            labels,
+            [rows.prompts[place] for place in places],
+        )
+        for place, values in zip(places, found, strict=True):
+            scores[place] = dict(zip(labels, values.tolist(), strict=True))
+    return scores

@@ -1,0 +1,129 @@
+"""Files of lines: texts or JSON objects to be answered, and the JSON objects of the answers.
+
+`infer.py` reads its rows here and writes what the predictor says to them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+from prompt_tuning.config import ConfigError
+
+STANDARD = "-"  # standard input, standard output
+_FORM = 'Every line is {"inputs": "the text"}, with "prompt": "its folder" if you like.'
+
+
+class Line(NamedTuple):
+    """One text to answer."""
+
+    where: str  # file:line, for messages
+    text: str
+    prompt: str | None
+    rest: dict[str, Any]  # what else the object held: the answer carries it along
+
+
+def read_lines(path: str, *, prompt: str | None) -> list[Line]:
+    """The texts of a file, or of standard input for "-"; `prompt` is for lines that name none.
+
+    A file holds JSON objects if its name ends in .json or .jsonl, or if its first line begins with
+    a brace and the name does not end in .txt. Otherwise every line is a text, an empty one too.
+
+    Raises:
+      ConfigError: the file cannot be read, or a line is not what it should be.
+    """
+    name = "standard input" if path == STANDARD else path
+    places = [(f"{name}:{n}", data) for n, data in enumerate(_read(path), 1)]
+    lines = [(where, _decode(data, where)) for where, data in places]
+    filled = [(where, text) for where, text in lines if text.strip()]
+    if not filled:
+        raise ConfigError(f"{name} holds no rows to answer.")
+    if _holds_json(path, filled[0][1]):
+        return [_from_json(where, text, prompt) for where, text in filled]
+    return [Line(where, text, prompt, {}) for where, text in lines]
+
+
+def _read(path: str) -> list[bytes]:
+    try:
+        file = None if path == STANDARD else Path(path).expanduser()
+        data = sys.stdin.buffer.read() if file is None else file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"--input: {path} cannot be read ({error.strerror}).") from error
+    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    return [line.removesuffix(b"\r") for line in (lines if lines[-1] else lines[:-1])]
+
+
+def _decode(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{where}: not UTF-8 ({error.reason}, byte {error.start}).") from error
+
+
+def _holds_json(path: str, first: str) -> bool:
+    suffix = Path(path).suffix.lower()
+    if suffix in (".json", ".jsonl", ".txt"):
+        return suffix != ".txt"
+    return first.lstrip().startswith("{")
+
+
+def _from_json(where: str, text: str, prompt: str | None) -> Line:
+    try:
+        value = json.loads(text)
+        # Half of a surrogate pair is JSON, but no text that could be tokenised or written.
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: not valid JSON ({error}). {_FORM}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: found JSON of type {type(value).__name__}. {_FORM}")
+    if not isinstance(value.get("inputs"), str):
+        found = type(value["inputs"]).__name__ if "inputs" in value else f"only {sorted(value)}"
+        raise ConfigError(f'{where}: expected a text under "inputs", found {found}. {_FORM}')
+    named = value.pop("prompt", prompt)
+    if named is not None and not isinstance(named, str):
+        raise ConfigError(f'{where}: "prompt" is {named!r}; expected the path of one, or null.')
+    return Line(where, value.pop("inputs"), named or None, value)
+
+
+def write_line(file: TextIO, record: Mapping[str, Any]) -> None:
+    """Writes one JSON object."""
+    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+@contextlib.contextmanager
+def replace_file(path: str | Path) -> Iterator[TextIO]:
+    """A file that takes the place of `path` when the block ends without an error.
+
+    It is opened at once, so that a place that cannot be written to is known before any work is
+    done. "-" is standard output; what is there and is no plain file (/dev/null) is written to.
+
+    Raises:
+      ConfigError: the place cannot be written to.
+    """
+    if str(path) == STANDARD:
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    place = Path(path).expanduser().resolve()
+    plain = place.is_file() or not place.exists()
+    new = place.with_name(f".{place.name}.tmp") if plain else place
+    try:
+        if "://" in str(path):
+            raise OSError(0, "only local files are written")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file = new.open("w", encoding="utf-8")
+    except OSError as error:
+        reason = f"{error.strerror}: choose another place"
+        raise ConfigError(f"the answers cannot be written to {path} ({reason}).") from error
+    try:
+        with file:
+            yield file
+        if plain:
+            new.replace(place)
+    finally:
+        if plain:
+            new.unlink(missing_ok=True)

@@ -1,0 +1,270 @@
+"""Rows of files and tasks get the answers of the predictor, and these land where they should."""
+
+import dataclasses
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tiny_models import CONFIG as TWO_LAYERS
+from tiny_models import random_prompt
+
+from prompt_tuning.checkpoint import identity, prompt_file, t5x
+from prompt_tuning.config import ConfigError, DataConfig, EvalConfig, InferRun
+from prompt_tuning.model.t5 import init_params
+from prompt_tuning.serving.infer import run_infer
+from prompt_tuning.serving.predictor import Predictor
+from prompt_tuning.serving.vocabulary import ByteVocabulary
+
+CONFIG = dataclasses.replace(TWO_LAYERS, num_encoder_layers=1, num_decoder_layers=1)
+TEXTS = ["a first text", "", "zwei: äöü", "d"]
+LABELS = ("yes", "no")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A checkpoint, a prompt folder that knows its label words, and a bare .npy."""
+    folder = tmp_path_factory.mktemp("model")
+    backbone = jax.jit(init_params, static_argnums=0)(CONFIG, jax.random.key(0))
+    t5x.write_t5x(folder / "checkpoint_5", backbone, 5)
+    metadata = prompt_file.PromptMetadata(
+        label_words=LABELS,
+        backbone=identity.backbone_identity(backbone),
+        vocabulary=ByteVocabulary().sha256,
+    )
+    prompt_file.save_prompt(folder / "known", np.asarray(random_prompt(5, CONFIG)), metadata)
+    np.save(folder / "bare.npy", np.asarray(random_prompt(3, CONFIG, seed=2)))
+    stranger = dataclasses.replace(metadata, backbone="0" * 64)
+    prompt_file.save_prompt(folder / "stranger", np.asarray(random_prompt(5, CONFIG)), stranger)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def predictor(folder):
+    prompts = {"known": folder / "known", "bare": folder / "bare.npy"}
+    limits = {"max_input_length": 32, "max_target_length": 6, "batch_size": 8}
+    checkpoint = str(folder / "checkpoint_5")
+    return Predictor.from_checkpoint(checkpoint, CONFIG, "bytes", prompts, **limits)
+
+
+def make_run(folder, *, names=(), evaluation=None, **fields) -> InferRun:
+    return InferRun(
+        **{
+            "checkpoint_path": str(folder / "checkpoint_5"),
+            "infer_output_dir": "",
+            "prompt_file": str(folder / "known"),
+            "model": CONFIG,
+            "data": DataConfig(
+                mixture_or_task_name=names,
+                mixture_or_task_module="user_tasks" if names else None,
+                task_feature_lengths={"inputs": 32, "targets": 6},
+                vocabulary="bytes",
+                batch_size=8,
+            ),
+            "eval": EvalConfig(**(evaluation or {})),
+            **fields,
+        }
+    )
+
+
+def read(path) -> list[dict]:
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+def write_rows(path, rows) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+# Files
+
+
+def test_a_file_of_texts(folder, predictor, tmp_path, capsys):
+    source, output = tmp_path / "texts.txt", str(tmp_path / "answers.jsonl")
+    source.write_text("\n".join(TEXTS), encoding="utf-8")
+    returned = run_infer(make_run(folder), input=str(source), output=output)
+    answers = read(output)
+    assert answers == returned
+    assert [answer["inputs"] for answer in answers] == TEXTS
+    assert [answer["prediction"] for answer in answers] == predictor.generate(TEXTS, "known")
+    assert {answer["prompt"] for answer in answers} == {str(folder / "known")}
+    scores = [g.score for g in predictor.generate_rows(predictor.tokenize(TEXTS)[0], "known")]
+    np.testing.assert_allclose([answer["score"] for answer in answers], scores, rtol=1e-5)
+    assert capsys.readouterr().out == f"4 answers: {output}\n"
+
+
+def test_every_json_line_names_its_prompt(folder, predictor, tmp_path):
+    known, bare = str(folder / "known"), str(folder / "bare.npy")
+    rows = [
+        {"inputs": TEXTS[0], "id": 1},
+        {"inputs": TEXTS[1], "prompt": bare, "id": 2},
+        {"inputs": TEXTS[2], "prompt": None, "id": 3},
+        {"inputs": TEXTS[3], "prompt": bare, "id": 4},
+    ]
+    output = tmp_path / "answers.jsonl"
+    run_infer(make_run(folder), input=write_rows(tmp_path / "r.jsonl", rows), output=str(output))
+    answers = read(output)
+    assert [a["id"] for a in answers] == [1, 2, 3, 4]
+    assert [a["prompt"] for a in answers] == [known, bare, None, bare]
+    names = ["known", "bare", None, "bare"]
+    assert [a["prediction"] for a in answers] == predictor.generate(TEXTS, names)
+
+
+def test_standard_input_and_output(folder, predictor, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("\n".join(TEXTS).encode())))
+    run = make_run(folder, evaluation={"num_decodes": 2, "batch_size": 4}, prompt_file="")
+    run_infer(run, input="-", output="-")
+    answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    expected = predictor.generate(TEXTS, None, num_decodes=2)
+    assert [a["prediction"] for a in answers] == expected
+    assert [a["prompt"] for a in answers] == [None] * 4
+
+
+def test_a_file_into_the_output_folder(folder, tmp_path):
+    run = make_run(folder, infer_output_dir=str(tmp_path / "out"))
+    rows = write_rows(tmp_path / "rows.jsonl", [{"inputs": "a"}])
+    run_infer(run, input=rows, config_text="A = 1\n")
+    files = {p.name: p.read_text(encoding="utf-8") for p in (tmp_path / "out").iterdir()}
+    assert sorted(files) == ["config.gin", "rows-predict.jsonl-00000-of-00001"]
+    assert files["config.gin"] == "A = 1\n"
+
+
+def test_long_inputs_are_cut_and_said_so(folder, tmp_path, capsys):
+    rows = [{"inputs": "x" * n} for n in (31, 32, 40)]
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    answers = run_infer(make_run(folder), input=source, output=str(tmp_path / "out"))
+    assert len({answer["prediction"] for answer in answers}) == 1
+    assert "rows: 2 of 3 inputs are longer than 32 tokens" in capsys.readouterr().err
+
+
+# Ranking
+
+
+@pytest.mark.parametrize("method", ["rank", "both"])
+def test_ranking(folder, predictor, tmp_path, method):
+    """By CLASS_LABELS where they are given, else by the words of each row's prompt."""
+    source = write_rows(tmp_path / "r.jsonl", [{"inputs": text} for text in TEXTS])
+    for labels in ((), ("no", "maybe", "never")):
+        run = make_run(folder, evaluation={"method": method}, class_labels=labels)
+        answers = run_infer(run, input=source, output=str(tmp_path / "answers"))
+        labels = labels or LABELS
+        scores = predictor.score(TEXTS, labels, "known")
+        for answer, row in zip(answers, scores, strict=True):
+            assert list(answer["label_scores"]) == list(labels)
+            np.testing.assert_allclose(list(answer["label_scores"].values()), row, rtol=1e-5)
+        ranked, generated = (
+            predictor.rank(TEXTS, labels, "known"),
+            predictor.generate(TEXTS, "known"),
+        )
+        expected = ranked if method == "rank" else generated
+        assert [answer["prediction"] for answer in answers] == expected
+        if method == "rank":
+            np.testing.assert_allclose([a["score"] for a in answers], scores.max(1), rtol=1e-5)
+
+
+def test_ranking_without_words(folder, tmp_path):
+    rows = [{"inputs": "a"}, {"inputs": "b", "prompt": str(folder / "bare.npy")}]
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    run = make_run(folder, evaluation={"method": "rank"})
+    with pytest.raises(ConfigError, match=r"neither rows nor the prompt .*bare.npy names any"):
+        run_infer(run, input=source, output=str(tmp_path / "answers"))
+
+
+# Tasks
+
+
+def test_a_task_into_the_output_folder(folder, predictor, tmp_path):
+    run = make_run(
+        folder,
+        names="two_as",
+        evaluation={"num_examples": 5},
+        infer_output_dir=str(tmp_path / "out"),
+    )
+    run_infer(run, config_text="A = 1\n")
+    answers = read(tmp_path / "out" / "two_as-predict.jsonl-00000-of-00001")
+    texts = [answer["inputs"]["inputs_pretokenized"] for answer in answers]
+    assert len(texts) == 5
+    assert {len(text) for text in texts} == {6}
+    assert {a["inputs"]["targets_pretokenized"] for a in answers} <= {"yes", "no"}
+    assert [answer["prediction"] for answer in answers] == predictor.generate(texts, "known")
+    assert (tmp_path / "out" / "config.gin").read_text() == "A = 1\n"
+
+
+def test_a_mixture_into_one_file(folder, tmp_path):
+    run = make_run(folder, names="both_as", evaluation={"num_examples": 2})
+    run_infer(run, output=str(tmp_path / "answers"))
+    answers = read(tmp_path / "answers")
+    assert [a["task"] for a in answers] == ["two_as", "two_as", "two_as_again", "two_as_again"]
+    assert answers[0]["prediction"] == answers[2]["prediction"]
+
+
+# What cannot be done
+
+
+def test_a_failed_run_leaves_the_last_answers(folder, tmp_path):
+    output = tmp_path / "answers.jsonl"
+    output.write_text("the last ones")
+    good = write_rows(tmp_path / "good.jsonl", [{"inputs": "a"}])
+    run = make_run(folder, prompt_file=str(folder / "stranger"))
+    with pytest.raises(ConfigError, match="was trained with another backbone"):
+        run_infer(run, input=good, output=str(output))
+    assert output.read_text() == "the last ones"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["answers.jsonl", "good.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"inputs": "b", "prompt": "nowhere"}, r"rows.jsonl:2: there is no prompt at nowhere"),
+        ({"input": "b"}, r"rows.jsonl:2: expected a text under"),
+    ],
+)
+def test_a_bad_line_is_named_before_the_model_is_read(folder, tmp_path, row, message):
+    source = write_rows(tmp_path / "rows.jsonl", [{"inputs": "a"}, row])
+    run = make_run(folder, checkpoint_path="no checkpoint")
+    with pytest.raises(ConfigError, match=message):
+        run_infer(run, input=source, output=str(tmp_path / "answers"))
+
+
+def test_nothing_to_answer_or_nowhere_to_write(folder, tmp_path):
+    with pytest.raises(ConfigError, match="nothing to answer: give --input=FILE, or a task"):
+        run_infer(make_run(folder), output="-")
+    source = write_rows(tmp_path / "rows.jsonl", [{"inputs": "a"}])
+    with pytest.raises(ConfigError, match="no place for the answers: give --output=FILE"):
+        run_infer(make_run(folder), input=source)
+
+
+# The command
+
+
+def test_the_command_answers_lines_without_tensorflow(folder, predictor, tmp_path):
+    sizes = {
+        "NUM_ENCODER_LAYERS": 1, "NUM_DECODER_LAYERS": 1, "NUM_HEADS": 4, "HEAD_DIM": 8,
+        "EMBED_DIM": 32, "MLP_DIM": 64, "NUM_EMBEDDINGS": 384, "VOCABULARY": "bytes",
+        "TASK_FEATURE_LENGTHS": {"inputs": 32, "targets": 6},
+        "CHECKPOINT_PATH": str(folder / "checkpoint_5"), "PROMPT_FILE": str(folder / "known"),
+    }  # fmt: skip
+    gin = tmp_path / "model.gin"
+    gin.write_text("".join(f"{name} = {value!r}\n" for name, value in sizes.items()))
+    flags = [f"--gin_file={gin}", "--gin_file=runs/infer.gin", "--input=-", "--output=-"]
+    code = (
+        "import sys; from prompt_tuning import cli; code = cli.main(sys.argv[1:]);"
+        "print(sorted({m.split('.')[0] for m in sys.modules} & {'tensorflow', 'seqio'}));"
+        "sys.exit(code)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "infer", *flags],
+        input="\n".join(TEXTS),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    *answers, modules = done.stdout.splitlines()
+    assert modules == "[]"
+    said = [json.loads(answer)["prediction"] for answer in answers]
+    assert said == predictor.generate(TEXTS, "known")
