@@ -89,7 +89,12 @@ def make_absolute(run: Any) -> Any:
     names = ("model_dir", "initial_checkpoint_path", "checkpoint_path", "eval_output_dir")
     names += ("infer_output_dir", "prompt_file")
     paths = {name: absolute(getattr(run, name)) for name in names if hasattr(run, name)}
-    data = dataclasses.replace(run.data, vocabulary=absolute(run.data.vocabulary))
+    folder = run.data.tfds_data_dir
+    data = dataclasses.replace(
+        run.data,
+        vocabulary=absolute(run.data.vocabulary),
+        tfds_data_dir=None if folder is None else absolute(folder),
+    )
     if isinstance(run, Experiment):
         prompt = dataclasses.replace(run.prompt, file=absolute(run.prompt.file))
         return dataclasses.replace(run, **paths, data=data, prompt=prompt)

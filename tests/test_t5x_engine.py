@@ -102,13 +102,14 @@ def test_another_experiment_in_model_dir_is_refused(arguments, tmp_path):
 
 
 def test_absolute_paths_leave_names_and_addresses_alone(arguments, tmp_path):
-    run = load(arguments, "PROMPT_FILE='p'").run
+    run = load(arguments, "PROMPT_FILE='p'", "TFDS_DATA_DIR='data'").run
     data = dataclasses.replace(run.data, vocabulary="gs://bucket/model")
     run = dataclasses.replace(run, data=data, initial_checkpoint_path="tiny")
     absolute = t5x_engine.make_absolute(run)
     assert absolute.data.vocabulary == "gs://bucket/model"
     assert absolute.initial_checkpoint_path == "tiny"
     assert absolute.prompt.file == str(tmp_path / "p")
+    assert absolute.data.tfds_data_dir == str(tmp_path / "data")
 
 
 # Without T5X --------------------------------------------------------------------------------------
