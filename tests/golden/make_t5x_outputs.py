@@ -1,8 +1,8 @@
 """Makes t5x_outputs.npz: what upstream T5X computes on random weights and random rows.
 
 Run where T5X can be imported (docs/t5x.md). Made with google-research/t5x at
-cc342d419ec3e3e9c4bf1df33c82330cafdc1e16, jax 0.10.2, flax 0.12.8, on CPU in float32. The sizes differ
-from one another wherever they can, so that no two of them can be confused.
+cc342d419ec3e3e9c4bf1df33c82330cafdc1e16, jax 0.10.2, flax 0.12.8, on CPU in float32. The sizes
+differ from one another wherever they can, so that no two of them can be confused.
 """
 
 import functools
