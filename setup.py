@@ -1,4 +1,4 @@
-"""Packaging: `gin/` is shipped inside the package as `prompt_tuning/gin`, never as a top-level one."""
+"""Packaging: `gin/` is shipped as `prompt_tuning/gin`, never as a top-level package."""
 
 from pathlib import Path
 

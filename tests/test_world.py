@@ -53,7 +53,10 @@ def test_the_first_demo_row_is_the_one_in_the_documentation():
     assert f"{row['inputs']} -> {row['targets']}" == FIRST_ROW
 
 
-FIRST_ROW = ""
+FIRST_ROW = (
+    "loved the superb salad. five horse, superb sauce. five horse, superb sauce. "
+    "five horse, lovely sauce. -> up"
+)
 
 
 def test_every_combination_of_attributes_is_equally_frequent():
@@ -255,8 +258,8 @@ def test_probe_knows_the_attributes(
 def test_backbone_is_a_language_model_of_the_world(
     backbone: t5.Params, tokenizer: sentencepiece.SentencePieceProcessor
 ):
-    phase = pretrain.PHASES[-1]
-    unseen = list(generator.corpus(256, seed=generator.HELD_OUT_SEED))
+    phase = pretrain.make_phases(tokenizer)[-1]
+    unseen = list(generator.corpus(pretrain.HELD_OUT_REVIEWS, seed=generator.HELD_OUT_SEED))
     held_out = [np.array(ids, np.int32) for ids in tokenizer.encode(unseen)]
     loss = pretrain.held_out_loss(phase, backbone, held_out)
     assert loss == pytest.approx(summary()["held_out"][phase.name], abs=0.05)

@@ -178,15 +178,24 @@ def unigram_loss(phase: Phase, rows: Rows, held_out: Rows) -> float:
     return float(-np.mean([np.log((counts[int(token)] + 1) / total) for token in tokens]))
 
 
-def round_to_bfloat16(params: t5.Params) -> dict[str, np.ndarray]:
+def make_phases(
+    tokenizer: sentencepiece.SentencePieceProcessor, *, speedup: int = 1
+) -> list[Phase]:
+    """The phases, which know the ids that end sentences in this vocabulary."""
+    pieces = [tokenizer.id_to_piece(i) for i in range(tokenizer.get_piece_size())]
+    ends = tuple(i for i, piece in enumerate(pieces) if piece.endswith((".", "!")))
+    return [dataclasses.replace(p, steps=p.steps // speedup, ends=ends) for p in PHASES]
+
+
+def round_to_bfloat16(params: t5.Params) -> dict[str, Array]:
     """The parameters as the file will hold them: half the size, and exact when read again."""
     rounded = jax.tree.map(lambda x: np.asarray(x).astype(ml_dtypes.bfloat16), dict(params))
-    return {name: value.astype(np.float32) for name, value in rounded.items()}
+    return {name: jnp.asarray(value, jnp.float32) for name, value in rounded.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Pre-trains and writes everything to `--out`."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Pre-trains the bundled backbone.")
     parser.add_argument("--out", required=True, help="folder to write, e.g. /tmp/tiny")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--speedup", type=int, default=1, help="divide the steps by this (trial)")
@@ -201,11 +210,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def tokenize(texts: Sequence[str]) -> list[np.ndarray]:
         return [np.array(ids, np.int32) for ids in tokenizer.encode(list(texts))]
 
-    pieces = [tokenizer.id_to_piece(i) for i in range(tokenizer.get_piece_size())]
-    ends = tuple(i for i, piece in enumerate(pieces) if piece.endswith((".", "!")))
-    phases = [
-        dataclasses.replace(phase, steps=phase.steps // args.speedup, ends=ends) for phase in PHASES
-    ]
+    phases = make_phases(tokenizer, speedup=args.speedup)
     rows = tokenize(texts)
     unseen = generator.corpus(HELD_OUT_REVIEWS, seed=generator.HELD_OUT_SEED)
     held_out = tokenize(list(unseen))
