@@ -129,7 +129,7 @@ def test_serving_and_training_agree_on_the_vocabulary(spec):
 
 def test_the_bundled_vocabulary():
     ours, theirs = load_vocabulary("tiny"), training.load_vocabulary("tiny")
-    assert ours.vocab_size == theirs.vocab_size == 576
+    assert ours.vocab_size == theirs.vocab_size == 512
     assert ours.encode("Any words <extra_id_0>") == list(theirs.encode("Any words <extra_id_0>"))
 
 
