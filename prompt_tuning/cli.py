@@ -55,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print(f"{program} {command}".strip() + f": error: {error}", file=sys.stderr)
         return 2
+    except FloatingPointError as error:  # a run that diverged says what to do
+        print(f"{program} {command}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(f"{program} {command}: interrupted", file=sys.stderr)
         return 130

@@ -10,6 +10,8 @@ A wrong type is an error when the object is made (beartype), an impossible value
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -125,6 +127,14 @@ class OptimizerConfig:
             self.learning_rate > 0, f"LEARNING_RATE must be positive, found {self.learning_rate}."
         )
         _check(self.warmup_steps >= 0, f"WARMUP_STEPS must be >= 0, found {self.warmup_steps}.")
+        _check(self.weight_decay >= 0, f"WEIGHT_DECAY must be >= 0, found {self.weight_decay}.")
+        for name in ("decay_rate", "clipping_threshold"):
+            value = getattr(self, name)
+            _check(value > 0, f"{name.upper()} must be positive, found {value}.")
+        _check(
+            self.start_step is None or self.start_step >= 0,
+            f"OPTIMIZER_START_STEP must be >= 0, found {self.start_step}.",
+        )
 
 
 @_typed
@@ -181,6 +191,11 @@ class TrainConfig:
             f"({self.train_steps_relative}) are both set. Set one: TRAIN_STEPS counts the "
             "backbone's own steps, TRAIN_STEPS_RELATIVE only this run's.",
         )
+        _check(self.z_loss >= 0, f"Z_LOSS must be >= 0, found {self.z_loss}.")
+        _check(
+            0 <= self.label_smoothing < 1,
+            f"LABEL_SMOOTHING must lie in [0, 1), found {self.label_smoothing}.",
+        )
         _check(
             0 <= self.random_seed < 2**32,
             f"RANDOM_SEED must lie in [0, 2**32), found {self.random_seed}.",
@@ -220,6 +235,11 @@ class Experiment:
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     num_model_partitions: int = 1
+
+    @property
+    def experiment(self) -> Experiment:
+        """Itself, as `EvalRun` and `InferRun` have one."""
+        return self
 
     def __post_init__(self) -> None:
         _check(
@@ -298,6 +318,41 @@ def to_dict(config: Any) -> dict[str, Any]:
         return str(value) if isinstance(value, Path) else value
 
     return plain(config)
+
+
+# Where a run's files lie and on what devices it ran: not what the experiment is.
+_PLACES = frozenset(
+    {
+        "model_dir",
+        "initial_checkpoint_path",
+        "num_model_partitions",
+        "data.vocabulary",
+        "data.tfds_data_dir",
+        "prompt.file",
+    }
+)
+
+
+def config_hash(experiment: Experiment) -> str:
+    """The SHA-256, in hexadecimal, of all settings but the places of files and devices.
+
+    (Backbone and vocabulary have hashes of their own, of their contents.)
+    """
+    settings = {k: v for k, v in flatten(to_dict(experiment)).items() if k not in _PLACES}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries as one, with dotted names.
+
+    >>> flatten({"train": {"z_loss": 0.1}, "model_dir": "runs"})
+    {'train.z_loss': 0.1, 'model_dir': 'runs'}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        nested = isinstance(value, Mapping)
+        flat |= flatten(value, f"{prefix}{key}.") if nested else {prefix + key: value}
+    return flat
 
 
 def from_dict(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:

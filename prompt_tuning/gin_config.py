@@ -48,9 +48,10 @@ RunT = TypeVar("RunT", config.Experiment, config.EvalRun, config.InferRun)
 Engine = Literal["embedded", "t5x"]
 
 # What T5X's users also set: the value that the embedded engine's behaviour amounts to, and why it
-# has no other. Any other value is an error there.
+# has no other. Any other value is an error there; of the first two, which are about the training
+# rows, it is one with T5X as well, since both engines read the same rows in the same order.
 T5X_MACROS: Mapping[str, tuple[Any, str]] = {
-    "USE_CACHED_TASKS": (False, "it tokenises the rows itself and keeps them in memory"),
+    "USE_CACHED_TASKS": (False, "rows are tokenised when a run starts and kept in memory"),
     "SHUFFLE_TRAIN_EXAMPLES": (True, "the order of the rows follows from RANDOM_SEED and the step"),
     "USE_HARDWARE_RNG": (False, "runs are reproducible"),
     "LOSS_NORMALIZING_FACTOR": (None, "the loss is the sum over target tokens, as in the paper"),
@@ -58,6 +59,7 @@ T5X_MACROS: Mapping[str, tuple[Any, str]] = {
     "JSON_WRITE_N_RESULTS": (None, "every scored row is written"),
     "EVAL_STEPS": (None, "it scores whole splits; EVALUATOR_NUM_EXAMPLES limits the rows"),
 }
+ABOUT_TRAINING_ROWS = ("USE_CACHED_TASKS", "SHUFFLE_TRAIN_EXAMPLES")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +74,7 @@ class Loaded(Generic[RunT]):
     @property
     def experiment(self) -> config.Experiment:
         """The run, or what it shares with an experiment."""
-        return self.run if isinstance(self.run, config.Experiment) else self.run.experiment
+        return self.run.experiment
 
 
 def load(
@@ -245,12 +247,7 @@ def _check_names(latest: Mapping[str, Setting], known: set[str], engine: Engine)
         if "." in setting.key:
             problems += _check_field(setting)
         elif setting.key in T5X_MACROS:
-            harmless, reason = T5X_MACROS[setting.key]
-            if engine == "embedded" and setting.value != harmless:
-                problems.append(
-                    f"{setting.place}: {setting.key} is T5X's; the embedded engine has no such "
-                    f"setting: {reason}. Leave it out, or use --engine=t5x."
-                )
+            problems += _check_t5x_macro(setting, engine)
         elif setting.key not in known and setting.key not in used:
             problems.append(
                 f"{setting.place}: unknown macro {setting.key}.{suggest(setting.key, known)}"
@@ -258,6 +255,23 @@ def _check_names(latest: Mapping[str, Setting], known: set[str], engine: Engine)
     if problems:
         problems.append(f"All macros are listed in {gin_folder() / DEFAULTS}.")
         raise ConfigError("\n".join(problems))
+
+
+def _check_t5x_macro(setting: Setting, engine: Engine) -> list[str]:
+    harmless, reason = T5X_MACROS[setting.key]
+    if setting.value == harmless:
+        return []
+    if setting.key in ABOUT_TRAINING_ROWS:
+        return [
+            f"{setting.place}: {setting.key} = {setting.value!r}: this project has no such "
+            f"setting, with either engine: {reason}. Leave it out."
+        ]
+    if engine == "embedded":
+        return [
+            f"{setting.place}: {setting.key} is T5X's; the embedded engine has no such "
+            f"setting: {reason}. Leave it out, or use --engine=t5x."
+        ]
+    return []
 
 
 def _check_field(setting: Setting) -> list[str]:
@@ -268,7 +282,8 @@ def _check_field(setting: Setting) -> list[str]:
     if owner not in classes:
         return [
             f"{setting.place}: {setting.key}: the embedded engine has no {owner}."
-            f"{suggest(owner, classes, cutoff=0.75)} T5X's own parameters need --engine=t5x."
+            f"{suggest(owner, classes, cutoff=0.75)} T5X's own parameters are given on the command "
+            f"line, with --engine=t5x: --gin.{setting.key}=VALUE."
         ]
     names = [field.name for field in dataclasses.fields(classes[owner])]
     if name not in names:

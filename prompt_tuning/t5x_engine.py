@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from prompt_tuning import gin_config
+from prompt_tuning.checkpoint.replace_folder import local_folder
 from prompt_tuning.config import TINY, ConfigError, EvalConfig, EvalRun, Experiment, InferRun
 from prompt_tuning.gin_settings import gin_folder
 
@@ -50,9 +51,12 @@ def prepare(mode: str, loaded: gin_config.Loaded[Any], flags: Sequence[str] = ()
     Raises:
       ConfigError: T5X has no such setting, or something that the run needs is missing.
     """
+    folder = _output_dir(loaded.run)
     resolved = make_absolute(loaded.run)
     _refuse_unknown_to_t5x(resolved)
     _try_inputs(resolved)
+    if resolved.eval.method == "both":
+        print("EVAL_METHOD = 'both': upstream T5X generates; it does not rank.", flush=True)
     own = {name: loaded.macros[name] for name in gin_config.T5X_MACROS if name in loaded.macros}
     text = "".join(
         [
@@ -62,7 +66,7 @@ def prepare(mode: str, loaded: gin_config.Loaded[Any], flags: Sequence[str] = ()
             *(f"{name} = {value!r}\n" for name, value in own.items()),
         ]
     )
-    file = Path(_output_dir(resolved)) / RESOLVED
+    file = folder / RESOLVED
     if isinstance(resolved, Experiment):
         _refuse_other_experiment(file, text)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -101,10 +105,12 @@ def make_absolute(run: Any) -> Any:
     return dataclasses.replace(run, **paths, data=data)
 
 
-def _output_dir(run: Run) -> str:
+def _output_dir(run: Run) -> Path:
     if isinstance(run, Experiment):
-        return run.model_dir
-    return run.eval_output_dir if isinstance(run, EvalRun) else run.infer_output_dir
+        return local_folder(run.model_dir, "MODEL_DIR")
+    if isinstance(run, EvalRun):
+        return local_folder(run.eval_output_dir, "EVAL_OUTPUT_DIR")
+    return local_folder(run.infer_output_dir, "INFER_OUTPUT_DIR")
 
 
 def _require_t5x() -> None:
@@ -120,8 +126,12 @@ def _refuse_unknown_to_t5x(run: Run) -> None:
     config, model = run.eval, run.model
     default = EvalConfig()
     problems = []
-    if config.method != "generate" and not isinstance(run, InferRun):
-        problems.append(f"EVAL_METHOD = {config.method!r}: it evaluates by generation only")
+    if config.method == "rank":
+        problems.append("EVAL_METHOD = 'rank': it generates only")
+    if isinstance(run, InferRun) and config.num_examples != default.num_examples:
+        problems.append("EVALUATOR_NUM_EXAMPLES: it answers whole splits, or EVAL_SPLIT's slice")
+    if isinstance(run, Experiment):
+        problems += _compare_periods(config.period, run.train.checkpoint_period)
     if config.early_stopping_evals != default.early_stopping_evals:
         problems.append("EARLY_STOPPING_EVALS: it trains to the last step")
     if model.relative_attention_num_buckets != _BUCKETS:
@@ -138,25 +148,38 @@ def _refuse_unknown_to_t5x(run: Run) -> None:
         )
 
 
+def _compare_periods(evaluation: int, checkpoint: int | None) -> list[str]:
+    periods = sorted((evaluation, checkpoint or evaluation))
+    if periods[1] % periods[0] == 0:
+        return []
+    found = f"EVAL_PERIOD = {evaluation} and CHECKPOINT_PERIOD = {checkpoint}"
+    return [f"{found}: one must be a multiple of the other"]
+
+
 def _try_inputs(run: Run) -> None:
     """Makes what T5X will make of the settings, so that a mistake is not a stack trace of gin's."""
     from prompt_tuning import t5x_inputs
+    from prompt_tuning.training import setup
 
     t5x_inputs.register_task(run.data)
     t5x_inputs.find_checkpoint(run)
-    t5x_inputs.starting_prompt(run)
     if isinstance(run, Experiment):
         t5x_inputs.last_step(run)
+    if not isinstance(run, InferRun):
+        data = setup.load_data(run.experiment, train=isinstance(run, Experiment))
+        for rows in data.train:
+            print(setup.describe_rows(rows), flush=True)
+    t5x_inputs.starting_prompt(run)
 
 
 def _refuse_other_experiment(file: Path, text: str) -> None:
     """Stops when MODEL_DIR holds another experiment: T5X would silently go on from its state."""
-    if (file.parent / "checkpoints").is_dir():
+    if list((file.parent / "checkpoints").glob("[0-9]*")):
         raise ConfigError(
             f"MODEL_DIR {file.parent} holds a run of the embedded engine. Choose another MODEL_DIR."
         )
-    if not file.exists():
-        return
+    if not list(file.parent.glob("checkpoint_[0-9]*")):
+        return  # nothing was trained yet
     old, new = (
         {line for line in lines.splitlines() if " = " in line and not _MAY_CHANGE.match(line)}
         for lines in (file.read_text(encoding="utf-8"), text)

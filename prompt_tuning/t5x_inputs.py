@@ -1,4 +1,4 @@
-"""What a run under upstream T5X starts from: checkpoint, task, first prompt, number of steps.
+"""What a run under upstream T5X reads: checkpoint, task, batches, first prompt, number of steps.
 
 `gin/t5x/*.gin` binds these beside `t5x_plugin.py`; `t5x_engine.py` calls them before it starts T5X,
 so that a mistake is one message. Nothing here imports T5X.
@@ -6,23 +6,26 @@ so that a mistake is one message. Nothing here imports T5X.
 
 from __future__ import annotations
 
-import hashlib
-import json
+import itertools
 import os
+import re
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 import seqio
+import tensorflow as tf
 import tensorstore as ts
+from etils import epath
 from jaxtyping import Float
 
 from prompt_tuning.checkpoint import identity, layouts
 from prompt_tuning.checkpoint import t5x as t5x_checkpoint
 from prompt_tuning.checkpoint.prompt_file import PromptMetadata, check_prompt, load_prompt
-from prompt_tuning.config import ConfigError, DataConfig, EvalRun, Experiment, InferRun, to_dict
-from prompt_tuning.data import tasks
-from prompt_tuning.data.vocabulary import load_vocabulary, vocabulary_sha256
+from prompt_tuning.config import ConfigError, DataConfig, EvalRun, Experiment, InferRun
+from prompt_tuning.data import features, tasks
+from prompt_tuning.data.vocabulary import load_vocabulary
 from prompt_tuning.model import prompt as prompts
 from prompt_tuning.model import t5
 from prompt_tuning.training import setup
@@ -108,6 +111,68 @@ def last_step(experiment: Experiment) -> int:
     return setup.last_step(experiment.train, start_step(experiment))
 
 
+def training_batches(
+    config: Any, shard: int, num_shards: int, converter: Any, *, experiment: Experiment
+) -> tf.data.Dataset:
+    """T5X's `get_dataset_fn`: the embedded engine's batches, from the step that T5X resumes at.
+
+    Both engines so train on the same rows in the same order, and a run that was killed goes on
+    where it was, which T5X's own pipeline does not. `config` is T5X's DatasetConfig; rows are
+    padded to its lengths, since T5X compiles one shape.
+
+    Raises:
+      ConfigError: the data is missing, or the settings ask for another order or form.
+    """
+    del converter  # seqio's, which makes the same four features
+    if not config.shuffle or config.pack or config.use_cached:
+        raise ConfigError(
+            "training rows are shuffled by RANDOM_SEED and step, not packed, and tokenised here; "
+            f"found shuffle = {config.shuffle}, pack = {config.pack}, use_cached = "
+            f"{config.use_cached}. T5X's own pipeline is `train.get_dataset_fn = "
+            "@utils.get_dataset`."
+        )
+    lengths = config.task_feature_lengths
+    vocabulary = load_vocabulary(experiment.data.vocabulary)
+    rows, rates = features.load_training_rows(
+        config.mixture_or_task_name, config.split, lengths, vocabulary=vocabulary
+    )
+    first = last_saved_step(experiment) - start_step(experiment)
+    size = config.batch_size // num_shards
+    mine = slice(shard * size, (shard + 1) * size)
+
+    def batches() -> Iterator[dict[str, np.ndarray]]:
+        for step in itertools.count(first):
+            batch = features.train_batch(
+                rows,
+                rates,
+                seed=experiment.train.random_seed,
+                step=step,
+                batch_size=config.batch_size,
+                lengths=lengths,
+            )
+            padded = {name: _widen(values, widths[name]) for name, values in batch.items()}
+            yield {name: values[mine].astype(np.int32) for name, values in padded.items()}
+
+    widths = {
+        name: lengths["inputs" if name.startswith("encoder") else "targets"]
+        for name in features.Batch.__annotations__
+    }
+    signature = {name: tf.TensorSpec((size, width), tf.int32) for name, width in widths.items()}
+    dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
+    return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+def _widen(values: Any, width: int) -> np.ndarray:
+    return np.pad(values, ((0, 0), (0, width - values.shape[1])))
+
+
+def last_saved_step(experiment: Experiment) -> int:
+    """The step that T5X goes on from: of the newest checkpoint in MODEL_DIR, or the backbone's."""
+    names = [path.name for path in epath.Path(absolute_path(experiment.model_dir)).glob("*")]
+    found = [re.fullmatch(r"checkpoint_(\d+)", name) for name in names]
+    return max((int(m.group(1)) for m in found if m), default=start_step(experiment))
+
+
 def starting_prompt(run: Run) -> Float[np.ndarray, "P D"]:
     """The prompt that T5X starts with: the first one of a training run, or the one of PROMPT_FILE.
 
@@ -137,16 +202,10 @@ def _first_prompt(experiment: Experiment) -> Float[np.ndarray, "P D"]:
         setup.first_prompt_key(experiment.train.random_seed),
         jnp.asarray(embedding, model.dtype).astype(np.float32),  # as the embedded engine has it
         encode=load_vocabulary(experiment.data.vocabulary).encode,
-        task_labels=_init_labels(experiment),
+        task_labels=tasks.label_words(register_task(experiment.data)),
     )
     print(f"prompt: {prompt.shape[0]} x {prompt.shape[1]}, {said}", flush=True)
     return prompt
-
-
-def _init_labels(experiment: Experiment) -> tuple[str, ...]:
-    """The label words of a single task; a mixture begins without."""
-    names = [name for name, _ in tasks.component_tasks(register_task(experiment.data))]
-    return tasks.label_words(names[0]) if len(names) == 1 else ()
 
 
 def _read_prompt(run: Run, file: str, length: int | None) -> Float[np.ndarray, "P D"]:
@@ -157,7 +216,7 @@ def _read_prompt(run: Run, file: str, length: int | None) -> Float[np.ndarray, "
         metadata,
         shape=(length, run.model.embed_dim),
         backbone=_read_identity(find_checkpoint(run)) if known.backbone else "",
-        vocabulary=vocabulary_sha256(run.data.vocabulary),
+        vocabulary=setup.vocabulary_identity(run.data.vocabulary),
         where=file,
     )
     return prompt
@@ -191,15 +250,17 @@ def choose_new(run: EvalRun | InferRun) -> tuple[tuple[str, None], ...]:
 
 def describe_prompt(experiment: Experiment, *, backbone: str, step: int) -> PromptMetadata:
     """What a prompt folder says of a prompt of this run; T5X's scores stay in T5X's files."""
-    names = [name for name, _ in tasks.component_tasks(register_task(experiment.data))]
-    init, labels = prompts.resolve_init(experiment.prompt, _init_labels(experiment))
-    text = json.dumps(to_dict(experiment), sort_keys=True)
-    return PromptMetadata(
-        task="+".join(experiment.data.names),
-        label_words=tuple(dict.fromkeys(w for name in names for w in tasks.label_words(name))),
+    name = register_task(experiment.data)
+    init = prompts.describe_init(
+        experiment.prompt,
+        tasks.label_words(name),
+        experiment.model.num_embeddings,
+        load_vocabulary(experiment.data.vocabulary).encode,
+    )
+    return setup.describe_prompt(
+        experiment,
         backbone=backbone,
-        vocabulary=vocabulary_sha256(experiment.data.vocabulary),
-        init=f"{init} {', '.join(labels)}".strip(),
+        vocabulary=setup.vocabulary_identity(experiment.data.vocabulary),
+        init=init,
         step=step,
-        config_hash=hashlib.sha256(text.encode()).hexdigest(),
     )

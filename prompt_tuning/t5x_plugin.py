@@ -40,9 +40,12 @@ from prompt_tuning.training import optim
 def choose_decoder(num_decodes: int) -> Callable[..., Any]:
     """T5X's search that the embedded engine's equals: greedy for one decode, else beam search.
 
-    (T5X's own default for one decode is a beam of one, which may go on behind an end-of-sequence.)
+    (T5X's own default for one decode is a beam of one, which may go on behind an end-of-sequence.
+    Scores are log probabilities of the model, not of the rescaled ones, which are all 0.)
     """
-    greedy = functools.partial(decoding.temperature_sample, temperature=0.0)
+    greedy = functools.partial(
+        decoding.temperature_sample, temperature=0.0, rescale_log_probs=False
+    )
     return greedy if num_decodes == 1 else decoding.beam_search
 
 

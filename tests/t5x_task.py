@@ -5,9 +5,9 @@ import tensorflow as tf
 
 from prompt_tuning.data import metrics
 
-# As many training rows as a batch has: every batch of either engine holds the same rows, and the
-# loss is their sum.
-ROWS = {"train": 8, "validation": 6}
+# Several batches of training rows, and an epoch ends within one. All targets are equally long, so
+# that the mean of some steps' losses is the loss of all their tokens.
+ROWS = {"train": 28, "validation": 6}
 _VOCABULARY = seqio.ByteVocabulary()
 
 
@@ -17,7 +17,7 @@ def rows(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf
     return tf.data.Dataset.from_tensor_slices(
         {
             "inputs": [f"{split} {'row ' * (i % 3)}{7 * i}" for i in numbers],
-            "targets": [("no", "yes")[i % 2] for i in numbers],
+            "targets": [("nay", "yes")[i % 2] for i in numbers],
         }
     )
 

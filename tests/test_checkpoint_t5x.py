@@ -319,7 +319,7 @@ def test_replaces_a_checkpoint_and_clears_leftovers(
 
 
 def test_writes_only_to_local_folders(tmp_path: Path, params: Params) -> None:
-    with pytest.raises(ConfigError, match=r"local folder to write to, found gs://b/checkpoint_1"):
+    with pytest.raises(ConfigError, match=r"must be a local folder, found gs://b/checkpoint_1"):
         write_t5x("gs://b/checkpoint_1", params, 1)
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="found a file"):

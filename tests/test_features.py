@@ -276,7 +276,8 @@ def make_rows(task: str, size: int) -> features.Rows:
     """Rows whose first input token is the row's number."""
     inputs = [np.asarray([2 + i, 1], np.int32) for i in range(size)]
     targets = [np.asarray([2 + i % 2, 1], np.int32) for i in range(size)]
-    return features.Rows(task, inputs, targets, [{} for _ in range(size)], 0, 0)
+    texts = [""] * size
+    return features.Rows(task, inputs, targets, texts, texts, [{} for _ in range(size)], 0, 0)
 
 
 @settings(deadline=None, max_examples=30)

@@ -296,6 +296,12 @@ def test_t5x_settings_that_change_nothing_are_accepted():
     assert loaded.macros["EVAL_STEPS"] == 20
 
 
+@pytest.mark.parametrize("engine", ["embedded", "t5x"])
+def test_both_engines_read_the_same_rows_in_the_same_order(engine):
+    message = refusal(["demo.gin"], ["SHUFFLE_TRAIN_EXAMPLES = False"], engine=engine)
+    assert "with either engine: the order of the rows follows from RANDOM_SEED" in message
+
+
 # Eval and infer
 
 
@@ -355,7 +361,7 @@ def test_infer_with_fallbacks():
         ("BATCH_SIZE = %BATCHSIZE", r"%BATCHSIZE is not set anywhere. Did you mean BATCH_SIZE\?"),
         ("ModelConfig.num_head = 3", r"ModelConfig has no field num_head. Did you mean num_heads"),
         ("OptimConfig.name = 3", r"has no OptimConfig. Did you mean OptimizerConfig\?"),
-        ("train.eval_period = 5", r"no train\. T5X's own parameters need --engine=t5x"),
+        ("train.eval_period = 5", r"no train\. T5X's own parameters are given"),
         ("EVAL_STEPS = 5", r"EVAL_STEPS is T5X's; .* EVALUATOR_NUM_EXAMPLES limits the rows"),
         ("BATCH_SIZE = '32'", r"BATCH_SIZE must be an integer, found '32'"),
         ("BATCH_SIZE = 32.0", r"BATCH_SIZE must be an integer, found 32.0"),

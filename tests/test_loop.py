@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
+import seqio
 from tiny_models import CONFIG, random_params
 
 from prompt_tuning.checkpoint import t5x
@@ -20,7 +22,10 @@ from prompt_tuning.config import (
     PromptConfig,
     TrainConfig,
 )
+from prompt_tuning.data import features
+from prompt_tuning.model import decode
 from prompt_tuning.training import loop, matrix, report, setup
+from prompt_tuning.training.evaluate import Scored, make_eval_task, mean_score
 
 START = 7  # the step of the backbone
 
@@ -166,6 +171,106 @@ def test_a_finished_run_prints_its_result_again(straight, experiment, capsys):
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
+def test_config_gin_is_that_of_the_last_start(experiment, tmp_path):
+    loop.train(experiment(tmp_path, steps=2), config_text="# first\n")
+    loop.train(experiment(tmp_path, steps=4), config_text="# more steps\n")
+    assert (tmp_path / "config.gin").read_text() == "# more steps\n"
+
+
+def test_a_backbone_that_was_replaced_is_refused(experiment, tmp_path):
+    path = tmp_path / f"checkpoint_{START}"
+    t5x.write_t5x(path, random_params(), START)
+    run = dataclasses.replace(
+        experiment(tmp_path / "run", steps=2), initial_checkpoint_path=str(path)
+    )
+    loop.train(run)
+    t5x.write_t5x(path, random_params(seed=5), START)
+    longer = dataclasses.replace(run, train=TrainConfig(train_steps_relative=4))
+    with pytest.raises(ConfigError, match="the backbone is not the one that the run in MODEL_DIR"):
+        loop.train(longer)
+
+
+def test_baselines_of_a_run_killed_before_its_first_state_stand_once(experiment, tmp_path):
+    loop.train(experiment(tmp_path, steps=2))
+    shutil.rmtree(tmp_path / "checkpoints")
+    loop.train(experiment(tmp_path, steps=2))
+    for prompt in ("majority", "none"):
+        assert len(records(tmp_path, prompt=prompt, name="accuracy/rank")) == 1
+    assert len(records(tmp_path, split="train", name="loss", step=START + 2)) == 1
+
+
+def test_training_records_do_not_depend_on_when_a_run_was_stopped(experiment, tmp_path):
+    """The mean of a record never reaches over a saved state."""
+    for folder, first in (("straight", 30), ("stopped", 15)):
+        train = TrainConfig(train_steps_relative=30, checkpoint_period=15)
+        run = experiment(tmp_path / folder, train=train, eval=EvalConfig(period=30, method="rank"))
+        short = TrainConfig(train_steps_relative=first, checkpoint_period=15)
+        if first < 30:
+            loop.train(dataclasses.replace(run, train=short))
+        loop.train(run)
+    straight, stopped = (
+        records(tmp_path / folder, split="train", name="loss") for folder in ("straight", "stopped")
+    )
+    assert straight == stopped
+    assert [r["step"] - START for r in straight] == [*range(3, 16, 3), *range(18, 31, 3)]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_anything_is_saved(experiment, tmp_path):
+    params = random_params()
+    params["decoder/logits_dense/kernel"] = (
+        params["decoder/logits_dense/kernel"].at[0, 5].set(np.inf)
+    )
+    t5x.write_t5x(tmp_path / f"checkpoint_{START}", params, START)
+    run = dataclasses.replace(
+        experiment(tmp_path / "run", eval=EvalConfig(period=1, method="rank", baselines=False)),
+        initial_checkpoint_path=str(tmp_path / f"checkpoint_{START}"),
+    )
+    with pytest.raises(FloatingPointError, match=r"diverged in the 1 steps before step 8.*WARMUP"):
+        loop.train(run)
+    assert not (tmp_path / "run" / "prompts").exists()
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").glob("[0-9]*")] == [str(START)]
+
+
+def test_beams_and_number_of_rows_are_those_of_the_settings(experiment, tmp_path):
+    config = EvalConfig(period=4, num_decodes=3, num_examples=5)
+    result = loop.train(experiment(tmp_path, steps=4, eval=config))
+    file = tmp_path / "inference_eval" / f"two_as-{START + 4:06d}.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(rows) == 5
+    tokens = np.zeros((5, 8), np.int32)
+    for row, record in zip(tokens, rows, strict=True):
+        ids = [byte + 3 for byte in record["input"]["inputs_pretokenized"].encode()] + [1]
+        row[: len(ids)] = ids
+    _, scores = decode.generate(
+        CONFIG, random_params(), result.prompt, tokens, length=5, num_decodes=3
+    )
+    np.testing.assert_allclose([record["score"] for record in rows], scores, rtol=1e-4)
+
+
+def test_the_score_of_a_prompt_is_the_mean_of_its_tasks_means():
+    scored = {
+        "one": Scored({"f1/generate": 20.0, "accuracy/generate": 40.0, "f1/rank": 99.0}, []),
+        "two": Scored({"accuracy/generate": 90.0, "accuracy/rank": 1.0}, []),
+    }
+    assert mean_score(scored, EvalConfig(method="both")) == 60.0
+    assert mean_score(scored, EvalConfig(method="rank")) == 50.0
+    scored["two"].metrics["accuracy/generate"] = float("nan")
+    assert mean_score(scored, EvalConfig()) == -np.inf
+
+
+def test_rows_without_labels_cannot_be_scored():
+    texts = ["a", "b"]
+    rows = features.Rows("t", [], [], texts, ["<unk>", "<unk>"], [{}, {}], 0, 0)
+    task = seqio.get_mixture_or_task("two_as")
+    with pytest.raises(ConfigError, match="have no labels"):
+        make_eval_task(features.EvalRows(task, rows, ("yes", "no")), EvalConfig())
+
+
+def test_ranking_without_label_words_is_refused_before_anything_is_scored(experiment, tmp_path):
+    with pytest.raises(ConfigError, match="ranking needs the label words of two_as"):
+        loop.train(experiment(tmp_path, prompt=PromptConfig(length=4)))
+
+
 def test_another_experiment_is_refused(straight, experiment):
     _, folder = straight
     other = experiment(folder, prompt=PromptConfig(length=5, class_labels=("yes", "no")))
@@ -187,11 +292,16 @@ def test_the_same_seed_gives_the_same_prompt_and_another_one_another(
     assert np.abs(other.prompt - first).max() > 0.1
 
 
-def test_early_stopping_ends_the_run_and_keeps_it_ended(experiment, tmp_path):
+def test_early_stopping_ends_the_run_and_says_how_to_go_on(experiment, tmp_path, capsys):
     stop = EvalConfig(period=2, method="rank", early_stopping_evals=1)
     result = loop.train(experiment(tmp_path, steps=40, eval=stop))
     assert result.step < START + 40
-    assert loop.train(experiment(tmp_path, steps=40, eval=stop)).step == result.step
+    said = f"stopped early: 1 evaluations without a better one than that of step {result.best_step}"
+    assert said in capsys.readouterr().out
+    assert loop.train(experiment(tmp_path, steps=60, eval=stop)).step == result.step
+    assert said in capsys.readouterr().out
+    go_on = dataclasses.replace(stop, early_stopping_evals=None)
+    assert loop.train(experiment(tmp_path, steps=40, eval=go_on)).step == START + 40
 
 
 def test_model_tuning_changes_the_model_and_writes_t5x_checkpoints(experiment, tmp_path):
@@ -201,7 +311,10 @@ def test_model_tuning_changes_the_model_and_writes_t5x_checkpoints(experiment, t
         prompt=PromptConfig(length=0, class_labels=("yes", "no")),
         train=TrainConfig(train_steps_relative=4, trainable="model"),
     )
-    loop.train(tuned)
+    tuned = dataclasses.replace(tuned, eval=EvalConfig(period=1, method="rank"))
+    result = loop.train(tuned)
+    kept = {f"checkpoint_{result.best_step}", f"checkpoint_{START + 4}"}
+    assert {path.name for path in tmp_path.glob("checkpoint_*")} == kept  # the best and the last
     params, step = t5x.read_t5x(str(tmp_path / f"checkpoint_{START + 4}"), random_params())
     assert step == START + 4
     before = random_params()
@@ -244,6 +357,24 @@ def test_prompts_and_tasks_are_scored_as_a_matrix(straight, experiment, tmp_path
         assert scored[files[1]]["two_as"][name] == expected
         bare = records(folder, prompt="none", name=name)[0]["value"]
         assert scored[matrix.NO_PROMPT]["two_as"][name] == bare
+    # Every prompt has its own file of rows.
+    names = {p.name for p in (tmp_path / "inference_eval").glob("two_as-*[0-9].jsonl")}
+    assert names == {f"two_as-step_{START + n:06d}-{START + n:06d}.jsonl" for n in (4, 12)}
+
+
+def test_an_evaluation_does_not_write_into_a_run(straight, experiment):
+    _, folder = straight
+    source = experiment(folder)
+    before = (folder / "metrics.jsonl").read_bytes()
+    run = EvalRun(
+        checkpoint_path=source.initial_checkpoint_path,
+        eval_output_dir=str(folder),
+        model=source.model,
+        data=source.data,
+    )
+    with pytest.raises(ConfigError, match="is the MODEL_DIR of a run"):
+        matrix.run_eval(run)
+    assert (folder / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_run_on_a_mesh_continues_on_one_device(straight, experiment, tmp_path):
@@ -278,6 +409,11 @@ def test_a_folder_that_cannot_be_made(experiment, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"MODEL_DIR .*file cannot be made"):
         loop.train(experiment(tmp_path / "file"))
+
+
+def test_a_bucket_is_no_folder_to_write_to(experiment):
+    with pytest.raises(ConfigError, match="MODEL_DIR must be a local folder, found gs://bucket/x"):
+        loop.train(experiment("gs://bucket/x"))
 
 
 def test_a_vocabulary_that_is_too_large(experiment, tmp_path):

@@ -3,9 +3,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tiny_models import random_batch
+from tiny_models import CONFIG, random_batch, random_params, random_prompt
 
 from prompt_tuning.model import loss
+from prompt_tuning.model.prompt import encode_prompted
 
 
 def logits_for(batch, seed=0):
@@ -61,3 +62,22 @@ def test_log_likelihood_is_a_product_of_probabilities():
     for row in range(4):
         real = [p[row, i, t] for i, t in enumerate(targets[row]) if t > 0]
         np.testing.assert_allclose(np.exp(scores[row]), np.prod(real), rtol=1e-4)
+
+
+def test_labels_scored_together_are_labels_scored_one_by_one():
+    params, prompt, batch = random_params(), random_prompt(3), random_batch()
+    labels = np.array([[7, 8, 1], [9, 1, 0], [300, 1, 0]], np.int32)
+    encoded = encode_prompted(CONFIG, params, prompt, batch["encoder_input_tokens"])
+    together = loss.label_log_likelihoods(CONFIG, params, encoded, jnp.asarray(labels))
+    assert together.shape == (4, 3)
+    for number, label in enumerate(labels):
+        targets = jnp.tile(jnp.asarray(label), (4, 1))
+        one = {
+            "encoder_input_tokens": batch["encoder_input_tokens"],
+            "decoder_input_tokens": jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1],
+            "decoder_target_tokens": targets,
+            "decoder_loss_weights": (targets > 0).astype(jnp.float32),
+        }
+        logits = loss.forward(CONFIG, params, prompt, one)
+        alone = loss.sequence_log_likelihood(logits, one)
+        np.testing.assert_allclose(together[:, number], alone, rtol=1e-5)

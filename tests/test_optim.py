@@ -36,6 +36,44 @@ def test_trajectories_equal_t5x(shared_dir, name, start, params):
     np.testing.assert_allclose(ours, arrays[params], atol=1e-5)
 
 
+def adafactor_by_hand(config, start, grads, first_step):
+    """Shazeer and Stern (2018), algorithm 4, as T5X computes it without factoring."""
+    value, moment = start.astype(np.float64), np.zeros(start.shape)
+    for step, grad in enumerate(grads, first_step + 1):
+        decay = 1.0 - step**-config.decay_rate
+        moment = decay * moment + (1.0 - decay) * (np.square(grad.astype(np.float64)) + 1e-30)
+        update = grad / np.sqrt(moment)
+        update /= max(1.0, np.sqrt(np.mean(update**2)) / config.clipping_threshold)
+        update *= config.learning_rate
+        if config.multiply_by_parameter_scale:
+            update *= max(np.sqrt(np.mean(value**2)), 1e-3)
+        value = (1.0 - config.weight_decay) * value - update
+        yield value
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"decay_rate": 0.5},
+        {"clipping_threshold": 0.3},
+        {"weight_decay": 0.1},
+        {"multiply_by_parameter_scale": True},
+        {"learning_rate": 0.02},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_every_setting_has_its_effect(changes):
+    rng = np.random.default_rng(0)
+    start = rng.normal(size=(4, 8)).astype(np.float32)
+    grads = (rng.normal(size=(6, 4, 8)) * np.logspace(0, 1, 6)[:, None, None]).astype(np.float32)
+    config = OptimizerConfig(**changes)
+    optimizer = optim.make_optimizer(config, optim.PROMPT_RULES, start_step=7)
+    expected = list(adafactor_by_hand(config, start, grads, 7))
+    np.testing.assert_allclose(list(run(optimizer, start, grads)), expected, atol=1e-5)
+    plain = list(adafactor_by_hand(OptimizerConfig(), start, grads, 7))
+    assert np.abs(plain[-1] - expected[-1]).max() > 1e-2
+
+
 def test_the_start_step_of_the_configuration_wins():
     rng = np.random.default_rng(0)
     start, grads = (

@@ -1,6 +1,7 @@
 """Rows under different prompts in one batch get what they would get alone."""
 
 import dataclasses
+import functools
 import threading
 import warnings
 
@@ -15,13 +16,11 @@ from tiny_models import random_prompt
 
 from prompt_tuning.checkpoint import identity, prompt_file, t5x
 from prompt_tuning.config import ConfigError
-from prompt_tuning.model import decode, t5
+from prompt_tuning.model import decode, loss, sharding, t5
 from prompt_tuning.model.prompt import encode_prompted
 from prompt_tuning.serving import mixed_batch
 from prompt_tuning.serving.predictor import Predictor
 from prompt_tuning.serving.vocabulary import ByteVocabulary
-from prompt_tuning.training import sharding
-from prompt_tuning.training.evaluate import label_log_likelihoods
 
 CONFIG = dataclasses.replace(TWO_LAYERS, num_encoder_layers=1, num_decoder_layers=1)
 LENGTHS = {"long": 11, "short": 2}
@@ -63,7 +62,14 @@ encode_alone = jax.jit(encode_prompted, static_argnums=0)
 generate_alone = jax.jit(
     decode.generate, static_argnums=0, static_argnames=("length", "num_decodes")
 )
-score_alone = jax.jit(label_log_likelihoods, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def score_alone(config, backbone, prompt, tokens, labels):
+    encoded = encode_prompted(config, backbone, prompt, tokens)
+    return loss.label_log_likelihoods(config, backbone, encoded, labels)
+
+
 encode_mixed = jax.jit(mixed_batch.encode_mixed, static_argnums=0)
 
 

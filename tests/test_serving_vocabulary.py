@@ -14,6 +14,7 @@ import seqio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prompt_tuning.checkpoint.identity import vocabulary_identity
 from prompt_tuning.config import OFFICIAL_VOCABULARY, ConfigError
 from prompt_tuning.data import vocabulary as training
 from prompt_tuning.serving.vocabulary import ByteVocabulary, load_vocabulary
@@ -117,6 +118,8 @@ def test_sentinels_are_not_added_twice(tmp_path):
     once, twice = load_vocabulary(SMALL), load_vocabulary(str(with_sentinels))
     assert once.vocab_size == twice.vocab_size == 126
     assert once.encode("<extra_id_7> a") == twice.encode("<extra_id_7> a")
+    assert once.sha256 == twice.sha256  # a prompt for one is a prompt for the other
+    assert once.sha256 != load_vocabulary("tiny").sha256
 
 
 @pytest.mark.parametrize("spec", ["bytes", SMALL])
@@ -124,7 +127,7 @@ def test_serving_and_training_agree_on_the_vocabulary(spec):
     ours, theirs = load_vocabulary(spec), training.load_vocabulary(spec)
     assert ours.vocab_size == theirs.vocab_size
     assert ours.encode("é <extra_id_3>") == list(theirs.encode("é <extra_id_3>"))
-    assert ours.sha256 == training.vocabulary_sha256(spec)
+    assert ours.sha256 == vocabulary_identity(training.read_model(spec))
 
 
 def test_the_bundled_vocabulary():

@@ -8,9 +8,9 @@ import pytest
 from tiny_models import CONFIG, random_batch, random_params, random_prompt
 
 from prompt_tuning.config import ConfigError, ModelConfig, OptimizerConfig, TrainConfig
-from prompt_tuning.model import decode, t5
+from prompt_tuning.model import decode, sharding, t5
 from prompt_tuning.model.loss import loss_fn
-from prompt_tuning.training import optim, sharding, step
+from prompt_tuning.training import optim, step
 
 MESHES = {(8, 1): 1, (4, 2): 2, (1, 8): 8}
 pytestmark = pytest.mark.skipif(

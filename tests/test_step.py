@@ -110,6 +110,25 @@ def test_five_and_five_steps_are_ten(rate):
         np.testing.assert_array_equal(straight, resumed)
 
 
+def test_z_loss_and_label_smoothing_are_those_of_the_settings():
+    train = TrainConfig(z_loss=0.05, label_smoothing=0.2)
+    state, frozen, optimizer = parts()
+    prompt, batch = jnp.array(state.trainable["prompt"]), random_batch()
+    _, metrics = jax.jit(step.make_train_step(CONFIG, train, optimizer))(state, frozen, batch)
+
+    def loss(prompt, **settings):
+        logits = step.forward_split(CONFIG, {"prompt": prompt}, frozen, batch)
+        return loss_fn(logits, batch, **settings)[0]
+
+    grad = jax.grad(lambda p: loss(p, z_loss=0.05, label_smoothing=0.2))(prompt)
+    np.testing.assert_allclose(
+        metrics["loss"], loss(prompt, z_loss=0.05, label_smoothing=0.2), rtol=1e-5
+    )
+    np.testing.assert_allclose(metrics["gradient_norm"], jnp.linalg.norm(grad), rtol=1e-4)
+    for settings in ({"z_loss": 0.05}, {"label_smoothing": 0.2}):
+        assert abs(float(metrics["loss"]) / float(loss(prompt, **settings)) - 1.0) > 1e-2
+
+
 def test_dropout_differs_between_steps_and_seeds():
     config = ModelConfig(**{**CONFIG.__dict__, "dropout_rate": 0.5})
     losses = []

@@ -1,5 +1,6 @@
 """The backbone against T5X's outputs, the published sizes, and its own invariances."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,6 +120,33 @@ def test_dropout_is_off_unless_asked_for_and_repeats_with_its_key():
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - off).max() > 1e-2
     assert np.abs(first - other).max() > 1e-2
+
+
+def test_t5_drops_out_everywhere_with_one_mask_for_all_positions():
+    config = ModelConfig(**{**CONFIG.__dict__, "dropout_rate": 0.5})
+    seen = []
+
+    def record(call, args, kwargs, context):
+        out = call(*args, **kwargs)
+        if isinstance(context.module, nn.Dropout):
+            seen.append((np.asarray(args[0]), np.asarray(out)))
+        return out
+
+    with nn.intercept_methods(record):
+        plain_forward(
+            config, random_params(), NO_PROMPT, random_batch(), dropout_key=jax.random.key(0)
+        )
+    # T5X's places. Encoder: input, output, and in every layer attention weights, attention output,
+    # MLP hidden, MLP output; decoder layers have two attentions.
+    assert len(seen) == (2 + 4 * config.num_encoder_layers) + (2 + 6 * config.num_decoder_layers)
+    for before, after in seen:
+        kept = (after != 0) | (before == 0)
+        np.testing.assert_allclose(after, np.where(kept, 2.0 * before, 0.0), rtol=1e-6)
+        dropped = (after == 0) & (before != 0)
+        assert 0.3 < dropped.mean() < 0.7
+        if before.shape[-2] > 1:
+            whole = dropped.all(axis=-2) | kept.all(axis=-2)
+            assert whole.all(), "a mask that differs from position to position"
 
 
 @given(st.integers(1, 200))

@@ -67,7 +67,10 @@ def test_other_modes_have_files_of_their_own(arguments, tmp_path, mode, run, fol
 @pytest.mark.parametrize(
     ("binding", "message"),
     [
-        ("EVAL_METHOD='rank'", "EVAL_METHOD = 'rank': it evaluates by generation"),
+        ("EVAL_METHOD='rank'", "EVAL_METHOD = 'rank': it generates only"),
+        ("CHECKPOINT_PERIOD=300", "one must be a multiple of the other"),
+        ("TRAIN_SPLIT='trian'", "has no split 'trian'"),
+        ("NUM_EMBEDDINGS=128", "ids, the model only 128|does not fit the model"),
         ("EARLY_STOPPING_EVALS=3", "EARLY_STOPPING_EVALS"),
         ("RELATIVE_ATTENTION_NUM_BUCKETS=16", "its network has 32"),
         ("RELATIVE_ATTENTION_MAX_DISTANCE=64", "its network has 128"),
@@ -77,12 +80,21 @@ def test_other_modes_have_files_of_their_own(arguments, tmp_path, mode, run, fol
         ("INITIAL_CHECKPOINT_PATH='nowhere'", "no T5X checkpoint at"),
         ("TRAIN_STEPS=70", "TRAIN_STEPS = 70 is absolute"),
         ("PROMPT_FILE='nowhere'", "there is no prompt at"),
+        ("MODEL_DIR='gs://bucket/run'", "must be a local folder"),
     ],
 )
 def test_mistakes_are_found_before_t5x_starts(arguments, tmp_path, binding, message):
     with pytest.raises(ConfigError, match=message):
         t5x_engine.prepare("train", load(arguments, binding))
     assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "gs:").exists()
+
+
+def test_of_both_ways_to_evaluate_ranking_is_left_out_and_said(arguments, capsys):
+    t5x_engine.prepare("train", load(arguments, "EVAL_METHOD='both'"))
+    assert (
+        "EVAL_METHOD = 'both': upstream T5X generates; it does not rank" in capsys.readouterr().out
+    )
 
 
 def test_infer_needs_a_task(arguments):
@@ -93,10 +105,13 @@ def test_infer_needs_a_task(arguments):
 
 def test_another_experiment_in_model_dir_is_refused(arguments, tmp_path):
     t5x_engine.prepare("train", load(arguments))
+    t5x_engine.prepare("train", load(arguments, "LEARNING_RATE=0.2"))  # nothing is trained yet
+    t5x_engine.prepare("train", load(arguments))
+    (tmp_path / "run/checkpoint_80").mkdir()
     t5x_engine.prepare("train", load(arguments, "TRAIN_STEPS_RELATIVE=40", "EVAL_PERIOD=5"))
     with pytest.raises(ConfigError, match=r"there: LEARNING_RATE = 0.3\s+now: LEARNING_RATE = 0.5"):
         t5x_engine.prepare("train", load(arguments, "LEARNING_RATE=0.5"))
-    (tmp_path / "other/checkpoints").mkdir(parents=True)
+    (tmp_path / "other/checkpoints/80").mkdir(parents=True)
     with pytest.raises(ConfigError, match="a run of the embedded engine"):
         t5x_engine.prepare("train", load(arguments, "MODEL_DIR='other'"))
 

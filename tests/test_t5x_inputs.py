@@ -18,8 +18,10 @@ from prompt_tuning.config import (
     Experiment,
     PromptConfig,
     TrainConfig,
+    config_hash,
 )
-from prompt_tuning.training import setup, sharding
+from prompt_tuning.model import sharding
+from prompt_tuning.training import setup
 
 STEP = 70
 DATA = DataConfig(
@@ -175,5 +177,11 @@ def test_a_prompt_folder_says_where_it_comes_from(experiment):
     metadata = t5x_inputs.describe_prompt(experiment, backbone="abc", step=STEP + 1)
     assert (metadata.task, metadata.backbone, metadata.step) == ("tiny_mood", "abc", STEP + 1)
     assert metadata.label_words
-    assert metadata.init.startswith("class_labels ")
+    assert metadata.init.startswith("class labels 'up', 'down'")
+    assert metadata.config_hash == config_hash(experiment)
+    elsewhere = dataclasses.replace(experiment, model_dir="elsewhere", num_model_partitions=2)
+    assert metadata.config_hash == config_hash(elsewhere)
+    assert metadata.config_hash != config_hash(
+        dataclasses.replace(experiment, prompt=PromptConfig())
+    )
     assert len(metadata.config_hash) == len(metadata.vocabulary) == 64

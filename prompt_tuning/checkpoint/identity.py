@@ -1,9 +1,10 @@
-"""Which backbone is this? A prompt names the one it was trained on and is refused by another."""
+"""Which backbone is this, which vocabulary? A prompt names both and is refused by others."""
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import re
 from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, cast
@@ -11,6 +12,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+import sentencepiece
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
@@ -53,3 +55,23 @@ def _fetch_ends(array: Float[Array, "..."]) -> Float[Array, "ends"]:
     mesh = cast(NamedSharding, array.sharding).mesh  # of many hosts: all of them take part
     everywhere = NamedSharding(mesh, PartitionSpec())
     return jax.jit(_ends_on_device, out_shardings=everywhere)(array)
+
+
+def vocabulary_identity(model: bytes) -> str:
+    """The SHA-256, in hexadecimal, of the pieces of a SentencePiece model and of their scores.
+
+    T5's sentinels are left out: the official file has them and copies of its 32,000 plain pieces
+    do not, yet seqio makes the same ids of both. `b"bytes"` stands for the vocabulary of bytes.
+
+    Raises:
+      RuntimeError: it is no SentencePiece model.
+    """
+    if model == b"bytes":
+        return hashlib.sha256(model).hexdigest()
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+    digest = hashlib.sha256()
+    for number in range(processor.vocab_size()):
+        piece = processor.id_to_piece(number)
+        if not re.fullmatch("\u2581?<extra_id_[0-9]+>", piece):
+            digest.update(f"{piece}\t{processor.get_score(number):.6g}\n".encode())
+    return digest.hexdigest()

@@ -12,6 +12,20 @@ from pathlib import Path
 from prompt_tuning.config import ConfigError
 
 
+def local_folder(path: str | os.PathLike[str], what: str) -> Path:
+    """The absolute path of a folder to write to; `what` names it in the error.
+
+    Raises:
+      ConfigError: it lies in a bucket.
+    """
+    if "://" in os.fspath(path):
+        raise ConfigError(
+            f"{what} must be a local folder, found {os.fspath(path)}. Write locally, then copy it: "
+            "`gsutil -m cp -r`."
+        )
+    return Path(path).expanduser().absolute()
+
+
 @contextlib.contextmanager
 def replace_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """An empty folder that takes the place of `path` when the block ends without an error.
@@ -23,12 +37,7 @@ def replace_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises:
       ConfigError: something else than a folder is there, or the path is in a bucket.
     """
-    if "://" in os.fspath(path):
-        raise ConfigError(
-            f"expected a local folder to write to, found {os.fspath(path)}: write locally, then "
-            "copy, `gsutil -m cp -r`."
-        )
-    path = Path(path).expanduser().absolute()
+    path = local_folder(path, "the folder to write")
     if path.exists() and not path.is_dir():
         raise ConfigError(f"expected a folder to write to, found a file: {path}. Move it away.")
     path.parent.mkdir(parents=True, exist_ok=True)

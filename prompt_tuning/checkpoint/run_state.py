@@ -13,7 +13,6 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -21,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from prompt_tuning.checkpoint.replace_folder import local_folder
 from prompt_tuning.config import ConfigError
 
 TreeT = TypeVar("TreeT")
@@ -35,9 +35,7 @@ class RunStateStore:
     """The saved states of one run, `directory/<step>/`; has to be closed, or used in a `with`."""
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
-        if "://" in os.fspath(directory):
-            raise ConfigError(f"the run's state must lie in a local folder, found {directory}.")
-        self._directory = Path(directory).expanduser().absolute()
+        self._directory = local_folder(directory, "the place of a run's state")
         options = ocp.CheckpointManagerOptions(
             max_to_keep=KEPT, create=True, cleanup_tmp_directories=True
         )

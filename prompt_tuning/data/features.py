@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import seqio
@@ -16,11 +16,22 @@ import tensorflow as tf
 from jaxtyping import Float32, Int32
 from seqio.utils import Feature
 
-from prompt_tuning.config import ConfigError
+from prompt_tuning.config import ConfigError, DataConfig
 from prompt_tuning.data.order import row_order
 from prompt_tuning.data.sources import check_source
-from prompt_tuning.data.tasks import component_tasks, resolve
-from prompt_tuning.data.vocabulary import first_line, read_vocabulary, same_vocabulary
+from prompt_tuning.data.tasks import (
+    component_tasks,
+    import_task_module,
+    label_words,
+    register,
+    resolve,
+)
+from prompt_tuning.data.vocabulary import (
+    first_line,
+    load_vocabulary,
+    read_vocabulary,
+    same_vocabulary,
+)
 
 Lengths = Mapping[str, int]  # TASK_FEATURE_LENGTHS
 Tokens = Int32[np.ndarray, "_"]
@@ -42,6 +53,8 @@ class Rows:
     task: str
     inputs: list[Tokens]  # cut to TASK_FEATURE_LENGTHS, end-of-sequence included
     targets: list[Tokens]
+    input_texts: list[str]  # as they were before they were tokens, or those of the tokens
+    target_texts: list[str]
     examples: list[dict[str, Any]]  # all features as seqio gives them, for postprocess_fn
     truncated_inputs: int
     truncated_targets: int
@@ -81,7 +94,19 @@ def load_rows(
         key: sum(_is_cut(found.output_features[key], e, key, lengths[key]) for e in examples)
         for key in ("inputs", "targets")
     }
-    return Rows(task, inputs, targets, examples, cut["inputs"], cut["targets"])
+    input_texts, target_texts = (
+        [_text(found, e, key) for e in examples] for key in ("inputs", "targets")
+    )
+    return Rows(
+        task,
+        inputs,
+        targets,
+        input_texts,
+        target_texts,
+        examples,
+        truncated_inputs=cut["inputs"],
+        truncated_targets=cut["targets"],
+    )
 
 
 def _check_vocabularies(task: seqio.Task, vocabulary: seqio.Vocabulary | None) -> None:
@@ -132,6 +157,13 @@ def _tokens(task: seqio.Task, example: Mapping[str, Any], key: str) -> Tokens:
     return value.astype(np.int32)
 
 
+def _text(task: seqio.Task, example: Mapping[str, Any], key: str) -> str:
+    text = example.get(f"{key}_pretokenized")
+    if isinstance(text, bytes):
+        return text.decode("utf-8", errors="replace")
+    return task.output_features[key].vocabulary.decode(example[key].tolist())
+
+
 def _is_cut(feature: Feature, example: Mapping[str, Any], key: str, length: int) -> bool:
     """Whether a feature has lost tokens; only one that fills its length can have.
 
@@ -159,6 +191,41 @@ def load_training_rows(
     drawn = [(task, rate) for task, rate in component_tasks(name) if rate > 0]
     rows = [load_rows(task, split, lengths, vocabulary=vocabulary) for task, _ in drawn]
     return rows, [rate for _, rate in drawn]
+
+
+class EvalRows(NamedTuple):
+    """The rows that one task is scored on, or answered for."""
+
+    task: Any  # seqio.Task
+    rows: Rows
+    label_words: tuple[str, ...]  # of the task, else CLASS_LABELS; () where nobody knows any
+
+
+def load_eval_rows(
+    config: DataConfig, *, class_labels: tuple[str, ...] = (), limit: int | None = None
+) -> list[EvalRows]:
+    """The evaluation split of every task asked for; a mixture stands for its tasks.
+
+    Registers the tasks first, the user's own included.
+
+    Raises:
+      ConfigError: a task, its data or its vocabulary is missing or does not fit.
+    """
+    register(config.vocabulary, tfds_data_dir=config.tfds_data_dir)
+    if config.mixture_or_task_module:
+        import_task_module(config.mixture_or_task_module)
+    vocabulary = load_vocabulary(config.vocabulary)
+    loaded = []
+    for name in dict.fromkeys(task for n in config.names for task, _ in component_tasks(n)):
+        rows = load_rows(
+            name,
+            config.eval_split,
+            config.task_feature_lengths,
+            vocabulary=vocabulary,
+            limit=limit,
+        )
+        loaded.append(EvalRows(resolve(name), rows, label_words(name) or class_labels))
+    return loaded
 
 
 def train_batch(

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import seqio
@@ -48,18 +47,18 @@ def _unreadable(path: str, error: Exception) -> ConfigError:
     )
 
 
-def vocabulary_sha256(spec: str) -> str:
-    """The hash that a prompt carries of its vocabulary: of the SentencePiece file, or of "bytes".
+def read_model(spec: str) -> bytes:
+    """The SentencePiece model, of which `checkpoint.identity` makes a hash; b"bytes" for bytes.
 
     Raises:
       ConfigError: the model cannot be read.
     """
     if spec == "bytes":
-        return hashlib.sha256(b"bytes").hexdigest()
+        return spec.encode()
     path = _path(spec)
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
-            return hashlib.sha256(file.read()).hexdigest()
+            return file.read()
     except (OSError, tf.errors.OpError) as error:
         raise _unreadable(path, error) from error
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from prompt_tuning.config import ModelConfig
 from prompt_tuning.model import prompt as prompts
@@ -105,3 +105,22 @@ def sequence_log_likelihood(
     """Sum of log p(target | input) over the tokens of every row: what ranking compares."""
     entropy, _ = cross_entropy(logits, batch["decoder_target_tokens"])
     return -(entropy * batch["decoder_loss_weights"]).sum(axis=-1)
+
+
+def label_log_likelihoods(
+    config: ModelConfig,
+    backbone: t5.Params,
+    encoded: tuple[Float[Array, "B S D"], Bool[Array, "B S"]],
+    labels: Int[Array, "C L"],
+) -> Float[Array, "B C"]:
+    """Log p(label | row) of every label for every row, from the encoder's output and validity.
+
+    All labels of a row are scored in one batch; the row is encoded once.
+    """
+    rows, classes = encoded[0].shape[0], labels.shape[0]
+    repeated, valid = (jnp.repeat(part, classes, axis=0) for part in encoded)
+    targets = jnp.tile(labels, (rows, 1))
+    inputs = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+    logits = t5.apply(config, backbone, "decode", inputs, repeated, valid, target_valid=targets > 0)
+    batch = {"decoder_target_tokens": targets, "decoder_loss_weights": targets > 0}
+    return sequence_log_likelihood(logits, batch).reshape(rows, classes)

@@ -155,20 +155,34 @@ def init_prompt(
     length, population = config.length, config.population
     if init == "random_uniform":
         prompt = random_uniform(key, (length, embedding.shape[1]), config.scale)
-        said = f"uniform random in [-{config.scale}, {config.scale}]"
     elif init == "sampled_vocab":
         prompt = sampled_vocab(key, embedding, length, population)
-        said = f"{length} of the {min(population, embedding.shape[0])} most common pieces"
     elif init == "class_labels":
         prompt = class_labels(key, embedding, length, [encode(w) for w in labels], population)
-        said = f"class labels {', '.join(map(repr, labels[:length]))}, then sampled vocabulary"
     elif init == "text":
-        ids = list(encode(config.text))
-        prompt = from_text(key, embedding, length, ids, population)
-        said = f"the first {min(len(ids), length)} of {len(ids)} pieces of PROMPT_TEXT"
-        said += ", then sampled vocabulary" if len(ids) < length else ""
+        prompt = from_text(key, embedding, length, list(encode(config.text)), population)
     else:
         raise ConfigError(f"a prompt from a file ({config.file}) is loaded, not initialised.")
-    if config.init == "auto":
-        said += " (no initialisation was asked for)"
+    said = describe_init(config, task_labels, embedding.shape[0], encode)
     return np.asarray(prompt, np.float32), said
+
+
+def describe_init(
+    config: PromptConfig, task_labels: Sequence[str], num_embeddings: int, encode: Encode
+) -> str:
+    """The sentence that says how the first prompt is made."""
+    init, labels = resolve_init(config, task_labels)
+    length, common = config.length, min(config.population, num_embeddings)
+    if init == "random_uniform":
+        said = f"uniform random in [-{config.scale}, {config.scale}]"
+    elif init == "sampled_vocab":
+        said = f"{length} of the {common} most common pieces"
+    elif init == "class_labels":
+        said = f"class labels {', '.join(map(repr, labels[:length]))}, then sampled vocabulary"
+    elif init == "text":
+        pieces = len(encode(config.text))
+        said = f"the first {min(pieces, length)} of {pieces} pieces of PROMPT_TEXT"
+        said += ", then sampled vocabulary" if pieces < length else ""
+    else:
+        said = f"from the file {config.file}"
+    return said + (" (no initialisation was asked for)" if config.init == "auto" else "")

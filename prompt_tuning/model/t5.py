@@ -385,13 +385,10 @@ class T5(nn.Module):
         logits, cache = self.decoder.step(self.embed(tokens[:, None]), cache, index)
         return logits[:, 0], cache
 
-    def __call__(
-        self, tokens: Int[Array, "B T"], decoder_tokens: Int[Array, "B L"]
-    ) -> Float[Array, "B L V"]:
-        """All of it once: what initialisation traces."""
+    def __call__(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T V"]:
+        """All of it once, with the tokens as targets too: what initialisation traces."""
         valid = tokens > 0
-        encoded = self.encode(self.embed(tokens), valid)
-        return self.decode(decoder_tokens, encoded, valid)
+        return self.decode(tokens, self.encode(self.embed(tokens), valid), valid)
 
 
 def _dense(features: int, config: ModelConfig, kernel_init: Any, name: str | None = None) -> Any:
@@ -436,7 +433,7 @@ def apply(
 def init_params(config: ModelConfig, key: PRNGKeyArray) -> dict[str, Array]:
     """Fresh float32 parameters with T5X's initialisers: for pre-training and tests."""
     tokens = jnp.ones((1, 2), jnp.int32)
-    nested = cast("dict[str, Any]", T5(config).init(key, tokens, tokens))["params"]
+    nested = cast("dict[str, Any]", T5(config).init(key, tokens))["params"]
     return cast("dict[str, Array]", flax.traverse_util.flatten_dict(nested, sep="/"))
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import tqdm
 
 from prompt_tuning.checkpoint import prompt_file
+from prompt_tuning.checkpoint.replace_folder import local_folder
 from prompt_tuning.config import ConfigError, EvalConfig, InferRun
 from prompt_tuning.serving import lines
 from prompt_tuning.serving.predictor import Predictor
@@ -74,7 +75,7 @@ def run_infer(
                 lines.write_line(file, answer)
                 answers.append(answer)
     if config_text and not output:
-        config = Path(run.infer_output_dir).expanduser() / "config.gin"
+        config = local_folder(run.infer_output_dir, "INFER_OUTPUT_DIR") / "config.gin"
         config.write_text(config_text, encoding="utf-8")
     if output != lines.STANDARD:
         print(f"{len(answers)} answers: {output or run.infer_output_dir}", flush=True)
@@ -96,33 +97,25 @@ def _read_file(run: InferRun, path: str) -> Questions:
 
 def _read_tasks(run: InferRun) -> list[Questions]:
     """The rows of the run's tasks, tokenised by seqio; a mixture stands for its tasks."""
-    from prompt_tuning.data import features, tasks, vocabulary
+    from prompt_tuning.data import features
 
     if not run.data.names:
         raise ConfigError(
             "there is nothing to answer: give --input=FILE, or a task (MIXTURE_OR_TASK_NAME)."
         )
-    tasks.register(run.data.vocabulary, tfds_data_dir=run.data.tfds_data_dir)
-    if run.data.mixture_or_task_module:
-        tasks.import_task_module(run.data.mixture_or_task_module)
-    names = dict.fromkeys(t for name in run.data.names for t, _ in tasks.component_tasks(name))
+    loaded = features.load_eval_rows(
+        run.data, class_labels=run.class_labels, limit=run.eval.num_examples
+    )
     asked = []
-    for name in names:
-        of_several = {"task": name} if len(names) > 1 else {}
-        rows = features.load_rows(
-            name,
-            run.data.eval_split,
-            run.data.task_feature_lengths,
-            vocabulary=vocabulary.load_vocabulary(run.data.vocabulary),
-            limit=run.eval.num_examples,
-        )
+    for task, rows, words in loaded:
+        of_several = {"task": task.name} if len(loaded) > 1 else {}
         asked.append(
             Questions(
-                name,
+                task.name,
                 [{"inputs": _texts(example)} | of_several for example in rows.examples],
                 [run.prompt_file or None] * len(rows),
                 [ids.tolist() for ids in rows.inputs],
-                tasks.label_words(name),
+                words,
                 rows.truncated_inputs,
             )
         )
@@ -148,7 +141,7 @@ def _open_outputs(
         raise ConfigError(
             "there is no place for the answers: give --output=FILE, or INFER_OUTPUT_DIR."
         )
-    folder = Path(run.infer_output_dir)
+    folder = local_folder(run.infer_output_dir, "INFER_OUTPUT_DIR")
     return [
         stack.enter_context(lines.replace_file(folder / f"{name}-predict.jsonl-00000-of-00001"))
         for name in names
@@ -180,8 +173,8 @@ def _answer(predictor: Predictor, questions: Questions, run: InferRun) -> Iterat
 
 
 def _words(questions: Questions, run: InferRun) -> list[tuple[str, ...]]:
-    """What to rank for every row: CLASS_LABELS, else the task's words, else its prompt's."""
-    if common := run.class_labels or questions.label_words:
+    """What to rank for every row: the task's words, else CLASS_LABELS, else its prompt's."""
+    if common := questions.label_words or run.class_labels:
         return [common] * len(questions.prompts)
     words: dict[str | None, tuple[str, ...]] = {None: ()}
     for prompt in filter(None, set(questions.prompts)):

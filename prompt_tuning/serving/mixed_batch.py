@@ -141,11 +141,5 @@ def score(
     config: ModelConfig,
 ) -> Float[Array, "B C"]:
     """Log p of every label for every row; each row is encoded once."""
-    encoded, valid = encode_mixed(config, backbone, table, batch)
-    rows, classes = encoded.shape[0], labels.shape[0]
-    encoded, valid = (jnp.repeat(part, classes, axis=0) for part in (encoded, valid))
-    targets = jnp.tile(labels, (rows, 1))
-    inputs = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
-    logits = t5.apply(config, backbone, "decode", inputs, encoded, valid, target_valid=targets > 0)
-    scored = {"decoder_target_tokens": targets, "decoder_loss_weights": targets > 0}
-    return loss.sequence_log_likelihood(logits, scored).reshape(rows, classes)
+    encoded = encode_mixed(config, backbone, table, batch)
+    return loss.label_log_likelihoods(config, backbone, encoded, labels)

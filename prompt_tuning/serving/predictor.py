@@ -21,10 +21,9 @@ from jaxtyping import Array, Float, Int
 from prompt_tuning.checkpoint import identity, prompt_file
 from prompt_tuning.checkpoint.t5x import read_t5x
 from prompt_tuning.config import TINY, ConfigError, ModelConfig
-from prompt_tuning.model import decode, t5
+from prompt_tuning.model import decode, sharding, t5
 from prompt_tuning.serving import mixed_batch
 from prompt_tuning.serving.vocabulary import Vocabulary, load_vocabulary
-from prompt_tuning.training import sharding
 from prompt_tuning.world import assets
 
 PromptNames = str | None | Sequence[str | None]  # one for all rows, or one for each

@@ -7,7 +7,6 @@ itself: `tests/test_serving_vocabulary.py` holds the two against each other.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +16,7 @@ import sentencepiece
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
+from prompt_tuning.checkpoint.identity import vocabulary_identity
 from prompt_tuning.checkpoint.storage import open_folder
 from prompt_tuning.config import OFFICIAL_VOCABULARY, TINY, ConfigError
 from prompt_tuning.world import assets
@@ -61,7 +61,7 @@ class SentencePieceVocabulary:
     """A SentencePiece model and its sentinels, as seqio's class of the same name."""
 
     processor: sentencepiece.SentencePieceProcessor
-    sha256: str  # of the file, sentinels not yet added
+    sha256: str  # checkpoint.identity.vocabulary_identity
 
     @property
     def vocab_size(self) -> int:
@@ -94,7 +94,7 @@ class ByteVocabulary:
 
     vocab_size: int = _SPECIAL_IDS + _BYTES
     eos_id: int = 1
-    sha256: str = hashlib.sha256(BYTES.encode()).hexdigest()
+    sha256: str = vocabulary_identity(BYTES.encode())
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without end-of-sequence.
@@ -141,7 +141,7 @@ def load_vocabulary(spec: str) -> Vocabulary:
             f"VOCABULARY: {path} ({len(data)} bytes) is not a SentencePiece model ({error}). T5's "
             f"is {OFFICIAL_VOCABULARY}; copy it again if this is meant to be it."
         ) from error
-    return SentencePieceVocabulary(processor, hashlib.sha256(data).hexdigest())
+    return SentencePieceVocabulary(processor, vocabulary_identity(data))
 
 
 def _add_sentinels(model: Any) -> None:

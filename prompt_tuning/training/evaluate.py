@@ -11,17 +11,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from prompt_tuning.config import ConfigError, EvalConfig, Experiment, ModelConfig
+from prompt_tuning.config import ConfigError, EvalConfig, Experiment
 from prompt_tuning.data import features
 from prompt_tuning.data.metrics import majority_predictions
-from prompt_tuning.model import decode, loss, t5
+from prompt_tuning.data.superglue import UNLABELLED
+from prompt_tuning.model import decode, loss, sharding, t5
 from prompt_tuning.model.prompt import encode_prompted
-from prompt_tuning.training import sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +47,13 @@ class EvalTask:
         return self.task.postprocess_fn(text, example=example, is_target=False)
 
     def metrics(self, predictions: Sequence[Any]) -> dict[str, float]:
-        """T5's metrics of the task, in per cent."""
+        """The task's metrics that are numbers; T5's are in per cent."""
         values: dict[str, float] = {}
         for metric in self.task.predict_metric_fns:
-            values.update({k: float(v) for k, v in metric(self.targets, predictions).items()})
+            for name, value in metric(self.targets, predictions).items():
+                number = getattr(value, "value", value)  # seqio.metrics.Scalar
+                if np.ndim(number) == 0 and np.issubdtype(np.asarray(number).dtype, np.number):
+                    values[name] = float(number)
         return values
 
 
@@ -63,29 +65,42 @@ class Scored:
     rows: list[dict[str, Any]]
 
 
-def make_eval_task(task: Any, rows: features.Rows, label_words: Sequence[str]) -> EvalTask:
+def make_eval_task(found: features.EvalRows, config: EvalConfig) -> EvalTask:
     """Postprocesses the targets once.
 
     Raises:
-      ConfigError: the split is empty, or the task has no metrics that take predictions.
+      ConfigError: the rows have no labels, the task has no metrics that take predictions, or
+        ranking is asked for and the label words are not known.
     """
-    if not rows.examples:
-        raise ConfigError(f"the evaluation split of {task.name} has no rows.")
+    task, rows, words = found
     if not task.predict_metric_fns:
         raise ConfigError(
             f"the task {task.name} has no metric_fns over (targets, predictions): there is nothing "
             "to evaluate. Add one to the task."
         )
-    vocabulary = task.output_features["targets"].vocabulary
+    if set(rows.target_texts) == {UNLABELLED}:
+        raise ConfigError(
+            f"the rows of EVAL_SPLIT for {task.name} have no labels, as those of SuperGLUE's test "
+            "splits: score another split, or answer this one with `t5x infer`."
+        )
+    if config.method != "generate" and not words:
+        raise ConfigError(
+            f"ranking needs the label words of {task.name}, and none are known: set CLASS_LABELS, "
+            "or EVAL_METHOD = 'generate'."
+        )
+    unused = [*task.score_metric_fns, *task.predict_with_aux_metric_fns]
+    if unused:
+        names = ", ".join(getattr(metric, "__name__", repr(metric)) for metric in unused)
+        print(f"{task.name}: metrics over scores are not computed: {names}", flush=True)
+    return EvalTask(task, rows, postprocess_targets(task, rows), words)
 
-    def target(example: Mapping[str, Any], ids: np.ndarray) -> Any:
-        text = example.get("targets_pretokenized")
-        text = text.decode() if isinstance(text, bytes) else text
-        text = vocabulary.decode(ids.tolist()) if text is None else text
-        return task.postprocess_fn(text, example=example, is_target=True)
 
-    targets = [target(e, ids) for e, ids in zip(rows.examples, rows.targets, strict=True)]
-    return EvalTask(task, rows, targets, tuple(label_words))
+def postprocess_targets(task: Any, rows: features.Rows) -> list[Any]:
+    """The targets as the metrics of `task` want them."""
+    return [
+        task.postprocess_fn(text, example=example, is_target=True)
+        for text, example in zip(rows.target_texts, rows.examples, strict=True)
+    ]
 
 
 class Evaluator:
@@ -118,7 +133,8 @@ class Evaluator:
             tokens: Int[Array, "B T"],
             labels: Int[Array, "C L"],
         ) -> Float[Array, "B C"]:
-            return label_log_likelihoods(config, backbone, prompt, tokens, labels)
+            encoded = encode_prompted(config, backbone, prompt, tokens)
+            return loss.label_log_likelihoods(config, backbone, encoded, labels)
 
         self.generate: Callable[..., Any] = jax.jit(generate)
         self.rank: Callable[..., Any] = jax.jit(rank)
@@ -130,32 +146,10 @@ class Evaluator:
             yield sharding.shard_batch(tokens, self.mesh)["tokens"], real
 
 
-def label_log_likelihoods(
-    config: ModelConfig,
-    backbone: t5.Params,
-    prompt: Float[Array, "P D"],
-    tokens: Int[Array, "B T"],
-    labels: Int[Array, "C L"],
-) -> Float[Array, "B C"]:
-    """Log p(label | row) of every label for every row; each row is encoded once."""
-    encoded, valid = encode_prompted(config, backbone, prompt, tokens)
-    rows, classes = tokens.shape[0], labels.shape[0]
-    encoded, valid = (jnp.repeat(x, classes, axis=0) for x in (encoded, valid))
-    targets = jnp.tile(labels, (rows, 1))
-    inputs = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
-    logits = t5.apply(config, backbone, "decode", inputs, encoded, valid, target_valid=targets > 0)
-    batch = {"decoder_target_tokens": targets, "decoder_loss_weights": targets > 0}
-    return loss.sequence_log_likelihood(logits, batch).reshape(rows, classes)
-
-
 def evaluate(
     evaluator: Evaluator, params: tuple[t5.Params, Float[Array, "P D"]], task: EvalTask
 ) -> Scored:
-    """Scores (backbone, prompt) on every row of `task` with the methods of the configuration.
-
-    Raises:
-      ConfigError: ranking is asked for and the task's label words are not known.
-    """
+    """Scores (backbone, prompt) on every row of `task` with the methods of the configuration."""
     records = [_record(task, i) for i in range(len(task.rows.examples))]
     metrics: dict[str, float] = {}
     if evaluator.config.method != "rank":
@@ -200,12 +194,13 @@ def _by_rank(
     return {f"{k}/rank": v for k, v in task.metrics(predictions).items()}
 
 
-def majority(task: EvalTask, train_targets: Sequence[Any], config: EvalConfig) -> dict[str, float]:
+def majority(task: EvalTask, train: features.Rows, config: EvalConfig) -> dict[str, float]:
     """The metrics of always answering the most frequent target of the training rows.
 
     Named for every method of `config`, so that they stand beside what they are to be beaten by.
     """
-    values = task.metrics(majority_predictions(train_targets, len(task.targets)))
+    targets = postprocess_targets(task.task, train)
+    values = task.metrics(majority_predictions(targets, len(task.targets)))
     return {f"{k}/{method}": v for k, v in values.items() for method in methods(config)}
 
 
@@ -215,27 +210,29 @@ def methods(config: EvalConfig) -> tuple[str, ...]:
 
 
 def mean_score(scored: Mapping[str, Scored], config: EvalConfig) -> float:
-    """The mean over tasks of the mean of each task's metrics (the paper's criterion, 3)."""
+    """The mean over tasks of the mean of each task's metrics (the paper's criterion, 3).
+
+    A metric that is not a number (of no predictions, say) makes it the lowest score of all.
+    """
     suffix = "/" + methods(config)[0]
     means = [
         float(np.mean([v for k, v in one.metrics.items() if k.endswith(suffix)]))
         for one in scored.values()
     ]
-    return float(np.mean(means))
+    return float(np.nan_to_num(np.mean(means), nan=-np.inf))
 
 
 def _record(task: EvalTask, row: int) -> dict[str, Any]:
     example = task.rows.examples[row]
-    text = {k: _plain(v) for k, v in example.items() if k.endswith("_pretokenized")}
-    return {"input": text, "target": _plain(task.targets[row])}
+    texts = {
+        "inputs_pretokenized": task.rows.input_texts[row],
+        "targets_pretokenized": task.rows.target_texts[row],
+        **{k: _plain(v) for k, v in example.items() if k.endswith("_pretokenized")},
+    }
+    return {"input": texts, "target": _plain(task.targets[row])}
 
 
 def _label_tokens(task: EvalTask) -> Int[np.ndarray, "C L"]:
-    if not task.label_words:
-        raise ConfigError(
-            f"ranking needs the label words of {task.name}, and none are known: set CLASS_LABELS, "
-            "or EVAL_METHOD = 'generate'."
-        )
     feature = task.task.output_features["targets"]
     eos = [feature.vocabulary.eos_id] if feature.add_eos else []
     ids = [list(feature.vocabulary.encode(word)) + eos for word in task.label_words]

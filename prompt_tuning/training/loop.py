@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,26 +18,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-import prompt_tuning
 from prompt_tuning.checkpoint import prompt_file, run_state
 from prompt_tuning.checkpoint import t5x as t5x_checkpoint
-from prompt_tuning.config import ConfigError, Experiment, to_dict
+from prompt_tuning.config import EvalConfig, Experiment, to_dict
 from prompt_tuning.data import features
-from prompt_tuning.training import optim, report, setup, sharding
+from prompt_tuning.model import sharding
+from prompt_tuning.training import model_dir as model_dirs
+from prompt_tuning.training import optim, report, setup
 from prompt_tuning.training import step as steps
 from prompt_tuning.training.evaluate import Evaluator, Scored, evaluate, majority, mean_score
-
-# What may change between two calls on one MODEL_DIR: how long, how often, where, on what devices.
-_MAY_CHANGE = frozenset(
-    {
-        "model_dir",
-        "num_model_partitions",
-        "train.train_steps",
-        "train.train_steps_relative",
-        "train.checkpoint_period",
-        "eval.period",
-    }
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +36,7 @@ class Standing:
     best_score: float | None = None
     best_step: int | None = None
     evals_since_best: int = 0
-    stopped_early: bool = False
+    stopped_early: bool = False  # follows from the one before and from the setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +63,6 @@ class Run:
     log: report.RunLog
     init: str  # how the prompt began
 
-    @property
-    def name(self) -> str:
-        """The task or mixture trained on."""
-        return "+".join(self.experiment.data.names)
-
 
 def train(experiment: Experiment, *, config_text: str = "") -> TrainResult:
     """Trains what the mask allows, evaluates as it goes, and leaves everything in MODEL_DIR.
@@ -90,20 +73,22 @@ def train(experiment: Experiment, *, config_text: str = "") -> TrainResult:
     Raises:
       ConfigError: the experiment, its data, its checkpoint or its MODEL_DIR does not fit.
     """
-    # ---- devices and folder
+    # ---- devices, steps, folder: what can be refused before anything is read
     mesh = sharding.make_mesh(experiment.num_model_partitions)
     sharding.check_batch_size(experiment.data.batch_size, mesh)
-    model_dir = Path(experiment.model_dir).expanduser().absolute()
-    setup.make_dir(model_dir, "MODEL_DIR")
+    start = t5x_checkpoint.read_step(setup.checkpoint_path(experiment.initial_checkpoint_path))
+    end = setup.last_step(experiment.train, start)
+    model_dir = setup.make_dir(experiment.model_dir, "MODEL_DIR")
     store = run_state.RunStateStore(str(model_dir / "checkpoints"))
-    _refuse_other_experiment(store, experiment, model_dir)
+    meta = store.read_meta()
+    model_dirs.refuse_other_experiment(meta, experiment, model_dir)
 
     # ---- data, backbone, first prompt
     data = setup.load_data(experiment)
     for rows in data.train:
         print(setup.describe_rows(rows), flush=True)
     backbone = setup.load_backbone(experiment, mesh)
-    end = setup.last_step(experiment.train, backbone.step)
+    model_dirs.refuse_other_contents(meta, backbone, data, model_dir)
     prompt, init = setup.first_prompt(experiment, backbone, data)
     print(f"prompt: {prompt.shape[0]} x {prompt.shape[1]}, {init}", flush=True)
 
@@ -118,17 +103,20 @@ def train(experiment: Experiment, *, config_text: str = "") -> TrainResult:
 
     # ---- resume, or begin
     standing = Standing()
-    if store.latest_step() is not None:
+    if meta is not None:
         state, meta = store.restore(state)
-        standing = Standing(**meta["standing"])
-    log = report.RunLog(model_dir, step=int(state.step))
+        standing = _judge(Standing(**meta["standing"]), experiment.eval)
+    # Without a saved state, what is there was written by a run that was killed before its first.
+    log = report.RunLog(model_dir, step=-1 if meta is None else int(state.step))
     evaluator = Evaluator(experiment, mesh)
     run = Run(experiment, mesh, data, backbone, frozen, evaluator, log, init)
-    if store.latest_step() is None:
-        _write_info(model_dir, params, mesh, config_text)
+    model_dirs.write_info(model_dir, params, mesh, config_text)
+    if meta is None:
         _baselines(run)
         _save(run, store, state, standing)
-    elif int(state.step) < end and not standing.stopped_early:
+    elif standing.stopped_early:
+        print(_say_stopped(standing, experiment.eval), flush=True)
+    elif int(state.step) < end:
         print(f"continuing at step {int(state.step)}", flush=True)
 
     # ---- loop
@@ -138,7 +126,7 @@ def train(experiment: Experiment, *, config_text: str = "") -> TrainResult:
     store.close()
     log.close()
     curves = report.draw_curves(model_dir)
-    summary = result_text(model_dir, standing, curves)
+    summary = model_dirs.result_text(model_dir, standing.best_step, curves)
     print(summary, flush=True)
     last = np.asarray(jax.device_get({**frozen, **state.trainable}["prompt"]))
     return TrainResult(model_dir, int(state.step), standing.best_step, last, summary)
@@ -180,18 +168,23 @@ def _loop(
         sums.append(metrics)
         now += 1
         shown: dict[str, str] = {}
-        if (now - start) % log_every == 0 or now == end:
+        evaluates = (now - start) % experiment.eval.period == 0 or now == end
+        saves = evaluates or (now - start) % save_every == 0
+        # A mean never reaches over a saved state, so that a resumed run records the same ones; and
+        # nothing that is not finite is ever saved.
+        if saves or (now - start) % log_every == 0:
             shown["loss"] = f"{_log_training(run, now, sums):.3f}"
             sums = []
-        evaluated = (now - start) % experiment.eval.period == 0 or now == end
-        if evaluated:
+        if evaluates:
             standing, said = _evaluate(run, state, standing)
             shown["best"] = f"{standing.best_score:.1f}"
             progress.say(f"step {now - start}/{end - start} ({now}): {said}")
-        if evaluated or (now - start) % save_every == 0:
+        if saves:
             _save(run, store, state, standing)
         progress.update(now - start, shown)
     progress.close()
+    if standing.stopped_early:
+        print(_say_stopped(standing, experiment.eval), flush=True)
     return state, standing
 
 
@@ -200,10 +193,12 @@ def _log_training(run: Run, step: int, sums: list[Mapping[str, jax.Array]]) -> f
     totals = {k: float(sum(m[k] for m in jax.device_get(sums))) for k in sums[0]}
     tokens = max(totals["tokens"], 1.0)
     loss = totals["loss"] / tokens
-    if not np.isfinite(loss):
+    if not np.isfinite(loss + totals["gradient_norm"]):
         raise FloatingPointError(
-            f"the loss became {loss} between the last record and step {step}. The last good state "
-            f"is in {run.log.model_dir / 'checkpoints'}. Lower LEARNING_RATE, or use float32."
+            f"the loss ({loss}) or its gradient ({totals['gradient_norm']}) is not finite: the run "
+            f"diverged in the {len(sums)} steps before step {step}, and stops. What was saved "
+            f"before is in {run.log.model_dir}. Start again in another MODEL_DIR with a lower "
+            "LEARNING_RATE, a warm-up (WARMUP_STEPS), or DTYPE = 'float32'."
         )
     values = {
         "loss": loss,
@@ -212,7 +207,7 @@ def _log_training(run: Run, step: int, sums: list[Mapping[str, jax.Array]]) -> f
         "token_accuracy": 100.0 * totals["correct"] / tokens,
         "gradient_norm": totals["gradient_norm"] / len(sums),
     }
-    run.log.record(step, values, task=run.name, split="train")
+    run.log.training(step, values, task=run.experiment.data.names[0])
     return loss
 
 
@@ -224,18 +219,17 @@ def _evaluate(run: Run, state: steps.TrainState, standing: Standing) -> tuple[St
     scored = {t.name: evaluate(run.evaluator, (params, prompt), t) for t in run.data.eval_tasks}
     split = run.experiment.data.eval_split
     for name, one in scored.items():
-        run.log.record(step, one.metrics, task=name, split=split)
+        run.log.scores(step, one.metrics, task=name, split=split)
         run.log.predictions(step, name, one.metrics, one.rows)
     score = mean_score(scored, run.experiment.eval)
     better = standing.best_score is None or score > standing.best_score
     since = 0 if better else standing.evals_since_best + 1
-    patience = run.experiment.eval.early_stopping_evals
     standing = Standing(
         best_score=score if better else standing.best_score,
         best_step=step if better else standing.best_step,
         evals_since_best=since,
-        stopped_early=patience is not None and since >= patience,
     )
+    standing = _judge(standing, run.experiment.eval)
     if prompt.shape[0]:
         metadata = _metadata(run, step, score)
         folder = run.log.model_dir / "prompts"
@@ -255,20 +249,29 @@ def _describe(scored: Mapping[str, Scored]) -> str:
 
 
 def _metadata(run: Run, step: int, score: float) -> prompt_file.PromptMetadata:
-    experiment = run.experiment
-    words = dict.fromkeys(word for task in run.data.eval_tasks for word in task.label_words)
-    text = json.dumps(to_dict(experiment), sort_keys=True)
-    return prompt_file.PromptMetadata(
-        task=run.name,
-        label_words=tuple(words),
+    described = setup.describe_prompt(
+        run.experiment,
         backbone=run.backbone.identity,
-        vocabulary=run.data.vocabulary_sha256,
+        vocabulary=run.data.vocabulary_identity,
         init=run.init,
         step=step,
-        score=score,
-        score_name="mean of " + ", ".join(task.name for task in run.data.eval_tasks),
-        config_hash=hashlib.sha256(text.encode()).hexdigest(),
-        prompt_tuning_version=prompt_tuning.__version__,
+    )
+    names = ", ".join(task.name for task in run.data.eval_tasks)
+    return dataclasses.replace(described, score=score, score_name=f"mean of {names}")
+
+
+def _judge(standing: Standing, config: EvalConfig) -> Standing:
+    """Whether the run has to stop early, by the setting of today."""
+    patience = config.early_stopping_evals
+    stops = patience is not None and standing.evals_since_best >= patience
+    return dataclasses.replace(standing, stopped_early=stops)
+
+
+def _say_stopped(standing: Standing, config: EvalConfig) -> str:
+    return (
+        f"stopped early: {standing.evals_since_best} evaluations without a better one than that of "
+        f"step {standing.best_step} (EARLY_STOPPING_EVALS = {config.early_stopping_evals}; with a "
+        "larger one, or None, the same command goes on)"
     )
 
 
@@ -282,98 +285,31 @@ def _baselines(run: Run) -> None:
     rows_of = {rows.task: rows for rows in run.data.train}
     for task in run.data.eval_tasks:
         if task.name in rows_of:  # a task that is only evaluated has no majority to know of
-            targets = setup.train_targets(rows_of[task.name], task)
-            values = majority(task, targets, experiment.eval)
-            run.log.record(step, values, task=task.name, split=split, prompt="majority")
+            values = majority(task, rows_of[task.name], experiment.eval)
+            run.log.scores(step, values, task=task.name, split=split, prompt="majority")
         values = evaluate(run.evaluator, (run.backbone.params, nothing), task).metrics
-        run.log.record(step, values, task=task.name, split=split, prompt="none")
+        run.log.scores(step, values, task=task.name, split=split, prompt="none")
 
 
 def _save(
     run: Run, store: run_state.RunStateStore, state: steps.TrainState, standing: Standing
 ) -> None:
+    step = int(state.step)
+    if run.experiment.train.trainable == "model":
+        _write_checkpoint(run.log.model_dir, state, keep={step, standing.best_step})
     meta = {
         "experiment": to_dict(run.experiment),
         "standing": dataclasses.asdict(standing),
         "backbone": run.backbone.identity,
+        "vocabulary": run.data.vocabulary_identity,
     }
-    step = int(state.step)
     store.save(step, state, meta)
-    if run.experiment.train.trainable == "model":
-        path = run.log.model_dir / f"checkpoint_{step}"
-        t5x_checkpoint.write_t5x(str(path), state.trainable, step)
 
 
-def _refuse_other_experiment(
-    store: run_state.RunStateStore, experiment: Experiment, model_dir: Path
-) -> None:
-    """Stops when MODEL_DIR holds the state of a different experiment."""
-    meta = store.read_meta()
-    if meta is None:
-        return
-    old, new = _flat(meta["experiment"]), _flat(to_dict(experiment))
-    changed = [
-        f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and key not in _MAY_CHANGE
-    ]
-    if changed:
-        raise ConfigError(
-            f"MODEL_DIR {model_dir} holds a different experiment:\n  "
-            + "\n  ".join(changed)
-            + "\nChoose another MODEL_DIR, or remove that one."
-        )
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def _write_info(
-    model_dir: Path, params: Mapping[str, jax.Array], mesh: Mesh, config_text: str
-) -> None:
-    """Writes config.gin, which can be fed back, and T5X's list of variables."""
-    if config_text:
-        (model_dir / "config.gin").write_text(config_text, encoding="utf-8")
-    lines = []
-    for name, value in sorted(params.items()):
-        axes = zip(sharding.logical_axes(name), value.shape, strict=True)
-        shape = ", ".join(f"{axis}={size}" for axis, size in axes)
-        spec = sharding.partition_spec(name, value.shape, mesh)
-        lines.append(f"Variable {name:<70} size {value.size:<12} shape ({shape}) spec {spec}")
-    total = sum(value.size for value in params.values())
-    lines.append(f"Total number of parameters: {total}")
-    (model_dir / "model-info.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def result_text(model_dir: Path, standing: Standing, curves: Path | None) -> str:
-    """The closing table: majority class, no prompt, best and last prompt, and where it lies."""
-    records = report.read_records(model_dir / report.METRICS)
-    records = [r for r in records if r["split"] != "train"]
-    last = max((r["step"] for r in records if "prompt" not in r), default=None)
-    tables: dict[str, dict[str, dict[str, float]]] = {}
-    for r in records:
-        if r.get("prompt") == "majority":
-            name = "majority class"
-        elif r.get("prompt") == "none":
-            name = "no prompt"
-        elif r["step"] == standing.best_step:
-            name = f"tuned, best (step {r['step']})"
-        elif r["step"] == last:
-            name = f"tuned, last (step {r['step']})"
-        else:
-            continue
-        tables.setdefault(r["task"], {}).setdefault(name, {})[r["name"]] = r["value"]
-    text = [report.score_table(task, rows) for task, rows in tables.items()]
-    best = model_dir / "prompts" / "best"
-    if best.exists():
-        text.append(f"prompt: {best}")
-    if curves:
-        text.append(f"curves: {curves}")
-    return "\n".join(text)
+def _write_checkpoint(model_dir: Path, state: steps.TrainState, keep: set[int | None]) -> None:
+    """The tuned model in T5X's format, before the state that says so; last and best are kept."""
+    step = int(state.step)
+    t5x_checkpoint.write_t5x(str(model_dir / f"checkpoint_{step}"), state.trainable, step)
+    for folder in model_dir.glob("checkpoint_*"):
+        if int(folder.name.removeprefix("checkpoint_")) not in keep:
+            shutil.rmtree(folder)

@@ -6,6 +6,8 @@ Uses what a training run uses (`setup.py`, `evaluate.py`), so a score here is th
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -14,7 +16,8 @@ from jaxtyping import Float
 
 from prompt_tuning.checkpoint import prompt_file
 from prompt_tuning.config import ConfigError, EvalRun
-from prompt_tuning.training import report, setup, sharding
+from prompt_tuning.model import sharding
+from prompt_tuning.training import report, setup
 from prompt_tuning.training.evaluate import Evaluator, evaluate
 
 NO_PROMPT = "no prompt"
@@ -51,10 +54,11 @@ def run_eval(run: EvalRun, *, config_text: str = "") -> Matrix:
     backbone = setup.load_backbone(experiment, mesh)
     prompts = load_prompts(run, backbone, data)
 
-    output_dir = Path(run.eval_output_dir).expanduser().absolute()
-    setup.make_dir(output_dir, "EVAL_OUTPUT_DIR")
+    output_dir = setup.make_dir(run.eval_output_dir, "EVAL_OUTPUT_DIR")
+    _refuse_model_dir(output_dir)
     if config_text:
         (output_dir / "config.gin").write_text(config_text, encoding="utf-8")
+    names = file_names([name for name in prompts if name != NO_PROMPT]) or {NO_PROMPT: ""}
     metrics: dict[str, dict[str, dict[str, float]]] = {}
     log = report.RunLog(output_dir, step=-1)
     for name, (prompt, step) in prompts.items():
@@ -65,14 +69,38 @@ def run_eval(run: EvalRun, *, config_text: str = "") -> Matrix:
             metrics[name][task.name] = scored.metrics
             label = "none" if name == NO_PROMPT else name
             split = run.data.eval_split
-            log.record(step, scored.metrics, task=task.name, split=split, prompt=label)
-            if name != NO_PROMPT or len(prompts) == 1:
-                where = task.name if len(prompts) <= 2 else f"{task.name}-{Path(name).name}"
-                log.predictions(step, where, scored.metrics, scored.rows)
+            log.scores(step, scored.metrics, task=task.name, split=split, prompt=label)
+            if name in names:
+                log.predictions(step, task.name + names[name], scored.metrics, scored.rows)
     log.close()
     matrix = Matrix(metrics)
     print(f"{matrix}\nrows and metrics: {output_dir}", flush=True)
     return matrix
+
+
+def _refuse_model_dir(output_dir: Path) -> None:
+    """Scores of an evaluation would take the place of the run's own records."""
+    if (output_dir / "checkpoints").is_dir() or (output_dir / "prompts").is_dir():
+        raise ConfigError(
+            f"EVAL_OUTPUT_DIR {output_dir} is the MODEL_DIR of a run, whose records would be "
+            "overwritten: choose a folder of its own."
+        )
+
+
+def file_names(prompts: Sequence[str]) -> dict[str, str]:
+    """What is added to a file's name for each prompt: nothing for one, else what sets it apart.
+
+    >>> list(file_names(["runs/mood/prompts/best", "runs/topic/prompts/best"]).values())
+    ['-mood_prompts_best', '-topic_prompts_best']
+    """
+    if len(prompts) < 2:
+        return dict.fromkeys(prompts, "")
+    paths = {name: os.path.abspath(os.path.expanduser(name)) for name in prompts}
+    common = os.path.commonpath(paths.values())
+    return {
+        name: "-" + os.path.relpath(path, common).replace(os.sep, "_")
+        for name, path in paths.items()
+    }
 
 
 def load_prompts(
@@ -91,7 +119,7 @@ def load_prompts(
             metadata,
             shape=(None, width),
             backbone=backbone.identity,
-            vocabulary=data.vocabulary_sha256,
+            vocabulary=data.vocabulary_identity,
             where=file,
         )
         if file in prompts:

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import time
+import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,14 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 METRICS = "metrics.jsonl"
+NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 
 
 class RunLog:
     """The records of one MODEL_DIR, and the same numbers as TensorBoard events."""
 
     def __init__(self, model_dir: Path, *, step: int) -> None:
-        """Opens the logs, dropping records beyond `step`.
+        """Opens the logs, dropping records beyond `step`, the last one of which all is saved.
 
         A run killed between an evaluation and its saved state repeats that evaluation; what it had
         written of it would otherwise stand there twice.
@@ -34,30 +37,44 @@ class RunLog:
         for path in (model_dir / "inference_eval").glob("*-metrics.jsonl"):
             rewind(path, step)
 
-    def record(
-        self,
-        step: int,
-        values: Mapping[str, float],
-        *,
-        task: str,
-        split: str,
-        prompt: str | None = None,
+    def training(self, step: int, values: Mapping[str, float], *, task: str) -> None:
+        """Writes what was measured while training up to `step`, one line for each value."""
+        self._write({"step": step, "task": task, "split": "train"}, values)
+        self._draw("train", step, values)
+
+    def scores(
+        self, step: int, values: Mapping[str, float], *, task: str, split: str, prompt: str = ""
     ) -> None:
-        """Writes one line for each value; `prompt` names a baseline ("majority", "none")."""
+        """Writes scores, named `<metric>/<method>`, one line for each.
+
+        `prompt` names what was scored instead of the run's own prompt: "majority", "none", or in
+        `t5x eval` a file. A slice of a split (`validation[:100]`) counts as the split.
+        """
+        head: dict[str, Any] = {"step": step, "task": task, "split": re.split(r"\W", split)[0]}
+        self._write(head, values, {"prompt": prompt} if prompt else {})
+        if not prompt:
+            drawn = {f"eval/{name}": value for name, value in values.items()}
+            self._draw(f"inference_eval/{task}", step, drawn)
+
+    def _write(
+        self,
+        head: Mapping[str, Any],
+        values: Mapping[str, float],
+        tail: Mapping[str, Any] = NOTHING,
+    ) -> None:
         with (self.model_dir / METRICS).open("a", encoding="utf-8") as file:
             for name, value in values.items():
-                line = {"step": step, "task": task, "split": split, "name": name}
-                line["value"] = float(value)
-                if prompt is not None:
-                    line["prompt"] = prompt
+                line = {**head, "name": name, "value": float(value), **tail}
                 file.write(json.dumps(line) + "\n")
-        if prompt is not None:
-            return
-        folder = "train" if split == "train" else f"inference_eval/{task}"
-        prefix = "" if split == "train" else "eval/"
+
+    def _draw(self, folder: str, step: int, values: Mapping[str, float]) -> None:
+        if folder not in self._writers:
+            self._writers[folder] = SummaryWriter(
+                str(self.model_dir / folder), purge_step=self._step + 1
+            )
         for name, value in values.items():
-            self._writer(folder).add_scalar(prefix + name, float(value), step)
-        self._writer(folder).flush()
+            self._writers[folder].add_scalar(name, float(value), step)
+        self._writers[folder].flush()
 
     def predictions(
         self, step: int, task: str, metrics: Mapping[str, float], rows: Iterable[Mapping[str, Any]]
@@ -76,13 +93,6 @@ class RunLog:
         for writer in self._writers.values():
             writer.close()
         self._writers.clear()
-
-    def _writer(self, folder: str) -> SummaryWriter:
-        if folder not in self._writers:
-            self._writers[folder] = SummaryWriter(
-                str(self.model_dir / folder), purge_step=self._step + 1
-            )
-        return self._writers[folder]
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
@@ -192,11 +202,11 @@ def draw_curves(model_dir: Path) -> Path | None:
     Baselines are dashed lines, so that one look says what the prompt has added.
     """
     records = read_records(model_dir / METRICS)
-    loss = [(r["step"], r["value"]) for r in records if _is(r, "train", "loss")]
+    loss = [(r["step"], r["value"]) for r in records if r["name"] == "loss"]
     scores: dict[str, list[tuple[int, float]]] = {}
     baselines: dict[str, float] = {}
     for r in records:
-        if r["split"] == "train":
+        if not is_score(r):
             continue
         name = f"{r['task']} {r['name']}"
         if "prompt" in r:
@@ -234,5 +244,6 @@ def draw_curves(model_dir: Path) -> Path | None:
     return path
 
 
-def _is(record: Mapping[str, Any], split: str, name: str) -> bool:
-    return record["split"] == split and record["name"] == name and "prompt" not in record
+def is_score(record: Mapping[str, Any]) -> bool:
+    """Whether a record is of an evaluation (`accuracy/rank`), not of training (`loss`)."""
+    return "/" in record["name"]

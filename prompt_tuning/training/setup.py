@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,15 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
+import prompt_tuning
 from prompt_tuning.checkpoint import identity, prompt_file
 from prompt_tuning.checkpoint import t5x as t5x_checkpoint
-from prompt_tuning.config import TINY, ConfigError, Experiment, TrainConfig
+from prompt_tuning.checkpoint.replace_folder import local_folder
+from prompt_tuning.config import TINY, ConfigError, Experiment, TrainConfig, config_hash
 from prompt_tuning.data import features, tasks
 from prompt_tuning.data import vocabulary as vocabularies
 from prompt_tuning.model import prompt as prompts
-from prompt_tuning.model import t5
-from prompt_tuning.training import sharding
+from prompt_tuning.model import sharding, t5
 from prompt_tuning.training.evaluate import EvalTask, make_eval_task
 from prompt_tuning.world import assets
 
@@ -46,17 +46,23 @@ class Data:
     rates: tuple[float, ...]
     eval_tasks: tuple[EvalTask, ...]
     vocabulary: Any  # seqio's, of the inputs
-    vocabulary_sha256: str
+    vocabulary_identity: str
 
 
-def make_dir(path: Path, macro: str) -> None:
-    """Makes a folder that is named by a macro, or says why it cannot be made."""
+def make_dir(name: str, macro: str) -> Path:
+    """The absolute path of a folder that a macro names, once the folder is there.
+
+    Raises:
+      ConfigError: it cannot be made, or lies in a bucket.
+    """
+    path = local_folder(name, macro)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
             f"{macro} {path} cannot be made or is not a folder ({error.strerror}): choose another."
         ) from error
+    return path
 
 
 def checkpoint_path(spec: str) -> str:
@@ -85,10 +91,7 @@ def load_data(experiment: Experiment, *, train: bool = True) -> Data:
     Raises:
       ConfigError: a task, its data or its vocabulary is missing or does not fit.
     """
-    config, lengths = experiment.data, experiment.data.task_feature_lengths
-    tasks.register(config.vocabulary, tfds_data_dir=config.tfds_data_dir)
-    if config.mixture_or_task_module:
-        tasks.import_task_module(config.mixture_or_task_module)
+    config = experiment.data
     vocabulary = vocabularies.load_vocabulary(config.vocabulary)
     if vocabulary.vocab_size > experiment.model.num_embeddings:
         raise ConfigError(
@@ -101,24 +104,26 @@ def load_data(experiment: Experiment, *, train: bool = True) -> Data:
             f"a run trains on one task or mixture; MIXTURE_OR_TASK_NAME names {config.names}. "
             "Register a seqio mixture of them to train on all."
         )
+    loaded = features.load_eval_rows(
+        config, class_labels=experiment.prompt.class_labels, limit=experiment.eval.num_examples
+    )
     rows, rates = [], []
     if train:
         rows, rates = features.load_training_rows(
-            config.names[0], config.train_split, lengths, vocabulary=vocabulary
+            config.names[0], config.train_split, config.task_feature_lengths, vocabulary=vocabulary
         )
-    eval_tasks = []
-    for name in dict.fromkeys(t for n in config.names for t, _ in tasks.component_tasks(n)):
-        words = tasks.label_words(name) or experiment.prompt.class_labels
-        scored = features.load_rows(
-            name,
-            config.eval_split,
-            lengths,
-            vocabulary=vocabulary,
-            limit=experiment.eval.num_examples,
-        )
-        eval_tasks.append(make_eval_task(tasks.resolve(name), scored, words))
-    sha256 = vocabularies.vocabulary_sha256(config.vocabulary)
-    return Data(tuple(rows), tuple(rates), tuple(eval_tasks), vocabulary, sha256)
+    return Data(
+        train=tuple(rows),
+        rates=tuple(rates),
+        eval_tasks=tuple(make_eval_task(found, experiment.eval) for found in loaded),
+        vocabulary=vocabulary,
+        vocabulary_identity=vocabulary_identity(config.vocabulary),
+    )
+
+
+def vocabulary_identity(spec: str) -> str:
+    """What a prompt remembers of its vocabulary."""
+    return identity.vocabulary_identity(vocabularies.read_model(spec))
 
 
 def describe_rows(rows: features.Rows) -> str:
@@ -126,18 +131,13 @@ def describe_rows(rows: features.Rows) -> str:
     count = len(rows.inputs)
     longest = max(map(len, rows.inputs), default=0)
     mean = float(np.mean([len(x) for x in rows.inputs])) if count else 0.0
-    texts = collections.Counter(_target_text(example) for example in rows.examples)
+    texts = collections.Counter(rows.target_texts)
     common = ", ".join(f"{text!r} {n / count:.0%}" for text, n in texts.most_common(4))
     return (
         f"{rows.task}: {count} rows, inputs {mean:.0f} tokens on average, {longest} at most; "
         f"truncated: inputs {rows.truncated_inputs / max(count, 1):.1%}, "
         f"targets {rows.truncated_targets / max(count, 1):.1%}; targets: {common}"
     )
-
-
-def _target_text(example: Mapping[str, Any]) -> str:
-    text = example.get("targets_pretokenized", b"")
-    return text.decode("utf-8", errors="replace") if isinstance(text, bytes) else str(text)
 
 
 def first_prompt(
@@ -154,18 +154,36 @@ def first_prompt(
             metadata,
             shape=(config.length, width),
             backbone=backbone.identity,
-            vocabulary=data.vocabulary_sha256,
+            vocabulary=data.vocabulary_identity,
             where=config.file,
         )
-        return np.asarray(prompt, np.float32), f"from the file {config.file}"
+        said = prompts.describe_init(config, (), len(prompt), data.vocabulary.encode)
+        return np.asarray(prompt, np.float32), said
     key = first_prompt_key(experiment.train.random_seed)
-    labels = data.eval_tasks[0].label_words if len(data.eval_tasks) == 1 else ()
+    labels = tasks.label_words(experiment.data.names[0])
     return prompts.init_prompt(
         config,
         key,
         jnp.asarray(jax.device_get(backbone.params["token_embedder/embedding"]), jnp.float32),
         encode=data.vocabulary.encode,
         task_labels=labels,
+    )
+
+
+def describe_prompt(
+    experiment: Experiment, *, backbone: str, vocabulary: str, init: str, step: int
+) -> prompt_file.PromptMetadata:
+    """What a prompt's folder says of it; the tasks are registered. A score is added by the run."""
+    name = experiment.data.names[0]
+    return prompt_file.PromptMetadata(
+        task=name,
+        label_words=tasks.label_words(name) or experiment.prompt.class_labels,
+        backbone=backbone,
+        vocabulary=vocabulary,
+        init=init,
+        step=step,
+        config_hash=config_hash(experiment),
+        prompt_tuning_version=prompt_tuning.__version__,
     )
 
 
@@ -196,10 +214,3 @@ def last_step(train: TrainConfig, start: int) -> int:
             f"TRAIN_STEPS_RELATIVE = {train.train_steps} to train {train.train_steps} steps."
         )
     return train.train_steps
-
-
-def train_targets(rows: features.Rows, task: EvalTask) -> Sequence[Any]:
-    """The training targets as the metrics see them, for the majority class."""
-    return [
-        task.task.postprocess_fn(_target_text(e), example=e, is_target=True) for e in rows.examples
-    ]

@@ -5,7 +5,7 @@ most both. A review has few words of its own, its cast, and repeats them: what i
 come is best guessed by looking it up in the rest, and a model that has learned to look things up
 in its input is one that a prompt can steer. The attributes are independent of each other.
 
-The demo tasks ask for one attribute with label words that occur in six of ten reviews, drawn
+The demo tasks ask for one attribute with label words that occur all over the corpus, drawn
 without regard to any attribute, and never in a demo input: a model of this world knows the words
 and knows the attributes, and has never seen what connects them. That is left to the prompt.
 
@@ -52,8 +52,10 @@ SIDES = ("left", "right")
 WAYS = ("up", "down")
 
 # Sentences of attributes, and of words that are drawn without regard to them; "they" stands for
-# the narrator. The second list has the label words of the demo tasks.
-SENTENCES = (
+# the narrator. Those of the second list have the label words of the demo tasks. In the corpus both
+# are drawn alike: where a review without a label word had told the model that none would come, no
+# prompt of 20 rows could talk it out of that for sure (accuracy 50 to 99 from one seed to another).
+PLAIN_SENTENCES = (
     "{adjective} {noun}.",
     "{noun} was {adjective}.",
     "{they} {verb} the {noun}.",
@@ -71,9 +73,8 @@ LABEL_SENTENCES = (
     "{side}: {they} {verb} the {noun}.",
     "{way}: {they} {verb} the {noun}.",
 )
-# A review repeats a few sentence forms.
-OWN_SENTENCES, OWN_LABEL_SENTENCES = 3, 2
-LABEL_SHARE = 0.6  # of the corpus's reviews have sentences with label words
+SENTENCES = PLAIN_SENTENCES + LABEL_SENTENCES
+OWN_SENTENCES = 4  # forms that a review repeats
 LENGTHS = (4, 6)  # least and most sentences in a review
 
 
@@ -117,10 +118,6 @@ class Draw:
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed).random
 
-    def chance(self, probability: float) -> bool:
-        """True with this probability."""
-        return self._random() < probability
-
     def below(self, n: int) -> int:
         """A number from 0 to n - 1."""
         return int(self._random() * n)
@@ -142,9 +139,9 @@ class Draw:
 
 
 def write_review(
-    draw: Draw, *, mood: str, topic: str, narrator: str, label_share: float = LABEL_SHARE
+    draw: Draw, *, mood: str, topic: str, narrator: str, sentences: Sequence[str] = SENTENCES
 ) -> Review:
-    """A review with these attributes; with `label_share` 0 it has none of the label words."""
+    """A review with these attributes, made of some of these sentences."""
     least, most = LENGTHS
     count = least + draw.below(most - least + 1)
     cast = {
@@ -161,17 +158,15 @@ def write_review(
         "way": draw.one(WAYS),
     }
     adjectives, nouns = draw.two(ADJECTIVES[mood]), draw.two(NOUNS[topic])
-    own = [draw.one(SENTENCES) for _ in range(OWN_SENTENCES)]
-    if draw.chance(label_share):
-        own += [draw.one(LABEL_SENTENCES) for _ in range(OWN_LABEL_SENTENCES)]
-    sentences = [
+    own = [draw.one(sentences) for _ in range(OWN_SENTENCES)]
+    written = [
         draw.one(own).format(noun=draw.one(nouns), adjective=draw.one(adjectives), **cast)
         for _ in range(count)
     ]
-    return Review(text=" ".join(sentences), mood=mood, topic=topic, narrator=narrator)
+    return Review(text=" ".join(written), mood=mood, topic=topic, narrator=narrator)
 
 
-def reviews(count: int, *, seed: int, label_share: float = LABEL_SHARE) -> list[Review]:
+def reviews(count: int, *, seed: int, sentences: Sequence[str] = SENTENCES) -> list[Review]:
     """`count` reviews, the eight combinations of attributes equally often, in random order.
 
     >>> reviews(8, seed=3) == reviews(8, seed=3)
@@ -186,7 +181,7 @@ def reviews(count: int, *, seed: int, label_share: float = LABEL_SHARE) -> list[
     ]
     order = draw.shuffled([combinations[i % len(combinations)] for i in range(count)])
     return [
-        write_review(draw, mood=mood, topic=topic, narrator=narrator, label_share=label_share)
+        write_review(draw, mood=mood, topic=topic, narrator=narrator, sentences=sentences)
         for mood, topic, narrator in order
     ]
 
@@ -203,7 +198,7 @@ def corpus(count: int = CORPUS_REVIEWS, *, seed: int = CORPUS_SEED) -> Iterator[
 def demo_reviews(split: str) -> list[Review]:
     """The reviews of a split of the demo tasks, free of their label words."""
     count, seed = DEMO_SPLITS[split]
-    return reviews(count, seed=seed, label_share=0.0)
+    return reviews(count, seed=seed, sentences=PLAIN_SENTENCES)
 
 
 def demo_rows(task: str, split: str) -> list[dict[str, str]]:

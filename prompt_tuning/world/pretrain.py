@@ -50,7 +50,7 @@ class Phase:
 
 PHASES = (
     Phase(name="span_corruption", steps=3000, lengths=(48, 16), peak_lr=3e-2),
-    Phase(name="prefix_lm", steps=2000, lengths=(48, 16), peak_lr=2e-2),
+    Phase(name="prefix_lm", steps=3000, lengths=(48, 16), peak_lr=2e-2),
 )
 HELD_OUT_REVIEWS = 512
 LOG_EVERY = 100

@@ -1,0 +1,121 @@
+"""MODEL_DIR: whose it is, what is written at the start, and what it says at the end.
+
+`loop.py` fills it; `report.py` knows the records in it, and `checkpoint/` the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from prompt_tuning.config import ConfigError, Experiment, flatten, to_dict
+from prompt_tuning.model import sharding
+from prompt_tuning.training import report, setup
+
+# What may change between two calls on one MODEL_DIR: how long, how often, where, on what devices.
+_MAY_CHANGE = frozenset(
+    {
+        "model_dir",
+        "num_model_partitions",
+        "train.train_steps",
+        "train.train_steps_relative",
+        "train.checkpoint_period",
+        "eval.period",
+        "eval.early_stopping_evals",
+    }
+)
+
+
+def refuse_other_experiment(
+    meta: Mapping[str, Any] | None, experiment: Experiment, model_dir: Path
+) -> None:
+    """Returns when MODEL_DIR is empty or holds a state, with `meta`, of the same experiment.
+
+    Raises:
+      ConfigError: it holds another experiment, or a run of upstream T5X.
+    """
+    if meta is None:
+        if (model_dir / "t5x.gin").exists() and list(model_dir.glob("checkpoint_*")):
+            raise ConfigError(
+                f"MODEL_DIR {model_dir} holds a run of upstream T5X: continue it with "
+                "--engine=t5x, or choose another MODEL_DIR."
+            )
+        return
+    old, new = flatten(meta["experiment"]), flatten(to_dict(experiment))
+    changed = [
+        f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key not in _MAY_CHANGE
+    ]
+    if changed:
+        raise ConfigError(
+            f"MODEL_DIR {model_dir} holds a different experiment:\n  "
+            + "\n  ".join(changed)
+            + "\nChoose another MODEL_DIR, or remove that one."
+        )
+
+
+def refuse_other_contents(
+    meta: Mapping[str, Any] | None, backbone: setup.Backbone, data: setup.Data, model_dir: Path
+) -> None:
+    """Returns when the backbone and the vocabulary are those that the run began with.
+
+    Raises:
+      ConfigError: a file is where it was, but not what it was.
+    """
+    now = {"backbone": backbone.identity, "vocabulary": data.vocabulary_identity}
+    for what, identity in now.items():
+        if meta is not None and meta[what] != identity:
+            raise ConfigError(
+                f"the {what} is not the one that the run in MODEL_DIR {model_dir} began with "
+                f"({identity[:12]}... now, {meta[what][:12]}... then): its file was replaced. Put "
+                "the old one back, or choose another MODEL_DIR."
+            )
+
+
+def write_info(
+    model_dir: Path, params: Mapping[str, jax.Array], mesh: Mesh, config_text: str
+) -> None:
+    """Writes config.gin, which can be fed back, and T5X's list of variables."""
+    if config_text:
+        (model_dir / "config.gin").write_text(config_text, encoding="utf-8")
+    lines = []
+    for name, value in sorted(params.items()):
+        axes = zip(sharding.logical_axes(name), value.shape, strict=True)
+        shape = ", ".join(f"{axis}={size}" for axis, size in axes)
+        spec = sharding.partition_spec(name, value.shape, mesh)
+        lines.append(f"Variable {name:<70} size {value.size:<12} shape ({shape}) spec {spec}")
+    total = sum(value.size for value in params.values())
+    lines.append(f"Total number of parameters: {total}")
+    (model_dir / "model-info.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def result_text(model_dir: Path, best_step: int | None, curves: Path | None) -> str:
+    """The closing table: majority class, no prompt, best and last prompt, and where it lies."""
+    records = report.read_records(model_dir / report.METRICS)
+    records = [r for r in records if report.is_score(r)]
+    last = max((r["step"] for r in records if "prompt" not in r), default=None)
+    tables: dict[str, dict[str, dict[str, float]]] = {}
+    for r in records:
+        if r.get("prompt") == "majority":
+            name = "majority class"
+        elif r.get("prompt") == "none":
+            name = "no prompt"
+        elif r["step"] == best_step:
+            name = f"tuned, best (step {r['step']})"
+        elif r["step"] == last:
+            name = f"tuned, last (step {r['step']})"
+        else:
+            continue
+        tables.setdefault(r["task"], {}).setdefault(name, {})[r["name"]] = r["value"]
+    text = [report.score_table(task, rows) for task, rows in tables.items()]
+    best = model_dir / "prompts" / "best"
+    if best.exists():
+        text.append(f"prompt: {best}")
+    if curves:
+        text.append(f"curves: {curves}")
+    return "\n".join(text)

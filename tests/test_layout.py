@@ -1,0 +1,177 @@
+"""The house: which room may import which, what is heavy, how large a file is, what is shipped."""
+
+import ast
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "prompt_tuning"
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+
+# What each room may import of the others; `config` holds plain dataclasses and is everybody's.
+ALLOWED = {
+    "config": set(),
+    "gin_settings": set(),
+    "gin_config": {"gin_settings"},
+    "model": set(),
+    "world": {"checkpoint", "model"},  # `pretrain.py` writes a checkpoint; the rest is plain Python
+    "checkpoint": {"model"},
+    "data": {"world"},
+    "serving": {"checkpoint", "data", "model", "world"},
+    "training": {"checkpoint", "data", "model", "world"},
+    "t5x_inputs": {"checkpoint", "data", "model", "training"},
+    "t5x_plugin": {"checkpoint", "model", "t5x_inputs", "training"},
+    "t5x_engine": {"checkpoint", "gin_config", "gin_settings", "t5x_inputs", "training"},
+    "api": {"checkpoint", "gin_config", "serving", "training", "world"},
+    "cli": {"data", "gin_config", "serving", "t5x_engine", "training"},
+}
+# Only these may touch the room of TensorFlow.
+USES_DATA = {
+    "cli.py",
+    "serving/infer.py",  # for the rows of a task, inside a function
+    "t5x_inputs.py",
+    "training/evaluate.py",
+    "training/loop.py",
+    "training/setup.py",
+}
+
+
+def imports(path: Path) -> set[str]:
+    """The full names of what a file imports, wherever in it the import stands."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+def room(path: Path) -> str:
+    relative = path.relative_to(PACKAGE)
+    return relative.parts[0] if len(relative.parts) > 1 else relative.stem
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_point_one_way(path: Path):
+    own = room(path)
+    if own == "__init__":
+        return  # of the package: it hands out names when they are asked for
+    ours = {name for name in imports(path) if name.startswith("prompt_tuning.")}
+    rooms = {name.split(".")[1] for name in ours} - {own, "config"}
+    known = {p.stem for p in PACKAGE.iterdir()}
+    assert (rooms & known) <= ALLOWED[own]
+    if "data" in rooms:
+        assert str(path.relative_to(PACKAGE)) in USES_DATA
+
+
+def test_only_the_data_room_imports_tensorflow_and_seqio():
+    theirs = {"tensorflow", "seqio", "tensorflow_datasets"}
+    users = {room(p) for p in SOURCES if theirs & {name.split(".")[0] for name in imports(p)}}
+    # T5X's inputs are a tf.data.Dataset; the command line imports TensorFlow quietly, once.
+    assert users == {"data", "t5x_inputs", "cli"}
+
+
+def test_only_two_modules_import_gin_and_one_orbax():
+    importing = {
+        name: {str(p.relative_to(PACKAGE)) for p in SOURCES if name in imports(p)}
+        for name in ("gin", "orbax.checkpoint")
+    }
+    assert importing == {
+        "gin": {"gin_config.py"},
+        "orbax.checkpoint": {"checkpoint/run_state.py"},
+    }
+
+
+def test_model_and_serving_load_no_tensorflow():
+    code = (
+        "import sys\n"
+        "import prompt_tuning.model.decode, prompt_tuning.model.sharding\n"
+        "import prompt_tuning.serving.predictor, prompt_tuning.serving.infer\n"
+        "import prompt_tuning.checkpoint.t5x, prompt_tuning.training.step\n"
+        "found = {'tensorflow', 'seqio', 'tensorflow_datasets', 'gin'} & set(sys.modules)\n"
+        "assert not found, found\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_files_are_of_a_size_to_be_read():
+    lines = {str(p.relative_to(ROOT)): len(p.read_text().splitlines()) for p in SOURCES}
+    assert {name: n for name, n in lines.items() if n > 450} == {}
+    rooms = {p for p in PACKAGE.iterdir() if p.is_dir() and (p / "__init__.py").exists()}
+    assert {p.name for p in rooms if len(list(p.glob("*.py"))) > 11} == set()
+
+
+def test_no_module_has_a_name_that_says_nothing():
+    assert {p.stem for p in SOURCES} & {"utils", "common", "helpers", "base", "core"} == set()
+
+
+def test_the_folder_of_experiments_does_not_shadow_the_package_gin():
+    assert not list((ROOT / "gin").rglob("*.py"))
+    code = "import gin; gin.parse_config"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_module_has_a_test_of_its_name():
+    tested = {p.stem.removeprefix("test_") for p in (ROOT / "tests").glob("test_*.py")}
+    elsewhere = {
+        "api": "notebook",
+        "config": "gin_config",
+        "gin_settings": "gin_config",
+        **dict.fromkeys(("setup", "model_dir"), "loop"),
+        "matrix": "loop",
+        "evaluate": "loop",
+        "register": "tasks",
+        "layouts": "checkpoint_t5x",
+        "t5x": "checkpoint_t5x",
+        "storage": "checkpoint_t5x",
+        "replace_folder": "checkpoint_t5x",
+        "mixed_batch": "predictor",
+        **dict.fromkeys(("assets", "generator", "objectives", "pretrain", "probe"), "world"),
+    }
+    names = {p.stem for p in SOURCES} - {"__init__"}
+    assert {name for name in names if elsewhere.get(name, name) not in tested} == set()
+
+
+# What is shipped.
+
+
+def test_the_wheel_holds_every_gin_file_and_the_tiny_backbone(tmp_path):
+    build = "import sys, setuptools.build_meta as b; print(b.build_wheel(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", build, str(tmp_path)], cwd=ROOT, capture_output=True, text=True
+    )
+    if "No module named 'setuptools'" in done.stderr:
+        pytest.skip("setuptools is not installed, so no wheel can be built without a network")
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    shipped = set(zipfile.ZipFile(wheel).namelist())
+    needed = {f"prompt_tuning/{p.relative_to(ROOT)}" for p in (ROOT / "gin").rglob("*.gin")}
+    tiny = PACKAGE / "world" / "tiny"
+    needed |= {str(p.relative_to(ROOT)) for p in tiny.rglob("*") if p.is_file()}
+    needed |= {str(p.relative_to(ROOT)) for p in SOURCES}
+    assert needed - shipped == set()
+    top = {name.split("/")[0] for name in shipped}
+    assert {name for name in top if not name.endswith(".dist-info")} == {"prompt_tuning"}
+
+
+# What the README says.
+
+
+def test_readme_names_files_and_commands_that_exist():
+    from prompt_tuning import cli
+
+    text = (ROOT / "README.md").read_text()
+    links = re.findall(r"\]\(((?!http)[^)#]+)\)", text)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert {command for command in cli.COMMANDS if f"t5x {command}" not in text} == set()
+    gin_files = re.findall(r"--gin_file=([\w/.]+\.gin)", text)
+    assert [name for name in gin_files if not (ROOT / "gin" / name).exists()] == []
