@@ -1,45 +1,86 @@
-"""The notebook runs from top to bottom, as a newcomer would run it, with fewer steps."""
+"""The notebook runs from top to bottom: the demo as a newcomer would run it, and its claims."""
 
 import os
 import sys
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
+from prompt_tuning.training import report
+
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "prompt_tuning.ipynb"
+METHODS = ("accuracy/generate", "accuracy/rank")
 
 
-def test_the_notebook_runs(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """The notebook with its outputs, and the folder it ran in."""
+    folder = tmp_path_factory.mktemp("notebook")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    tags = [cell.metadata.get("tags", []) for cell in notebook.cells]
-    assert tags[1] == ["install"]
-    assert tags[2] == ["parameters"]
-    assert "STEPS = 600" in notebook.cells[2].source
-    notebook.cells[2].source = notebook.cells[2].source.replace("STEPS = 600", "STEPS = 200")
+    assert [cell.metadata.get("tags", []) for cell in notebook.cells][1:3] == [
+        ["install"],
+        ["parameters"],
+    ]
     del notebook.cells[1]
     # The commands of this environment, not another one's.
-    monkeypatch.setenv("PATH", os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"])
-    client = NotebookClient(
-        notebook,
-        timeout=300,
-        kernel_name="python3",
-        resources={"metadata": {"path": str(tmp_path)}},
-    )
-    client.execute()
-    assert (tmp_path / "runs" / "mood" / "curves.png").exists()
-    printed = "".join(
-        output.text
-        for cell in notebook.cells
-        for output in cell.get("outputs", [])
-        if output.output_type == "stream"
-    )
+    path = os.path.dirname(sys.executable) + os.pathsep + os.environ["PATH"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", path)
+        client = NotebookClient(
+            notebook,
+            timeout=600,
+            kernel_name="python3",
+            resources={"metadata": {"path": str(folder)}},
+        )
+        client.execute()
+    return notebook, folder
+
+
+def test_it_shows_the_table_the_curve_and_the_answers(executed):
+    notebook, folder = executed
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    printed = "".join(output.text for output in outputs if output.output_type == "stream")
     assert "majority class" in printed
-    assert "right:" in printed
-    images = [
-        output
-        for cell in notebook.cells
-        for output in cell.get("outputs", [])
-        if "image/png" in output.get("data", {})
-    ]
-    assert len(images) == 1
+    right = [line for line in printed.splitlines() if "(right: " in line]
+    assert len(right) == 8
+    agree = [line.split("'")[1] == line.split("(right: ")[1].split(")")[0] for line in right]
+    assert sum(agree) >= 7
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 1
+    assert (folder / "runs" / "mood" / "curves.png").exists()
+
+
+@pytest.mark.parametrize("task", ["mood", "topic"])
+def test_the_prompt_teaches_the_task(executed, task):
+    """At least 90 % by generation and by ranking, where chance is 50 %."""
+    _, folder = executed
+    records = report.read_records(folder / "runs" / task / "metrics.jsonl")
+    for method in METHODS:
+        tuned = [r["value"] for r in records if r["name"] == method and "prompt" not in r]
+        base = {r["prompt"]: r["value"] for r in records if r["name"] == method and "prompt" in r}
+        assert max(tuned) >= 90.0
+        assert base["majority"] == 50.0
+        assert base["none"] == 0.0 or (method == "accuracy/rank" and 35.0 < base["none"] < 65.0)
+
+
+def test_swapped_prompts_are_useless(executed):
+    _, folder = executed
+    records = report.read_records(folder / "runs" / "swapped" / "metrics.jsonl")
+    for prompt in ("mood", "topic"):
+        for task in ("mood", "topic"):
+            generated, ranked = (
+                next(
+                    r["value"]
+                    for r in records
+                    if f"/{prompt}/" in r["prompt"]
+                    and r["task"] == f"tiny_{task}"
+                    and r["name"] == method
+                )
+                for method in METHODS
+            )
+            if prompt == task:
+                assert min(generated, ranked) >= 90.0
+            else:
+                assert generated < 10.0
+                assert 30.0 < ranked < 70.0
