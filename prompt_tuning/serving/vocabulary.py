@@ -10,7 +10,7 @@ import dataclasses
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import sentencepiece
 from google.protobuf.message import DecodeError
@@ -29,6 +29,7 @@ _BYTES = 256
 ModelProto: Any = getattr(sentencepiece_model_pb2, "ModelProto")  # noqa: B009
 
 
+@runtime_checkable
 class Vocabulary(Protocol):
     """What serving needs of a vocabulary; both kinds below are one."""
 
