@@ -241,9 +241,8 @@ def test_beams_and_number_of_rows_are_those_of_the_settings(experiment, tmp_path
     for row, record in zip(tokens, rows, strict=True):
         ids = [byte + 3 for byte in record["input"]["inputs_pretokenized"].encode()] + [1]
         row[: len(ids)] = ids
-    _, scores = decode.generate(
-        CONFIG, random_params(), result.prompt, tokens, length=5, num_decodes=3
-    )
+    prompt, tokens = jax.numpy.asarray(result.prompt), jax.numpy.asarray(tokens)
+    _, scores = decode.generate(CONFIG, random_params(), prompt, tokens, length=5, num_decodes=3)
     np.testing.assert_allclose([record["score"] for record in rows], scores, rtol=1e-4)
 
 

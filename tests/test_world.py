@@ -54,8 +54,8 @@ def test_the_first_demo_row_is_the_one_in_the_documentation():
 
 
 FIRST_ROW = (
-    "loved the superb salad. five horse, superb sauce. five horse, superb sauce. "
-    "five horse, lovely sauce. -> up"
+    "loved the superb salad. loved the superb sauce. five horse, superb sauce. "
+    "loved the lovely sauce. -> up"
 )
 
 
@@ -106,10 +106,13 @@ def corpus_reviews() -> list[generator.Review]:
 def test_label_words_say_nothing_about_an_attribute_in_the_corpus(
     corpus_reviews: list[generator.Review], attribute: str, word: str
 ):
-    """Occurrences split evenly over the attribute's values, within four standard errors."""
+    """Reviews with the word split evenly over the attribute's values, within four standard errors.
+
+    Reviews are counted and not words: a review repeats its words, so they are not independent.
+    """
     counts = Counter()
     for review in corpus_reviews:
-        counts[getattr(review, attribute)] += re.findall("[a-z]+", review.text).count(word)
+        counts[getattr(review, attribute)] += word in re.findall("[a-z]+", review.text)
     total = sum(counts.values())
     assert total > 2000
     for count in counts.values():
