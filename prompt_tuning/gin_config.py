@@ -129,7 +129,7 @@ def to_gin(
     With `provenance` each line says in a comment where its value was set.
     """
     lines = ["# Every macro of this run. Use it with --gin_file; later files and flags win."]
-    lines += [f"include '{BINDINGS}'", ""]
+    lines += [f"include './{BINDINGS}'", ""]  # the dot: see gin/t5x/bindings.gin
     owner, nested = run, _nested_classes(type(run))
     for cls, name, _ in _leaf_fields(type(run)):
         if cls is not type(owner):

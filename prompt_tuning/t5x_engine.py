@@ -61,7 +61,7 @@ def prepare(mode: str, loaded: gin_config.Loaded[Any], flags: Sequence[str] = ()
     text = "".join(
         [
             f"# `--engine=t5x` ran this file. Search path: {gin_folder()}\n",
-            f"include '{FILES[mode]}'\n",
+            f"include './{FILES[mode]}'\n",
             gin_config.to_gin(resolved),
             *(f"{name} = {value!r}\n" for name, value in own.items()),
         ]

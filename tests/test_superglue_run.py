@@ -132,6 +132,7 @@ def test_both_engines_tune_the_same_prompt(work, tuned):
     """The same files, flags and seed without dropout: real batches, in the same order."""
     if not has_t5x():
         pytest.skip("upstream T5X cannot be imported; docs/t5x.md says how to install it")
+    (work / "runs").mkdir()  # gin alone would take it for the package of its file runs/...
     macros = {"MODEL_DIR": str(work / "t5x")}
     arguments = command(work, "train", "prompt_tune.gin", "--engine=t5x", **macros)
     done = subprocess.run(

@@ -45,7 +45,7 @@ def test_writes_a_file_that_says_everything(arguments, tmp_path):
     assert f"--gin_file={file}" in command
     assert command[-1] == "--gin.train.gc_period=5"
     text = file.read_text()
-    assert "include 't5x/prompt_tune.gin'" in text
+    assert "include './t5x/prompt_tune.gin'" in text
     assert f"MODEL_DIR = '{tmp_path / 'run'}'" in text
     assert f"INITIAL_CHECKPOINT_PATH = '{tmp_path / 'checkpoint_70'}'" in text
     assert "EVAL_STEPS = 3" in text  # T5X's own
@@ -61,7 +61,7 @@ def test_writes_a_file_that_says_everything(arguments, tmp_path):
 def test_other_modes_have_files_of_their_own(arguments, tmp_path, mode, run, folder):
     command = t5x_engine.prepare(mode, load(arguments, run=run))
     assert f"--run_mode={mode}" in command
-    assert f"include 't5x/{mode}.gin'" in (tmp_path / folder / "t5x.gin").read_text()
+    assert f"include './t5x/{mode}.gin'" in (tmp_path / folder / "t5x.gin").read_text()
 
 
 @pytest.mark.parametrize(

@@ -274,6 +274,7 @@ def test_logged_learning_rate_counts_from_the_backbones_step(tmp_path):
 def work(tmp_path_factory):
     """A folder with a backbone, and a gin file with a task."""
     folder = tmp_path_factory.mktemp("t5x")
+    (folder / "runs").mkdir()  # as most working directories have one
     write_t5x(folder / f"checkpoint_{START}", random_params(), START)
     macros = {
         **{name.upper(): value for name, value in to_dict(CONFIG).items()},
