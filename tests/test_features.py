@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prompt_tuning.config import ConfigError
-from prompt_tuning.data import features, metrics, prepare, tasks
+from prompt_tuning.data import features, prepare, tasks
 from prompt_tuning.data.vocabulary import load_vocabulary
+from prompt_tuning.text import metrics
 
 LENGTHS = {"inputs": 64, "targets": 16}
 CB = "taskless_super_glue_cb_v102"

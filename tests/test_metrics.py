@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prompt_tuning.data import metrics
+from prompt_tuning.text import metrics
 
 LABELS = ("entailment", "contradiction", "neutral")
 mean_f1 = metrics.mean_multiclass_f1(3)

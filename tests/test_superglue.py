@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prompt_tuning.config import ConfigError
-from prompt_tuning.data import superglue
+from prompt_tuning.text import superglue
 
 SPECS = list(superglue.TASKS.values())
 TEXTS = {

@@ -14,8 +14,9 @@ import seqio
 import superglue_rows
 
 from prompt_tuning.config import ConfigError
-from prompt_tuning.data import prepare, superglue, tasks
+from prompt_tuning.data import prepare, tasks
 from prompt_tuning.data.vocabulary import load_vocabulary
+from prompt_tuning.text import superglue
 from prompt_tuning.world import generator
 
 GIN = Path(__file__).resolve().parents[1] / "gin" / "superglue"

@@ -20,7 +20,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from prompt_tuning.config import ConfigError
-from prompt_tuning.data.superglue import TASKS, TaskSpec, label_index
+from prompt_tuning.text.superglue import TASKS, TaskSpec, label_index
 
 # The files of a task's folder, by the name of their split in TFDS.
 FILES = MappingProxyType({"train": "train.jsonl", "validation": "val.jsonl", "test": "test.jsonl"})

@@ -20,9 +20,9 @@ import tensorflow as tf
 from seqio.utils import Feature
 
 from prompt_tuning.config import OFFICIAL_VOCABULARY, ConfigError
-from prompt_tuning.data import metrics, superglue
-from prompt_tuning.data.superglue import TaskSpec
 from prompt_tuning.data.vocabulary import lazy_vocabulary
+from prompt_tuning.text import metrics, superglue
+from prompt_tuning.text.superglue import TaskSpec
 from prompt_tuning.world import generator
 
 Provider = seqio.Task | seqio.Mixture

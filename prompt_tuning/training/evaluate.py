@@ -17,10 +17,10 @@ from jaxtyping import Array, Float, Int
 
 from prompt_tuning.config import ConfigError, EvalConfig, Experiment
 from prompt_tuning.data import features
-from prompt_tuning.data.metrics import majority_predictions
-from prompt_tuning.data.superglue import UNLABELLED
 from prompt_tuning.model import decode, loss, sharding, t5
 from prompt_tuning.model.prompt import encode_prompted
+from prompt_tuning.text.metrics import majority_predictions
+from prompt_tuning.text.superglue import UNLABELLED
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from prompt_tuning.config import ConfigError
-from prompt_tuning.data.metrics import Metric, accuracy, mean_multiclass_f1
+from prompt_tuning.text.metrics import Metric, accuracy, mean_multiclass_f1
 
 UNLABELLED = "<unk>"  # T5's target of a row whose label is -1, that is, of the test splits
 

@@ -1,0 +1,159 @@
+"""`t5x train | eval | infer | show-config`: the commands whose settings come from gin files."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any
+
+from prompt_tuning.commands.command import Command, import_tensorflow
+from prompt_tuning.config import ConfigError, EvalRun, Experiment, InferRun
+
+if TYPE_CHECKING:
+    from prompt_tuning import gin_config
+
+RUNS = {"train": Experiment, "eval": EvalRun, "infer": InferRun}
+_INPUT = "rows to answer, a text or a JSON object a line, instead of a task; - is standard input"
+_OUTPUT = "where the answers go, a JSON object a line, instead of INFER_OUTPUT_DIR; - is the screen"
+
+
+def _add_gin_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--gin_file", action="append", default=[], help="may be given repeatedly")
+    command.add_argument(
+        "--gin_bindings",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="sets a macro after all files; --gin.NAME=VALUE is the same. Strings need quotes of "
+        "their own: --gin.MODEL_DIR=\"'runs/boolq'\"",
+    )
+    command.add_argument(
+        "--gin_search_paths", default="", metavar="A,B", help="more folders to find gin files in"
+    )
+    command.add_argument("--tfds_data_dir", help="where TFDS keeps its data (TFDS_DATA_DIR)")
+
+
+def _add_run_flags(command: argparse.ArgumentParser) -> None:
+    _add_gin_flags(command)
+    command.add_argument(
+        "--dry_run", action="store_true", help="print the settings and stop, as show-config does"
+    )
+    command.add_argument(
+        "--engine",
+        choices=["embedded", "t5x"],
+        default="embedded",
+        help="what runs it: the project's own runtime, or upstream T5X (docs/t5x.md); T5X is "
+        "handed every flag that is not listed here (embedded)",
+    )
+
+
+def _add_infer_flags(command: argparse.ArgumentParser) -> None:
+    _add_run_flags(command)
+    command.add_argument("--input", metavar="FILE|-", help=_INPUT)
+    command.add_argument("--output", metavar="FILE|-", help=_OUTPUT)
+
+
+def _add_show_config_flags(command: argparse.ArgumentParser) -> None:
+    _add_gin_flags(command)
+    command.add_argument(
+        "--run_mode", choices=list(RUNS), default="train", help="whose settings (train)"
+    )
+
+
+def _load(args: argparse.Namespace, mode: str) -> gin_config.Loaded:
+    """The settings of a run; names every override on standard error."""
+    from prompt_tuning import gin_config
+
+    if not args.gin_file:
+        raise ConfigError(
+            "no --gin_file is given, so there is nothing to run. Try --gin_file=demo.gin, or see "
+            "--help."
+        )
+    bindings = list(args.gin_bindings)
+    if args.tfds_data_dir is not None:
+        bindings.append(f"TFDS_DATA_DIR = {args.tfds_data_dir!r}")
+    fallbacks: dict[str, Any] = {}
+    if getattr(args, "input", None):
+        fallbacks["MIXTURE_OR_TASK_NAME"] = ()
+    if getattr(args, "output", None):
+        fallbacks["INFER_OUTPUT_DIR"] = ""
+    engine: Any = getattr(args, "engine", "embedded")
+    loaded = gin_config.load(
+        args.gin_file,
+        [text for text in bindings if engine == "embedded" or gin_config.is_ours(text)],
+        [path for path in args.gin_search_paths.split(",") if path],
+        run=RUNS[mode],
+        engine=engine,
+        fallbacks=fallbacks,
+    )
+    for override in loaded.overrides:
+        print(override, file=sys.stderr)
+    return loaded
+
+
+def _start(args: argparse.Namespace, rest: list[str]) -> tuple[gin_config.Loaded, str] | None:
+    """The settings and their text, or nothing where all is done: a dry run, or T5X's."""
+    from prompt_tuning import gin_config
+
+    loaded = _load(args, args.mode)
+    if args.dry_run:
+        print(gin_config.to_gin(loaded.run, loaded.provenance), end="")
+        return None
+    if args.engine == "t5x":
+        from prompt_tuning import t5x_engine
+
+        theirs = [text for text in args.gin_bindings if not gin_config.is_ours(text)]
+        t5x_engine.run(args.mode, loaded, [*(f"--gin.{text}" for text in theirs), *rest])
+        return None
+    if args.mode != "infer" or not args.input:  # the rows of a task; answering needs none
+        import_tensorflow()
+    return loaded, gin_config.to_gin(loaded.run)
+
+
+def _train(args: argparse.Namespace, rest: list[str]) -> int:
+    if (started := _start(args, rest)) is not None:
+        from prompt_tuning.training import loop
+
+        loaded, text = started
+        loop.train(loaded.run, config_text=text)
+    return 0
+
+
+def _eval(args: argparse.Namespace, rest: list[str]) -> int:
+    if (started := _start(args, rest)) is not None:
+        from prompt_tuning.training import matrix
+
+        loaded, text = started
+        matrix.run_eval(loaded.run, config_text=text)
+    return 0
+
+
+def _infer(args: argparse.Namespace, rest: list[str]) -> int:
+    if (started := _start(args, rest)) is not None:
+        from prompt_tuning.serving import infer
+
+        loaded, text = started
+        infer.run_infer(loaded.run, input=args.input, output=args.output, config_text=text)
+    return 0
+
+
+def _show_config(args: argparse.Namespace, rest: list[str]) -> int:
+    from prompt_tuning import gin_config
+
+    loaded = _load(args, args.run_mode)
+    print(gin_config.to_gin(loaded.run, loaded.provenance), end="")
+    return 0
+
+
+COMMANDS = {
+    "train": Command(
+        "tune a prompt (or, with runs/model_tune.gin, the whole model)", _add_run_flags, _train
+    ),
+    "eval": Command("score a model on a task, with a prompt or without one", _add_run_flags, _eval),
+    "infer": Command("answer the rows of a task or of a file", _add_infer_flags, _infer),
+    "show-config": Command(
+        "print every setting with its value, and where it was set",
+        _add_show_config_flags,
+        _show_config,
+    ),
+}
