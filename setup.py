@@ -5,7 +5,10 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).parent
-ROOMS = ("commands", "text", "data", "model", "training", "checkpoint", "serving", "world")
+ROOMS = (
+    *("commands", "text", "data", "model", "scoring", "training", "evaluation"),
+    *("checkpoint", "serving", "world"),
+)
 GIN = sorted({p.parent.as_posix() for p in (ROOT / "gin").rglob("*.gin")})
 GIN_PACKAGES = {
     "prompt_tuning." + Path(folder).relative_to(ROOT).as_posix().replace("/", "."): Path(folder)

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from prompt_tuning.checkpoint.prompt_file import PromptMetadata
+    from prompt_tuning.evaluation.matrix import Matrix
     from prompt_tuning.training.loop import TrainResult
-    from prompt_tuning.training.matrix import Matrix
 
 Size = Literal["tiny", "small", "base", "large", "xl", "xxl"]
 
@@ -81,9 +81,9 @@ def train(experiment: Experiment) -> TrainResult:
 
 
 def evaluate(run: EvalRun) -> Matrix:
-    """Scores prompts on tasks as `t5x eval` does; see `training.matrix.run_eval`."""
+    """Scores prompts on tasks as `t5x eval` does; see `evaluation.matrix.run_eval`."""
     from prompt_tuning import gin_config
-    from prompt_tuning.training import matrix
+    from prompt_tuning.evaluation import matrix
 
     return matrix.run_eval(run, config_text=gin_config.to_gin(run))
 

@@ -25,20 +25,23 @@ ALLOWED = {
     "text": set(),
     "data": {"text", "world"},
     "serving": {"checkpoint", "data", "model", "world"},
-    "training": {"checkpoint", "data", "model", "text", "world"},
+    "scoring": {"data", "model", "text"},
+    "training": {"checkpoint", "data", "model", "scoring", "text", "world"},
+    "evaluation": {"checkpoint", "data", "model", "scoring", "text", "training"},
     "t5x_inputs": {"checkpoint", "data", "model", "training"},
     "t5x_plugin": {"checkpoint", "model", "t5x_inputs", "training"},
     "t5x_engine": {"checkpoint", "gin_config", "gin_settings", "t5x_inputs", "training"},
-    "api": {"checkpoint", "gin_config", "serving", "training", "world"},
-    "commands": {"data", "gin_config", "serving", "t5x_engine", "training"},
+    "api": {"checkpoint", "evaluation", "gin_config", "serving", "training", "world"},
+    "commands": {"data", "evaluation", "gin_config", "serving", "t5x_engine", "training"},
     "cli": {"commands"},
 }
 # Only these may touch the room of TensorFlow.
 USES_DATA = {
     "commands/data.py",
+    "scoring/eval_task.py",
+    "scoring/evaluate.py",
     "serving/infer.py",  # for the rows of a task, inside a function
     "t5x_inputs.py",
-    "training/evaluate.py",
     "training/loop.py",
     "training/setup.py",
 }
@@ -131,7 +134,7 @@ def test_every_module_has_a_test_of_its_name():
         **dict.fromkeys(("command", "runs", "data"), "cli"),
         **dict.fromkeys(("setup", "model_dir"), "loop"),
         "matrix": "loop",
-        "evaluate": "loop",
+        **dict.fromkeys(("eval_task", "evaluate"), "loop"),
         "register": "tasks",
         "layouts": "checkpoint_t5x",
         "t5x": "checkpoint_t5x",

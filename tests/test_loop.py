@@ -23,9 +23,11 @@ from prompt_tuning.config import (
     TrainConfig,
 )
 from prompt_tuning.data import features
+from prompt_tuning.evaluation import matrix
 from prompt_tuning.model import decode
-from prompt_tuning.training import loop, matrix, report, setup
-from prompt_tuning.training.evaluate import Scored, make_eval_task, mean_score
+from prompt_tuning.scoring.eval_task import make_eval_task
+from prompt_tuning.scoring.evaluate import Scored, mean_score
+from prompt_tuning.training import loop, report, setup
 
 START = 7  # the step of the backbone
 

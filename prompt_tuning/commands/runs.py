@@ -121,7 +121,7 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _eval(args: argparse.Namespace, rest: list[str]) -> int:
     if (started := _start(args, rest)) is not None:
-        from prompt_tuning.training import matrix
+        from prompt_tuning.evaluation import matrix
 
         loaded, text = started
         matrix.run_eval(loaded.run, config_text=text)

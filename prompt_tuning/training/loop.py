@@ -23,10 +23,10 @@ from prompt_tuning.checkpoint import t5x as t5x_checkpoint
 from prompt_tuning.config import EvalConfig, Experiment, to_dict
 from prompt_tuning.data import features
 from prompt_tuning.model import sharding
+from prompt_tuning.scoring.evaluate import Evaluator, Scored, evaluate, majority, mean_score
 from prompt_tuning.training import model_dir as model_dirs
 from prompt_tuning.training import optim, report, setup
 from prompt_tuning.training import step as steps
-from prompt_tuning.training.evaluate import Evaluator, Scored, evaluate, majority, mean_score
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from prompt_tuning.data import features, tasks
 from prompt_tuning.data import vocabulary as vocabularies
 from prompt_tuning.model import prompt as prompts
 from prompt_tuning.model import sharding, t5
-from prompt_tuning.training.evaluate import EvalTask, make_eval_task
+from prompt_tuning.scoring.eval_task import EvalTask, make_eval_task
 from prompt_tuning.world import assets
 
 

@@ -1,6 +1,7 @@
 """`t5x eval`: every prompt on every task, beside the model without a prompt, as one table.
 
-Uses what a training run uses (`setup.py`, `evaluate.py`), so a score here is the score there.
+Uses what a training run uses (`training/setup.py`, `scoring/evaluate.py`), so a score here is the
+score there.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from jaxtyping import Float
 from prompt_tuning.checkpoint import prompt_file
 from prompt_tuning.config import ConfigError, EvalRun
 from prompt_tuning.model import sharding
+from prompt_tuning.scoring.evaluate import Evaluator, evaluate
 from prompt_tuning.training import report, setup
-from prompt_tuning.training.evaluate import Evaluator, evaluate
 
 NO_PROMPT = "no prompt"
 
