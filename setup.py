@@ -19,7 +19,15 @@ GIN_PACKAGES = {
 
 # T5X is not on the package index; docs/t5x.md says how to install it beside the rest.
 T5X = "t5x @ git+https://github.com/google-research/t5x@cc342d419ec3e3e9c4bf1df33c82330cafdc1e16"
-TEST = ["hypothesis", "pytest", "nbclient", "nbformat", "ipykernel", "setuptools>=69"]
+TEST = [
+    "hypothesis",
+    "pytest",
+    "pytest-xdist",
+    "nbclient",
+    "nbformat",
+    "ipykernel",
+    "setuptools>=69",
+]
 
 setup(
     name="prompt-tuning",
