@@ -5,10 +5,7 @@ from pathlib import Path
 from setuptools import setup
 
 ROOT = Path(__file__).parent
-ROOMS = (
-    *("commands", "text", "data", "model", "scoring", "training", "evaluation"),
-    *("checkpoint", "serving", "world"),
-)
+ROOMS = sorted(p.parent.name for p in (ROOT / "prompt_tuning").glob("*/__init__.py"))
 GIN = sorted({p.parent.as_posix() for p in (ROOT / "gin").rglob("*.gin")})
 GIN_PACKAGES = {
     "prompt_tuning." + Path(folder).relative_to(ROOT).as_posix().replace("/", "."): Path(folder)

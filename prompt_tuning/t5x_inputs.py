@@ -16,13 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import seqio
 import tensorflow as tf
-import tensorstore as ts
 from etils import epath
 from jaxtyping import Float
 
-from prompt_tuning.checkpoint import identity, layouts
 from prompt_tuning.checkpoint import t5x as t5x_checkpoint
 from prompt_tuning.checkpoint.prompt_file import PromptMetadata, check_prompt, load_prompt
+from prompt_tuning.checkpoint.t5x_prompt import PROMPT, read_identity
 from prompt_tuning.config import ConfigError, DataConfig, EvalRun, Experiment, InferRun
 from prompt_tuning.data import features, tasks
 from prompt_tuning.data.vocabulary import load_vocabulary
@@ -30,7 +29,6 @@ from prompt_tuning.model import prompt as prompts
 from prompt_tuning.model import t5
 from prompt_tuning.training import setup
 
-PROMPT = "encoder/prompt/prompt/prompt"  # its name in T5X's tree, as in the original's checkpoints
 Run = Experiment | EvalRun | InferRun
 T = TypeVar("T")
 
@@ -215,29 +213,11 @@ def _read_prompt(run: Run, file: str, length: int | None) -> Float[np.ndarray, "
         prompt,
         metadata,
         shape=(length, run.model.embed_dim),
-        backbone=_read_identity(find_checkpoint(run)) if known.backbone else "",
+        backbone=read_identity(find_checkpoint(run)) if known.backbone else "",
         vocabulary=setup.vocabulary_identity(run.data.vocabulary),
         where=file,
     )
     return prompt
-
-
-class _Stored:
-    """A parameter in its file, of which `backbone_identity` reads two rows."""
-
-    def __init__(self, store: ts.TensorStore) -> None:
-        self._store, self.shape, self.ndim = store, tuple(store.shape), store.ndim
-
-    def __getitem__(self, index: tuple[int, ...]) -> np.ndarray:
-        inside = tuple(i % size for i, size in zip(index, self.shape, strict=False))
-        return np.asarray((self._store[inside] if inside else self._store).read().result())
-
-
-def _read_identity(path: str) -> str:
-    params = layouts.find_checkpoint(path).params
-    stores = layouts.open_leaves({n: p for n, p in params.items() if n != PROMPT}, ts.Context())
-    stored: Any = {name: _Stored(store) for name, store in stores.items()}
-    return identity.backbone_identity(stored)
 
 
 def choose_new(run: EvalRun | InferRun) -> tuple[tuple[str, None], ...]:

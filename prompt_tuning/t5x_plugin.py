@@ -31,9 +31,10 @@ except ImportError as error:
 
 from prompt_tuning.checkpoint.identity import backbone_identity
 from prompt_tuning.checkpoint.prompt_file import save_prompt
+from prompt_tuning.checkpoint.t5x_prompt import PROMPT
 from prompt_tuning.config import Experiment
 from prompt_tuning.model.prompt import prepend_prompt
-from prompt_tuning.t5x_inputs import PROMPT, absolute_path, describe_prompt, start_step
+from prompt_tuning.t5x_inputs import absolute_path, describe_prompt, start_step
 from prompt_tuning.training import optim
 
 

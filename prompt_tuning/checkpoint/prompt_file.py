@@ -5,41 +5,33 @@
     prompt_tuning.json           ours: task, label words, identity of the backbone, score, ...
 
 `training/loop.py` writes these folders; `serving/predictor.py`, evaluation and the "file"
-initialisation read them, and the bare `.npy` that the original release used.
+initialisation read them, and the prompts of others with them: `.npy`, PEFT's own folders
+(room `exchange`) and T5X checkpoints with a prompt inside (`t5x_prompt.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
-import json
-import math
 import os
-import tokenize
-import warnings
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
-import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeException
 from jaxtyping import Float
 
 from prompt_tuning.checkpoint.replace_folder import replace_folder
+from prompt_tuning.checkpoint.t5x_prompt import read_t5x_prompt, read_zarr_prompt
 from prompt_tuning.config import ConfigError, from_dict, to_dict
+from prompt_tuning.exchange import npy, peft
+from prompt_tuning.exchange.peft import parse_object, to_json
+from prompt_tuning.exchange.prompt_array import check_array
 
-PEFT_CONFIG = "adapter_config.json"
-PEFT_WEIGHTS = "adapter_model.safetensors"
 METADATA = "prompt_tuning.json"
-_TENSOR = "prompt_embeddings"
-_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "bfloat16"}
-_NPY_MAGIC = b"\x93NUMPY"
-_NPY_ERRORS = (ValueError, TypeError, SyntaxError, EOFError, OverflowError, tokenize.TokenError)
+Form = Literal["ours", "peft", "npy", "t5x", "zarr"]
+_T5X_INDICES = ("checkpoint", "_METADATA", "state/_METADATA", "state/checkpoint")
 
 
 @beartype(conf=BeartypeConf(is_pep484_tower=True))
@@ -74,154 +66,159 @@ def save_prompt(
     Raises:
       ConfigError: the prompt is not a finite matrix, or the path is not a local folder.
     """
-    prompt = _checked(np.asarray(prompt), f"the prompt for {os.fspath(folder)}")
-    description = {**to_dict(metadata), "prompt_sha256": _fingerprint(prompt)}
+    prompt = check_array(np.asarray(prompt), f"the prompt for {os.fspath(folder)}")
     with replace_folder(folder) as new:
-        (new / PEFT_CONFIG).write_text(_json(_peft_config(prompt, base_model)))
-        safetensors.numpy.save_file(
-            {_TENSOR: prompt}, new / PEFT_WEIGHTS, metadata={"format": "pt"}
-        )
-        (new / METADATA).write_text(_json(description))
+        peft.write_peft(new, prompt, base_model=base_model)
+        (new / METADATA).write_text(describe(prompt, metadata))
 
 
-def _json(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+def describe(prompt: Float[np.ndarray, "P D"], metadata: PromptMetadata) -> str:
+    """The text of prompt_tuning.json; PEFT's form carries it in the header of its weights."""
+    return to_json({**to_dict(metadata), "prompt_sha256": _fingerprint(prompt)})
 
 
 def _fingerprint(prompt: Float[np.ndarray, "P D"]) -> str:
     return hashlib.sha256(prompt.astype("<f4").tobytes()).hexdigest()
 
 
-def _peft_config(prompt: Float[np.ndarray, "P D"], base_model: str | None) -> dict[str, Any]:
-    length, embed_dim = prompt.shape
-    return {
-        "peft_type": "PROMPT_TUNING",
-        "task_type": "SEQ_2_SEQ_LM",
-        "base_model_name_or_path": base_model,
-        "inference_mode": True,
-        "num_virtual_tokens": length,
-        "token_dim": embed_dim,
-        # PEFT would otherwise expect 2 * length rows, of which it uses the first half.
-        "num_transformer_submodules": 1,
-        "prompt_tuning_init": "RANDOM",
-        "prompt_tuning_init_text": None,
-        "tokenizer_name_or_path": None,
-    }
+@dataclasses.dataclass(frozen=True)
+class StoredPrompt:
+    """A prompt as it was found: in float32, with what its form says of it."""
+
+    array: Float[np.ndarray, "P D"]
+    form: Form
+    metadata: PromptMetadata | None = None
+    base_model: str | None = None  # the Hugging Face name of its backbone
+    dtype: str = "float32"  # of the file
+    unused_rows: int = 0  # of PEFT's file
 
 
 def load_prompt(
     path: str | os.PathLike[str],
 ) -> tuple[Float[np.ndarray, "P D"], PromptMetadata | None]:
-    """The prompt, in float32, and what is known about it: None for a `.npy` or a folder of PEFT's.
+    """The prompt, in float32, and what is known about it: None where the form says nothing.
 
-    Nothing is executed: pickled arrays are refused. The sizes that a file declares are compared
-    with the file's before anything is allocated.
+    Reads everything that `recognise` knows. Nothing is executed: pickles are refused.
+
+    Raises:
+      ConfigError: there is no such prompt, or it is damaged.
+    """
+    stored = read_prompt(path)
+    return stored.array, stored.metadata
+
+
+def read_prompt(path: str | os.PathLike[str]) -> StoredPrompt:
+    """The prompt at a path, in whatever form.
 
     Raises:
       ConfigError: there is no such prompt, or it is damaged.
     """
     place = Path(path).expanduser()
+    form, place = ("t5x", place) if "://" in os.fspath(path) else recognise(place)
+    if form in ("ours", "peft"):
+        return _read_folder(place, form)
+    metadata = None
+    if form == "npy":
+        array = npy.read_npy(place)
+    elif form == "zarr":
+        array = read_zarr_prompt(place)
+    else:
+        array, step = read_t5x_prompt(path)
+        metadata = PromptMetadata(step=step)
+    checked = check_array(array, str(path))
+    return StoredPrompt(checked, form, metadata, dtype=array.dtype.name)
+
+
+def recognise(place: Path) -> tuple[Form, Path]:
+    """The form of a prompt, told by content, and the path of what is to be read.
+
+    * a folder with prompt_tuning.json in it is ours, another one of PEFT's files makes it PEFT's;
+    * a folder with the index of a T5X checkpoint (msgpack or Orbax) is one, with the prompt inside;
+      a single msgpack file can be one too, and one array of it may be given by its zarr folder;
+    * a file that begins as numpy's do is a `.npy`, whatever its name: the original's checkpoints
+      call it encoder.prompt.prompt.prompt. The folder that holds one such file stands for it.
+
+    Raises:
+      ConfigError: there is nothing, or nothing of these.
+    """
     if place.is_file():
-        return _checked(_read_npy(place), str(place)), None
-    if not (place / PEFT_WEIGHTS).is_file():
-        raise ConfigError(
-            f"there is no prompt at {place}: expected a folder with {PEFT_WEIGHTS} in it, or a "
-            f".npy file.{_nearby(place)}"
-        )
-    prompt = _checked(_read_safetensors(place), str(place / PEFT_WEIGHTS))
-    if not (place / METADATA).is_file():
-        return prompt, None
-    return prompt, _read_metadata(place / METADATA, prompt)
+        return _recognise_file(place)
+    if (place / METADATA).is_file():
+        return "ours", place
+    if any((place / name).is_file() for name in (peft.CONFIG, peft.WEIGHTS, peft.PICKLED)):
+        return "peft", place
+    if any((place / name).is_file() for name in (".zarray", "zarr.json")):
+        return "zarr", place
+    if any((place / name).is_file() for name in _T5X_INDICES):
+        return "t5x", place
+    arrays = [file for file in place.glob("*") if file.is_file() and _starts_as_npy(file)]
+    if len(arrays) == 1:
+        return "npy", arrays[0]
+    raise ConfigError(
+        f"there is no prompt at {place}: expected a folder of ours or of PEFT's "
+        f"({peft.WEIGHTS}), a .npy file, or a T5X checkpoint.{_nearby(place, arrays)}"
+    )
 
 
-def _nearby(place: Path) -> str:
+def _recognise_file(file: Path) -> tuple[Form, Path]:
+    if file.name in (METADATA, peft.CONFIG, peft.WEIGHTS):
+        return recognise(file.parent)
+    if _starts_as_npy(file):
+        return "npy", file
+    with file.open("rb") as stream:
+        first = stream.read(1)
+    if first and (0x81 <= first[0] <= 0x8F or first[0] in (0xDE, 0xDF)):  # a msgpack map
+        return "t5x", file
+    raise ConfigError(
+        f"expected a prompt folder, a .npy file or a T5X checkpoint, found {file}, which is "
+        "neither. (Pickles, .pt, .bin and .npz files are not read.)"
+    )
+
+
+def _starts_as_npy(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(len(npy.MAGIC)) == npy.MAGIC
+
+
+def _nearby(place: Path, arrays: list[Path]) -> str:
     """Prompts one or two levels below, for someone who gave a MODEL_DIR."""
-    found = [p.parent for g in ("*", "prompts/*") for p in place.glob(f"{g}/{PEFT_WEIGHTS}")]
+    found = [p.parent for g in ("*", "prompts/*") for p in place.glob(f"{g}/{peft.WEIGHTS}")]
+    found += [p for g in ("*", "numpy_checkpoints/*") for p in place.glob(f"{g}/*.prompt")]
+    found += [p.parent for p in place.glob(f"checkpoint_*/{_T5X_INDICES[0]}")] + arrays
     shown = ", ".join(str(p) for p in sorted(found)[-5:])
     return f" There are {len(found)} prompts in it; give one of them: {shown}." if found else ""
 
 
-def _read_npy(file: Path) -> np.ndarray:
-    data = file.read_bytes()
-    if not data.startswith(_NPY_MAGIC):
-        raise ConfigError(
-            f"expected a prompt folder or a .npy file, found {file}, which is neither."
-        )
-    stream = io.BytesIO(data)
-    try:
-        version = np.lib.format.read_magic(stream)
-        read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
-            version, np.lib.format.read_array_header_2_0
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # headers of Python 2 are welcome
-            shape, by_columns, dtype = read(stream)
-        declared = math.prod(shape) * dtype.itemsize
-        if dtype.hasobject or declared != len(data) - stream.tell():
-            raise ValueError(f"it declares {dtype}{shape}, and {declared} bytes do not follow")
-        flat = np.frombuffer(data, dtype, offset=stream.tell())
-        return flat.reshape(shape, order="F" if by_columns else "C")
-    except _NPY_ERRORS as error:
-        raise ConfigError(f"the prompt file {file} is damaged: {error}. Copy it again.") from error
+def _read_folder(folder: Path, form: Form) -> StoredPrompt:
+    adapter = peft.read_peft(folder)
+    prompt = adapter.prompt
+    metadata = None
+    if form == "ours":
+        file = folder / METADATA
+        metadata = _read_metadata(file.read_bytes(), prompt, str(file))
+    elif adapter.header:
+        where = f"the header of {folder / peft.WEIGHTS}"
+        metadata = _read_metadata(adapter.header, prompt, where)
+    unused = adapter.rows - len(prompt)
+    return StoredPrompt(prompt, form, metadata, adapter.base_model, adapter.dtype, unused)
 
 
-def _read_safetensors(folder: Path) -> np.ndarray:
-    file = folder / PEFT_WEIGHTS
-    try:
-        # The library compares the header with the file's size before it allocates.
-        tensors = dict(safetensors.deserialize(file.read_bytes()))
-    except (safetensors.SafetensorError, ValueError, TypeError) as error:
-        raise ConfigError(f"the prompt file {file} is damaged: {error}. Copy it again.") from error
-    if set(tensors) != {_TENSOR} or tensors[_TENSOR]["dtype"] not in _DTYPES:
-        found = {name: tensor["dtype"] for name, tensor in sorted(tensors.items())}
-        raise ConfigError(
-            f"the prompt file {file} must hold exactly {_TENSOR!r}, of one of the types "
-            f"{', '.join(_DTYPES)}; found {found}."
-        )
-    tensor = tensors[_TENSOR]
-    dtype = np.dtype(_DTYPES[tensor["dtype"]])
-    prompt = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
-    # PEFT saves twice the rows for an encoder-decoder by default and uses the first half.
-    config = _read_json(folder / PEFT_CONFIG) if (folder / PEFT_CONFIG).is_file() else {}
-    rows = config.get("num_virtual_tokens")
-    return prompt[:rows] if isinstance(rows, int) and prompt.ndim == 2 else prompt
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{file} is not JSON: {error}. Copy it again.") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{file} must hold a JSON object, found a {type(value).__name__}.")
-    return value
-
-
-def _read_metadata(file: Path, prompt: Float[np.ndarray, "P D"]) -> PromptMetadata:
-    values = _read_json(file)
+def _read_metadata(
+    text: bytes | str, prompt: Float[np.ndarray, "P D"], where: str
+) -> PromptMetadata:
+    values = parse_object(text, where)
     if values.pop("prompt_sha256", None) != _fingerprint(prompt):
         raise ConfigError(
-            f"{file} describes another prompt than {PEFT_WEIGHTS} beside it (the SHA-256 differs): "
-            "one of the two was replaced or damaged. Copy the folder again, or delete the former."
+            f"{where} describes another prompt than {peft.WEIGHTS} (the SHA-256 differs): one of "
+            "the two was replaced or damaged. Copy the folder again, or delete the former."
         )
     try:
         return from_dict(PromptMetadata, values)
     except (ConfigError, BeartypeException) as error:
         raise ConfigError(
-            f"{file} was written by another version of prompt-tuning "
+            f"{where} was written by another version of prompt-tuning "
             f"({values.get('prompt_tuning_version', 'unknown')}) or edited: {error}"
         ) from error
-
-
-def _checked(prompt: np.ndarray, where: str) -> Float[np.ndarray, "P D"]:
-    if prompt.ndim != 2 or 0 in prompt.shape:
-        raise ConfigError(f"{where} has shape {prompt.shape}; a prompt is a matrix (P, D).")
-    if not jnp.issubdtype(prompt.dtype, jnp.floating):
-        raise ConfigError(f"{where} holds {prompt.dtype}; a prompt holds floating-point numbers.")
-    prompt = np.array(prompt, dtype=np.float32, order="C")
-    if bad := int(np.size(prompt) - np.isfinite(prompt).sum()):
-        raise ConfigError(f"{where} holds {bad} values that are not finite: training diverged.")
-    return prompt
 
 
 def check_prompt(

@@ -1,0 +1,80 @@
+"""A prompt in a T5X checkpoint is found wherever a T5X program puts it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import random_params
+
+from prompt_tuning.checkpoint.identity import backbone_identity
+from prompt_tuning.checkpoint.prompt_file import load_prompt, read_prompt
+from prompt_tuning.checkpoint.t5x import write_t5x
+from prompt_tuning.checkpoint.t5x_prompt import PROMPT, read_identity
+from prompt_tuning.config import ConfigError
+
+ROWS = np.random.default_rng(0).standard_normal((5, 32)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("t5x") / "checkpoint_7"
+    write_t5x(path, {**random_params(), PROMPT: ROWS}, 7)
+    return path
+
+
+def test_the_prompt_of_a_checkpoint(checkpoint: Path) -> None:
+    prompt, metadata = load_prompt(checkpoint)
+    np.testing.assert_array_equal(prompt, ROWS)
+    assert metadata is not None
+    assert metadata.step == 7
+    np.testing.assert_array_equal(load_prompt(checkpoint / "checkpoint")[0], ROWS)
+
+
+def test_the_folder_of_its_array(checkpoint: Path) -> None:
+    stored = read_prompt(checkpoint / "target.encoder.prompt.prompt.prompt")
+    np.testing.assert_array_equal(stored.array, ROWS)
+    assert stored.form == "zarr"
+
+
+def test_the_originals_numpy_files(tmp_path: Path) -> None:
+    folder = tmp_path / "numpy_checkpoints" / "checkpoint_1130000"
+    folder.mkdir(parents=True)
+    with (folder / "encoder.prompt.prompt.prompt").open("wb") as file:
+        np.save(file, ROWS)
+    for path in (folder, folder / "encoder.prompt.prompt.prompt"):
+        np.testing.assert_array_equal(load_prompt(path)[0], ROWS)
+    with pytest.raises(ConfigError, match=r"There are 1 prompts in it.*prompt\.prompt\.prompt\.$"):
+        load_prompt(tmp_path)
+    with (folder / "encoder.other.prompt").open("wb") as file:
+        np.save(file, ROWS)
+    with pytest.raises(ConfigError, match="There are 2 prompts in it"):
+        load_prompt(folder)
+
+
+def test_no_prompt_or_one_of_another_kind(tmp_path: Path) -> None:
+    write_t5x(tmp_path / "model", random_params(), 0)
+    with pytest.raises(ConfigError, match=r"a model alone, without encoder/prompt/prompt/prompt"):
+        load_prompt(tmp_path / "model")
+    write_t5x(tmp_path / "several", {"encoder/prompt/prompt/shared_prompt": ROWS}, 0)
+    with pytest.raises(ConfigError, match=r"of another kind \(encoder/prompt/prompt/shared_pro"):
+        load_prompt(tmp_path / "several")
+
+
+def test_a_damaged_array(checkpoint: Path, tmp_path: Path) -> None:
+    write_t5x(tmp_path / "c", {PROMPT: ROWS}, 0)
+    array = tmp_path / "c" / "target.encoder.prompt.prompt.prompt"
+    (array / "0.0").write_bytes((array / "0.0").read_bytes()[:20])
+    for path in (tmp_path / "c", array):
+        with pytest.raises(ConfigError, match="copy it again"):
+            load_prompt(path)
+    text = (array / ".zarray").read_text()
+    (array / ".zarray").write_text(text.replace("[5,32]", "[5000000,3200000]"))
+    with pytest.raises(ConfigError, match="a prompt is a small matrix"):
+        load_prompt(array)
+    (array / ".zarray").write_text("{")
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_prompt(array)
+
+
+def test_the_identity_of_the_model_around_it(checkpoint: Path) -> None:
+    assert read_identity(checkpoint) == backbone_identity(random_params())
