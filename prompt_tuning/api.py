@@ -25,7 +25,7 @@ What is heavy is imported when it is called.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 
@@ -38,38 +38,21 @@ if TYPE_CHECKING:
     from prompt_tuning.evaluation.matrix import Matrix
     from prompt_tuning.training.loop import TrainResult
 
-Size = Literal["tiny", "small", "base", "large", "xl", "xxl"]
 
-# encoder layers, decoder layers, heads, head size, embedding, MLP, vocabulary
-_SIZES: dict[str, tuple[int, int, int, int, int, int, int]] = {
-    "small": (8, 8, 6, 64, 512, 1024, 32128),
-    "base": (12, 12, 12, 64, 768, 2048, 32128),
-    "large": (24, 24, 16, 64, 1024, 2816, 32128),
-    "xl": (24, 24, 32, 64, 2048, 5120, 32128),
-    "xxl": (24, 24, 64, 64, 4096, 10240, 32128),
-}
+def model_config(name: str) -> ModelConfig:
+    """The sizes of a published model, such as "base" (T5 1.1), "t5_1_0_base" or "mt5_small".
 
+    "tiny" is the backbone that comes with the package.
 
-def model_config(size: Size) -> ModelConfig:
-    """The sizes of a T5 1.1; "tiny" is the backbone that comes with the package.
+    Raises:
+      ConfigError: there is no model of that name.
 
     >>> model_config("xl").embed_dim
     2048
     """
-    if size == "tiny":
-        from prompt_tuning.world.assets import TINY_CONFIG
+    from prompt_tuning.backbones import sizes
 
-        return TINY_CONFIG
-    encoder, decoder, heads, head, embed, mlp, vocabulary = _SIZES[size]
-    return ModelConfig(
-        num_encoder_layers=encoder,
-        num_decoder_layers=decoder,
-        num_heads=heads,
-        head_dim=head,
-        embed_dim=embed,
-        mlp_dim=mlp,
-        num_embeddings=vocabulary,
-    )
+    return sizes.model_config(name)
 
 
 def train(experiment: Experiment) -> TrainResult:

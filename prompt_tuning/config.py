@@ -22,6 +22,7 @@ from beartype import BeartypeConf, beartype
 _typed = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 PromptInit = Literal["auto", "random_uniform", "sampled_vocab", "class_labels", "text", "file"]
+Activation = Literal["gelu", "relu", "silu", "linear"]
 EvalMethod = Literal["generate", "rank", "both"]
 OFFICIAL_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model"
 TINY = "tiny"  # as a checkpoint, a vocabulary or a model: the one that ships with the package
@@ -41,7 +42,7 @@ def _check(ok: bool, message: str) -> None:
 @_typed
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Sizes of a T5 1.1; the field names are T5X's."""
+    """Sizes and family of a T5; the field names are T5X's, the defaults T5 1.1's."""
 
     num_encoder_layers: int
     num_decoder_layers: int
@@ -50,6 +51,8 @@ class ModelConfig:
     embed_dim: int
     mlp_dim: int
     num_embeddings: int
+    mlp_activations: tuple[Activation, ...] = ("gelu", "linear")  # T5 1.0: ("relu",)
+    logits_via_embedding: bool = False  # T5 1.0: True, the embedding table is the output's as well
     relative_attention_num_buckets: int = 32
     relative_attention_max_distance: int = 128
     dropout_rate: float = 0.1
@@ -57,8 +60,12 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
-            if isinstance(value, int):
+            if type(value) is int:
                 _check(value >= 1, f"ModelConfig.{name} must be at least 1, found {value}.")
+        _check(
+            len(self.mlp_activations) >= 1,
+            "MLP_ACTIVATIONS is empty: ('gelu', 'linear') is T5 1.1's, ('relu',) T5 1.0's.",
+        )
         _check(
             0.0 <= self.dropout_rate < 1.0,
             f"DROPOUT_RATE must lie in [0, 1), found {self.dropout_rate}.",

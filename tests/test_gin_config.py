@@ -15,8 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prompt_tuning import config, gin_config, gin_settings
-from prompt_tuning.config import ConfigError, EvalRun, Experiment, InferRun
+from prompt_tuning import api, config, gin_config, gin_settings
+from prompt_tuning.backbones import sizes
+from prompt_tuning.config import ConfigError, EvalRun, Experiment, InferRun, ModelConfig
+from prompt_tuning.model import t5
 
 GIN = gin_settings.gin_folder()
 GOLDEN = Path(__file__).parent / "golden" / "config"
@@ -94,9 +96,7 @@ def test_every_combination_resolves_and_nothing_clobbers(model, prompt):
 
 
 def test_there_are_models_prompts_and_tasks():
-    assert {Path(m).stem.removeprefix("t5_1_1_") for m in MODELS} == {
-        *("tiny", "small", "base", "large", "xl", "xxl")
-    }
+    assert {Path(m).stem for m in MODELS} == {"t5_1_1_tiny", *sizes.NAMES}
     assert len(PROMPTS) == 5
     assert {"superglue/boolq.gin", "superglue/cb.gin", "superglue/rte.gin"} <= set(TASKS)
 
@@ -107,18 +107,28 @@ def test_golden(name):
     assert gin_config.to_gin(load(files, bindings)) == (GOLDEN / f"{name}.txt").read_text()
 
 
+def count_parameters(model: ModelConfig) -> int:
+    """From models of one and two layers: all of a stack's are alike."""
+
+    def count(**layers: int) -> int:
+        shapes = t5.param_shapes(dataclasses.replace(model, **layers))
+        return sum(shape.size for shape in shapes.values())
+
+    one = count(num_encoder_layers=1, num_decoder_layers=1)
+    encoder = count(num_encoder_layers=2, num_decoder_layers=1) - one
+    decoder = count(num_encoder_layers=1, num_decoder_layers=2) - one
+    return one + (model.num_encoder_layers - 1) * encoder + (model.num_decoder_layers - 1) * decoder
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_model_files_say_their_parameter_count(model):
-    from prompt_tuning import api
-    from prompt_tuning.model import t5
-
     (count,) = re.findall(r"([\d,]+) parameters", (GIN / model).read_text())
-    sizes = load([model, RECIPE, "superglue/cb.gin"], WHERE).model
-    shapes = t5.param_shapes(sizes).values()
-    assert sum(shape.size for shape in shapes) == int(count.replace(",", ""))
-    size = Path(model).stem.removeprefix("t5_1_1_")
-    in_python = dataclasses.replace(api.model_config(size), dropout_rate=sizes.dropout_rate)
-    assert sizes == in_python  # every value is there without gin, too
+    found = load([model, RECIPE, "superglue/cb.gin"], WHERE).model
+    assert count_parameters(found) == int(count.replace(",", ""))
+    name = Path(model).stem
+    in_python = api.model_config("tiny" if name == "t5_1_1_tiny" else name)
+    # Every value is there without gin, too.
+    assert found == dataclasses.replace(in_python, dropout_rate=found.dropout_rate)
 
 
 def test_models_prompts_and_tasks_hold_macros_only():
@@ -146,11 +156,11 @@ def test_defaults_are_those_of_the_dataclasses():
     required = [
         f.name for f in dataclasses.fields(config.ModelConfig) if f.default is dataclasses.MISSING
     ]
-    sizes = {name: getattr(found.model, name) for name in required}
+    needed = {name: getattr(found.model, name) for name in required}
     assert found == Experiment(
         model_dir="out",
         initial_checkpoint_path="gs://bucket/checkpoint_1100000",
-        model=config.ModelConfig(**sizes),
+        model=config.ModelConfig(**needed),
         data=config.DataConfig(
             mixture_or_task_name="a_task", task_feature_lengths={"inputs": 9, "targets": 2}
         ),

@@ -23,17 +23,26 @@ ALLOWED = {
     "world": {"checkpoint", "model"},  # `pretrain.py` writes a checkpoint; the rest is plain Python
     "exchange": set(),  # files of others: what they mean here is `checkpoint`'s to say
     "checkpoint": {"exchange", "model"},
+    "backbones": {"checkpoint", "model", "world"},
     "text": set(),
     "data": {"text", "world"},
-    "serving": {"checkpoint", "data", "model", "world"},
+    "serving": {"backbones", "checkpoint", "data", "model", "world"},
     "scoring": {"data", "model", "text"},
-    "training": {"checkpoint", "data", "model", "scoring", "text", "world"},
+    "training": {"backbones", "checkpoint", "data", "model", "scoring", "text", "world"},
     "evaluation": {"checkpoint", "data", "model", "scoring", "text", "training"},
-    "t5x_inputs": {"checkpoint", "data", "model", "training"},
+    "t5x_inputs": {"backbones", "checkpoint", "data", "model", "training"},
     "t5x_plugin": {"checkpoint", "model", "t5x_inputs", "training"},
     "t5x_engine": {"checkpoint", "gin_config", "gin_settings", "t5x_inputs", "training"},
-    "api": {"checkpoint", "evaluation", "gin_config", "serving", "training", "world"},
-    "commands": {"data", "evaluation", "gin_config", "serving", "t5x_engine", "training"},
+    "api": {"backbones", "checkpoint", "evaluation", "gin_config", "serving", "training", "world"},
+    "commands": {
+        "backbones",
+        "data",
+        "evaluation",
+        "gin_config",
+        "serving",
+        "t5x_engine",
+        "training",
+    },
     "cli": {"commands"},
 }
 # Only these may touch the room of TensorFlow.
@@ -143,6 +152,8 @@ def test_every_module_has_a_test_of_its_name():
         "replace_folder": "checkpoint_t5x",
         "mixed_batch": "predictor",
         **dict.fromkeys(("npy", "prompt_array"), "prompt_file"),
+        **dict.fromkeys(("attention", "layers"), "t5"),
+        "sizes": "gin_config",
         **dict.fromkeys(("assets", "generator", "objectives", "pretrain", "probe"), "world"),
     }
     names = {p.stem for p in SOURCES} - {"__init__"}

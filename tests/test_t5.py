@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tiny_models import CONFIG, random_batch, random_params
 
 from prompt_tuning.config import ModelConfig
-from prompt_tuning.model import t5
+from prompt_tuning.model import attention, t5
 from prompt_tuning.model.loss import forward as plain_forward
 from prompt_tuning.model.loss import loss_fn, sequence_log_likelihood
 
@@ -151,14 +151,14 @@ def test_t5_drops_out_everywhere_with_one_mask_for_all_positions():
 @given(st.integers(1, 200))
 @settings(max_examples=20, deadline=None)
 def test_buckets_are_symmetric_and_monotone(length):
-    both = t5.relative_position_buckets(
+    both = attention.relative_position_buckets(
         length, length, bidirectional=True, num_buckets=32, max_distance=128
     )
     after, before = both[0], both[:, 0]
     assert (after[1:] == before[1:] + 16).all()
     assert (np.diff(before) >= 0).all()
     assert before.max() <= 15
-    causal = t5.relative_position_buckets(
+    causal = attention.relative_position_buckets(
         length, length, bidirectional=False, num_buckets=32, max_distance=128
     )
     assert (np.diff(causal[:, 0]) >= 0).all()

@@ -22,7 +22,7 @@ LOGICAL_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"(encoder|decoder)/relpos_bias/rel_embedding", ("heads", "relpos_buckets")),
     (r".*/(query|key|value)/kernel", ("embed", "joined_kv")),
     (r".*/out/kernel", ("joined_kv", "embed")),
-    (r".*/mlp/wi_[01]/kernel", ("embed", "mlp")),
+    (r".*/mlp/wi(_\d+)?/kernel", ("embed", "mlp")),
     (r".*/mlp/wo/kernel", ("mlp", "embed")),
     (r"decoder/logits_dense/kernel", ("embed", "vocab")),
     (r".*/scale", ("embed",)),

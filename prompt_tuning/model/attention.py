@@ -1,0 +1,149 @@
+"""T5's attention: relative position buckets, their learned bias, and the heads.
+
+`layers.py`, the next file, makes layers of it. Letters as in `t5.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from prompt_tuning.config import ModelConfig
+
+MASKED = -1e10  # what T5X adds to the attention logit of a masked pair
+
+
+def relative_position_buckets(
+    queries: int, keys: int, *, bidirectional: bool, num_buckets: int, max_distance: int
+) -> Int[np.ndarray, "queries keys"]:
+    """The bucket of every (query, key) distance (Raffel et al. 2020, 2.1).
+
+    Half of the buckets hold one distance each; the other half grow with the logarithm up to
+    `max_distance` and the last takes all beyond. Bidirectional attention spends half of both on
+    keys that come after the query. Logarithms are in float32, as in T5X: they decide ties.
+    """
+    distance = np.arange(keys)[None, :] - np.arange(queries)[:, None]
+    offset = np.zeros_like(distance)
+    if bidirectional:
+        num_buckets //= 2
+        offset = np.where(distance > 0, num_buckets, 0)
+        distance = np.abs(distance)
+    else:
+        distance = np.maximum(-distance, 0)
+    exact = num_buckets // 2
+    ratio = np.maximum(distance, 1).astype(np.float32) / exact + np.finfo(np.float32).eps
+    growth = np.log(ratio) / np.log(max_distance / exact) * (num_buckets - exact)
+    far = np.minimum(exact + growth.astype(np.int32), num_buckets - 1)
+    return (offset + np.where(distance < exact, distance, far)).astype(np.int32)
+
+
+def attention_bias(allowed: Bool[Array, "B Q S"]) -> Float[Array, "B 1 Q S"]:
+    """0 where a query may see a key and -1e10 elsewhere."""
+    return jnp.where(allowed, 0.0, MASKED)[:, None].astype(jnp.float32)
+
+
+class RelativePositionBias(nn.Module):
+    """One table `rel_embedding` float[H, buckets], shared by all layers of a stack."""
+
+    config: ModelConfig
+    bidirectional: bool
+
+    @nn.compact
+    def __call__(self, queries: int, keys: int) -> Float[Array, "1 H Q S"]:
+        """The learned bias of every head for every pair of positions."""
+        c = self.config
+        num_buckets = c.relative_attention_num_buckets
+        table = self.param(
+            "rel_embedding",
+            nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"),
+            (c.num_heads, num_buckets),
+        )
+        buckets = relative_position_buckets(
+            queries,
+            keys,
+            bidirectional=self.bidirectional,
+            num_buckets=num_buckets,
+            max_distance=c.relative_attention_max_distance,
+        )
+        return jnp.take(table.astype(jnp.float32), buckets, axis=1)[None]
+
+
+class Attention(nn.Module):
+    """Multi-head attention with additive bias, without scaling by sqrt(K) (T5)."""
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        c = self.config
+        joined = c.num_heads * c.head_dim
+        # The scale of the logits sits in the initialiser of the query instead.
+        query_init = fan_in("normal", 1.0 / c.head_dim)
+        self.query = dense(joined, c, query_init)
+        self.key = dense(joined, c, fan_in("normal"))
+        self.value = dense(joined, c, fan_in("normal"))
+        self.out = dense(c.embed_dim, c, fan_in("normal"))
+        self.drop = dropout(c)
+
+    def split_heads(self, x: Float[Array, "B S HK"]) -> Float[Array, "B S H K"]:
+        """Separates the heads, which T5X's kernels keep joined."""
+        return x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_dim)
+
+    def keys_values(
+        self, source: Float[Array, "B S D"]
+    ) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]:
+        """Keys and values of `source`, computed apart so that decoding can keep them."""
+        return self.split_heads(self.key(source)), self.split_heads(self.value(source))
+
+    def __call__(
+        self,
+        x: Float[Array, "B Q D"],
+        keys_values: tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]],
+        bias: Float[Array, "#B #H Q S"],
+        *,
+        train: bool = False,
+    ) -> Float[Array, "B Q D"]:
+        """Every query's mean of the values, weighted by softmax(query . key + bias) in float32."""
+        key, value = keys_values
+        query = self.split_heads(self.query(x))
+        logits = jnp.einsum("BQHK,BSHK->BHQS", query, key, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits + bias, axis=-1).astype(x.dtype)
+        # One mask for all queries, as T5 drops.
+        weights = self.drop(weights, deterministic=not train)
+        attended = jnp.einsum("BHQS,BSHK->BQHK", weights, value)
+        return self.out(attended.reshape(*x.shape[:-1], -1))
+
+
+# What every layer is made of ---------------------------------------------------------------------
+
+
+def fan_in(
+    distribution: Literal["truncated_normal", "normal"] = "truncated_normal", scale: float = 1.0
+) -> Any:
+    """The initialiser of a kernel whose outputs have the variance `scale`."""
+    return nn.initializers.variance_scaling(scale, "fan_in", distribution)
+
+
+def dense(features: int, config: ModelConfig, kernel_init: Any, name: str | None = None) -> Any:
+    """A matrix without a bias; T5 has no biases."""
+    return nn.Dense(
+        features,
+        use_bias=False,
+        dtype=jnp.dtype(config.dtype),
+        kernel_init=kernel_init,
+        name=name,
+    )
+
+
+def norm(config: ModelConfig) -> nn.RMSNorm:
+    """T5's layer norm: scaled by the root mean square, not centred."""
+    return nn.RMSNorm(epsilon=1e-6, dtype=jnp.dtype(config.dtype), use_fast_variance=False)
+
+
+def dropout(config: ModelConfig) -> nn.Dropout:
+    """Dropout with one mask for all positions (axis -2), as T5 drops everywhere."""
+    return nn.Dropout(config.dropout_rate, broadcast_dims=(-2,))

@@ -1,0 +1,133 @@
+"""The layers of a T5: the MLP in its two forms, and one layer of either stack.
+
+After `attention.py`; `t5.py` stacks them. Letters as in `t5.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Mapping
+
+import flax.linen as nn
+import jax
+from jaxtyping import Array, Float, Int
+
+from prompt_tuning.config import ModelConfig
+from prompt_tuning.model.attention import Attention, dense, dropout, fan_in, norm
+
+ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
+    "gelu": functools.partial(nn.gelu, approximate=True),
+    "relu": nn.relu,
+    "silu": nn.silu,
+    "linear": lambda x: x,
+}
+
+
+class Mlp(nn.Module):
+    """The MLP: wo(relu(wi x)) in T5 1.0, wo(gelu(wi_0 x) * wi_1 x) in all that came later.
+
+    Each of `mlp_activations` has a kernel of its own, and what they give is multiplied, as in T5X.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B S D"], *, train: bool = False) -> Float[Array, "B S D"]:
+        """The block's output, to be added to `x` by the layer."""
+        c = self.config
+        names = ["wi"] if len(c.mlp_activations) == 1 else _numbered(len(c.mlp_activations))
+        parts = [
+            ACTIVATIONS[activation](dense(c.mlp_dim, c, fan_in(), name)(x))
+            for activation, name in zip(c.mlp_activations, names, strict=True)
+        ]
+        hidden = dropout(c)(functools.reduce(operator.mul, parts), deterministic=not train)
+        return dense(c.embed_dim, c, fan_in(), "wo")(hidden)
+
+
+def _numbered(count: int) -> list[str]:
+    return [f"wi_{number}" for number in range(count)]
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and MLP, each behind a norm and added to what came in."""
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        c = self.config
+        self.pre_attention_layer_norm = norm(c)
+        self.attention = Attention(c)
+        self.pre_mlp_layer_norm = norm(c)
+        self.mlp = Mlp(c)
+        self.drop = dropout(c)
+
+    def __call__(
+        self, x: Float[Array, "B S D"], bias: Float[Array, "B H S S"], *, train: bool
+    ) -> Float[Array, "B S D"]:
+        """The layer's output."""
+        y = self.pre_attention_layer_norm(x)
+        y = self.attention(y, self.attention.keys_values(y), bias, train=train)
+        x = x + self.drop(y, deterministic=not train)
+        y = self.mlp(self.pre_mlp_layer_norm(x), train=train)
+        return x + self.drop(y, deterministic=not train)
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, cross-attention and MLP, each behind a norm and added to what came in."""
+
+    config: ModelConfig
+
+    def setup(self) -> None:
+        c = self.config
+        self.pre_self_attention_layer_norm = norm(c)
+        self.self_attention = Attention(c)
+        self.pre_cross_attention_layer_norm = norm(c)
+        self.encoder_decoder_attention = Attention(c)
+        self.pre_mlp_layer_norm = norm(c)
+        self.mlp = Mlp(c)
+        self.drop = dropout(c)
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        encoded: Float[Array, "B S D"],
+        biases: tuple[Float[Array, "#B H L L"], Float[Array, "B 1 L S"]],
+        *,
+        train: bool,
+    ) -> Float[Array, "B L D"]:
+        """The layer's output for whole target sequences."""
+        self_bias, cross_bias = biases
+        y = self.pre_self_attention_layer_norm(x)
+        y = self.self_attention(y, self.self_attention.keys_values(y), self_bias, train=train)
+        x = x + self.drop(y, deterministic=not train)
+        cross = self.encoder_decoder_attention.keys_values(encoded)
+        return self._cross_and_mlp(x, cross, cross_bias, train=train)
+
+    def step(
+        self,
+        x: Float[Array, "B 1 D"],
+        cache: dict[str, Array],
+        biases: tuple[Array, Array],
+        index: Int[Array, ""],
+    ) -> tuple[Float[Array, "B 1 D"], dict[str, Array]]:
+        """The same for the target at `index` alone, given the keys and values of those before."""
+        self_bias, cross_bias = biases
+        y = self.pre_self_attention_layer_norm(x)
+        key, value = self.self_attention.keys_values(y)
+        update = jax.lax.dynamic_update_slice_in_dim
+        key = update(cache["self_key"], key, index, axis=1)
+        value = update(cache["self_value"], value, index, axis=1)
+        x = x + self.self_attention(y, (key, value), self_bias)
+        cross = cache["cross_key"], cache["cross_value"]
+        x = self._cross_and_mlp(x, cross, cross_bias, train=False)
+        return x, cache | {"self_key": key, "self_value": value}
+
+    def _cross_and_mlp(
+        self, x: Array, cross: tuple[Array, Array], bias: Array, *, train: bool
+    ) -> Array:
+        y = self.pre_cross_attention_layer_norm(x)
+        y = self.encoder_decoder_attention(y, cross, bias, train=train)
+        x = x + self.drop(y, deterministic=not train)
+        y = self.mlp(self.pre_mlp_layer_norm(x), train=train)
+        return x + self.drop(y, deterministic=not train)
