@@ -187,9 +187,17 @@ class TrainConfig:
     label_smoothing: float = 0.0
     random_seed: int = 0
     checkpoint_period: int | None = None  # None: at every evaluation
+    length_groups: int = 4  # parts, by length, that a batch is cut into where that saves padding
+    microbatches: int = 1  # parts that it is cut into in any case: less memory, same gradient
 
     def __post_init__(self) -> None:
-        for name in ("train_steps", "train_steps_relative", "checkpoint_period"):
+        for name in (
+            "train_steps",
+            "train_steps_relative",
+            "checkpoint_period",
+            "length_groups",
+            "microbatches",
+        ):
             value = getattr(self, name)
             _check(value is None or value >= 1, f"{name.upper()} must be >= 1, found {value}.")
         _check(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prompt_tuning.config import ConfigError
-from prompt_tuning.data import features, prepare, tasks
+from prompt_tuning.data import features, groups, prepare, tasks
 from prompt_tuning.data.vocabulary import load_vocabulary
 from prompt_tuning.text import metrics
 
@@ -211,7 +211,7 @@ def test_a_batch_is_its_rows(rows):
     inputs, targets = zip(*rows, strict=True)
     batch = features.make_batch(inputs, targets, {"inputs": 40, "targets": 6})
     width = batch["encoder_input_tokens"].shape[1]
-    assert width in features.input_widths(40)
+    assert width in groups.input_widths(40)
     assert batch["decoder_target_tokens"].shape == (len(rows), 6)
     for i, (row, target) in enumerate(rows):
         assert batch["encoder_input_tokens"][i].tolist() == row + [0] * (width - len(row))
@@ -224,8 +224,7 @@ def test_a_batch_is_its_rows(rows):
 def test_a_batch_equals_the_one_seqio_makes():
     """T5X feeds its model through this converter; ours differs in the padding of inputs alone."""
     rows = features.load_rows(CB, "train", LENGTHS)
-    (batch, real), *rest = features.eval_batches(rows, 5, LENGTHS)
-    assert (real, rest) == (5, [])
+    batch = features.make_batch(rows.inputs, rows.targets, LENGTHS)
     converted = seqio.get_dataset(
         CB,
         LENGTHS,
@@ -243,16 +242,6 @@ def test_a_batch_equals_the_one_seqio_makes():
     assert batch["encoder_input_tokens"][:, -width // 2 :].any()  # no narrower width would do
 
 
-@settings(deadline=None)
-@given(st.integers(1, 1000))
-def test_widths_are_few_and_end_with_the_length(length):
-    widths = features.input_widths(length)
-    assert len(widths) <= 4
-    assert list(widths) == sorted(set(widths))
-    assert widths[-1] == length
-    assert all(width % 8 == 0 for width in widths[:-1])
-
-
 def test_a_row_that_was_not_cut_is_refused():
     with pytest.raises(AssertionError, match="a row of 7 tokens was not cut to 4"):
         features.make_batch([[1]], [[1] * 7], {"inputs": 8, "targets": 4})
@@ -261,16 +250,18 @@ def test_a_row_that_was_not_cut_is_refused():
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 8])
-def test_evaluation_goes_through_all_rows_once_and_in_order(batch_size):
+def test_evaluation_goes_through_all_rows_once_and_in_order_of_length(batch_size):
     rows = features.load_rows(CB, "train", LENGTHS)
     seen = []
-    for batch, real in features.eval_batches(rows, batch_size, LENGTHS):
+    for batch, places in features.eval_batches(rows, batch_size, LENGTHS):
         assert batch["encoder_input_tokens"].shape[0] == batch_size
-        assert not batch["encoder_input_tokens"][real:].any()
-        assert not batch["decoder_loss_weights"][real:].any()
-        seen += [tokens[tokens > 0] for tokens in batch["encoder_input_tokens"][:real]]
-    for tokens, expected in zip(seen, rows.inputs, strict=True):
-        np.testing.assert_array_equal(tokens, expected)
+        assert not batch["decoder_loss_weights"][len(places) :].any()
+        for place, tokens in zip(places, batch["encoder_input_tokens"], strict=False):
+            np.testing.assert_array_equal(tokens[tokens > 0], rows.inputs[place])
+        seen += places
+    assert sorted(seen) == list(range(len(rows)))
+    lengths = [len(rows.inputs[place]) for place in seen]
+    assert lengths == sorted(lengths, reverse=True)
 
 
 def make_rows(task: str, size: int) -> features.Rows:
@@ -300,6 +291,24 @@ def test_training_resumes_anywhere(seed, size, batch_size, start):
         batch(position, size=1)[0] for position in range(batch_size * start, batch_size * start + 3)
     ]
     np.testing.assert_array_equal(single[:batch_size], ahead[0][:3])
+
+
+def test_groups_are_the_batch_in_another_order():
+    rows = [features.load_rows("tiny_mood", "validation", LENGTHS)]
+    cutting = groups.Cutting(inputs=64, targets=16, prompt=0, fewest=4, most=4)
+    where = {"seed": 3, "step": 1, "batch_size": 8}
+    whole = features.train_batch(rows, [1.0], lengths=LENGTHS, **where)
+    cut = features.train_groups(rows, [1.0], cutting, **where)
+    assert [len(g["encoder_input_tokens"]) for g in cut] == [2, 2, 2, 2]
+
+    def pairs(batches):
+        found = []
+        for batch in batches:
+            columns = [batch["encoder_input_tokens"], batch["decoder_target_tokens"]]
+            found += [tuple(tuple(c[c > 0]) for c in row) for row in zip(*columns, strict=True)]
+        return found
+
+    assert sorted(pairs(cut)) == sorted(pairs([whole]))
 
 
 def test_one_epoch_of_batches_has_every_row_once():

@@ -17,7 +17,7 @@ from prompt_tuning.training import optim, step
 OPTIMIZER = OptimizerConfig()
 
 
-def parts(rules=optim.PROMPT_RULES, config=CONFIG, length=5):
+def make_parts(rules=optim.PROMPT_RULES, config=CONFIG, length=5):
     params = {**random_params(config), "prompt": random_prompt(length, config)}
     trainable, frozen = optim.split_params(params, rules)
     optimizer = optim.make_optimizer(OPTIMIZER, rules)
@@ -25,7 +25,7 @@ def parts(rules=optim.PROMPT_RULES, config=CONFIG, length=5):
 
 
 def test_ten_steps_move_the_prompt_and_nothing_else():
-    state, frozen, optimizer = parts()
+    state, frozen, optimizer = make_parts()
     before = {name: np.asarray(value).copy() for name, value in frozen.items()}
     prompt = np.asarray(state.trainable["prompt"]).copy()
     train_step = jax.jit(step.make_train_step(CONFIG, TrainConfig(), optimizer), donate_argnums=0)
@@ -43,7 +43,7 @@ def test_ten_steps_move_the_prompt_and_nothing_else():
 
 
 def test_no_gradient_slot_or_output_is_larger_than_the_prompt():
-    state, frozen, optimizer = parts()
+    state, frozen, optimizer = make_parts()
     train_step = step.make_train_step(CONFIG, TrainConfig(), optimizer)
     outputs = jax.eval_shape(train_step, state, frozen, random_batch())
     size = state.trainable["prompt"].size
@@ -83,7 +83,7 @@ def test_the_step_costs_two_forward_passes():
 
 
 def test_model_tuning_is_the_same_step_with_another_mask():
-    state, frozen, optimizer = parts(optim.MODEL_RULES, length=0)
+    state, frozen, optimizer = make_parts(optim.MODEL_RULES, length=0)
     train = TrainConfig(trainable="model")
     before = {name: np.asarray(value).copy() for name, value in state.trainable.items()}
     train_step = jax.jit(step.make_train_step(CONFIG, train, optimizer))
@@ -99,7 +99,7 @@ def test_five_and_five_steps_are_ten(rate):
     train_step = None
     ends = []
     for pause in (False, True):
-        state, frozen, optimizer = parts(config=config)
+        state, frozen, optimizer = make_parts(config=config)
         train_step = jax.jit(step.make_train_step(config, TrainConfig(), optimizer))
         for i in range(10):
             if pause and i == 5:  # through the host, as a saved state goes
@@ -110,9 +110,68 @@ def test_five_and_five_steps_are_ten(rate):
         np.testing.assert_array_equal(straight, resumed)
 
 
+def cut(batch, parts):
+    """Length groups of a batch, each padded to what its own rows need."""
+    order = np.argsort(np.asarray(batch["encoder_input_tokens"] > 0).sum(1), kind="stable")
+    groups = []
+    for rows in np.split(order, parts):
+        group = {name: np.asarray(value)[rows] for name, value in batch.items()}
+        widths = {
+            name: int((group[whole] > 0).sum(1).max())
+            for name, whole in (("e", "encoder_input_tokens"), ("d", "decoder_target_tokens"))
+        }
+        groups.append({name: jnp.asarray(v[:, : widths[name[0]]]) for name, v in group.items()})
+    return groups
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_length_groups_sum_to_the_gradient_of_the_padded_batch(parts):
+    batch = random_batch(rows=8, inputs=24, targets=6)
+    gradient = step.make_gradient(CONFIG, TrainConfig())
+    state, frozen, optimizer = make_parts()
+    whole, metrics = jax.jit(gradient)(state, frozen, batch, None)
+    programs = step.compile_step(CONFIG, TrainConfig(), optimizer)
+    groups = cut(batch, parts)
+    assert len({g["encoder_input_tokens"].shape for g in groups}) > 1
+    total = programs.zeros(state)
+    for number, group in enumerate(groups):
+        total = programs.add(total, state, frozen, group, jnp.int32(number))
+    grad, expected = np.asarray(total[0]["prompt"]), np.asarray(whole["prompt"])
+    np.testing.assert_allclose(grad, expected, atol=1e-5 * np.abs(expected).max())
+    for name, value in metrics.items():
+        np.testing.assert_allclose(total[1][name], value, rtol=1e-5, err_msg=name)
+
+
+def test_a_step_on_groups_is_the_step_on_the_batch():
+    batch = random_batch(rows=8, inputs=24, targets=6)
+    ends = []
+    for parts in (1, 4):
+        state, frozen, optimizer = make_parts()
+        programs = step.compile_step(CONFIG, TrainConfig(), optimizer)
+        for _ in range(3):
+            state, metrics = step.run_step(programs, state, frozen, cut(batch, parts))
+        ends.append((np.asarray(state.trainable["prompt"]), float(metrics["gradient_norm"])))
+        assert int(state.step) == 3
+        assert programs.whole._cache_size() == (parts == 1)
+        assert programs.update._cache_size() == (parts == 4)
+    np.testing.assert_allclose(ends[1][0], ends[0][0], atol=1e-4)
+    np.testing.assert_allclose(ends[1][1], ends[0][1], rtol=1e-4)
+
+
+def test_groups_drop_out_by_seed_step_and_number():
+    config = ModelConfig(**{**CONFIG.__dict__, "dropout_rate": 0.5})
+    state, frozen, _ = make_parts(config=config)
+    gradient = jax.jit(step.make_gradient(config, TrainConfig()))
+    batch = random_batch()
+    losses = [
+        float(gradient(state, frozen, batch, jnp.int32(group))[1]["loss"]) for group in (0, 1, 0)
+    ]
+    assert losses[0] == losses[2] != losses[1]
+
+
 def test_z_loss_and_label_smoothing_are_those_of_the_settings():
     train = TrainConfig(z_loss=0.05, label_smoothing=0.2)
-    state, frozen, optimizer = parts()
+    state, frozen, optimizer = make_parts()
     prompt, batch = jnp.array(state.trainable["prompt"]), random_batch()
     _, metrics = jax.jit(step.make_train_step(CONFIG, train, optimizer))(state, frozen, batch)
 
@@ -132,7 +191,7 @@ def test_z_loss_and_label_smoothing_are_those_of_the_settings():
 def test_dropout_differs_between_steps_and_seeds():
     config = ModelConfig(**{**CONFIG.__dict__, "dropout_rate": 0.5})
     losses = []
-    state, frozen, optimizer = parts(config=config)
+    state, frozen, optimizer = make_parts(config=config)
     for seed, numbers in ((0, (0, 1, 0)), (1, (0,))):
         run = jax.jit(step.make_train_step(config, TrainConfig(random_seed=seed), optimizer))
         for number in numbers:

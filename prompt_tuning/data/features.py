@@ -17,6 +17,7 @@ from jaxtyping import Float32, Int32
 from seqio.utils import Feature
 
 from prompt_tuning.config import ConfigError, DataConfig
+from prompt_tuning.data.groups import Cutting, cut_batch, fitting_width, input_widths
 from prompt_tuning.data.order import row_order
 from prompt_tuning.data.sources import check_source
 from prompt_tuning.data.tasks import (
@@ -238,22 +239,57 @@ def train_batch(
     lengths: Lengths,
 ) -> Batch:
     """The batch of a step, a pure function of (seed, step); steps count from 0 in this run."""
+    return make_batch(*_step_rows(rows, rates, seed, step, batch_size), lengths)
+
+
+def train_groups(
+    rows: Sequence[Rows],
+    rates: Sequence[float],
+    cutting: Cutting,
+    *,
+    seed: int,
+    step: int,
+    batch_size: int,
+) -> list[Batch]:
+    """The same batch as length groups: every row in one of them, and their losses add up to its."""
+    inputs, targets = _step_rows(rows, rates, seed, step, batch_size)
+    groups = cut_batch([len(x) for x in inputs], [len(x) for x in targets], cutting)
+    return [
+        _pad_batch(
+            [inputs[i] for i in group.rows],
+            [targets[i] for i in group.rows],
+            group.inputs,
+            group.targets,
+        )
+        for group in groups
+    ]
+
+
+def _step_rows(
+    rows: Sequence[Rows], rates: Sequence[float], seed: int, step: int, batch_size: int
+) -> tuple[list[Tokens], list[Tokens]]:
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     task, row = row_order(seed, [len(r) for r in rows], rates, positions)
     chosen = [(rows[t], int(i)) for t, i in zip(task, row, strict=True)]
-    return make_batch([r.inputs[i] for r, i in chosen], [r.targets[i] for r, i in chosen], lengths)
+    return [r.inputs[i] for r, i in chosen], [r.targets[i] for r, i in chosen]
 
 
-def eval_batches(rows: Rows, batch_size: int, lengths: Lengths) -> Iterator[tuple[Batch, int]]:
-    """Batches of all rows in order, with how many of their rows are real.
+def eval_batches(
+    rows: Rows, batch_size: int, lengths: Lengths
+) -> Iterator[tuple[Batch, list[int]]]:
+    """Batches of rows of like length, longest first, and the numbers of the rows in each.
 
-    Every batch has `batch_size` rows, so that it is compiled once; the last one is filled up with
-    rows of padding, which have no loss weight.
+    Every batch has `batch_size` rows, so that few shapes are compiled; the last one is filled up
+    with copies of its last input without targets: a copy ends when the row does, and has no loss
+    weight.
     """
+    order = sorted(range(len(rows)), key=lambda row: -len(rows.inputs[row]))
     for start in range(0, len(rows), batch_size):
-        inputs, targets = (x[start : start + batch_size] for x in (rows.inputs, rows.targets))
-        fill = [np.zeros(0, np.int32)] * (batch_size - len(inputs))
-        yield make_batch([*inputs, *fill], [*targets, *fill], lengths), len(inputs)
+        places = order[start : start + batch_size]
+        fill = batch_size - len(places)
+        inputs = [rows.inputs[i] for i in [*places, *places[-1:] * fill]]
+        targets = [rows.targets[i] for i in places] + [np.zeros(0, np.int32)] * fill
+        yield make_batch(inputs, targets, lengths), places
 
 
 def make_batch(
@@ -268,29 +304,24 @@ def make_batch(
     ((1, 8), [[0, 7, 1, 0]])
     """
     longest = max((len(row) for row in inputs), default=0)
-    widths = input_widths(lengths["inputs"])
-    width = next((n for n in widths if n >= longest), widths[-1])
-    target_tokens = _pad(targets, lengths["targets"])
+    width = fitting_width(longest, input_widths(lengths["inputs"]))
+    return _pad_batch(inputs, targets, width, lengths["targets"])
+
+
+def _pad_batch(
+    inputs: Sequence[Sequence[int] | Tokens],
+    targets: Sequence[Sequence[int] | Tokens],
+    input_width: int,
+    target_width: int,
+) -> Batch:
+    target_tokens = _pad(targets, target_width)
     return Batch(
-        encoder_input_tokens=_pad(inputs, width),
+        encoder_input_tokens=_pad(inputs, input_width),
         # T5 starts decoding with the padding token.
         decoder_input_tokens=np.pad(target_tokens, ((0, 0), (1, 0)))[:, :-1],
         decoder_target_tokens=target_tokens,
         decoder_loss_weights=(target_tokens != 0).astype(np.float32),
     )
-
-
-def input_widths(length: int) -> tuple[int, ...]:
-    """The widths that inputs of at most `length` tokens are padded to.
-
-    Attention costs the square of the width, and every width is compiled once: an eighth, a
-    quarter, half and the whole, in multiples of 8.
-
-    >>> input_widths(512), input_widths(20)
-    ((64, 128, 256, 512), (8, 16, 20))
-    """
-    parts = {min(length, -(-length // part // 8) * 8) for part in (8, 4, 2)}
-    return (*sorted(parts - {length}), length)
 
 
 def _pad(rows: Sequence[Sequence[int] | Tokens], width: int) -> Int32[np.ndarray, "B W"]:

@@ -17,6 +17,7 @@ from prompt_tuning.model import prompt as prompts
 from prompt_tuning.model import t5
 
 Metrics = dict[str, Float[Array, ""]]
+METRICS = ("loss", "cross_entropy", "z_loss", "correct", "tokens")  # what `loss_fn` sums
 
 
 def forward(

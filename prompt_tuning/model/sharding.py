@@ -101,7 +101,7 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
         )
 
 
-def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """The batch on the devices, its rows split over 'data'."""
     sharding = NamedSharding(mesh, PartitionSpec("data"))
     return {name: jax.device_put(value, sharding) for name, value in batch.items()}

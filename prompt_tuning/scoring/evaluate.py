@@ -7,7 +7,7 @@ From `EvalTask` to T5's metrics in per cent. `training/loop.py` calls it during 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -64,14 +64,28 @@ class Evaluator:
             encoded = encode_prompted(config, backbone, prompt, tokens)
             return loss.label_log_likelihoods(config, backbone, encoded, labels)
 
-        self.generate: Callable[..., Any] = jax.jit(generate)
-        self.rank: Callable[..., Any] = jax.jit(rank)
+        # Every process of many needs every row's answer.
+        everywhere = sharding.replicated(mesh)
+        self.generate: Callable[..., Any] = jax.jit(generate, out_shardings=everywhere)
+        self.rank: Callable[..., Any] = jax.jit(rank, out_shardings=everywhere)
 
-    def batches(self, rows: features.Rows) -> Iterator[tuple[jax.Array, int]]:
-        """Input tokens of all rows on the devices, and how many of each batch are real."""
-        for batch, real in features.eval_batches(rows, self.batch_size, self.lengths):
+    def over_rows(
+        self, rows: features.Rows, answer: Callable[[jax.Array], Any]
+    ) -> list[tuple[Any, ...]]:
+        """What `answer` says of every row, in the order of the rows, given batches of tokens.
+
+        Rows of like length share a batch. Nothing is waited for before all batches are under way.
+        """
+        parts = []
+        for batch, places in features.eval_batches(rows, self.batch_size, self.lengths):
             tokens = {"tokens": np.asarray(batch["encoder_input_tokens"])}
-            yield sharding.shard_batch(tokens, self.mesh)["tokens"], real
+            parts.append((places, answer(sharding.shard_batch(tokens, self.mesh)["tokens"])))
+        found: dict[int, tuple[Any, ...]] = {}
+        for places, arrays in parts:
+            columns = jax.tree.leaves(jax.device_get(arrays))
+            # The last batch is filled up: what stands behind its places is nobody's.
+            found |= {place: values for place, *values in zip(places, *columns, strict=False)}
+        return [found[row] for row in range(len(rows))]
 
 
 def evaluate(
@@ -91,16 +105,12 @@ def _by_generation(
     evaluator: Evaluator, params: Any, task: EvalTask, records: list[dict[str, Any]]
 ) -> dict[str, float]:
     """Metrics of the generated texts; fills in the records."""
-    ids, scores = [], []
-    for tokens, real in evaluator.batches(task.rows):
-        batch_ids, batch_scores = jax.device_get(evaluator.generate(*params, tokens))
-        ids += list(batch_ids[:real])
-        scores += batch_scores[:real].tolist()
+    answers = evaluator.over_rows(task.rows, lambda tokens: evaluator.generate(*params, tokens))
     predictions = []
-    for record, example, row, score in zip(records, task.rows.examples, ids, scores, strict=True):
-        text = task.vocabulary.decode(row.tolist())
+    for record, example, (ids, score) in zip(records, task.rows.examples, answers, strict=True):
+        text = task.vocabulary.decode(ids.tolist())
         predictions.append(task.postprocess(text, example))
-        record.update(output=text, prediction=_plain(predictions[-1]), score=score)
+        record.update(output=text, prediction=_plain(predictions[-1]), score=score.item())
     return {f"{k}/generate": v for k, v in task.metrics(predictions).items()}
 
 
@@ -109,11 +119,10 @@ def _by_rank(
 ) -> dict[str, float]:
     """Metrics of the most probable label words; fills in the records."""
     labels = _label_tokens(task)
-    scores: list[list[float]] = []
-    for tokens, real in evaluator.batches(task.rows):
-        scores += jax.device_get(evaluator.rank(*params, tokens, labels))[:real].tolist()
+    answers = evaluator.over_rows(task.rows, lambda tokens: evaluator.rank(*params, tokens, labels))
     predictions = []
-    for record, example, row in zip(records, task.rows.examples, scores, strict=True):
+    for record, example, (scores,) in zip(records, task.rows.examples, answers, strict=True):
+        row = scores.tolist()
         word = task.label_words[int(np.argmax(row))]
         predictions.append(task.postprocess(word, example))
         if "output" not in record:

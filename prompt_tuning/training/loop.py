@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from prompt_tuning.checkpoint import prompt_file, run_state
 from prompt_tuning.checkpoint import t5x as t5x_checkpoint
 from prompt_tuning.config import EvalConfig, Experiment, to_dict
-from prompt_tuning.data import features
+from prompt_tuning.data import features, groups
 from prompt_tuning.model import sharding
 from prompt_tuning.scoring.evaluate import Evaluator, Scored, evaluate, majority, mean_score
 from prompt_tuning.training import model_dir as model_dirs
@@ -56,6 +56,7 @@ class Run:
 
     experiment: Experiment
     mesh: Mesh
+    cutting: groups.Cutting
     data: setup.Data
     backbone: setup.Backbone
     frozen: Mapping[str, jax.Array]
@@ -76,6 +77,7 @@ def train(experiment: Experiment, *, config_text: str = "") -> TrainResult:
     # ---- devices, steps, folder: what can be refused before anything is read
     mesh = sharding.make_mesh(experiment.num_model_partitions)
     sharding.check_batch_size(experiment.data.batch_size, mesh)
+    cutting = setup.make_cutting(experiment, mesh)
     start = t5x_checkpoint.read_step(setup.checkpoint_path(experiment.initial_checkpoint_path))
     end = setup.last_step(experiment.train, start)
     model_dir = setup.make_dir(experiment.model_dir, "MODEL_DIR")
@@ -109,7 +111,7 @@ def train(experiment: Experiment, *, config_text: str = "") -> TrainResult:
     # Without a saved state, what is there was written by a run that was killed before its first.
     log = report.RunLog(model_dir, step=-1 if meta is None else int(state.step))
     evaluator = Evaluator(experiment, mesh)
-    run = Run(experiment, mesh, data, backbone, frozen, evaluator, log, init)
+    run = Run(experiment, mesh, cutting, data, backbone, frozen, evaluator, log, init)
     model_dirs.write_info(model_dir, params, mesh, config_text)
     if meta is None:
         _baselines(run)
@@ -143,9 +145,7 @@ def _loop(
     """Steps until `end` or until evaluations stop getting better."""
     experiment, start = run.experiment, run.backbone.step
     config = experiment.data
-    train_step = jax.jit(
-        steps.make_train_step(experiment.model, experiment.train, optimizer), donate_argnums=0
-    )
+    programs = steps.compile_step(experiment.model, experiment.train, optimizer, state)
     log_every = max(1, experiment.eval.period // 10)
     save_every = experiment.train.checkpoint_period or experiment.eval.period
     now = int(state.step)
@@ -156,15 +156,16 @@ def _loop(
     )
     sums: list[Mapping[str, jax.Array]] = []
     while now < end and not standing.stopped_early:
-        batch = features.train_batch(
+        cut = features.train_groups(
             run.data.train,
             run.data.rates,
+            run.cutting,
             seed=experiment.train.random_seed,
             step=now - start,
             batch_size=config.batch_size,
-            lengths=config.task_feature_lengths,
         )
-        state, metrics = train_step(state, run.frozen, sharding.shard_batch(dict(batch), run.mesh))
+        placed = [sharding.shard_batch(group, run.mesh) for group in cut]
+        state, metrics = steps.run_step(programs, state, run.frozen, placed)
         sums.append(metrics)
         now += 1
         shown: dict[str, str] = {}

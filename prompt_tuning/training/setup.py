@@ -21,7 +21,7 @@ from prompt_tuning.checkpoint import identity, prompt_file
 from prompt_tuning.checkpoint import t5x as t5x_checkpoint
 from prompt_tuning.checkpoint.replace_folder import local_folder
 from prompt_tuning.config import TINY, ConfigError, Experiment, TrainConfig, config_hash
-from prompt_tuning.data import features, tasks
+from prompt_tuning.data import features, groups, tasks
 from prompt_tuning.data import vocabulary as vocabularies
 from prompt_tuning.model import prompt as prompts
 from prompt_tuning.model import sharding, t5
@@ -83,6 +83,18 @@ def load_backbone(experiment: Experiment, mesh: Mesh) -> Backbone:
         shardings=sharding.param_shardings(shapes, mesh),
     )
     return Backbone(params, step, identity.backbone_identity(params))
+
+
+def make_cutting(experiment: Experiment, mesh: Mesh) -> groups.Cutting:
+    """How the batches of a run are cut into length groups."""
+    prompt = experiment.prompt.length if experiment.train.trainable == "prompt" else 0
+    return groups.make_cutting(
+        experiment.train,
+        experiment.data.task_feature_lengths,
+        batch_size=experiment.data.batch_size,
+        prompt=prompt,
+        data_parts=mesh.shape["data"],
+    )
 
 
 def load_data(experiment: Experiment, *, train: bool = True) -> Data:
