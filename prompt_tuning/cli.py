@@ -14,10 +14,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
-from prompt_tuning.commands import data, runs
+from prompt_tuning.commands import data, prompts, runs
 from prompt_tuning.config import ConfigError
 
-COMMANDS = {**runs.COMMANDS, **data.COMMANDS}
+COMMANDS = {**runs.COMMANDS, **prompts.COMMANDS, **data.COMMANDS}
 EXAMPLES = """\
 examples:
   t5x train --gin_file=demo.gin

@@ -275,7 +275,7 @@ class EvalRun:
 
     checkpoint_path: str  # a T5X checkpoint (local or gs://), or "tiny"
     eval_output_dir: str
-    prompt_file: str | tuple[str, ...] = ""  # folders or .npy files; empty: the model as it is
+    prompt_file: str | tuple[str, ...] = ""  # paths (docs/prompts.md); empty: the model as it is
     class_labels: tuple[str, ...] = ()  # the answers to rank, where the task names none
     model: ModelConfig
     data: DataConfig

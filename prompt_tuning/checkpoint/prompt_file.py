@@ -89,6 +89,7 @@ class StoredPrompt:
     form: Form
     metadata: PromptMetadata | None = None
     base_model: str | None = None  # the Hugging Face name of its backbone
+    init: str = ""  # how PEFT began it
     dtype: str = "float32"  # of the file
     unused_rows: int = 0  # of PEFT's file
 
@@ -199,8 +200,15 @@ def _read_folder(folder: Path, form: Form) -> StoredPrompt:
     elif adapter.header:
         where = f"the header of {folder / peft.WEIGHTS}"
         metadata = _read_metadata(adapter.header, prompt, where)
-    unused = adapter.rows - len(prompt)
-    return StoredPrompt(prompt, form, metadata, adapter.base_model, adapter.dtype, unused)
+    return StoredPrompt(
+        prompt,
+        form,
+        metadata,
+        adapter.base_model,
+        adapter.init,
+        adapter.dtype,
+        unused_rows=adapter.rows - len(prompt),
+    )
 
 
 def _read_metadata(

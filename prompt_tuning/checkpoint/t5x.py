@@ -204,9 +204,16 @@ def _finish(request: _Request, reads: Mapping[Any, tuple[ts.Future, int]]) -> Ar
 
 
 def write_t5x(
-    path: PathLike, params: Mapping[str, Array], step: int, *, dtype: DTypeLike = "float32"
+    path: PathLike,
+    params: Mapping[str, Array | np.ndarray],
+    step: int,
+    *,
+    dtype: DTypeLike | None = "float32",
 ) -> None:
     """Writes `params` as a checkpoint in T5X's own layout, whole or not at all.
+
+    One parameter is made an array at a time: values that read themselves from elsewhere then
+    (`__array__`) cost the memory of the largest. Without `dtype` each keeps its own.
 
     Vectors and scalars go into the msgpack index and larger arrays into gzipped zarr folders, as
     T5X does; both of its checkpoint managers read the result. There is no optimizer state in it:
@@ -218,7 +225,8 @@ def write_t5x(
     tree: dict[str, Any] = {}
     with replace_folder(path) as folder:
         for name, param in sorted(params.items()):
-            array = np.asarray(param).astype(np.dtype(dtype))
+            array = np.asarray(param)
+            array = array if dtype is None else array.astype(np.dtype(dtype))
             tree[name] = array if array.ndim < 2 else _write_zarr(folder, name, array)
         optimizer = {
             "state": {"step": np.asarray(step, np.int32)},

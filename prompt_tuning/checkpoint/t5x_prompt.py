@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import tensorstore as ts
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 
 from prompt_tuning.checkpoint.identity import backbone_identity
 from prompt_tuning.checkpoint.layouts import Checkpoint, Leaf, find_checkpoint, open_leaves
 from prompt_tuning.checkpoint.storage import Folder, explain, open_folder
-from prompt_tuning.checkpoint.t5x import read_step
+from prompt_tuning.checkpoint.t5x import read_step, write_t5x
 from prompt_tuning.config import ConfigError
 
 PROMPT = "encoder/prompt/prompt/prompt"  # its name in T5X's tree
@@ -88,3 +88,33 @@ def read_identity(path: str | os.PathLike[str]) -> str:
     stores = open_leaves({n: p for n, p in params.items() if n != PROMPT}, ts.Context())
     stored: Any = {name: _Stored(store) for name, store in stores.items()}
     return backbone_identity(stored)
+
+
+class _Unread:
+    """A parameter that is read when numpy asks for it, and forgotten again."""
+
+    def __init__(self, leaf: Leaf) -> None:
+        self._leaf = leaf
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        (store,) = open_leaves({"array": self._leaf}, ts.Context()).values()
+        read = explain(lambda: store.read().result(), self._leaf.folder, self._leaf.what)
+        return np.asarray(read, dtype)
+
+
+def splice_prompt(
+    backbone: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    prompt: Float[np.ndarray, "P D"],
+    step: int,
+) -> None:
+    """Writes a copy of a checkpoint with the prompt inside, where the original looks for it.
+
+    Every parameter keeps its dtype and bits, and one at a time is in memory. The optimizer's state
+    is left out: T5X begins a new one. A prompt that was there already is replaced.
+
+    Raises:
+      ConfigError: the checkpoint cannot be read, or the output is not a local folder.
+    """
+    params: Any = {name: _Unread(leaf) for name, leaf in find_checkpoint(backbone).params.items()}
+    write_t5x(output, {**params, PROMPT: prompt}, step, dtype=None)

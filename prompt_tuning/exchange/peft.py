@@ -39,6 +39,7 @@ class Adapter(NamedTuple):
     rows: int
     dtype: str  # of the file
     base_model: str | None
+    init: str  # how it began, in words
     header: str  # our metadata, where this project wrote the file; else ""
 
 
@@ -93,7 +94,17 @@ def read_peft(folder: Path) -> Adapter:
     _check_sizes(array.shape, length, config.get("token_dim"), folder / WEIGHTS)
     base_model = config.get("base_model_name_or_path")
     named = base_model if isinstance(base_model, str) and base_model else None
-    return Adapter(array[:length].copy(), len(array), stored.dtype.name, named, header)
+    prompt, dtype = array[:length].copy(), stored.dtype.name
+    return Adapter(prompt, len(array), dtype, named, _describe_init(config), header)
+
+
+def _describe_init(config: Mapping[str, Any]) -> str:
+    init = config.get("prompt_tuning_init")
+    if init == "TEXT":
+        return f"the pieces of {config.get('prompt_tuning_init_text')!r}, in PEFT"
+    return {"RANDOM": "random, in PEFT", "SAMPLE_VOCAB": "sampled vocabulary, in PEFT"}.get(
+        str(init), ""
+    )
 
 
 def _check_sizes(shape: tuple[int, ...], length: int, width: Any, file: Path) -> None:

@@ -1,0 +1,148 @@
+"""A prompt from one form to another, to the same bits, and what could not come along.
+
+`t5x convert-prompt` calls this. Reading is `checkpoint/prompt_file.py`'s, which knows every form.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Literal
+
+from prompt_tuning.checkpoint import prompt_file, t5x, t5x_prompt
+from prompt_tuning.checkpoint.prompt_file import PromptMetadata, StoredPrompt
+from prompt_tuning.checkpoint.replace_folder import local_folder, replace_folder
+from prompt_tuning.config import TINY, ConfigError
+from prompt_tuning.exchange import npy, peft
+from prompt_tuning.world import assets
+
+Output = Literal["ours", "peft", "npy", "t5x"]
+_NAMES = {
+    "ours": "a prompt folder",
+    "peft": "an adapter of PEFT's",
+    "npy": "a numpy file",
+    "t5x": "a T5X checkpoint with the prompt inside",
+    "zarr": "an array of a T5X checkpoint",
+}
+_EMBEDDING = "token_embedder/embedding"
+
+
+def convert_prompt(
+    path: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    form: Output,
+    *,
+    checkpoint: str = "",
+    dead_half: bool = False,
+) -> list[str]:
+    """Writes the prompt at `path` in another form; sentences on what was written and what was lost.
+
+    With a `checkpoint` (a T5X backbone, or "tiny") the prompt is held against it, and its identity
+    is noted where the form has a place for it; `t5x` needs one, to put the prompt into a copy.
+    `dead_half` writes 2 P rows for PEFT, as PEFT itself does.
+
+    Raises:
+      ConfigError: nothing can be read or written there, something is there already, or the prompt
+        does not fit the checkpoint.
+    """
+    place = local_folder(output, "--output")
+    if place.exists():
+        raise ConfigError(f"{place} exists already: delete it, or give another --output.")
+    if dead_half and form != "peft":
+        raise ConfigError(f"--dead_half belongs to --format=peft, found --format={form}.")
+    stored = prompt_file.read_prompt(path)
+    metadata = stored.metadata or PromptMetadata(init=stored.init)
+    backbone = assets.tiny_checkpoint() if checkpoint == TINY else checkpoint
+    if not backbone and stored.form == "t5x":
+        backbone = os.fspath(path)  # the one around it
+    if backbone:
+        metadata = _fit(stored, metadata, backbone, path)
+    if form == "ours":
+        prompt_file.save_prompt(place, stored.array, metadata, base_model=stored.base_model)
+    elif form == "peft":
+        _save_peft(place, stored, metadata, dead_half=dead_half)
+    elif form == "npy":
+        npy.write_npy(place, stored.array)
+    else:
+        metadata = _splice(place, stored, metadata, backbone)
+    shape = f"float32{list(stored.array.shape)}"
+    said = f"{path}: {_NAMES[stored.form]}, {shape}\n{place}: {_NAMES[form]}, the same values"
+    return [said, *_losses(stored, metadata, form, dead_half=dead_half)]
+
+
+def _fit(
+    stored: StoredPrompt,
+    metadata: PromptMetadata,
+    backbone: str,
+    path: str | os.PathLike[str],
+) -> PromptMetadata:
+    """The metadata with the identity of the backbone, once the prompt is known to fit it."""
+    shapes = t5x.read_shapes(backbone)
+    if _EMBEDDING not in shapes:
+        raise ConfigError(f"{backbone} is no T5: it has no {_EMBEDDING}.")
+    known = t5x_prompt.read_identity(backbone)
+    prompt_file.check_prompt(
+        stored.array,
+        metadata,
+        shape=(None, shapes[_EMBEDDING][1]),
+        backbone=known,
+        where=path,
+    )
+    return dataclasses.replace(metadata, backbone=known)
+
+
+def _save_peft(
+    place: os.PathLike[str], stored: StoredPrompt, metadata: PromptMetadata, *, dead_half: bool
+) -> None:
+    known = metadata != PromptMetadata()
+    header = prompt_file.describe(stored.array, metadata) if known else ""
+    with replace_folder(place) as folder:
+        peft.write_peft(
+            folder,
+            stored.array,
+            base_model=stored.base_model,
+            submodules=2 if dead_half else 1,
+            header=header,
+        )
+
+
+def _splice(
+    place: os.PathLike[str], stored: StoredPrompt, metadata: PromptMetadata, backbone: str
+) -> PromptMetadata:
+    """The metadata with the step of the checkpoint that was written."""
+    if not backbone:
+        raise ConfigError(
+            "--format=t5x puts the prompt into a copy of its backbone, as the original keeps it: "
+            "give the backbone with --checkpoint=... (For the original's PROMPT_FILE, a numpy "
+            "file is enough: --format=npy.)"
+        )
+    step = metadata.step or t5x.read_step(backbone)
+    t5x_prompt.splice_prompt(backbone, place, stored.array, step)
+    return dataclasses.replace(metadata, step=step)
+
+
+def _losses(
+    stored: StoredPrompt, metadata: PromptMetadata, form: Output, *, dead_half: bool
+) -> list[str]:
+    said = []
+    if stored.dtype == "float64":
+        said.append("rounded: float64 to float32")
+    if stored.unused_rows:
+        what = "replaced by a copy of the first" if dead_half else "left out"
+        said.append(f"{what}: the last {stored.unused_rows} rows, which PEFT never uses")
+    if form == "t5x":
+        said.append(f"step of the checkpoint: {metadata.step}; optimizer state: left out")
+    kept = {"ours": _fields(metadata), "peft": _fields(metadata), "npy": [], "t5x": ["step"]}[form]
+    lost = [name for name in _fields(metadata) if name not in kept]
+    if stored.base_model and form in ("npy", "t5x"):
+        lost.append("base_model_name_or_path")
+    if lost:
+        said.append(f"lost, since {_NAMES[form]} has no place for it: {', '.join(lost)}")
+    return said
+
+
+def _fields(metadata: PromptMetadata) -> list[str]:
+    """The fields that say something."""
+    empty = PromptMetadata()
+    names = [field.name for field in dataclasses.fields(metadata)]
+    return [name for name in names if getattr(metadata, name) != getattr(empty, name)]
