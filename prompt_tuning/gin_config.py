@@ -130,10 +130,10 @@ def to_gin(
     """
     lines = ["# Every macro of this run. Use it with --gin_file; later files and flags win."]
     lines += [f"include './{BINDINGS}'", ""]  # the dot: see gin/t5x/bindings.gin
-    owner, nested = run, _nested_classes(type(run))
+    owner, owners = run, {type(part): part for part in _parts(run)}
     for cls, name, _ in _leaf_fields(type(run)):
         if cls is not type(owner):
-            owner = next(getattr(run, field) for field, c in nested.items() if c is cls)
+            owner = owners[cls]
             lines.append("")
         macro = field_macros()[f"{cls.__name__}.{name}"]
         value = getattr(owner, name)
@@ -141,6 +141,13 @@ def to_gin(
         comment = f"  # {provenance[macro]}" if macro in provenance else ""
         lines.append(f"{macro} = {literal}{comment}")
     return "\n".join(lines) + "\n"
+
+
+def _parts(owner: Any) -> Iterator[Any]:
+    """A dataclass and the dataclasses in it; no class occurs twice."""
+    yield owner
+    for field in _nested_classes(type(owner)):
+        yield from _parts(getattr(owner, field))
 
 
 @functools.cache

@@ -246,6 +246,8 @@ def describe(hint: Any) -> str:
         return f"one of {', '.join(map(repr, options))}"
     if origin is tuple:
         return "a list of strings"
+    if origin is Mapping and options[1] is str:
+        return "a dict from labels to words"
     words = {
         int: "an integer",
         float: "a number",

@@ -93,9 +93,12 @@ def make_absolute(run: Any) -> Any:
     names = ("model_dir", "initial_checkpoint_path", "checkpoint_path", "eval_output_dir")
     names += ("infer_output_dir", "prompt_file")
     paths = {name: absolute(getattr(run, name)) for name in names if hasattr(run, name)}
-    folder = run.data.tfds_data_dir
+    folder, files = run.data.tfds_data_dir, run.data.files
     data = dataclasses.replace(
         run.data,
+        files=dataclasses.replace(
+            files, train_file=absolute(files.train_file), eval_file=absolute(files.eval_file)
+        ),
         vocabulary=absolute(run.data.vocabulary),
         tfds_data_dir=None if folder is None else absolute(folder),
     )

@@ -24,6 +24,7 @@ from prompt_tuning.checkpoint.prompt_file import PromptMetadata, check_prompt, l
 from prompt_tuning.checkpoint.t5x_prompt import PROMPT, read_identity
 from prompt_tuning.config import ConfigError, DataConfig, EvalRun, Experiment, InferRun
 from prompt_tuning.data import features, tasks
+from prompt_tuning.data.file_tasks import register_files
 from prompt_tuning.data.vocabulary import load_vocabulary
 from prompt_tuning.model import prompt as prompts
 from prompt_tuning.model import t5
@@ -52,6 +53,7 @@ def register_task(data: DataConfig) -> str:
     # T5X's --tfds_data_dir has been handed to seqio before any gin file is read.
     directory = data.tfds_data_dir or getattr(seqio.utils, "_TFDS_DATA_DIR_OVERRIDE", None)
     tasks.register(data.vocabulary, tfds_data_dir=directory)
+    register_files(data)
     if data.mixture_or_task_module:
         tasks.import_task_module(data.mixture_or_task_module)
     return tasks.resolve(_only(data.mixture_or_task_name, "MIXTURE_OR_TASK_NAME")).name

@@ -17,6 +17,7 @@ from jaxtyping import Float32, Int32
 from seqio.utils import Feature
 
 from prompt_tuning.config import ConfigError, DataConfig
+from prompt_tuning.data.file_tasks import check_label_words, register_files
 from prompt_tuning.data.groups import Cutting, cut_batch, fitting_width, input_widths
 from prompt_tuning.data.order import row_order
 from prompt_tuning.data.sources import check_source
@@ -141,6 +142,8 @@ def _read(
         if limit is not None:
             dataset = dataset.take(limit)
         return list(dataset.as_numpy_iterator())
+    except ConfigError:
+        raise  # of a file of the user's own: it says what is wrong
     except (tf.errors.OpError, ValueError, AssertionError) as error:
         raise ConfigError(
             f"the split {split!r} of the task {task.name} cannot be read: {first_line(error)}"
@@ -213,9 +216,11 @@ def load_eval_rows(
       ConfigError: a task, its data or its vocabulary is missing or does not fit.
     """
     register(config.vocabulary, tfds_data_dir=config.tfds_data_dir)
+    register_files(config)
     if config.mixture_or_task_module:
         import_task_module(config.mixture_or_task_module)
     vocabulary = load_vocabulary(config.vocabulary)
+    check_label_words(config.files.words, vocabulary, config.task_feature_lengths)
     loaded = []
     for name in dict.fromkeys(task for n in config.names for task, _ in component_tasks(n)):
         rows = load_rows(

@@ -32,6 +32,7 @@ MIXTURES = {True: "super_glue_v102_proportional", False: "taskless_super_glue_v1
 # What `register` added, and with which settings: the only state of this module.
 _ours: list[Provider] = []
 _settings: dict[str, str | None] = {}
+own_words: dict[str, tuple[str, ...]] = {}  # the label words of tasks that `file_tasks.py` adds
 
 
 def register(vocabulary: str = OFFICIAL_VOCABULARY, *, tfds_data_dir: str | None = None) -> None:
@@ -242,7 +243,7 @@ def label_words(name: str) -> tuple[str, ...]:
 
     Of a mixture, the words of all its tasks, each once.
     """
-    words = {
+    words = own_words | {
         superglue_name(spec, task_word=task_word): spec.labels
         for spec in superglue.TASKS.values()
         for task_word in (True, False)
