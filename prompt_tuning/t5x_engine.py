@@ -162,7 +162,7 @@ def _compare_periods(evaluation: int, checkpoint: int | None) -> list[str]:
 def _try_inputs(run: Run) -> None:
     """Makes what T5X will make of the settings, so that a mistake is not a stack trace of gin's."""
     from prompt_tuning import t5x_inputs
-    from prompt_tuning.training import setup
+    from prompt_tuning.training import overview, setup
 
     t5x_inputs.register_task(run.data)
     t5x_inputs.find_checkpoint(run)
@@ -170,8 +170,9 @@ def _try_inputs(run: Run) -> None:
         t5x_inputs.last_step(run)
     if not isinstance(run, InferRun):
         data = setup.load_data(run.experiment, train=isinstance(run, Experiment))
-        for rows in data.train:
-            print(setup.describe_rows(rows), flush=True)
+        if data.train:
+            lengths, split = run.data.task_feature_lengths, run.data.eval_split
+            print(overview.describe_data(data, lengths, split), flush=True)
     t5x_inputs.starting_prompt(run)
 
 

@@ -64,20 +64,26 @@ def _make_task(name: str, files: FileTask, vocabulary: str) -> seqio.Task:
     words = files.words
     return seqio.Task(
         name,
-        source=seqio.FunctionDataSource(rows, splits=[*([TRAIN] if files.train_file else []), EVAL]),
+        source=seqio.FunctionDataSource(
+            rows, splits=[*([TRAIN] if files.train_file else []), EVAL]
+        ),
         preprocessors=[
             seqio.preprocessors.tokenize,
             seqio.CacheDatasetPlaceholder(),
             seqio.preprocessors.append_eos_after_trim,
         ],
         output_features={key: Feature(found, add_eos=True) for key in ("inputs", "targets")},
-        postprocess_fn=functools.partial(_postprocess, words=words, where=files.eval_file),
+        postprocess_fn=functools.partial(_postprocess, words=words),
         metric_fns=[metrics.accuracy, macro_f1(len(words))] if words else [exact_match_and_f1],
     )
 
 
 def _postprocess(
-    output: str, *, words: Sequence[str], where: str, is_target: bool = False, **_: Any
+    output: str,
+    *,
+    words: Sequence[str],
+    example: Mapping[str, Any] | None = None,
+    is_target: bool = False,
 ) -> Any:
     """The index of a label word, -1 for another output; or the text, where there are no words.
 
@@ -86,8 +92,8 @@ def _postprocess(
     """
     if is_target and output == UNLABELLED:
         raise ConfigError(
-            f"a row of {where} has no answer in TARGET_FIELD, so it cannot be scored. Rows "
-            "without one can be answered with `t5x infer`."
+            f"{(example or {}).get('row', b'a row').decode()}: nothing in TARGET_FIELD, so the row "
+            "cannot be scored. Rows without an answer can be answered with `t5x infer`."
         )
     return metrics.label_index(output, labels=words) if words else output
 

@@ -243,11 +243,15 @@ def label_words(name: str) -> tuple[str, ...]:
 
     Of a mixture, the words of all its tasks, each once.
     """
-    words = own_words | {
-        superglue_name(spec, task_word=task_word): spec.labels
-        for spec in superglue.TASKS.values()
-        for task_word in (True, False)
-    } | {task: demo.label_words for task, demo in generator.DEMO_TASKS.items()}
+    words = (
+        own_words
+        | {
+            superglue_name(spec, task_word=task_word): spec.labels
+            for spec in superglue.TASKS.values()
+            for task_word in (True, False)
+        }
+        | {task: demo.label_words for task, demo in generator.DEMO_TASKS.items()}
+    )
     if name in words or name not in seqio.MixtureRegistry.names():
         return words.get(name, ())
     tasks = seqio.MixtureRegistry.get(name).tasks

@@ -20,6 +20,8 @@ from prompt_tuning.checkpoint.replace_folder import local_folder
 from prompt_tuning.config import ConfigError, EvalConfig, InferRun
 from prompt_tuning.serving import lines
 from prompt_tuning.serving.predictor import Predictor
+from prompt_tuning.tables.examples import fill_inputs
+from prompt_tuning.tables.read import read_rows
 
 BATCHES_PER_REPORT = 8  # rows are sorted by length within so many batches
 
@@ -83,6 +85,9 @@ def run_infer(
 
 
 def _read_file(run: InferRun, path: str) -> Questions:
+    files = run.data.files
+    if lines.is_table(path) or (files.given and lines.holds_objects(path)):
+        return _read_own(run, path)
     found = lines.read_lines(path, prompt=run.prompt_file or None)
     for prompt, line in {line.prompt: line for line in reversed(found)}.items():
         if prompt and prompt != run.prompt_file:
@@ -93,6 +98,18 @@ def _read_file(run: InferRun, path: str) -> Questions:
     name = "stdin" if path == lines.STANDARD else Path(path).stem
     records = [{"inputs": line.text, **line.rest} for line in found]
     return Questions(name, records, [line.prompt for line in found])
+
+
+def _read_own(run: InferRun, path: str) -> Questions:
+    """The rows of a file like those the run was trained on: INPUT_TEMPLATE says what is asked."""
+    files = run.data.files
+    rows = read_rows(path, files)
+    records = [
+        {"inputs": text, "row": dict(row.fields)}
+        for text, row in zip(fill_inputs(rows, files), rows, strict=True)
+    ]
+    prompts = [run.prompt_file or None] * len(rows)
+    return Questions(Path(path).stem, records, prompts, label_words=files.words)
 
 
 def _read_tasks(run: InferRun) -> list[Questions]:

@@ -27,6 +27,19 @@ class Line(NamedTuple):
     rest: dict[str, Any]  # what else the object held: the answer carries it along
 
 
+def is_table(path: str) -> bool:
+    """Whether a file is a table by its name, whose rows INPUT_TEMPLATE makes texts of."""
+    return Path(path).suffix.lower() in (".csv", ".tsv")
+
+
+def holds_objects(path: str) -> bool:
+    """Whether a file holds JSON by its name, and its objects no "inputs" of their own."""
+    if Path(path).suffix.lower() not in (".json", ".jsonl"):
+        return False
+    first = next((line for line in _read(path) if line.strip()), b"")
+    return b'"inputs"' not in first
+
+
 def read_lines(path: str, *, prompt: str | None) -> list[Line]:
     """The texts of a file, or of standard input for "-"; `prompt` is for lines that name none.
 

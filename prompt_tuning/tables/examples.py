@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from prompt_tuning.config import ConfigError, FileTask, label_key
+from prompt_tuning.config_parts import ConfigError, FileTask, label_key
 from prompt_tuning.tables.read import Row, read_rows, text_of, value_of
 from prompt_tuning.tables.template import fill_template, parse_template
 
@@ -28,6 +28,7 @@ class Example(NamedTuple):
     inputs: str
     targets: str | None  # None: the row has no label
     where: str  # file:line
+    empty: bool = False  # no field of the template holds anything
 
 
 def load_split(config: FileTask, split: str) -> list[Example]:
@@ -58,14 +59,18 @@ def make_examples(rows: Sequence[Row], config: FileTask, *, labelled: bool) -> l
       ConfigError: as `load_split`; with `labelled`, also where a row has no label.
     """
     inputs = fill_inputs(rows, config)
-    if not labelled and not any(config.target_field in row.fields for row in rows):
-        return [Example(text, None, row.where) for text, row in zip(inputs, rows, strict=True)]
-    answers = [_read_answer(row, config) for row in rows]
+    answers: list[str | None] = [None] * len(rows)
+    if labelled or any(config.target_field in row.fields for row in rows):
+        answers = [_read_answer(row, config) for row in rows]
     if labelled and None in answers:
         _refuse_unlabelled([row for row, a in zip(rows, answers, strict=True) if a is None], config)
     if config.words:
         answers = _find_words(rows, answers, config)
-    return [Example(*parts, row.where) for *parts, row in zip(inputs, answers, rows, strict=True)]
+    named = [name for _, name in parse_template(config.input_template) if name]
+    return [
+        Example(text, answer, row.where, not any(str(row.fields[n]).strip() for n in named))
+        for text, answer, row in zip(inputs, answers, rows, strict=True)
+    ]
 
 
 def fill_inputs(rows: Sequence[Row], config: FileTask) -> list[str]:
@@ -206,4 +211,6 @@ def as_columns(examples: Sequence[Example], unlabelled: str) -> dict[str, list[A
     return {
         "inputs": [example.inputs for example in examples],
         "targets": [unlabelled if e.targets is None else e.targets for e in examples],
+        "row": [example.where for example in examples],
+        "empty": [example.empty for example in examples],
     }

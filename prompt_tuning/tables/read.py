@@ -1,7 +1,7 @@
 """The user's own files as rows: CSV, TSV, JSON lines, or one JSON list.
 
-First station of a task of files: `examples.py` makes texts of the rows. What is wrong with a file is
-one message that names file, line and column; nothing is dropped, guessed or repaired on the way.
+First station of a task of files: `examples.py` makes texts of the rows. What is wrong with a file
+is one message that names file, line and column; nothing is dropped, guessed or repaired.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def read_rows(path: str, config: FileTask) -> list[Row]:
     else:
         rows = list(_read_lines(path, text))
     if not rows:
-        raise ConfigError(f"{path} has a header and no rows.")
+        raise ConfigError(f"{path} has no rows{' but its header' if text[0] != '[' else ''}.")
     return rows
 
 
@@ -145,8 +145,8 @@ def _explain(error: csv.Error, where: str, last: int) -> str:
     else:
         what = f"malformed quoting ({error}, line {last})"
     return (
-        f'{what}. Inside quotes a quote is written twice (""); where quotes are characters like any '
-        "other, set QUOTE_CHAR = ''."
+        f'{what}. Inside quotes a quote is written twice (""); where quotes are characters like '
+        "any other, set QUOTE_CHAR = ''."
     )
 
 

@@ -27,7 +27,7 @@ def parse_template(template: str) -> list[tuple[str, str | None]]:
         if form or conversion:
             mark = f"!{conversion}" if conversion else f":{form}"
             raise ConfigError(
-                f"INPUT_TEMPLATE = {template!r}: {{{name}{mark}}} asks for a format; only the names "
+                f"INPUT_TEMPLATE = {template!r}: {{{name}{mark}}} asks for a format; only names "
                 f"of fields are filled in. {EXAMPLE}"
             )
         if name == "":

@@ -25,7 +25,7 @@ from prompt_tuning.data import features, groups
 from prompt_tuning.model import sharding
 from prompt_tuning.scoring.evaluate import Evaluator, Scored, evaluate, majority, mean_score
 from prompt_tuning.training import model_dir as model_dirs
-from prompt_tuning.training import optim, report, setup
+from prompt_tuning.training import optim, overview, report, setup
 from prompt_tuning.training import step as steps
 
 
@@ -86,9 +86,8 @@ def train(experiment: Experiment, *, config_text: str = "") -> TrainResult:
     model_dirs.refuse_other_experiment(meta, experiment, model_dir)
 
     # ---- data, backbone, first prompt
-    data = setup.load_data(experiment)
-    for rows in data.train:
-        print(setup.describe_rows(rows), flush=True)
+    data, lengths = setup.load_data(experiment), experiment.data.task_feature_lengths
+    print(overview.describe_data(data, lengths, experiment.data.eval_split), flush=True)
     backbone = setup.load_backbone(experiment, mesh)
     model_dirs.refuse_other_contents(meta, backbone, data, model_dir)
     prompt, init = setup.first_prompt(experiment, backbone, data)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -136,20 +135,6 @@ def load_data(experiment: Experiment, *, train: bool = True) -> Data:
 def vocabulary_identity(spec: str) -> str:
     """What a prompt remembers of its vocabulary."""
     return identity.vocabulary_identity(vocabularies.read_model(spec))
-
-
-def describe_rows(rows: features.Rows) -> str:
-    """One line on a split: rows, lengths, how much is cut off, and the commonest targets."""
-    count = len(rows.inputs)
-    longest = max(map(len, rows.inputs), default=0)
-    mean = float(np.mean([len(x) for x in rows.inputs])) if count else 0.0
-    texts = collections.Counter(rows.target_texts)
-    common = ", ".join(f"{text!r} {n / count:.0%}" for text, n in texts.most_common(4))
-    return (
-        f"{rows.task}: {count} rows, inputs {mean:.0f} tokens on average, {longest} at most; "
-        f"truncated: inputs {rows.truncated_inputs / max(count, 1):.1%}, "
-        f"targets {rows.truncated_targets / max(count, 1):.1%}; targets: {common}"
-    )
 
 
 def first_prompt(

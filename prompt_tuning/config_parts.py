@@ -1,0 +1,103 @@
+"""Parts of a configuration that are read where no experiment is: a task of the user's own files.
+
+`config.py` makes experiments of them, and hands on the names that others use. Plain Python.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from beartype import BeartypeConf, beartype
+
+# An int is accepted where a float is asked for (PEP 484's numeric tower), nothing else is bent.
+typed = beartype(conf=BeartypeConf(is_pep484_tower=True))
+
+LabelWords = tuple[str, ...] | Mapping[str | int | bool, str]
+
+
+class ConfigError(ValueError):
+    """A mistake in what the user asked for: the command line prints it and exits with 2."""
+
+
+def check(ok: bool, message: str) -> None:
+    """Raises a ConfigError with the message if something is not as it should be."""
+    if not ok:
+        raise ConfigError(message)
+
+
+@typed
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FileTask:
+    """A task of the user's own: rows of CSV, TSV or JSON lines, as text. Empty: there is none.
+
+    `label_words` maps what the target field holds to the words that the model answers with, or
+    lists the words in the order of integer labels; empty, the target field is the answer itself.
+    """
+
+    name: str = ""  # "": as MIXTURE_OR_TASK_NAME
+    train_file: str = ""
+    eval_file: str = ""  # "": `eval_share` of the training file
+    eval_share: float = 0.1  # held out: the same rows every time, and no text on both sides
+    input_template: str = "{text}"  # {field} stands for what a row holds there, {{ for a brace
+    target_field: str = "label"
+    label_words: LabelWords = ()
+    delimiter: str = ""  # "": a tab in .tsv files, else a comma
+    quote_char: str = '"'  # "": quotes are characters like any other
+
+    def __post_init__(self) -> None:
+        check(
+            0.0 < self.eval_share < 1.0,
+            f"EVAL_SHARE must lie between 0 and 1, found {self.eval_share}.",
+        )
+        check(bool(self.target_field), "TARGET_FIELD is empty: name the column of the answers.")
+        for macro, mark in (("DELIMITER", self.delimiter), ("QUOTE_CHAR", self.quote_char)):
+            check(
+                len(mark) <= 1 and mark not in ("\n", "\r"),
+                f"{macro} must be one character or '', found {mark!r}.",
+            )
+        if isinstance(self.label_words, Mapping):
+            # As text, so that they can be stored as JSON: `1` and `'1'` are one label.
+            words = {label_key(value): word for value, word in self.label_words.items()}
+            check(
+                len(words) == len(self.label_words),
+                f"LABEL_WORDS names a label twice: {dict(self.label_words)}.",
+            )
+            object.__setattr__(self, "label_words", words)
+        words = self.words
+        check(
+            len(words) != 1 and all(words),
+            f"LABEL_WORDS must name at least two words, none of them empty, found {words}.",
+        )
+        check(
+            isinstance(self.label_words, Mapping) or len(words) == len(self.label_words),
+            f"LABEL_WORDS names a word twice: {self.label_words}.",
+        )
+
+    @property
+    def given(self) -> bool:
+        """Whether there is such a task at all."""
+        return bool(self.train_file or self.eval_file)
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words the model answers with, in the order of the classes, each once."""
+        words = self.label_words
+        return tuple(dict.fromkeys(words.values() if isinstance(words, Mapping) else words))
+
+
+def label_key(value: Any) -> str:
+    """A label as text, however it is written: JSON's true and 1.0 are CSV's `true` and `1`.
+
+    >>> label_key(True), label_key(1.0), label_key(2), label_key(" good ")
+    ('true', '1', '2', 'good')
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).strip()
+
+
+NO_FILES = FileTask()

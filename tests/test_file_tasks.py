@@ -1,0 +1,242 @@
+"""A task of the user's own files is a seqio task, and a run of it needs no Python."""
+
+import csv
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import seqio
+
+from prompt_tuning import cli
+from prompt_tuning.config import ConfigError, DataConfig, EvalConfig, Experiment, FileTask
+from prompt_tuning.data import features, tasks
+from prompt_tuning.data.file_tasks import check_label_words, register_files
+from prompt_tuning.data.vocabulary import load_vocabulary
+from prompt_tuning.training import overview, setup
+from prompt_tuning.world import generator
+from prompt_tuning.world.assets import TINY_CONFIG
+
+ROOT = Path(__file__).resolve().parents[1]
+DOC = (ROOT / "docs" / "your_own_data.md").read_text()
+
+
+def write_reviews(path: Path, split: str, count: int, *, labels: bool = True) -> Path:
+    """A CSV of the bundled world's reviews, as docs/your_own_data.md has it."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["id", "review", *(["mood"] if labels else [])])
+        for number, review in enumerate(generator.demo_reviews(split)[:count]):
+            writer.writerow([number, review.text, *([review.mood] if labels else [])])
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("own")
+    write_reviews(folder / "reviews.csv", "train", 400)
+    write_reviews(folder / "new.csv", "test", 32, labels=False)
+    return folder
+
+
+def data_config(folder, **options) -> DataConfig:
+    files = FileTask(
+        **{
+            "train_file": str(folder / "reviews.csv"),
+            "input_template": "{review}",
+            "target_field": "mood",
+            "label_words": {"good": "up", "bad": "down"},
+            **options,
+        }
+    )
+    return DataConfig(
+        mixture_or_task_name="reviews",
+        task_feature_lengths={"inputs": 64, "targets": 4},
+        vocabulary="tiny",
+        files=files,
+    )
+
+
+def experiment(data: DataConfig) -> Experiment:
+    return Experiment(model_dir="out", initial_checkpoint_path="tiny", model=TINY_CONFIG, data=data)
+
+
+# The task
+
+
+def test_it_is_a_seqio_task(folder):
+    config = data_config(folder)
+    (found,) = features.load_eval_rows(config)
+    assert found.label_words == tasks.label_words("reviews") == ("up", "down")
+    assert len(found.rows) == 40
+    assert set(found.rows.target_texts) == {"up", "down"}
+    task = seqio.TaskRegistry.get("reviews")
+    metrics = {}
+    for metric in task.predict_metric_fns:
+        metrics |= metric([0, 1, 1, 0], [0, 1, 0, -1])
+    assert metrics == {"accuracy": 50.0, "macro_f1": pytest.approx(100 * (1 / 2 + 2 / 3) / 2)}
+    # Another table takes its place; without files it is gone.
+    features.load_eval_rows(data_config(folder, eval_share=0.5))
+    assert len(features.load_eval_rows(data_config(folder, eval_share=0.5))[0].rows) == 200
+    register_files(DataConfig(mixture_or_task_name="x", task_feature_lengths=FULL))
+    assert "reviews" not in tasks.task_names()
+    assert tasks.label_words("reviews") == ()
+
+
+FULL = {"inputs": 64, "targets": 8}
+
+
+def test_it_can_be_part_of_a_mixture(folder):
+    features.load_eval_rows(data_config(folder))
+    seqio.MixtureRegistry.add("own_mixture", [("reviews", 1.0), ("tiny_topic", 1.0)])
+    try:
+        rows, rates = features.load_training_rows("own_mixture", "train", FULL)
+        assert [len(r) for r in rows] == [360, 2000]
+        assert rates == [1.0, 1.0]
+        assert tasks.label_words("own_mixture") == ("up", "down", "left", "right")
+    finally:
+        seqio.MixtureRegistry.remove("own_mixture")
+
+
+def test_free_text_is_scored_by_exact_match_and_f1(folder):
+    config = data_config(folder, label_words=(), input_template="{id}", target_field="review")
+    data = setup.load_data(experiment(config))
+    (task,) = data.eval_tasks
+    assert task.metrics(task.targets) == {"exact_match": 100.0, "f1": 100.0}
+    assert task.label_words == ()
+
+
+def test_rows_without_labels_are_answered_and_not_scored(folder, tmp_path):
+    config = data_config(folder, eval_file=str(folder / "new.csv"))
+    (found,) = features.load_eval_rows(config)
+    assert len(found.rows) == 32
+    with pytest.raises(ConfigError, match="have no labels"):
+        setup.load_data(experiment(config))
+    (tmp_path / "some.csv").write_text("review,mood\nlovely soup.,good\ndull cake.,\n")
+    config = data_config(folder, eval_file=str(tmp_path / "some.csv"))
+    with pytest.raises(ConfigError, match=r"some\.csv:3: nothing in TARGET_FIELD"):
+        setup.load_data(experiment(config))
+
+
+def test_names_of_tasks_are_not_taken_over(folder):
+    config = dataclasses.replace(data_config(folder), mixture_or_task_name="tiny_mood")
+    with pytest.raises(ConfigError, match="there is a task 'tiny_mood' already"):
+        features.load_eval_rows(config)
+    with pytest.raises(ConfigError, match="say in TASK_NAME which of them"):
+        dataclasses.replace(config, mixture_or_task_name=("reviews", "tiny_mood"))
+    both = data_config(folder, name="reviews")
+    both = dataclasses.replace(both, mixture_or_task_name=("reviews", "tiny_mood"))
+    assert [found.task.name for found in features.load_eval_rows(both)] == ["reviews", "tiny_mood"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("up", "\u6f22"), "the vocabulary writes '\u6f22' as"),
+        (("up", " down"), "the vocabulary writes ' down' as 'down'"),
+        (("up", "up and down and up"), "more than the 4 of TASK_FEATURE_LENGTHS"),
+    ],
+)
+def test_words_that_the_model_cannot_answer_with(words, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        check_label_words(words, load_vocabulary("tiny"), {"inputs": 8, "targets": 4})
+
+
+def test_mistakes_in_a_file_reach_the_user_whole(folder, tmp_path):
+    (tmp_path / "bad.csv").write_text("review,mood\nlovely soup.,god\n")
+    with pytest.raises(ConfigError, match=r"^.*bad\.csv:2: the field 'mood' holds labels"):
+        features.load_eval_rows(data_config(folder, train_file=str(tmp_path / "bad.csv")))
+
+
+# What is shown before the first step
+
+
+def test_overview(tmp_path):
+    train = ["a b c,good", "a b c,good", "a b c,bad", f"{'a ' * 80},bad", ",good"]
+    (tmp_path / "t.csv").write_text("\n".join(["review,mood", *train, "up up,good"]) + "\n")
+    (tmp_path / "e.csv").write_text("review,mood\na b c,good\nnew,good\n")
+    config = data_config(
+        tmp_path, train_file=str(tmp_path / "t.csv"), eval_file=str(tmp_path / "e.csv")
+    )
+    data = setup.load_data(experiment(config))
+    text = overview.describe_data(data, config.task_feature_lengths, "validation")
+    lines = [line.strip() for line in text.splitlines()]
+    assert lines[0] == "reviews:"
+    whole = [len(data.vocabulary.encode(line.split(",")[0])) + 1 for line in [*train, "up up,"]]
+    assert max(whole) > 64
+    assert (
+        f"6 rows; inputs of {np.mean(whole):.0f} tokens on average, {max(whole)} at 95%, "
+        f"{max(whole)} at most; cut: 16.7% of the inputs (at 64), 0.0% of the targets (at 4)"
+    ) in lines[1]
+    assert "train       answers: 'up' 4 (66.7%), 'down' 2 (33.3%)" in lines
+    assert "validation  answers: 'up' 2 (100.0%)" in lines
+    assert f"note: 1 rows of train have an empty text (the first: {tmp_path / 't.csv'}:6)" in lines
+    assert "note: no row of validation has the answer 'down'" in lines
+    assert (
+        "note: 2 rows of train repeat the text of another; 1 texts have more than one answer"
+    ) in lines
+    assert any(line.startswith("note: 1 of the 2 texts of validation are") for line in lines)
+    assert lines[-1] == "the first row, as the model sees it: 'a b c' -> 'up'"
+
+
+def test_overview_of_free_text(folder):
+    config = data_config(folder, label_words=(), input_template="{id}", target_field="review")
+    config = dataclasses.replace(config, task_feature_lengths={"inputs": 8, "targets": 64})
+    data = setup.load_data(experiment(config))
+    text = overview.describe_data(data, config.task_feature_lengths, "validation")
+    assert re.search(r"train +answers: \d+ different ones, '.*' the most frequent \(\d+\)", text)
+
+
+# The worked example of the documentation
+
+
+def commands() -> list[list[str]]:
+    """The commands of docs/your_own_data.md, as the shell would hand them over."""
+    import shlex
+
+    blocks = re.findall(r"```bash\n(.*?)```", DOC, flags=re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line)[1:] for line in lines if line.startswith("t5x ")]
+
+
+def test_the_documented_commands(tmp_path, monkeypatch, capsys):
+    """Shortened to two steps; the test below runs them as they are."""
+    monkeypatch.chdir(tmp_path)
+    write_reviews(tmp_path / "reviews.csv", "train", 60)
+    write_reviews(tmp_path / "new.csv", "test", 4, labels=False)
+    train, evaluate, infer = commands()
+    short = ["--gin.TRAIN_STEPS_RELATIVE=2", "--gin.EVAL_PERIOD=2", "--gin.BATCH_SIZE=8"]
+    short.append("--gin.EVAL_BASELINES=False")
+    assert cli.main([*train, "--dry_run"]) == 0
+    assert "\nTRAIN_FILE = 'reviews.csv'  # the command line\n" in capsys.readouterr().out
+    assert cli.main([*train, *short]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("custom:\n  train       54 rows; ")
+    assert "macro_f1/generate" in out
+    assert cli.main(evaluate) == 0
+    assert "runs/reviews/prompts/best" in capsys.readouterr().out
+    assert cli.main(infer) == 0
+    answers = [json.loads(line) for line in Path("answers.jsonl").read_text().splitlines()]
+    assert [answer["row"]["id"] for answer in answers] == ["0", "1", "2", "3"]
+    assert set(answers[0]["label_scores"]) == {"up", "down"}
+
+
+@pytest.mark.slow
+def test_the_documented_run_learns(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_reviews(tmp_path / "reviews.csv", "train", 2000)
+    train = commands()[0]
+    assert cli.main(train) == 0
+    text = Path("runs/reviews/metrics.jsonl").read_text()
+    records = [json.loads(line) for line in text.splitlines()]
+    scores = [r["value"] for r in records if r["name"] == "accuracy/rank" and "prompt" not in r]
+    assert max(scores) >= 95.0
+
+
+def test_the_python_api_takes_the_same(folder):
+    data = setup.load_data(
+        dataclasses.replace(experiment(data_config(folder)), eval=EvalConfig(method="both"))
+    )
+    assert data.eval_tasks[0].label_words == ("up", "down")
