@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from prompt_tuning.commands import data, prompts, runs
 from prompt_tuning.config import ConfigError
+from prompt_tuning.safety import signals
 
 COMMANDS = {**runs.COMMANDS, **prompts.COMMANDS, **data.COMMANDS}
 EXAMPLES = """\
@@ -31,27 +32,45 @@ of the project. Later files and flags win; every override is named.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; its exit code is 2 for a mistake of the user's, 130 after Ctrl-C."""
+    """Runs one command and returns its exit code.
+
+    2 is for a mistake of the user's or a file that is damaged, 1 for a run that diverged and for a
+    defect, 130 and 143 for a command that Ctrl-C or SIGTERM has stopped.
+    """
     program = os.path.basename(sys.argv[0]).removesuffix(".py")
     program = program if program in ("t5x", "prompt-tuning") else "t5x"
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments and arguments[0] in COMMANDS else ""
-    try:
-        code = _run(program, arguments)
-        sys.stdout.flush()
-        return code
-    except ConfigError as error:
-        print(f"{program} {command}".strip() + f": error: {error}", file=sys.stderr)
-        return 2
-    except FloatingPointError as error:  # a run that diverged says what to do
-        print(f"{program} {command}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(f"{program} {command}: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # `t5x show-config ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    name = f"{program} {command}".strip()
+    with signals.handled(name):
+        try:
+            code = _run(program, arguments)
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:  # `t5x show-config ... | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except (KeyboardInterrupt, Exception) as error:
+            code, message = _explain(error)
+            print(f"{name}: {message}", file=sys.stderr)
+            return code
+
+
+def _explain(error: BaseException) -> tuple[int, str]:
+    """The exit code and the one message of a command that has failed."""
+    if isinstance(error, ConfigError):
+        return 2, f"error: {error}"
+    if isinstance(error, signals.Stopped):
+        return error.exit_code, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted"
+    if isinstance(error, FloatingPointError):  # a run that diverged says what to do
+        return 1, str(error)
+    from prompt_tuning.safety import crash
+
+    if (refused := crash.describe_refusal(error)) is not None:
+        return 2, f"error: {refused}"
+    return 1, crash.describe(error)
 
 
 def _run(program: str, arguments: list[str]) -> int:

@@ -5,6 +5,7 @@ Whole runs (train, then infer) are tested where the rooms are; here, what stands
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -212,7 +213,7 @@ def test_nothing_asked_for_shows_the_help(capsys):
     ("body", "code", "message"),
     [
         ("raise KeyboardInterrupt", 130, "t5x show-config: interrupted"),
-        ("raise RuntimeError('a bug')", 1, "RuntimeError: a bug"),
+        ("raise RuntimeError('a bug')", 1, "RuntimeError: a bug (MODULE, line 1). What was saved"),
     ],
 )
 def test_interrupts_and_bugs(tmp_path, body, code, message):
@@ -220,8 +221,12 @@ def test_interrupts_and_bugs(tmp_path, body, code, message):
     (tmp_path / "mine.gin").write_text("import my_module\n")
     done = run_process("show-config", "--gin_file=mine.gin", cwd=tmp_path)
     assert done.returncode == code
-    assert message in done.stderr
-    assert ("Traceback" in done.stderr) == (code == 1)
+    assert message.replace("MODULE", str(tmp_path / "my_module.py")) in done.stderr
+    assert "Traceback" not in done.stderr
+    if code == 1:
+        (file,) = re.findall(r"is in (\S+\.txt)\.", done.stderr)
+        assert "RuntimeError: a bug" in Path(file).read_text()
+        Path(file).unlink()
 
 
 def test_a_reader_that_stops_early_is_no_error(tmp_path):

@@ -2,17 +2,23 @@
 
 `training/loop.py` saves what it trains, the optimizer's state and the step here; when only a prompt
 is trained that is a few hundred kilobytes. A save happens in the background and appears whole or
-not at all; the last two are kept, so that a damaged one costs one period and not the run.
+not at all; the last two are kept, so that a damaged one costs one period and not the run. Every
+array is saved with its SHA-256, since Orbax's have no checksum.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
+import errno
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -26,18 +32,45 @@ from prompt_tuning.config import ConfigError
 TreeT = TypeVar("TreeT")
 
 KEPT = 2
-DIGEST_BYTES = 2**22  # of a leaf: a prompt is smaller; a whole model would take too long to hash
 SHOWN = 5  # differences, in an error
+_MAY_PASS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOENT, errno.ENOTCONN, errno.EAGAIN}
 _logger = logging.getLogger(__name__)
 
 
-class RunStateStore:
-    """The saved states of one run, `directory/<step>/`; has to be closed, or used in a `with`."""
+class SaveError(Exception):
+    """A state could not be written; the states saved before are as they were.
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
+    `may_pass`: the reason is one of a network file system that may come back.
+    """
+
+    def __init__(self, reason: str, *, may_pass: bool = False) -> None:
+        self.may_pass = may_pass
+        super().__init__(reason)
+
+
+def saved_steps(directory: Path) -> list[int]:
+    """The steps whose states are complete, in order, whoever is writing more of them."""
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return []
+    return sorted(int(name) for name in names if name.isascii() and name.isdigit())
+
+
+class RunStateStore:
+    """The saved states of one run, `directory/<step>/`; has to be closed, or used in a `with`.
+
+    With `read_only` nothing is created or tidied up, so that another process may be writing.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], *, read_only: bool = False) -> None:
         self._directory = local_folder(directory, "the place of a run's state")
+        logging.getLogger("absl").addFilter(_is_not_orbaxs)  # a filter is only added once
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=KEPT, create=True, cleanup_tmp_directories=True
+            max_to_keep=None if read_only else KEPT,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            read_only=read_only,
         )
         # Handlers are named: without them a new process could not read what an old one has saved.
         self._manager = ocp.CheckpointManager(
@@ -59,27 +92,55 @@ class RunStateStore:
         """The step of the newest state, None if there is no state."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: Any, meta: Mapping[str, Any] | None = None) -> None:
+    def save(
+        self,
+        step: int,
+        state: Any,
+        meta: Mapping[str, Any] | None = None,
+        *,
+        replace: bool = False,
+    ) -> None:
         """Starts saving a pytree of arrays, and JSON values with it; returns once it is copied.
 
         The caller may overwrite or donate its arrays at once. A step that is there already is left
-        as it is: by construction it is the same.
+        as it is, since by construction it is the same, unless `replace` says that it is not.
+
+        Raises:
+          SaveError: this state, or the one before it, cannot be written.
         """
-        if step in self._manager.all_steps():
-            return
-        leaves = _nonempty(_named_leaves(state))
-        content = {"meta": dict(meta or {}), "sha256": _digest(leaves, meta or {})}
-        saved = self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(content)
-            ),
-        )
+        with self._explained():
+            if step in self._manager.all_steps():
+                if not replace:
+                    return
+                self._manager.wait_until_finished()
+                self._manager.delete(step)
+            leaves = _nonempty(_named_leaves(state))
+            content = _seal({"meta": dict(meta or {}), "arrays": _digests(leaves)})
+            saved = self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(content)
+                ),
+            )
         if not saved:
             raise ValueError(
                 f"step {step} lies before the newest state in {self._directory}, "
                 f"{self.latest_step()}: states are saved in order."
             )
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns what Orbax raises into one sentence, and frees the space of what it left behind."""
+        try:
+            yield
+        except Exception as error:  # OSErrors, TensorStore's ValueErrors, and wrappings of both
+            for rest in self._directory.glob("*orbax-checkpoint-tmp*"):
+                shutil.rmtree(rest, ignore_errors=True)
+            with contextlib.suppress(Exception):
+                self._manager.reload()
+            code = _os_error(error)
+            reason = _brief(error) if code is None else os.strerror(code)
+            raise SaveError(reason, may_pass=code in _MAY_PASS) from error
 
     def restore(self, abstract: TreeT) -> tuple[TreeT, dict[str, Any]]:
         """The newest undamaged state, in the structure of `abstract`, and what was saved with it.
@@ -127,28 +188,53 @@ class RunStateStore:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
             for step in sorted(self._manager.all_steps(), reverse=True):
                 try:
-                    return reader.restore(self._directory / str(step) / "meta")["meta"]
+                    content = reader.restore(self._directory / str(step) / "meta")
+                    _check_seal(content)
+                    return content["meta"]
                 except Exception:
                     _logger.debug("the JSON values of step %d are damaged", step, exc_info=True)
         return None
+
+    def check(self, step: int) -> list[str]:
+        """Reads the state of a step against its checksums and returns the names of its arrays.
+
+        Raises:
+          ConfigError: it is damaged.
+        """
+        try:
+            stored = {name: _target(leaf) for name, leaf in self._stored(step).items()}
+            self._read(step, stored)
+        except MemoryError:
+            raise
+        except Exception as error:
+            raise ConfigError(
+                f"the saved state {self._directory}/{step} is damaged ({_brief(error)})."
+            ) from error
+        return sorted(stored)
 
     def _restore(self, step: int, abstract: TreeT) -> tuple[TreeT, dict[str, Any]]:
         named = _named_leaves(abstract)
         leaves = {name: _target(leaf) for name, leaf in _nonempty(named).items()}
         _check_same(self._stored(step), leaves, f"{self._directory}/{step}")
+        state, meta = self._read(step, leaves)
+        values = [state[name] if name in leaves else _empty(leaf) for name, leaf in named.items()]
+        return jax.tree.unflatten(jax.tree.structure(abstract), values), meta
+
+    def _read(self, step: int, leaves: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The arrays of a state and its JSON values, once they are what was saved."""
         restored: Any = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(leaves), meta=ocp.args.JsonRestore()
+                state=ocp.args.StandardRestore(dict(leaves)), meta=ocp.args.JsonRestore()
             ),
         )
-        meta = restored.meta["meta"]
-        if restored.meta["sha256"] != _digest(restored.state, meta):
-            raise ValueError("its SHA-256 is not the one it was saved with")
-        values = [
-            restored.state[name] if name in leaves else _empty(leaf) for name, leaf in named.items()
-        ]
-        return jax.tree.unflatten(jax.tree.structure(abstract), values), meta
+        content = restored.meta
+        _check_seal(content)
+        expected, found = content["arrays"], _digests(restored.state)
+        wrong = [n for n in sorted(expected | found) if expected.get(n) != found.get(n)]
+        if wrong:
+            raise ValueError(f"not what was saved, by their SHA-256: {', '.join(wrong[:SHOWN])}")
+        return restored.state, content["meta"]
 
     def _stored(self, step: int) -> dict[str, Any]:
         """Shape and dtype of every leaf of a saved state."""
@@ -174,16 +260,35 @@ class RunStateStore:
             self._manager.reload()
 
     def wait(self) -> None:
-        """Returns when everything is on disk."""
-        self._manager.wait_until_finished()
+        """Returns when everything is on disk.
+
+        Raises:
+          SaveError: it cannot be written.
+        """
+        with self._explained():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for what is being saved and ends the background threads."""
-        self._manager.close()
+        with self._explained():
+            self._manager.close()
+
+
+def _is_not_orbaxs(record: logging.LogRecord) -> bool:
+    """Orbax logs the traceback of every error that it raises as well."""
+    return "orbax" not in record.pathname or record.levelno < logging.ERROR
 
 
 def _brief(error: Exception) -> str:
     return f"{type(error).__name__}: {error!s:.200}"
+
+
+def _os_error(error: Exception) -> int | None:
+    """The operating system's number, which TensorStore hides at the end of its message."""
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return int(code.group(1)) if code else None
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:
@@ -221,15 +326,29 @@ def _is_key(leaf: Any) -> bool:
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def _digest(leaves: Mapping[str, Any], meta: Mapping[str, Any]) -> str:
-    """The SHA-256 of what is saved: Orbax's arrays carry no checksum."""
-    digest = hashlib.sha256(json.dumps(meta, sort_keys=True).encode())
-    for name, leaf in sorted(leaves.items()):
-        array = jax.random.key_data(leaf) if _is_key(leaf) else leaf
-        digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
-        if getattr(array, "is_fully_addressable", True) and array.nbytes <= DIGEST_BYTES:
-            digest.update(np.asarray(array).tobytes())
-    return digest.hexdigest()
+def _digests(leaves: Mapping[str, Any]) -> dict[str, str]:
+    """The SHA-256 of every array that this process has whole."""
+
+    def digest(leaf: Any) -> str:
+        array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        content = hashlib.sha256(f"{array.dtype} {array.shape}\n".encode())
+        content.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        return content.hexdigest()
+
+    whole = {n: x for n, x in leaves.items() if getattr(x, "is_fully_addressable", True)}
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing releases Python's lock
+        return dict(zip(whole, pool.map(digest, whole.values()), strict=True))
+
+
+def _seal(content: dict[str, Any]) -> dict[str, Any]:
+    text = json.dumps(content, sort_keys=True)
+    return {**content, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def _check_seal(content: Mapping[str, Any]) -> None:
+    rest = {key: value for key, value in content.items() if key != "sha256"}
+    if _seal(rest) != content:
+        raise ValueError("its JSON values are not what was saved, by their SHA-256")
 
 
 def _check_same(stored: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:

@@ -28,20 +28,6 @@ def check_source(task: seqio.Task, split: str) -> None:
     Raises:
       ConfigError: the data is not there and cannot be had, or it has no such split.
     """
-    if not has_split(task, split):
-        raise ConfigError(
-            f"the task {task.name} has no split {split!r}; it has "
-            f"{', '.join(map(str, task.source.splits)) or 'none'}. Set TRAIN_SPLIT or EVAL_SPLIT, "
-            "or prepare the missing split."
-        )
-
-
-def has_split(task: seqio.Task, split: str) -> bool:
-    """Whether a task has the split; downloads a TFDS dataset where it has to, to know.
-
-    Raises:
-      ConfigError: the data is not there and cannot be had.
-    """
     source = task.source
     if isinstance(source, seqio.TfdsDataSource):
         _fetch(task.name, source.tfds_dataset, split)
@@ -49,7 +35,11 @@ def has_split(task: seqio.Task, split: str) -> bool:
     sliceable = isinstance(source.splits, Mapping)
     names = re.findall(r"([\w.-]+)(?:\[[^\]]*\])?", split) if sliceable else [split]
     splits = tuple(str(name) for name in source.splits)
-    return bool(names) and all(name in splits for name in names)
+    if not names or any(name not in splits for name in names):
+        raise ConfigError(
+            f"the task {task.name} has no split {split!r}; it has {', '.join(splits) or 'none'}. "
+            "Set TRAIN_SPLIT or EVAL_SPLIT, or prepare the missing split."
+        )
 
 
 def _fetch(task: str, loader: Any, split: str) -> None:
@@ -86,13 +76,7 @@ def _cure(name: str) -> str:
             "--jsonl_dir=<folder> --tfds_data_dir=<directory>`, which needs no network; then give "
             "--tfds_data_dir=<directory> here."
         )
-    cure = "Prepare it where there is a network, and give that directory as --tfds_data_dir here."
-    if name.startswith("definite_pronoun_resolution"):
-        cure += (
-            " Or train without it: the mixture super_glue_without_dpr_v102_proportional (or "
-            "taskless_...) is SuperGLUE's own data."
-        )
-    return cure
+    return "Prepare it where there is a network, and give that directory as --tfds_data_dir here."
 
 
 def _no_network(builder: Any) -> str | None:
@@ -101,10 +85,9 @@ def _no_network(builder: Any) -> str | None:
     TFDS' copy is asked last, and not at all for datasets that do not say where they come from.
     """
     url = getattr(builder.builder_config, "data_url", None)
-    urls = [url] if url else list(builder.url_infos or ())
-    if not urls:
+    if url is None:
         return None
-    reason = _unreachable(urls[0])
+    reason = _unreachable(url)
     return reason if reason and _unreachable(TFDS_BUCKET) else None
 
 

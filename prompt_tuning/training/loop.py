@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,23 +19,24 @@ from jax.sharding import Mesh
 
 from prompt_tuning.checkpoint import prompt_file, run_state
 from prompt_tuning.checkpoint import t5x as t5x_checkpoint
-from prompt_tuning.config import EvalConfig, Experiment, to_dict
-from prompt_tuning.data import features, groups
+from prompt_tuning.config import Experiment
+from prompt_tuning.data import features
 from prompt_tuning.model import sharding
+from prompt_tuning.safety import lock, signals
 from prompt_tuning.scoring.evaluate import Evaluator, Scored, evaluate, majority, mean_score
+from prompt_tuning.training import course as courses
+from prompt_tuning.training import health, optim, overview, report, setup
 from prompt_tuning.training import model_dir as model_dirs
-from prompt_tuning.training import optim, overview, report, setup
 from prompt_tuning.training import step as steps
-
-
-@dataclasses.dataclass(frozen=True)
-class Standing:
-    """How the run stands apart from its arrays; saved beside them."""
-
-    best_score: float | None = None
-    best_step: int | None = None
-    evals_since_best: int = 0
-    stopped_early: bool = False  # follows from the one before and from the setting
+from prompt_tuning.training.course import (
+    Course,
+    Run,
+    Standing,
+    describe_saved,
+    judge,
+    say_stopped,
+)
+from prompt_tuning.training.ending import end_badly
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,21 +48,6 @@ class TrainResult:
     best_step: int | None
     prompt: np.ndarray  # float32 [P, D]; the last one
     summary: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """The fixed parts of a run."""
-
-    experiment: Experiment
-    mesh: Mesh
-    cutting: groups.Cutting
-    data: setup.Data
-    backbone: setup.Backbone
-    frozen: Mapping[str, jax.Array]
-    evaluator: Evaluator
-    log: report.RunLog
-    init: str  # how the prompt began
 
 
 def train(experiment: Experiment, *, config_text: str = "") -> TrainResult:
@@ -77,10 +62,19 @@ def train(experiment: Experiment, *, config_text: str = "") -> TrainResult:
     # ---- devices, steps, folder: what can be refused before anything is read
     mesh = sharding.make_mesh(experiment.num_model_partitions)
     sharding.check_batch_size(experiment.data.batch_size, mesh)
-    cutting = setup.make_cutting(experiment, mesh)
+    setup.make_cutting(experiment, mesh)
     start = t5x_checkpoint.read_step(setup.checkpoint_path(experiment.initial_checkpoint_path))
     end = setup.last_step(experiment.train, start)
     model_dir = setup.make_dir(experiment.model_dir, "MODEL_DIR")
+    signals.current().saved = lambda: describe_saved(model_dir)
+    with lock.hold(model_dir, "MODEL_DIR"):
+        return _train(experiment, mesh, model_dir, end, config_text)
+
+
+def _train(
+    experiment: Experiment, mesh: Mesh, model_dir: Path, end: int, config_text: str
+) -> TrainResult:
+    """`train`, in a MODEL_DIR that is this run's alone."""
     store = run_state.RunStateStore(str(model_dir / "checkpoints"))
     meta = store.read_meta()
     model_dirs.refuse_other_experiment(meta, experiment, model_dir)
@@ -102,142 +96,173 @@ def train(experiment: Experiment, *, config_text: str = "") -> TrainResult:
         trainable
     )
 
-    # ---- resume, or begin
-    standing = Standing()
-    if meta is not None:
-        state, meta = store.restore(state)
-        standing = _judge(Standing(**meta["standing"]), experiment.eval)
-    # Without a saved state, what is there was written by a run that was killed before its first.
-    log = report.RunLog(model_dir, step=-1 if meta is None else int(state.step))
-    evaluator = Evaluator(experiment, mesh)
-    run = Run(experiment, mesh, cutting, data, backbone, frozen, evaluator, log, init)
-    model_dirs.write_info(model_dir, params, mesh, config_text)
-    if meta is None:
-        _baselines(run)
-        _save(run, store, state, standing)
-    elif standing.stopped_early:
-        print(_say_stopped(standing, experiment.eval), flush=True)
-    elif int(state.step) < end:
-        print(f"continuing at step {int(state.step)}", flush=True)
-
-    # ---- loop
-    state, standing = _loop(run, store, state, standing, optimizer, end)
+    # ---- resume, or begin; from here on there is something to lose
+    with signals.current().postponed():
+        course = Course(backbone.step, state, Standing(), [])
+        if store.latest_step() is not None:
+            course = courses.restore(store, state)
+            course.standing = judge(course.standing, experiment.eval)
+        run = Run(
+            experiment=experiment,
+            mesh=mesh,
+            cutting=setup.make_cutting(experiment, mesh),
+            data=data,
+            backbone=backbone,
+            frozen=frozen,
+            evaluator=Evaluator(experiment, mesh),
+            log=_open_log(model_dir, course),
+            init=init,
+            store=store,
+            entropy=health.target_entropy(data.train, data.rates),
+        )
+        model_dirs.write_info(model_dir, params, mesh, config_text)
+        try:
+            _begin(run, course, end)
+            _loop(run, course, optimizer, end)
+            store.wait()
+        except BaseException as error:
+            end_badly(run, course, error)
+        store.close()
+        run.log.close()
 
     # ---- result
-    store.close()
-    log.close()
     curves = report.draw_curves(model_dir)
-    summary = model_dirs.result_text(model_dir, standing.best_step, curves)
+    summary = model_dirs.result_text(model_dir, course.standing.best_step, curves)
     print(summary, flush=True)
-    last = np.asarray(jax.device_get({**frozen, **state.trainable}["prompt"]))
-    return TrainResult(model_dir, int(state.step), standing.best_step, last, summary)
+    last = np.asarray(jax.device_get({**frozen, **course.state.trainable}["prompt"]))
+    return TrainResult(model_dir, course.step, course.standing.best_step, last, summary)
 
 
-def _loop(
-    run: Run,
-    store: run_state.RunStateStore,
-    state: steps.TrainState,
-    standing: Standing,
-    optimizer: Any,
-    end: int,
-) -> tuple[steps.TrainState, Standing]:
+def _open_log(model_dir: Path, course: Course) -> report.RunLog:
+    """The records up to where the run stands; those after it will be written again.
+
+    Without a saved state, what is there was written by a run that was killed before its first.
+    """
+    step = -1 if course.saved is None else course.step
+    return report.RunLog(model_dir, step=step, evaluation_due=course.standing.evaluation_due)
+
+
+def _begin(run: Run, course: Course, end: int) -> None:
+    """What comes before the first step of a run, or of its continuation."""
+    if course.saved is None:
+        _baselines(run)
+        courses.save(run, course)
+    elif course.standing.stopped_early:
+        print(say_stopped(course.standing, run.experiment.eval), flush=True)
+    elif course.step < end:
+        print(f"continuing at step {course.step}", flush=True)
+
+
+def _loop(run: Run, course: Course, optimizer: Any, end: int) -> None:
     """Steps until `end` or until evaluations stop getting better."""
     experiment, start = run.experiment, run.backbone.step
-    config = experiment.data
-    programs = steps.compile_step(experiment.model, experiment.train, optimizer, state)
-    log_every = max(1, experiment.eval.period // 10)
-    save_every = experiment.train.checkpoint_period or experiment.eval.period
-    now = int(state.step)
-    if now >= end or standing.stopped_early:
-        return state, standing
+    config, watch = experiment.data, signals.current()
+    programs = steps.compile_step(experiment.model, experiment.train, optimizer, course.state)
+    if course.standing.evaluation_due:
+        end = max(end, course.step)
+    elif course.step >= end or course.standing.stopped_early:
+        return
     progress = report.Progress(
-        start=now - start, total=end - start, rows_per_step=config.batch_size
+        start=course.step - start, total=end - start, rows_per_step=config.batch_size
     )
-    sums: list[Mapping[str, jax.Array]] = []
-    while now < end and not standing.stopped_early:
+    if course.standing.evaluation_due:
+        _finish_step(run, course, progress, end)
+    while course.step < end and not course.standing.stopped_early:
+        watch.check()
         cut = features.train_groups(
             run.data.train,
             run.data.rates,
             run.cutting,
             seed=experiment.train.random_seed,
-            step=now - start,
+            step=course.step - start,
             batch_size=config.batch_size,
         )
         placed = [sharding.shard_batch(group, run.mesh) for group in cut]
-        state, metrics = steps.run_step(programs, state, run.frozen, placed)
-        sums.append(metrics)
-        now += 1
-        shown: dict[str, str] = {}
-        evaluates = (now - start) % experiment.eval.period == 0 or now == end
-        saves = evaluates or (now - start) % save_every == 0
-        # A mean never reaches over a saved state, so that a resumed run records the same ones; and
-        # nothing that is not finite is ever saved.
-        if saves or (now - start) % log_every == 0:
-            shown["loss"] = f"{_log_training(run, now, sums):.3f}"
-            sums = []
-        if evaluates:
-            standing, said = _evaluate(run, state, standing)
-            shown["best"] = f"{standing.best_score:.1f}"
-            progress.say(f"step {now - start}/{end - start} ({now}): {said}")
-        if saves:
-            _save(run, store, state, standing)
-        progress.update(now - start, shown)
+        course.state, metrics = steps.run_step(programs, course.state, run.frozen, placed)
+        course.sums.append(metrics)
+        course.step += 1
+        watch.unsaved = True
+        _finish_step(run, course, progress, end)
+    watch.check()
     progress.close()
-    if standing.stopped_early:
-        print(_say_stopped(standing, experiment.eval), flush=True)
-    return state, standing
+    if course.standing.stopped_early:
+        print(say_stopped(course.standing, experiment.eval), flush=True)
 
 
-def _log_training(run: Run, step: int, sums: list[Mapping[str, jax.Array]]) -> float:
+def _finish_step(run: Run, course: Course, progress: report.Progress, end: int) -> None:
+    """What follows the step that the course has just made: records, evaluation, saving."""
+    experiment = run.experiment
+    done, total = course.step - run.backbone.step, end - run.backbone.step
+    evaluates = done % experiment.eval.period == 0 or done == total
+    evaluates = evaluates or course.standing.evaluation_due
+    save_every = experiment.train.checkpoint_period or experiment.eval.period
+    saves = evaluates or done % save_every == 0
+    shown: dict[str, str] = {}
+    # A mean never reaches over a saved state, so that a resumed run records the same ones; and
+    # nothing that is not finite is ever saved.
+    if course.sums and (saves or done % max(1, experiment.eval.period // 10) == 0):
+        shown["loss"] = f"{_log_training(run, course):.3f}"
+    if evaluates:
+        course.standing = dataclasses.replace(course.standing, evaluation_due=True)
+        course.standing, said = _evaluate(run, course)
+        shown["best"] = f"{course.standing.best_score:.1f}"
+        progress.say(f"step {done}/{total} ({course.step}): {said}")
+        if trouble := health.describe_trouble(_losses(run), run.entropy):
+            progress.say(f"step {done}/{total}: {trouble}")
+    if saves:
+        courses.save(run, course)
+    progress.update(done, shown)
+
+
+def _losses(run: Run) -> list[float]:
+    records = report.read_records(run.log.model_dir / report.METRICS)
+    return [r["value"] for r in records if r["name"] == "cross_entropy"]
+
+
+def _log_training(run: Run, course: Course) -> float:
     """Records the means since the last record and returns the loss per target token."""
-    totals = {k: float(sum(m[k] for m in jax.device_get(sums))) for k in sums[0]}
+    sums = jax.device_get(course.sums)
+    health.check_finite(sums, course.step)
+    totals = {k: float(sum(m[k] for m in sums)) for k in sums[0]}
     tokens = max(totals["tokens"], 1.0)
-    loss = totals["loss"] / tokens
-    if not np.isfinite(loss + totals["gradient_norm"]):
-        raise FloatingPointError(
-            f"the loss ({loss}) or its gradient ({totals['gradient_norm']}) is not finite: the run "
-            f"diverged in the {len(sums)} steps before step {step}, and stops. What was saved "
-            f"before is in {run.log.model_dir}. Start again in another MODEL_DIR with a lower "
-            "LEARNING_RATE, a warm-up (WARMUP_STEPS), or DTYPE = 'float32'."
-        )
     values = {
-        "loss": loss,
+        "loss": totals["loss"] / tokens,
         "cross_entropy": totals["cross_entropy"] / tokens,
         "z_loss": totals["z_loss"] / tokens,
         "token_accuracy": 100.0 * totals["correct"] / tokens,
         "gradient_norm": totals["gradient_norm"] / len(sums),
     }
-    run.log.training(step, values, task=run.experiment.data.names[0])
-    return loss
+    run.log.training(course.step, values, task=run.experiment.data.names[0])
+    course.sums = []
+    return values["loss"]
 
 
-def _evaluate(run: Run, state: steps.TrainState, standing: Standing) -> tuple[Standing, str]:
+def _evaluate(run: Run, course: Course) -> tuple[Standing, str]:
     """Scores the state, writes records and prompt, and updates what is best."""
-    params = {**run.frozen, **state.trainable}
+    standing, step = course.standing, course.step
+    params = {**run.frozen, **course.state.trainable}
     prompt = params.pop("prompt")
-    step = int(state.step)
-    scored = {t.name: evaluate(run.evaluator, (params, prompt), t) for t in run.data.eval_tasks}
+    with signals.current().allowed():  # nothing is written in here
+        scored = {t.name: evaluate(run.evaluator, (params, prompt), t) for t in run.data.eval_tasks}
     split = run.experiment.data.eval_split
     for name, one in scored.items():
         run.log.scores(step, one.metrics, task=name, split=split)
         run.log.predictions(step, name, one.metrics, one.rows)
     score = mean_score(scored, run.experiment.eval)
     better = standing.best_score is None or score > standing.best_score
-    since = 0 if better else standing.evals_since_best + 1
     standing = Standing(
         best_score=score if better else standing.best_score,
         best_step=step if better else standing.best_step,
-        evals_since_best=since,
+        evals_since_best=0 if better else standing.evals_since_best + 1,
     )
-    standing = _judge(standing, run.experiment.eval)
     if prompt.shape[0]:
-        metadata = _metadata(run, step, score)
+        metadata = courses.describe_prompt(run, step, score)
         folder = run.log.model_dir / "prompts"
         array = np.asarray(jax.device_get(prompt))
         prompt_file.save_prompt(folder / f"step_{step:06d}", array, metadata)
         if better:
             prompt_file.save_prompt(folder / "best", array, metadata)
-    return standing, _describe(scored)
+    return judge(standing, run.experiment.eval), _describe(scored)
 
 
 def _describe(scored: Mapping[str, Scored]) -> str:
@@ -246,33 +271,6 @@ def _describe(scored: Mapping[str, Scored]) -> str:
         values = ", ".join(f"{k} {v:.1f}" for k, v in one.metrics.items())
         parts.append(values if len(scored) == 1 else f"{name}: {values}")
     return "; ".join(parts)
-
-
-def _metadata(run: Run, step: int, score: float) -> prompt_file.PromptMetadata:
-    described = setup.describe_prompt(
-        run.experiment,
-        backbone=run.backbone.identity,
-        vocabulary=run.data.vocabulary_identity,
-        init=run.init,
-        step=step,
-    )
-    names = ", ".join(task.name for task in run.data.eval_tasks)
-    return dataclasses.replace(described, score=score, score_name=f"mean of {names}")
-
-
-def _judge(standing: Standing, config: EvalConfig) -> Standing:
-    """Whether the run has to stop early, by the setting of today."""
-    patience = config.early_stopping_evals
-    stops = patience is not None and standing.evals_since_best >= patience
-    return dataclasses.replace(standing, stopped_early=stops)
-
-
-def _say_stopped(standing: Standing, config: EvalConfig) -> str:
-    return (
-        f"stopped early: {standing.evals_since_best} evaluations without a better one than that of "
-        f"step {standing.best_step} (EARLY_STOPPING_EVALS = {config.early_stopping_evals}; with a "
-        "larger one, or None, the same command goes on)"
-    )
 
 
 def _baselines(run: Run) -> None:
@@ -287,29 +285,6 @@ def _baselines(run: Run) -> None:
         if task.name in rows_of:  # a task that is only evaluated has no majority to know of
             values = majority(task, rows_of[task.name], experiment.eval)
             run.log.scores(step, values, task=task.name, split=split, prompt="majority")
-        values = evaluate(run.evaluator, (run.backbone.params, nothing), task).metrics
+        with signals.current().allowed():
+            values = evaluate(run.evaluator, (run.backbone.params, nothing), task).metrics
         run.log.scores(step, values, task=task.name, split=split, prompt="none")
-
-
-def _save(
-    run: Run, store: run_state.RunStateStore, state: steps.TrainState, standing: Standing
-) -> None:
-    step = int(state.step)
-    if run.experiment.train.trainable == "model":
-        _write_checkpoint(run.log.model_dir, state, keep={step, standing.best_step})
-    meta = {
-        "experiment": to_dict(run.experiment),
-        "standing": dataclasses.asdict(standing),
-        "backbone": run.backbone.identity,
-        "vocabulary": run.data.vocabulary_identity,
-    }
-    store.save(step, state, meta)
-
-
-def _write_checkpoint(model_dir: Path, state: steps.TrainState, keep: set[int | None]) -> None:
-    """The tuned model in T5X's format, before the state that says so; last and best are kept."""
-    step = int(state.step)
-    t5x_checkpoint.write_t5x(str(model_dir / f"checkpoint_{step}"), state.trainable, step)
-    for folder in model_dir.glob("checkpoint_*"):
-        if int(folder.name.removeprefix("checkpoint_")) not in keep:
-            shutil.rmtree(folder)

@@ -24,18 +24,20 @@ NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 class RunLog:
     """The records of one MODEL_DIR, and the same numbers as TensorBoard events."""
 
-    def __init__(self, model_dir: Path, *, step: int) -> None:
+    def __init__(self, model_dir: Path, *, step: int, evaluation_due: bool = False) -> None:
         """Opens the logs, dropping records beyond `step`, the last one of which all is saved.
 
         A run killed between an evaluation and its saved state repeats that evaluation; what it had
-        written of it would otherwise stand there twice.
+        written of it would otherwise stand there twice. With `evaluation_due` that of `step` itself
+        will be repeated.
         """
         self.model_dir = model_dir
         self._step = step
         self._writers: dict[str, SummaryWriter] = {}
-        rewind(model_dir / METRICS, step)
+        scored = step - 1 if evaluation_due else step
+        rewind(model_dir / METRICS, step, scored)
         for path in (model_dir / "inference_eval").glob("*-metrics.jsonl"):
-            rewind(path, step)
+            rewind(path, scored)
 
     def training(self, step: int, values: Mapping[str, float], *, task: str) -> None:
         """Writes what was measured while training up to `step`, one line for each value."""
@@ -96,23 +98,35 @@ class RunLog:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The JSON lines of a file; a last line cut off by a kill is left out."""
+    """The JSON lines of a file; one that a kill or a bad disk has damaged is left out."""
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+    data = path.read_bytes() if path.exists() else b""
+    for line in data.decode("utf-8", errors="replace").splitlines():
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        wanted = {"step", "name", "value", "task"} if path.name == METRICS else {"step"}
+        if isinstance(record, dict) and wanted <= record.keys() and type(record["step"]) is int:
+            records.append(record)
     return records
 
 
-def rewind(path: Path, step: int) -> None:
-    """Drops the records of later steps from a JSON-lines file, atomically."""
+def rewind(path: Path, step: int, scored: int | None = None) -> None:
+    """Drops the records of later steps from a JSON-lines file, atomically.
+
+    Scores of the run's own prompt are dropped from behind `scored`.
+    """
     if not path.exists():
         return
-    kept = [record for record in read_records(path) if record["step"] <= step]
+
+    def kept(record: Mapping[str, Any]) -> bool:
+        own_score = "/" in str(record.get("name")) and "prompt" not in record
+        return record["step"] <= (scored if own_score and scored is not None else step)
+
+    text = "".join(json.dumps(record) + "\n" for record in read_records(path) if kept(record))
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 
 

@@ -1,0 +1,83 @@
+"""What nobody foresaw: one message, and the traceback in a file."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import sys
+import tempfile
+import traceback
+
+import prompt_tuning
+
+_MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "std::bad_alloc")
+
+
+_CURES = {
+    errno.ENOSPC: "Free some space, or write elsewhere",
+    errno.EDQUOT: "Free some space, or write elsewhere",
+    errno.EFBIG: "A limit on the size of files is set (`ulimit -f`): raise it, or write elsewhere",
+    errno.EACCES: "Change its permissions, or give another place",
+    errno.EPERM: "Change its permissions, or give another place",
+    errno.EROFS: "It is mounted for reading only: give another place",
+    errno.EIO: "The disk or its connection has failed: give another place",
+    errno.ESTALE: "The network file system has lost it: mount it again, or give another place",
+    errno.ENOTDIR: "Part of the path is a file: give another place",
+    errno.ENAMETOOLONG: "Give a shorter path",
+}
+
+
+def describe_refusal(error: BaseException) -> str | None:
+    """One message where the operating system has refused to read or write; None otherwise."""
+    if not isinstance(error, OSError) or error.errno not in _CURES:
+        return None
+    place = error.filename2 or error.filename
+    where = f" ({os.fsdecode(place)})" if isinstance(place, (str, bytes)) else ""
+    return (
+        f"{error.strerror}{where}. {_CURES[error.errno]}. What was saved before is whole, and the "
+        "same command continues from there."
+    )
+
+
+def describe(error: BaseException) -> str:
+    """One message on an exception that is no `ConfigError`; writes the traceback beside it."""
+    said = f"{type(error).__name__}: {_first_line(error)}"
+    if isinstance(error, MemoryError) or any(text in str(error) for text in _MEMORY):
+        return (
+            f"there is not enough memory ({said}). Lower BATCH_SIZE or TASK_FEATURE_LENGTHS, set "
+            f"DTYPE = 'bfloat16', or use more devices.{_report(error)}"
+        )
+    kept = " ".join(getattr(error, "__notes__", ())) or (
+        "What was saved before is whole, and the same command continues from there."
+    )
+    return f"unexpected error: {said}{_place(error)}. {kept}{_report(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or ["(no message)"]
+    return lines[0][:300]
+
+
+def _place(error: BaseException) -> str:
+    """The innermost line that is not of an installed package: ours, or of the user's module."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "site-packages" not in f.filename and f.filename[0] != "<"]
+    last = (own or frames or [None])[-1]
+    return f" ({last.filename}, line {last.lineno})" if last else ""
+
+
+def _report(error: BaseException) -> str:
+    """A sentence that names the file of the traceback."""
+    head = (
+        f"prompt-tuning {prompt_tuning.__version__}, Python {platform.python_version()}, "
+        f"{platform.platform()}\n{' '.join(sys.argv)}\n\n"
+    )
+    text = head + "".join(traceback.format_exception(error))
+    try:
+        descriptor, path = tempfile.mkstemp(prefix="t5x-error-", suffix=".txt")
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+    except OSError:  # nowhere to write: then it is shown after all
+        return f" Its traceback:\n{text}"
+    return f" The traceback, to be reported with the defect, is in {path}."

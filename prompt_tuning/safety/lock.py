@@ -1,0 +1,66 @@
+"""One run at a time in a MODEL_DIR.
+
+The operating system holds the lock and drops it with the process, however that ends, so that a
+killed run never stands in the way of the next. The file only says whose it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from prompt_tuning.config import ConfigError
+
+LOCK = ".lock"
+_UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+
+
+@contextlib.contextmanager
+def hold(folder: Path, what: str) -> Iterator[None]:
+    """Keeps every other run out of `folder` until the block ends; `what` names it.
+
+    Raises:
+      ConfigError: another run is in it, or it cannot be written to.
+    """
+    path = folder / LOCK
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise ConfigError(
+            f"{what} {folder} cannot be written to ({error.strerror}): choose another, or change "
+            "its permissions."
+        ) from error
+    with os.fdopen(descriptor, "r+b", buffering=0) as file:
+        _lock(file.fileno(), path, what)
+        holder = {"pid": os.getpid(), "host": socket.gethostname()}
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without the name as well
+            file.truncate(0)
+            file.seek(0)
+            file.write(json.dumps(holder).encode())
+        yield
+
+
+def _lock(descriptor: int, path: Path, what: str) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in _UNSUPPORTED:  # some network file systems: then nobody can be kept out
+            return
+        raise ConfigError(
+            f"{what} {path.parent} is in use by another run ({_describe(path)}). Wait for its end, "
+            "stop it, or choose another folder."
+        ) from error
+
+
+def _describe(path: Path) -> str:
+    try:
+        holder = json.loads(path.read_bytes())
+        return f"process {holder['pid']} on {holder['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{path} does not say which"

@@ -1,0 +1,80 @@
+"""How a run ends that cannot go on: what there is is kept, and the error says where it lies.
+
+`loop.py` calls this for whatever its steps raise: a signal, a full disk, a loss that is not finite.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn
+
+import jax
+import numpy as np
+
+from prompt_tuning.checkpoint import prompt_file, run_state
+from prompt_tuning.config import ConfigError
+from prompt_tuning.safety import signals
+from prompt_tuning.training import course as courses
+from prompt_tuning.training import health
+from prompt_tuning.training.course import Course, Run, describe_saved
+
+
+def end_badly(run: Run, course: Course, error: BaseException) -> NoReturn:
+    """Saves what can be saved.
+
+    Raises:
+      Stopped: a signal was received; says which step is saved.
+      ConfigError: MODEL_DIR cannot be written to.
+      FloatingPointError: the loss is not finite; names the step and the rows.
+      BaseException: the error itself, for all else.
+    """
+    if isinstance(error, FloatingPointError):
+        raise _describe_divergence(run, course, error) from error
+    if isinstance(error, run_state.SaveError) and course.saved is not None:
+        course.saved = -1, course.standing  # what was thought to be saved may not be
+    said = _keep(run, course)
+    if isinstance(error, signals.Stopped):
+        raise signals.Stopped(error.signum, said) from error
+    if isinstance(error, (OSError, run_state.SaveError)):
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"cannot write to {run.log.model_dir}: {reason}. {said}") from error
+    error.add_note(said)
+    raise error
+
+
+def _keep(run: Run, course: Course) -> str:
+    if course.saved is None:  # nothing is trained yet, and the baselines are not complete
+        return describe_saved(run.log.model_dir)
+    try:
+        health.check_finite(jax.device_get(course.sums), course.step)
+        return courses.keep(run, course)
+    except Exception as error:  # the devices have failed, or the state is not finite
+        return f"This step is not saved ({error!s:.200}). {describe_saved(run.log.model_dir)}"
+
+
+def _describe_divergence(run: Run, course: Course, error: FloatingPointError) -> FloatingPointError:
+    """The error with the step, its rows, and the last good prompt, which is written."""
+    if isinstance(error, health.NotFiniteError):
+        step, said = error.step, f"{error}; --debug-nans shows where the first NaN comes from"
+    else:  # JAX's own, for --debug-nans
+        step = course.step + 1
+        said = f"the run diverged in step {step}, {health.locate(error)}"
+    rows = health.name_rows(run.data, run.experiment, step - run.backbone.step)
+    return FloatingPointError(
+        f"{said}. The rows of its batch: {rows}. {_keep_last_good(run, course)} Start again in "
+        "another MODEL_DIR with a lower LEARNING_RATE, a warm-up (WARMUP_STEPS), or "
+        "DTYPE = 'float32'."
+    )
+
+
+def _keep_last_good(run: Run, course: Course) -> str:
+    """Writes the prompt of the newest saved state, which is finite, and says where."""
+    run.store.wait()
+    if run.store.latest_step() is None:
+        return describe_saved(run.log.model_dir)
+    good = courses.restore(run.store, course.state)
+    prompt = np.asarray(jax.device_get({**run.frozen, **good.state.trainable}["prompt"]))
+    if not prompt.shape[0]:
+        return f"The last good state, of step {good.step}, is in {run.log.model_dir}."
+    folder = run.log.model_dir / "prompts" / "last_good"
+    prompt_file.save_prompt(folder, prompt, courses.describe_prompt(run, good.step))
+    return f"The last good prompt, of step {good.step}, is in {folder}."
