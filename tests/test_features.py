@@ -1,5 +1,7 @@
 """Rows and batches: any seqio task in, T5X's arrays out; training order as arithmetic."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import seqio
@@ -8,7 +10,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prompt_tuning.config import ConfigError
+from prompt_tuning.config import ConfigError, DataConfig
 from prompt_tuning.data import features, groups, prepare, tasks
 from prompt_tuning.data.vocabulary import load_vocabulary
 from prompt_tuning.text import metrics
@@ -175,14 +177,41 @@ def test_a_mixture_is_not_a_task():
 # Mixtures.
 
 
-def test_training_rows_of_a_mixture():
-    rows, rates = features.load_training_rows("super_glue_v102_proportional", "train", LENGTHS)
-    assert {r.task: rate for r, rate in zip(rows, rates, strict=True)} == {
-        "super_glue_boolq_v102": 9427.0,
-        "super_glue_cb_v102": 250.0,
-        "super_glue_rte_v102": 2490.0,
-    }
+def test_rows_of_a_mixture():
+    names = ("boolq", "cb", "rte")
+    rates = [(f"super_glue_{name}_v102", float(i)) for i, name in enumerate(names, start=1)]
+    seqio.MixtureRegistry.add("three", rates)
+    try:
+        rows, found = features.load_training_rows("three", "train", LENGTHS)
+    finally:
+        seqio.MixtureRegistry.remove("three")
+    assert [(r.task, rate) for r, rate in zip(rows, found, strict=True)] == rates
     assert {r.task: len(r) for r in rows}["super_glue_cb_v102"] == 5
+
+
+def test_a_mixture_reads_the_tasks_that_have_the_split(tmp_path):
+    """WSC is trained on and evaluated by two tasks: each of them lacks the split of the other."""
+    source = superglue_rows.OTHERS["WSC"]
+    superglue_rows.write_rows(tmp_path / "WSC" / "train.jsonl", source)
+    superglue_rows.write_rows(tmp_path / "WSC" / "val.jsonl", source)
+    prepare.prepare_superglue(tmp_path, tmp_path / "tfds")
+    name = "taskless_super_glue_wsc_and_dev_v102_simple"
+    config = DataConfig(
+        mixture_or_task_name=name,
+        task_feature_lengths=LENGTHS,
+        vocabulary="bytes",
+        tfds_data_dir=str(tmp_path / "tfds"),
+    )
+    (found,) = features.load_eval_rows(config, class_labels=("commonsense", "pronoun"))
+    assert found.task.name == "taskless_super_glue_wsc_v102_simple_eval"
+    assert (len(found.rows), found.label_words, found.row_words(0)) == (2, (), ())
+    rows, rates = features.load_training_rows(name, "train", LENGTHS)
+    assert [(r.task, len(r)) for r in rows] == [("taskless_super_glue_wsc_v102_simple_train", 1)]
+    assert rates == [1.0]
+    with pytest.raises(ConfigError, match=r"no task of taskless.* has the split 'dev': set EVAL_S"):
+        features.load_eval_rows(dataclasses.replace(config, eval_split="dev"))
+    with pytest.raises(ConfigError, match=r"no task of the mixture .*'dev': set TRAIN_SPLIT"):
+        features.load_training_rows(name, "dev", LENGTHS)
 
 
 def test_a_task_with_rate_0_needs_no_training_split(add_task):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prompt_tuning.text import metrics
+from prompt_tuning.text import answers, metrics
 
 LABELS = ("entailment", "contradiction", "neutral")
 mean_f1 = metrics.mean_multiclass_f1(3)
@@ -47,12 +47,12 @@ def test_bounds_and_perfection(pairs):
 @settings(deadline=None)
 @given(st.sampled_from(LABELS))
 def test_labels_round_trip(label):
-    assert LABELS[metrics.label_index(label, labels=LABELS, example={}, is_target=True)] == label
+    assert LABELS[answers.label_index(label, labels=LABELS, example={}, is_target=True)] == label
 
 
 @pytest.mark.parametrize("output", ["", "Entailment", " entailment", "entailment.", "<unk>"])
 def test_anything_but_a_label_is_invalid(output):
-    assert metrics.label_index(output, labels=LABELS) == -1
+    assert answers.label_index(output, labels=LABELS) == -1
 
 
 def test_majority_class():

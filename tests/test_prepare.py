@@ -99,7 +99,9 @@ def test_an_empty_file(jsonl_dir, tmp_path):
 
 
 def test_a_folder_too_deep(jsonl_dir, tmp_path):
-    with pytest.raises(ConfigError, match=r"none of BoolQ/train.jsonl.*is in .*CB"):
+    with pytest.raises(
+        ConfigError, match=r"none of the folders BoolQ, CB.* is in .*CB,.*BoolQ.zip"
+    ):
         prepare.prepare_superglue(jsonl_dir / "CB", tmp_path / "tfds")
 
 

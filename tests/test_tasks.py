@@ -4,6 +4,7 @@ import ast
 import itertools
 import json
 import os
+import random
 import re
 import subprocess
 import sys
@@ -12,57 +13,35 @@ from pathlib import Path
 import pytest
 import seqio
 import superglue_rows
+import tensorflow as tf
 
 from prompt_tuning.config import ConfigError
-from prompt_tuning.data import prepare, tasks
+from prompt_tuning.data import graph, prepare, tasks
 from prompt_tuning.data.vocabulary import load_vocabulary
 from prompt_tuning.text import superglue
+from prompt_tuning.text.spec import TaskSpec, to_examples
 from prompt_tuning.world import generator
 
 GIN = Path(__file__).resolve().parents[1] / "gin" / "superglue"
-SPECS = list(superglue.TASKS.values())
+ALL = [
+    tasks.full_name(spec.name, task_word=task_word)
+    for specs, _ in tasks.TABLES
+    for spec in specs.values()
+    for task_word in (True, False)
+]
+SUPER_GLUE = [name for name in ALL if "super_glue" in name]
 
 
 @pytest.fixture(scope="module")
 def tfds_dir(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("superglue")
-    prepare.prepare_superglue(superglue_rows.write_jsonl(folder / "jsonl"), folder / "tfds")
+    prepare.prepare_superglue(superglue_rows.write_all(folder / "jsonl"), folder / "tfds")
     return str(folder / "tfds")
 
 
 @pytest.fixture(autouse=True)
 def registered(tfds_dir):
     tasks.register("bytes", tfds_data_dir=tfds_dir)
-
-
-@pytest.mark.parametrize("task_word", [True, False])
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
-def test_text_in_tf_data_is_that_of_the_pure_function(spec, task_word):
-    examples = read(tasks.superglue_name(spec, task_word=task_word))
-    rows = {row["idx"]: row for row in superglue_rows.labelled(spec.folder)}
-    assert len(examples) == len(rows)
-    for example in examples:
-        expected = superglue.to_text(spec, rows[int(example["idx"])], task_word=task_word)
-        assert pretokenized(example) == expected
-
-
-def test_rows_without_labels_in_tf_data():
-    examples = read("super_glue_cb_v102", "test")
-    assert {pretokenized(example)["targets"] for example in examples} == {"<unk>"}
-
-
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
-def test_tf_data_equals_what_t5_makes_of_real_rows(spec, shared_dir, tmp_path):
-    prepare.prepare_superglue(shared_dir / "data" / "fewglue", tmp_path)
-    tasks.register("bytes", tfds_data_dir=str(tmp_path))
-    path = shared_dir / "goldens" / "t5_text" / f"{spec.name}.train.jsonl"
-    golden = [json.loads(line) for line in path.read_text().splitlines()]
-    name = tasks.superglue_name(spec, task_word=True)
-    for example, expected in zip(read(name), golden, strict=True):
-        assert {**pretokenized(example), "idx": int(example["idx"])} == expected
-    taskless = read(tasks.superglue_name(spec, task_word=False))
-    for example, expected in zip(taskless, golden, strict=True):
-        assert pretokenized(example)["inputs"] == re.sub(r"^\S+ ", "", expected["inputs"], count=1)
 
 
 def read(name: str, split: str = "train") -> list[dict]:
@@ -74,30 +53,195 @@ def pretokenized(example: dict) -> dict[str, str]:
     return {key: example[f"{key}_pretokenized"].decode() for key in ("inputs", "targets")}
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.name)
-def test_tokens_labels_and_metrics(spec):
-    task = tasks.resolve(tasks.superglue_name(spec, task_word=False))
+def plain(value):
+    """What tf.data gives as what the pure functions take and give: texts, numbers and lists."""
+    if isinstance(value, dict):
+        texts = {k: v for k, v in value.items() if f"{k}_pretokenized" not in value}
+        return {k.removesuffix("_pretokenized"): plain(v) for k, v in texts.items()}
+    if isinstance(value, list):
+        return [plain(v) for v in value]
+    if isinstance(value, bytes):
+        return value.decode()
+    return plain(value.tolist()) if hasattr(value, "tolist") else value
+
+
+@pytest.mark.parametrize("name", SUPER_GLUE)
+def test_tf_data_gives_what_the_pure_function_gives(name):
+    spec = tasks.find_spec(name)
+    source = seqio.get_mixture_or_task(name).source
+    for split in source.splits:
+        raw = source.get_dataset(split, shuffle=False).as_numpy_iterator()
+        expected = [
+            example
+            for row in raw
+            for example in to_examples(spec, plain(row), task_word="taskless" not in name)
+        ]
+        assert [plain(example) for example in read(name, split)] == expected
+
+
+def in_graph(spec: TaskSpec, rows: list[dict], task_word: bool = True) -> list[dict]:
+    """The examples of rows with the same fields, in graph mode."""
+
+    def spec_of(value):
+        kind = tf.string if isinstance(value, str | list) else tf.int32
+        return tf.TensorSpec([None] if isinstance(value, list) else [], kind)
+
+    signature = {key: spec_of(value) for key, value in rows[0].items()}
+    dataset = tf.data.Dataset.from_generator(lambda: rows, output_signature=signature)
+    return [plain(e) for e in graph.to_examples(dataset, spec, task_word).as_numpy_iterator()]
+
+
+def random_text(chance: random.Random, words: list[str], most: int = 8) -> str:
+    return "".join(chance.choices(words, k=chance.randint(0, most)))
+
+
+@pytest.mark.parametrize("task_word", [True, False])
+def test_pronouns_are_marked_alike(task_word):
+    chance = random.Random(0)
+    words = ["he ", "he, ", 'he," ', "X ", " ", "Zoë ", "hé ", "(he) ", "\n", "\\1 ", "he\u2026x "]
+    rows = [
+        {
+            "text": random_text(chance, words) + " he" + random_text(chance, ["", " ", "."], 1),
+            "span2_index": chance.randint(0, 9),
+            "span2_text": "he",
+            "span1_text": "Tom",
+            "label": chance.randint(-1, 1),
+            "idx": i,
+        }
+        for i in range(400)
+    ]
+    for spec in superglue.WSC:
+        expected = [e for row in rows for e in to_examples(spec, row, task_word=task_word)]
+        assert in_graph(spec, rows, task_word) == expected
+
+
+def test_highlights_and_answers_are_treated_alike():
+    chance = random.Random(0)
+    words = ["\n@highlight\n", "@highlight", ".", "!", '"', "'", "Zoë ", "\n", "<br>"]
+    rows = []
+    for _ in range(300):
+        entities = [
+            random_text(chance, ["Bo", ", ", "é", ""], 3) for _ in range(chance.randint(0, 4))
+        ]
+        rows.append(
+            {
+                "passage": random_text(chance, words),
+                "query": random_text(chance, ["@placeholder", " ", "?", "\\1"]),
+                "entities": entities,
+                "answers": entities[: chance.randint(0, 4)],
+            }
+        )
+    expected = [e for row in rows for e in to_examples(superglue.RECORD, row)]
+    assert in_graph(superglue.RECORD, rows) == expected
+
+
+def test_markup_is_treated_alike():
+    chance = random.Random(0)
+    words = ["<br>", "<b>", "</b>", "<br", "b>", "<", "</", "ü", " ", "&lt;"]
+    rows = [
+        {**{name: random_text(chance, words) for name in superglue.MULTIRC.features}}
+        | {"label": chance.randint(-1, 1)}
+        for _ in range(200)
+    ]
+    expected = [e for row in rows for e in to_examples(superglue.MULTIRC, row)]
+    assert in_graph(superglue.MULTIRC, rows) == expected
+
+
+def test_dpr_is_marked_alike():
+    chance = random.Random(0)
+    words = ["he", " he", " he,", " he.x", " (he)", " ", "\\1", "."]
+    rows = [
+        {
+            "sentence": random_text(chance, words),
+            "pronoun": chance.choice(["he", ".", "é", "\\", "he he"]),
+            "candidates": ["Tom", "Zoë"],
+            "label": chance.randint(-1, 1),
+        }
+        for _ in range(300)
+    ]
+    expected = [e for row in rows for e in to_examples(superglue.DPR, row, task_word=False)]
+    assert in_graph(superglue.DPR, rows, task_word=False) == expected
+
+
+def test_a_pronoun_that_is_not_in_the_text():
+    row = {"text": "a b", "span2_index": 1, "span2_text": "he", "span1_text": "a"}
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"\(span2_text\) is not a word"):
+        in_graph(superglue.WSC_EVAL, [{**row, "label": 1, "idx": 0}])
+
+
+def test_rows_without_labels_in_tf_data():
+    examples = read("super_glue_cb_v102", "test")
+    assert {pretokenized(example)["targets"] for example in examples} == {"<unk>"}
+    (example,) = {pretokenized(e)["targets"] for e in read("super_glue_record_v102", "test")}
+    assert example == "<unk>"
+    assert {e["label"] for e in read("super_glue_wsc_v102_simple_eval", "test")} == {-1}
+
+
+def test_tf_data_equals_what_t5_makes_of_real_rows(shared_dir, tmp_path):
+    prepare.prepare_superglue(shared_dir / "data" / "fewglue", tmp_path)
+    tasks.register("bytes", tfds_data_dir=str(tmp_path))
+    seen = 0
+    for name in SUPER_GLUE:
+        spec = tasks.find_spec(name)
+        path = shared_dir / "goldens" / "t5_text" / f"{spec.config}.train.jsonl"
+        if not path.exists() or "train" not in seqio.get_mixture_or_task(name).splits:
+            continue
+        golden = [json.loads(line) for line in path.read_text().splitlines()]
+        if spec.convert is superglue.wsc_right:
+            golden = [example for example in golden if example["label"]]
+        for example, expected in zip(read(name), golden, strict=True):
+            if name.startswith("taskless_"):
+                inputs = re.sub(r"^\S+ ", "", expected["inputs"], count=1)
+                expected = {**expected, "inputs": inputs}
+            assert {key: plain(example)[key] for key in expected} == expected
+            seen += 1
+    assert seen == 2 * (6 * 32 + 154 + 44)
+
+
+@pytest.mark.parametrize("config", ["boolq", "cb", "copa", "rte", "wic"])
+def test_tokens_labels_and_metrics(config):
+    task = tasks.resolve(f"taskless_super_glue_{config}_v102")
     example = read(task.name)[0]
     text = pretokenized(example)["inputs"]
     assert example["inputs"].tolist() == [*[b + 3 for b in text.encode()], 1]
     for index, word in enumerate(tasks.label_words(task.name)):
         assert task.postprocess_fn(word, example=example, is_target=True) == index
+        assert tasks.row_words(task.name, example)[index] == word
     assert task.postprocess_fn("nothing of the kind", example=example) == -1
     values = {}
     for metric in task.metric_fns:
         values |= metric([0, 1], [0, 1])
-    names = {"mean_3class_f1", "accuracy"} if spec.name == "cb" else {"accuracy"}
+    names = {"mean_3class_f1", "accuracy"} if config == "cb" else {"accuracy"}
     assert values.keys() == names
     assert values["accuracy"] == 100.0
 
 
-def test_seqio_evaluates_the_gold_answers_as_perfect(tmp_path):
+def test_words_of_rows():
+    example = read("taskless_super_glue_record_v102")[0]
+    assert tasks.row_words("taskless_super_glue_record_v102", example) == ("Bo", "Łucja")
+    assert tasks.label_words("taskless_super_glue_record_v102") == ()
+    example = read("super_glue_wsc_v102_simple_eval", "validation")[0]
+    assert tasks.row_words("super_glue_wsc_v102_simple_eval", example) == ()
+    assert tasks.row_words("somebody's", example) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("super_glue_cb_v102", {"mean_3class_f1": 100.0, "accuracy": 100.0}),
+        ("super_glue_multirc_v102", {"f1": 100.0, "exact_match": 100.0}),
+        ("taskless_super_glue_record_v102", {"em": 100.0, "f1": 100.0}),
+        # The referent that is offered is named, which in one of two rows is wrong.
+        ("super_glue_wsc_v102_simple_eval", {"accuracy": 50.0}),
+    ],
+)
+def test_seqio_evaluates_the_gold_answers(name, expected):
     """Upstream's own evaluator runs the tasks: text, postprocess and metrics fit together."""
     evaluator = seqio.Evaluator(
-        "super_glue_cb_v102",
+        name,
         seqio.EncDecFeatureConverter(pack=False),
-        eval_split="train",  # all three classes
-        sequence_length={"inputs": 128, "targets": 16},
+        eval_split="validation" if "wsc" in name else "train",  # all three classes of CB
+        sequence_length={"inputs": 256, "targets": 16},
     )
 
     def gold(dataset):
@@ -107,7 +251,7 @@ def test_seqio_evaluates_the_gold_answers_as_perfect(tmp_path):
 
     metrics, _ = evaluator.evaluate(compute_metrics=True, step=0, predict_fn=gold)
     evaluator.close()
-    assert metrics.result()["super_glue_cb_v102"] == {"mean_3class_f1": 100.0, "accuracy": 100.0}
+    assert metrics.result()[name] == expected
 
 
 def test_demo_tasks():
@@ -122,24 +266,24 @@ def test_demo_tasks():
     assert task.postprocess_fn(first["targets"], example=None) == words.index(first["targets"])
 
 
-def test_the_mixture_draws_in_proportion_to_the_training_rows():
-    rates = tasks.component_tasks("taskless_super_glue_v102_proportional")
-    assert dict(rates) == {
-        "taskless_super_glue_boolq_v102": 9427.0,
-        "taskless_super_glue_cb_v102": 250.0,
-        "taskless_super_glue_rte_v102": 2490.0,
-    }
-    prefixed = tasks.component_tasks("super_glue_v102_proportional")
-    assert [(f"taskless_{name}", rate) for name, rate in prefixed] == rates
+@pytest.mark.parametrize("mixture", superglue.MIXTURES)
+def test_mixtures_draw_with_the_rates_of_the_table(mixture):
+    prefixed = tasks.component_tasks(mixture)
+    assert dict(prefixed) == dict(superglue.MIXTURES[mixture])
+    taskless = tasks.component_tasks(f"taskless_{mixture}")
+    assert [(f"taskless_{name}", rate) for name, rate in prefixed] == taskless
     assert tasks.component_tasks("tiny_mood") == [("tiny_mood", 1.0)]
 
 
 def test_label_words():
     assert tasks.label_words("super_glue_boolq_v102") == ("False", "True")
     assert tasks.label_words("taskless_super_glue_cb_v102") == superglue.CB.labels
-    words = tasks.label_words("super_glue_v102_proportional")
-    assert sorted(words) == sorted({w for spec in SPECS for w in spec.labels})
+    words = tasks.label_words("super_glue_v102_proportional", otherwise=("x",))
+    assert sorted(words) == sorted({w for spec in superglue.SUPER_GLUE for w in spec.labels})
     assert tasks.label_words("somebody's task") == ()
+    assert tasks.label_words("somebody's task", otherwise=("x",)) == ("x",)
+    # Free text, whatever words a prompt began with.
+    assert tasks.label_words("super_glue_wsc_v102_simple_eval", otherwise=("x",)) == ()
 
 
 def test_registering_again_changes_nothing(tfds_dir):
@@ -309,7 +453,7 @@ def test_labels_fit_the_target_length_with_the_real_vocabulary(name, shared_dir)
     loaded = load_vocabulary(str(path))
     macros = read_macros(GIN / f"{name}.gin")
     longest = max(len(loaded.encode(word)) for word in macros["CLASS_LABELS"]) + 1
-    assert longest <= macros["TASK_FEATURE_LENGTHS"]["targets"] < 2 * longest
+    assert longest <= macros["TASK_FEATURE_LENGTHS"]["targets"]
 
 
 def read_macros(path: Path) -> dict:

@@ -20,13 +20,16 @@ from prompt_tuning.config import ConfigError, DataConfig
 from prompt_tuning.data.file_tasks import check_label_words, register_files
 from prompt_tuning.data.groups import Cutting, cut_batch, fitting_width, input_widths
 from prompt_tuning.data.order import row_order
-from prompt_tuning.data.sources import check_source
+from prompt_tuning.data.sources import check_source, has_split
 from prompt_tuning.data.tasks import (
     component_tasks,
+    find_spec,
+    has_row_words,
     import_task_module,
     label_words,
     register,
     resolve,
+    row_words,
 )
 from prompt_tuning.data.vocabulary import (
     first_line,
@@ -187,14 +190,33 @@ def load_training_rows(
 ) -> tuple[list[Rows], list[float]]:
     """Rows and rates of everything that a task or mixture trains on.
 
-    A task with rate 0 is there to be evaluated, and may have no training split.
+    Of a mixture, tasks with rate 0 and tasks without the split are there to be evaluated.
 
     Raises:
-      ConfigError: see `load_rows` and `tasks.component_tasks`.
+      ConfigError: see `load_rows` and `tasks.component_tasks`, or no task is left.
     """
-    drawn = [(task, rate) for task, rate in component_tasks(name) if rate > 0]
+    rates = dict(component_tasks(name))
+    drawn = [(task, rates[task]) for task in _with_split(name, split) if rates[task] > 0]
+    if not drawn:
+        raise ConfigError(
+            f"no task of the mixture {name} has the split {split!r}: set TRAIN_SPLIT."
+        )
     rows = [load_rows(task, split, lengths, vocabulary=vocabulary) for task, _ in drawn]
     return rows, [rate for _, rate in drawn]
+
+
+def _with_split(name: str, split: str) -> list[str]:
+    """The tasks of a mixture that have a split, as seqio draws them; a task by itself must."""
+    names = [task for task, _ in component_tasks(name)]
+    return [task for task in names if task == name or _has_split(task, split)]
+
+
+def _has_split(task: str, split: str) -> bool:
+    spec = find_spec(task)
+    if spec is not None and spec.splits is not None:
+        return split in spec.splits  # known without the data
+    found: Any = resolve(task)  # a task: mixtures stand for theirs
+    return found.requires_caching or has_split(found, split)
 
 
 class EvalRows(NamedTuple):
@@ -202,13 +224,23 @@ class EvalRows(NamedTuple):
 
     task: Any  # seqio.Task
     rows: Rows
-    label_words: tuple[str, ...]  # of the task, else CLASS_LABELS; () where nobody knows any
+    label_words: tuple[str, ...]  # of the task; of one that is not ours CLASS_LABELS
+
+    def row_words(self, row: int) -> tuple[str, ...]:
+        """The words that a row may be answered with: its own (ReCoRD's entities), or the task's.
+
+        () where any text is an answer.
+        """
+        if has_row_words(self.task.name):
+            return row_words(self.task.name, self.rows.examples[row])
+        return self.label_words
 
 
 def load_eval_rows(
     config: DataConfig, *, class_labels: tuple[str, ...] = (), limit: int | None = None
 ) -> list[EvalRows]:
-    """The evaluation split of every task asked for; a mixture stands for its tasks.
+    """The evaluation split of every task asked for; a mixture stands for those of its tasks that
+    have the split.
 
     Registers the tasks first, the user's own included.
 
@@ -222,7 +254,13 @@ def load_eval_rows(
     vocabulary = load_vocabulary(config.vocabulary)
     check_label_words(config.files.words, vocabulary, config.task_feature_lengths)
     loaded = []
-    for name in dict.fromkeys(task for n in config.names for task, _ in component_tasks(n)):
+    names = [task for name in config.names for task in _with_split(name, config.eval_split)]
+    if not names:
+        raise ConfigError(
+            f"no task of {', '.join(config.names)} has the split {config.eval_split!r}: set "
+            "EVAL_SPLIT."
+        )
+    for name in dict.fromkeys(names):
         rows = load_rows(
             name,
             config.eval_split,
@@ -230,7 +268,7 @@ def load_eval_rows(
             vocabulary=vocabulary,
             limit=limit,
         )
-        loaded.append(EvalRows(resolve(name), rows, label_words(name) or class_labels))
+        loaded.append(EvalRows(resolve(name), rows, label_words(name, otherwise=class_labels)))
     return loaded
 
 

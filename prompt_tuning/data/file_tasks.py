@@ -19,8 +19,8 @@ from prompt_tuning.data import tasks
 from prompt_tuning.data.vocabulary import lazy_vocabulary
 from prompt_tuning.tables.examples import EVAL, TRAIN, as_columns, load_split
 from prompt_tuning.tables.scores import exact_match_and_f1, macro_f1
-from prompt_tuning.text import metrics
-from prompt_tuning.text.superglue import UNLABELLED
+from prompt_tuning.text import answers, metrics
+from prompt_tuning.text.spec import UNLABELLED
 
 # The task that `register_files` added last: the only state of this module.
 _ours: list[seqio.Task] = []
@@ -95,7 +95,7 @@ def _postprocess(
             f"{(example or {}).get('row', b'a row').decode()}: nothing in TARGET_FIELD, so the row "
             "cannot be scored. Rows without an answer can be answered with `t5x infer`."
         )
-    return metrics.label_index(output, labels=words) if words else output
+    return answers.label_index(output, labels=words) if words else output
 
 
 def check_label_words(

@@ -28,6 +28,20 @@ def check_source(task: seqio.Task, split: str) -> None:
     Raises:
       ConfigError: the data is not there and cannot be had, or it has no such split.
     """
+    if not has_split(task, split):
+        raise ConfigError(
+            f"the task {task.name} has no split {split!r}; it has "
+            f"{', '.join(map(str, task.source.splits)) or 'none'}. Set TRAIN_SPLIT or EVAL_SPLIT, "
+            "or prepare the missing split."
+        )
+
+
+def has_split(task: seqio.Task, split: str) -> bool:
+    """Whether a task has the split; downloads a TFDS dataset where it has to, to know.
+
+    Raises:
+      ConfigError: the data is not there and cannot be had.
+    """
     source = task.source
     if isinstance(source, seqio.TfdsDataSource):
         _fetch(task.name, source.tfds_dataset, split)
@@ -35,11 +49,7 @@ def check_source(task: seqio.Task, split: str) -> None:
     sliceable = isinstance(source.splits, Mapping)
     names = re.findall(r"([\w.-]+)(?:\[[^\]]*\])?", split) if sliceable else [split]
     splits = tuple(str(name) for name in source.splits)
-    if not names or any(name not in splits for name in names):
-        raise ConfigError(
-            f"the task {task.name} has no split {split!r}; it has {', '.join(splits) or 'none'}. "
-            "Set TRAIN_SPLIT or EVAL_SPLIT, or prepare the missing split."
-        )
+    return bool(names) and all(name in splits for name in names)
 
 
 def _fetch(task: str, loader: Any, split: str) -> None:
@@ -76,7 +86,13 @@ def _cure(name: str) -> str:
             "--jsonl_dir=<folder> --tfds_data_dir=<directory>`, which needs no network; then give "
             "--tfds_data_dir=<directory> here."
         )
-    return "Prepare it where there is a network, and give that directory as --tfds_data_dir here."
+    cure = "Prepare it where there is a network, and give that directory as --tfds_data_dir here."
+    if name.startswith("definite_pronoun_resolution"):
+        cure += (
+            " Or train without it: the mixture super_glue_without_dpr_v102_proportional (or "
+            "taskless_...) is SuperGLUE's own data."
+        )
+    return cure
 
 
 def _no_network(builder: Any) -> str | None:
@@ -85,9 +101,10 @@ def _no_network(builder: Any) -> str | None:
     TFDS' copy is asked last, and not at all for datasets that do not say where they come from.
     """
     url = getattr(builder.builder_config, "data_url", None)
-    if url is None:
+    urls = [url] if url else list(builder.url_infos or ())
+    if not urls:
         return None
-    reason = _unreachable(url)
+    reason = _unreachable(urls[0])
     return reason if reason and _unreachable(TFDS_BUCKET) else None
 
 

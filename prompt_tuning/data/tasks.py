@@ -1,4 +1,4 @@
-"""seqio tasks and mixtures over the table in `superglue.py` and the bundled synthetic world.
+"""seqio tasks and mixtures over the tables in `text/` and the bundled synthetic world.
 
 Second station of the data: text becomes tokens of the run's vocabulary. Nothing is registered when
 this module is imported; `register` does it, since the vocabulary is known only at run time.
@@ -10,6 +10,7 @@ import contextlib
 import difflib
 import functools
 import importlib
+import itertools
 import os
 import sys
 from collections.abc import Mapping
@@ -20,14 +21,16 @@ import tensorflow as tf
 from seqio.utils import Feature
 
 from prompt_tuning.config import OFFICIAL_VOCABULARY, ConfigError
+from prompt_tuning.data import graph
 from prompt_tuning.data.vocabulary import lazy_vocabulary
-from prompt_tuning.text import metrics, superglue
-from prompt_tuning.text.superglue import TaskSpec
+from prompt_tuning.text import answers, metrics, superglue
+from prompt_tuning.text.spec import TaskSpec
 from prompt_tuning.world import generator
 
 Provider = seqio.Task | seqio.Mixture
 
-MIXTURES = {True: "super_glue_v102_proportional", False: "taskless_super_glue_v102_proportional"}
+# Every table of `text/`: its tasks, and its mixtures as names with rates.
+TABLES = ((superglue.TASKS, superglue.MIXTURES),)
 
 # What `register` added, and with which settings: the only state of this module.
 _ours: list[Provider] = []
@@ -104,13 +107,13 @@ def _add_all(vocabulary: seqio.Vocabulary) -> None:
     }
     for name in generator.DEMO_TASKS:
         _add(_demo_task(name, features))
-    for task_word, mixture in MIXTURES.items():
-        rates = []
-        for spec in superglue.TASKS.values():
-            name = superglue_name(spec, task_word=task_word)
-            _add(_superglue_task(name, spec, task_word, features))
-            rates.append((name, float(spec.num_train)))
-        _add(seqio.Mixture(mixture, rates))
+    for specs, mixtures in TABLES:
+        for task_word in (True, False):
+            for spec in specs.values():
+                _add(_text_task(spec, task_word, features))
+            for name, rates in mixtures.items():
+                named = [(full_name(task, task_word=task_word), rate) for task, rate in rates]
+                _add(seqio.Mixture(full_name(name, task_word=task_word), named))
 
 
 def _add(provider: Provider) -> None:
@@ -120,47 +123,29 @@ def _add(provider: Provider) -> None:
         _ours.append(provider)
 
 
-def superglue_name(spec: TaskSpec, *, task_word: bool) -> str:
-    """T5's name of the task, or the original's name of its form without the task word.
+def full_name(name: str, *, task_word: bool) -> str:
+    """T5's name of a task or mixture, or the original's name of its form without the task word.
 
-    >>> superglue_name(superglue.CB, task_word=False)
+    >>> full_name(superglue.CB.name, task_word=False)
     'taskless_super_glue_cb_v102'
     """
-    return f"{'' if task_word else 'taskless_'}super_glue_{spec.name}_v102"
+    return name if task_word else f"taskless_{name}"
 
 
-def _superglue_task(
-    name: str, spec: TaskSpec, task_word: bool, features: Mapping[str, Feature]
-) -> seqio.Task:
+def _text_task(spec: TaskSpec, task_word: bool, features: Mapping[str, Feature]) -> seqio.Task:
     return seqio.Task(
-        name,
-        source=seqio.TfdsDataSource(f"super_glue/{spec.name}:1.0.2"),
+        full_name(spec.name, task_word=task_word),
+        source=seqio.TfdsDataSource(spec.source, splits=spec.splits),
         preprocessors=[
-            functools.partial(superglue_text, spec=spec, task_word=task_word),
+            functools.partial(graph.to_examples, spec=spec, task_word=task_word),
             seqio.preprocessors.tokenize,
             seqio.CacheDatasetPlaceholder(),
             seqio.preprocessors.append_eos_after_trim,
         ],
         output_features=features,
-        postprocess_fn=functools.partial(metrics.label_index, labels=spec.labels),
+        postprocess_fn=spec.postprocess,
         metric_fns=list(spec.metrics),
     )
-
-
-def superglue_text(dataset: tf.data.Dataset, spec: TaskSpec, task_word: bool) -> tf.data.Dataset:
-    """`superglue.to_text` on rows of TFDS, in graph mode; keeps `idx`, as T5 does."""
-    parts = superglue.input_parts(spec, task_word=task_word)
-    words = (superglue.UNLABELLED, *spec.labels)  # label -1 is the first one
-
-    def text(row: Mapping[str, Any]) -> dict[str, Any]:
-        pieces = [piece for literal, feature in parts for piece in (literal, row[feature])]
-        return {
-            "idx": row["idx"],
-            "inputs": tf.strings.join(pieces),
-            "targets": tf.gather(tf.constant(words), row["label"] + 1),
-        }
-
-    return dataset.map(text, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def _demo_task(name: str, features: Mapping[str, Feature]) -> seqio.Task:
@@ -183,9 +168,7 @@ def _demo_task(name: str, features: Mapping[str, Feature]) -> seqio.Task:
             seqio.preprocessors.append_eos_after_trim,
         ],
         output_features=features,
-        postprocess_fn=functools.partial(
-            metrics.label_index, labels=generator.DEMO_TASKS[name].label_words
-        ),
+        postprocess_fn=answers.to_label(*generator.DEMO_TASKS[name].label_words),
         metric_fns=[metrics.accuracy],
     )
 
@@ -238,24 +221,46 @@ def component_tasks(name: str) -> list[tuple[str, float]]:
     return rates
 
 
-def label_words(name: str) -> tuple[str, ...]:
-    """The words a task answers with, in the order of its classes; () where they are not known.
+def find_spec(name: str) -> TaskSpec | None:
+    """The table row of a task of the project, in either form; None of any other task."""
+    found = name.removeprefix("taskless_")
+    return next((specs[found] for specs, _ in TABLES if found in specs), None)
 
-    Of a mixture, the words of all its tasks, each once.
+
+def label_words(name: str, *, otherwise: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """The words a task answers with, in the order of its classes.
+
+    () where every row has its own (ReCoRD: see `row_words`) and where any text is an answer (WSC,
+    SQuAD); `otherwise` of a task that is not the project's. Of a mixture, the words of all its
+    tasks, each once.
     """
-    words = (
-        own_words
-        | {
-            superglue_name(spec, task_word=task_word): spec.labels
-            for spec in superglue.TASKS.values()
-            for task_word in (True, False)
-        }
-        | {task: demo.label_words for task, demo in generator.DEMO_TASKS.items()}
-    )
-    if name in words or name not in seqio.MixtureRegistry.names():
-        return words.get(name, ())
-    tasks = seqio.MixtureRegistry.get(name).tasks
-    return tuple(dict.fromkeys(w for task in tasks for w in words.get(task.name, ())))
+    if name in generator.DEMO_TASKS:
+        return generator.DEMO_TASKS[name].label_words
+    if (spec := find_spec(name)) is not None:
+        return spec.labels
+    if name not in seqio.MixtureRegistry.names():
+        return own_words.get(name, ()) or otherwise
+    components = seqio.MixtureRegistry.get(name).tasks
+    words = [label_words(task.name, otherwise=otherwise) for task in components]
+    return tuple(dict.fromkeys(itertools.chain.from_iterable(words)))
+
+
+def row_words(name: str, example: Mapping[str, Any]) -> tuple[str, ...]:
+    """The words that one example of a task may be answered with; () where any text may be.
+
+    The task's label words, or the row's own: the entities of ReCoRD, the candidates of DPR.
+    `example` is what the seqio task gives.
+    """
+    spec = find_spec(name)
+    if spec is None or not spec.answers:
+        return label_words(name)
+    return tuple(dict.fromkeys(answers.texts(example[spec.answers])))
+
+
+def has_row_words(name: str) -> bool:
+    """Whether every row of a task has words of its own to be answered with."""
+    spec = find_spec(name)
+    return spec is not None and bool(spec.answers)
 
 
 def import_task_module(name: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from prompt_tuning.config import ConfigError, EvalConfig
 from prompt_tuning.data import features
-from prompt_tuning.text.superglue import UNLABELLED
+from prompt_tuning.text.spec import UNLABELLED
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from prompt_tuning.config import EvalConfig, Experiment
 from prompt_tuning.data import features
 from prompt_tuning.model import decode, loss, sharding, t5
 from prompt_tuning.model.prompt import encode_prompted
-from prompt_tuning.scoring.eval_task import EvalTask, postprocess_targets
+from prompt_tuning.scoring.eval_task import EvalTask
 from prompt_tuning.text.metrics import majority_predictions
 
 
@@ -136,8 +136,10 @@ def majority(task: EvalTask, train: features.Rows, config: EvalConfig) -> dict[s
 
     Named for every method of `config`, so that they stand beside what they are to be beaten by.
     """
-    targets = postprocess_targets(task.task, train)
-    values = task.metrics(majority_predictions(targets, len(task.targets)))
+    answers = majority_predictions(train.target_texts, len(task.targets))
+    values = task.metrics(
+        [task.postprocess(*pair) for pair in zip(answers, task.rows.examples, strict=True)]
+    )
     return {f"{k}/{method}": v for k, v in values.items() for method in methods(config)}
 
 

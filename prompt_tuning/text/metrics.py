@@ -1,28 +1,21 @@
 """T5's metrics under T5's names, in per cent, and the answer that any prompt has to beat.
 
-Metrics take postprocessed targets and predictions, as seqio passes them; `superglue.py` says which
-task has which.
+Metrics take targets and predictions as `answers.py` makes them and as seqio passes them; the table
+of a task (`superglue.py`, `glue.py`, `qa.py`) says which ones it has.
 """
 
 from __future__ import annotations
 
 import collections
-from collections.abc import Callable, Sequence
+import re
+import string
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
+
+import numpy as np
 
 Metric = Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
 T = TypeVar("T")
-
-
-def label_index(output: str, *, labels: Sequence[str], **_: Any) -> int:
-    """The index of the label that the output is, to the letter; -1 where it is none.
-
-    seqio calls it as a task's `postprocess_fn`, with the example and other words ignored here.
-
-    >>> label_index("True", labels=("False", "True")), label_index("true", labels=("False", "True"))
-    (1, -1)
-    """
-    return labels.index(output) if output in labels else -1
 
 
 def accuracy(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
@@ -56,6 +49,108 @@ def mean_multiclass_f1(num_classes: int) -> Metric:
         return {f"mean_{num_classes}class_f1": 100.0 * float(value)}
 
     return mean_f1
+
+
+def f1_with_invalid(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
+    """The F1 of class 1 of two; a prediction that is neither counts as the wrong one.
+
+    >>> f1_with_invalid([1, 0, 1], [1, -1, 0])  # as if the predictions were 1, 1, 0
+    {'f1': 50.0}
+    """
+    from sklearn.metrics import f1_score
+
+    target, predicted = np.asarray(targets, int), np.asarray(predictions, int)
+    valid = (predicted == 0) | (predicted == 1)
+    value = f1_score(target, np.where(valid, predicted, 1 - target), zero_division=0)  # type: ignore
+    return {"f1": 100.0 * float(value)}
+
+
+def multirc_f1(
+    targets: Sequence[Mapping[str, Any]], predictions: Sequence[Mapping[str, Any]]
+) -> dict[str, float]:
+    """F1 over all answers of all questions (F1a)."""
+    return f1_with_invalid([t["value"] for t in targets], [p["value"] for p in predictions])
+
+
+def multirc_exact_match(
+    targets: Sequence[Mapping[str, Any]], predictions: Sequence[Mapping[str, Any]]
+) -> dict[str, float]:
+    """The share of questions all answers of which are judged right.
+
+    Rows of a question that are not among those scored, as with EVALUATOR_NUM_EXAMPLES, do not
+    count.
+
+    >>> targets = [{"value": 1, "group": 7}, {"value": 0, "group": 7}, {"value": 1, "group": 8}]
+    >>> multirc_exact_match(targets, [{"value": 1}, {"value": 1}, {"value": 1}])
+    {'exact_match': 50.0}
+    """
+    right: dict[Any, bool] = {}
+    for target, prediction in zip(targets, predictions, strict=True):
+        group = target["group"]
+        right[group] = right.get(group, True) and target["value"] == prediction["value"]
+    return {"exact_match": 100.0 * float(np.mean(list(right.values())))}
+
+
+def squad(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -> dict[str, float]:
+    """Exact match and F1 over words, each with the answer that fits best (Rajpurkar et al., 2016).
+
+    Case, articles, punctuation and white space do not count.
+
+    >>> squad([["the Eiffel Tower"], ["1889", "in 1889"]], ["Eiffel tower!", "year 1889"])
+    {'em': 50.0, 'f1': 83.33333333333333}
+    """
+    exact, overlap = [], []
+    for answers, prediction in zip(targets, predictions, strict=True):
+        given = _normal(prediction)
+        wanted = [_normal(answer) for answer in answers]
+        exact.append(max((float(given == answer) for answer in wanted), default=0.0))
+        overlap.append(max((_word_f1(answer, given) for answer in wanted), default=0.0))
+    return {"em": 100.0 * float(np.mean(exact)), "f1": 100.0 * float(np.mean(overlap))}
+
+
+def _normal(answer: str) -> str:
+    bare = answer.lower().translate(str.maketrans("", "", string.punctuation))
+    return " ".join(re.sub(r"\b(?:a|an|the)\b", " ", bare).split())
+
+
+def _word_f1(answer: str, given: str) -> float:
+    wanted, found = answer.split(), given.split()
+    common = (collections.Counter(wanted) & collections.Counter(found)).total()
+    if common == 0:
+        return 0.0
+    precision, recall = common / len(found), common / len(wanted)
+    return 2 * precision * recall / (precision + recall)
+
+
+def record_squad(
+    targets: Sequence[Mapping[str, Any]], predictions: Sequence[Mapping[str, Any]]
+) -> dict[str, float]:
+    """`squad` over queries: of the examples of a query, one for each answer, the first counts."""
+    first: dict[Any, tuple[Sequence[str], str]] = {}
+    for target, prediction in zip(targets, predictions, strict=True):
+        first.setdefault(target["group"], (target["value"], prediction["value"]))
+    return squad([answers for answers, _ in first.values()], [given for _, given in first.values()])
+
+
+def matthews_corrcoef(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
+    """Matthews' correlation; a prediction that is no label is a class of its own."""
+    from sklearn.metrics import matthews_corrcoef
+
+    return {"matthews_corrcoef": 100.0 * float(matthews_corrcoef(targets, predictions))}
+
+
+def pearson_corrcoef(targets: Sequence[float], predictions: Sequence[float]) -> dict[str, float]:
+    """Pearson's correlation; not a number where all predictions are the same."""
+    from scipy.stats import pearsonr
+
+    return {"pearson_corrcoef": 100.0 * float(pearsonr(targets, predictions).statistic)}  # type: ignore
+
+
+def spearman_corrcoef(targets: Sequence[float], predictions: Sequence[float]) -> dict[str, float]:
+    """Spearman's correlation; not a number where all predictions are the same."""
+    from scipy.stats import spearmanr
+
+    return {"spearman_corrcoef": 100.0 * float(spearmanr(targets, predictions).statistic)}  # type: ignore
 
 
 def majority_predictions(train_targets: Sequence[T], count: int) -> list[T]:

@@ -174,7 +174,7 @@ def describe_prompt(
     name = experiment.data.names[0]
     return prompt_file.PromptMetadata(
         task=name,
-        label_words=tasks.label_words(name) or experiment.prompt.class_labels,
+        label_words=tasks.label_words(name, otherwise=experiment.prompt.class_labels),
         backbone=backbone,
         vocabulary=vocabulary,
         init=init,
