@@ -167,6 +167,7 @@ def test_every_module_has_a_test_of_its_name():
         "replace_folder": "checkpoint_t5x",
         "mixed_batch": "predictor",
         **dict.fromkeys(("npy", "prompt_array"), "prompt_file"),
+        **dict.fromkeys(("embedding", "inspection_text", "picture"), "inspection"),
         **dict.fromkeys(("attention", "layers"), "t5"),
         "sizes": "gin_config",
         **dict.fromkeys(("assets", "generator", "objectives", "pretrain", "probe"), "world"),

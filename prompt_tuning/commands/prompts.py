@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
+from pathlib import Path
 
 from prompt_tuning.commands.command import Command
+from prompt_tuning.config import ConfigError
 
 _FORMS = ("ours", "peft", "npy", "t5x")
 _INPUT = "a prompt in any form: a folder of ours or PEFT's, a .npy, a T5X checkpoint with it inside"
@@ -42,10 +45,82 @@ def _convert(args: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
+def _add_inspect_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument("paths", nargs="+", metavar="PATH", help=_INPUT)
+    command.add_argument(
+        "--checkpoint",
+        required=True,
+        metavar="PATH",
+        help="the backbone; its embedding table is read",
+    )
+    command.add_argument(
+        "--vocabulary",
+        default="",
+        metavar="SPEC",
+        help="as VOCABULARY; without it pieces are shown as numbers (but tiny knows its own)",
+    )
+    command.add_argument(
+        "--label_words", default="", metavar="A,B", help="words to look for (each prompt's own)"
+    )
+    command.add_argument(
+        "--init", default="", metavar="PATH", help="the prompt that these began as, if it was kept"
+    )
+    command.add_argument(
+        "--neighbours", type=int, default=5, metavar="K", help="pieces to show a row (5)"
+    )
+    command.add_argument("--plot", default="", metavar="FILE.png", help="also draw it")
+    command.add_argument("--json", default="", metavar="FILE", help="also write it as JSON")
+
+
+def _inspect(args: argparse.Namespace, rest: list[str]) -> int:
+    from prompt_tuning.prompts import inspection, inspection_text
+
+    plot = local_file(args.plot, "--plot") if args.plot else None
+    values = local_file(args.json, "--json") if args.json else None
+    found = inspection.inspect_prompts(
+        args.paths,
+        args.checkpoint,
+        vocabulary=args.vocabulary,
+        label_words=[word.strip() for word in args.label_words.split(",") if word.strip()],
+        init=args.init,
+        neighbours=args.neighbours,
+    )
+    print(inspection_text.describe(found))
+    if values:
+        text = json.dumps(found.to_json(), indent=1, ensure_ascii=False)
+        values.write_text(text + "\n", encoding="utf-8")
+    if plot:
+        from prompt_tuning.prompts import picture
+
+        picture.draw(found, plot)
+    return 0
+
+
+def local_file(path: str, flag: str) -> Path:
+    """A file to write, whose folder is made.
+
+    Raises:
+      ConfigError: it lies in a bucket, is a folder, or its folder cannot be made.
+    """
+    file = Path(path).expanduser()
+    if "://" in path or file.is_dir():
+        raise ConfigError(f"{flag} must be a local file, found {path}.")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{flag}={path} cannot be written ({error.strerror}).") from error
+    return file
+
+
 COMMANDS = {
     "convert-prompt": Command(
         "write a prompt in another form: ours, PEFT's, a .npy, or inside a T5X checkpoint",
         _add_convert_flags,
         _convert,
+    ),
+    "inspect-prompt": Command(
+        "what a prompt is near: norms, nearest pieces, label words, other prompts",
+        _add_inspect_flags,
+        _inspect,
     ),
 }

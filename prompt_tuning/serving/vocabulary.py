@@ -56,6 +56,10 @@ class Vocabulary(Protocol):
         """The text of ids up to the first end-of-sequence; padding is nothing."""
         ...
 
+    def piece(self, number: int) -> str:
+        """What one id stands for, as its vocabulary writes it."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SentencePieceVocabulary:
@@ -88,6 +92,10 @@ class SentencePieceVocabulary:
         known = [unknown if i >= size else int(i) for i in ids]
         return self.processor.decode(_until(self.eos_id, known))
 
+    def piece(self, number: int) -> str:
+        """What one id stands for; a word begins with \u2581."""
+        return self.processor.id_to_piece(number)
+
 
 @dataclasses.dataclass(frozen=True)
 class ByteVocabulary:
@@ -114,6 +122,17 @@ class ByteVocabulary:
         values = [int(i) - _SPECIAL_IDS for i in _until(self.eos_id, list(ids))]
         kept = bytes(value for value in values if 0 <= value < _BYTES)
         return kept.decode("utf-8", errors="ignore")
+
+    def piece(self, number: int) -> str:
+        """The byte, as a character where ASCII prints it.
+
+        >>> [ByteVocabulary().piece(i) for i in (1, 107, 198)]
+        ['</s>', 'h', '0xC3']
+        """
+        if number < _SPECIAL_IDS:
+            return ("<pad>", "</s>", "<unk>")[number]
+        byte = number - _SPECIAL_IDS
+        return chr(byte) if 32 < byte < 127 else f"0x{byte:02X}"
 
 
 def _until(eos_id: int, ids: list[int]) -> list[int]:

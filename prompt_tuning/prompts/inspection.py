@@ -1,0 +1,299 @@
+"""What a prompt says of itself: norms, nearest pieces, labels among them, kinship with others.
+
+The paper's section 7 reads prompts by their nearest neighbours in the vocabulary, by cosine; SPoT
+(Vu et al., 2022) tells related tasks by the cosine of their prompts. `t5x inspect-prompt` prints
+what is found here (`inspection_text.py`) and draws it (`picture.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from prompt_tuning.checkpoint.prompt_file import PromptMetadata, check_prompt, load_prompt
+from prompt_tuning.config import TINY, ConfigError, to_dict
+from prompt_tuning.prompts.embedding import EmbeddingTable, open_embedding
+from prompt_tuning.serving.vocabulary import Vocabulary, load_vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """Mean, standard deviation and extremes of some norms."""
+
+    mean: float
+    sd: float
+    min: float
+    max: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Neighbour:
+    """A piece of the vocabulary near a row."""
+
+    id: int
+    piece: str  # the id itself where no vocabulary is known
+    cosine: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One row of a prompt, its neighbours nearest first."""
+
+    norm: float
+    neighbours: tuple[Neighbour, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Label:
+    """A label word: how near its embedding is to the rows, and where its pieces are neighbours."""
+
+    word: str
+    pieces: tuple[str, ...]
+    neighbour_of: tuple[int, ...]  # rows that have a piece of it among their neighbours
+    nearest_row: int
+    cosine: float  # of that row and the mean of the word's embedded pieces
+
+
+@dataclasses.dataclass(frozen=True)
+class Distance:
+    """How far a prompt is from where it began, over the rows whose beginning is known."""
+
+    rows: int
+    relative: float  # |prompt - init| / |init|
+    cosine: float  # mean over rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspected:
+    """All that is known of one prompt."""
+
+    name: str
+    array: Float[np.ndarray, "P D"]
+    metadata: PromptMetadata
+    norms: Spread
+    rows: tuple[Row, ...]
+    labels: tuple[Label, ...]
+    distance: Distance | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Inspection:
+    """Several prompts, the vocabulary around them, and how they are related."""
+
+    checkpoint: str
+    embeddings: int  # how many were searched
+    embedding_norms: Spread
+    prompts: tuple[Inspected, ...]
+    pooled: Float[np.ndarray, "N N"]  # cosine of the mean-pooled prompts
+    pairs: Float[np.ndarray, "N N"]  # mean cosine over all pairs of rows
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as plain values, without the arrays of the prompts."""
+        names = [prompt.name for prompt in self.prompts]
+        prompts = []
+        for prompt in self.prompts:
+            values = {
+                field.name: getattr(prompt, field.name)
+                for field in dataclasses.fields(prompt)
+                if field.name not in ("array", "metadata")
+            }
+            shape = {"shape": list(prompt.array.shape), "metadata": to_dict(prompt.metadata)}
+            prompts.append(_plain(values) | shape)
+        return {
+            "checkpoint": self.checkpoint,
+            "embeddings": self.embeddings,
+            "embedding_norms": _plain(self.embedding_norms),
+            "prompts": prompts,
+            "similarity": {
+                "names": names,
+                "mean_pooled": self.pooled.tolist(),
+                "mean_over_pairs_of_rows": self.pairs.tolist(),
+            },
+        }
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def inspect_prompts(
+    paths: Sequence[str | os.PathLike[str]],
+    checkpoint: str,
+    *,
+    vocabulary: str = "",
+    label_words: Sequence[str] = (),
+    init: str = "",
+    neighbours: int = 5,
+) -> Inspection:
+    """Holds prompts of any form against the embedding table of a checkpoint.
+
+    Without a `vocabulary` pieces are numbers and there are no labels; the bundled checkpoint knows
+    its own. Without `label_words` each prompt's own are taken. `init` is a prompt from which the
+    distance is measured; without it, rows that began as class labels are measured from those.
+
+    Raises:
+      ConfigError: something cannot be read, or a prompt does not fit the table or vocabulary.
+    """
+    if neighbours < 1:
+        raise ConfigError(f"the number of neighbours must be at least 1, found {neighbours}.")
+    table = open_embedding(checkpoint)
+    spec = vocabulary or (TINY if checkpoint == TINY else "")
+    words = load_vocabulary(spec) if spec else None
+    loaded = {str(path): load_prompt(path) for path in paths}
+    shape = None, table.shape[1]
+    for path, (prompt, metadata) in loaded.items():
+        known = words.sha256 if words else ""
+        check_prompt(prompt, metadata, shape=shape, vocabulary=known, where=path)
+    first = load_prompt(init)[0] if init else None
+    arrays = {path: prompt for path, (prompt, _) in loaded.items()}
+    limit = min(table.shape[0], words.vocab_size) if words else table.shape[0]
+    norms, near = search(table, list(arrays.values()), limit=limit, neighbours=neighbours)
+    prompts = []
+    for (path, (prompt, metadata)), found in zip(loaded.items(), near, strict=True):
+        known = metadata or PromptMetadata()
+        rows = _make_rows(prompt, found, words)
+        labels = tuple(label_words) or known.label_words
+        described = [_describe_label(word, prompt, rows, table, words) for word in labels if words]
+        start = first if first is not None else _label_rows(known, table, words)
+        prompts.append(
+            Inspected(
+                path,
+                prompt,
+                known,
+                _spread(np.linalg.norm(prompt, axis=1)),
+                rows,
+                tuple(described),
+                _measure(prompt, start, path),
+            )
+        )
+    pooled, pairs = similarities(list(arrays.values()))
+    return Inspection(checkpoint, limit, _spread(norms), tuple(prompts), pooled, pairs)
+
+
+def search(
+    table: EmbeddingTable,
+    prompts: Sequence[Float[np.ndarray, "P D"]],
+    *,
+    limit: int,
+    neighbours: int,
+) -> tuple[Float[np.ndarray, "V"], list[tuple[Int[np.ndarray, "P K"], Float[np.ndarray, "P K"]]]]:
+    """The norms of the table's first `limit` rows, and every prompt row's nearest of them.
+
+    One pass over the table, a part at a time: ids and cosines of the best so far are kept.
+    """
+    rows = unit(np.concatenate(prompts))
+    count = min(neighbours, limit)
+    ids = np.zeros((len(rows), 0), np.int64)
+    cosines = np.zeros((len(rows), 0), np.float32)
+    norms = []
+    for start, part in table.chunks(limit):
+        norms.append(np.linalg.norm(part, axis=1))
+        found = rows @ unit(part).T
+        numbers = np.broadcast_to(np.arange(start, start + len(part)), found.shape)
+        cosines, ids = (
+            np.concatenate([cosines, found], axis=1),
+            np.concatenate([ids, numbers], axis=1),
+        )
+        # Equal cosines in the order of their ids, wherever the parts were cut.
+        order = np.argsort(-cosines, axis=1, kind="stable")[:, :count]
+        cosines, ids = (np.take_along_axis(array, order, axis=1) for array in (cosines, ids))
+    ends = np.cumsum([len(prompt) for prompt in prompts])[:-1]
+    return np.concatenate(norms), list(
+        zip(np.split(ids, ends), np.split(cosines, ends), strict=True)
+    )
+
+
+def unit(rows: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
+    """Rows of length one; a row of zeros stays, and is near nothing."""
+    norms = np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows / np.where(norms > 0, norms, 1)
+
+
+def similarities(
+    prompts: Sequence[Float[np.ndarray, "P D"]],
+) -> tuple[Float[np.ndarray, "N N"], Float[np.ndarray, "N N"]]:
+    """SPoT's two measures between prompts: of their mean rows, and the mean over pairs of rows."""
+    means = unit(np.stack([prompt.mean(axis=0) for prompt in prompts]))
+    # The mean over pairs of cosines is the product of the mean unit rows.
+    units = np.stack([unit(prompt).mean(axis=0) for prompt in prompts])
+    return means @ means.T, units @ units.T
+
+
+def _spread(norms: Float[np.ndarray, "N"]) -> Spread:
+    values = norms.mean(), norms.std(), norms.min(), norms.max()
+    return Spread(*(float(value) for value in values))
+
+
+def _make_rows(
+    prompt: Float[np.ndarray, "P D"],
+    found: tuple[Int[np.ndarray, "P K"], Float[np.ndarray, "P K"]],
+    vocabulary: Vocabulary | None,
+) -> tuple[Row, ...]:
+    def neighbour(number: int, cosine: float) -> Neighbour:
+        piece = vocabulary.piece(number) if vocabulary else str(number)
+        return Neighbour(number, piece, cosine)
+
+    return tuple(
+        Row(float(norm), tuple(map(neighbour, ids.tolist(), cosines.tolist())))
+        for norm, ids, cosines in zip(np.linalg.norm(prompt, axis=1), *found, strict=True)
+    )
+
+
+def _embed_word(
+    word: str, table: EmbeddingTable, vocabulary: Vocabulary
+) -> tuple[list[int], Float[np.ndarray, "D"]]:
+    """The ids of a word, and the mean of their embeddings: a row that begins as it (paper 3.2)."""
+    ids = vocabulary.encode(word)
+    if not ids:
+        raise ConfigError(f"the label word {word!r} has no pieces.")
+    return ids, np.concatenate([table.rows(i, i + 1) for i in ids]).mean(axis=0)
+
+
+def _describe_label(
+    word: str,
+    prompt: Float[np.ndarray, "P D"],
+    rows: Sequence[Row],
+    table: EmbeddingTable,
+    vocabulary: Vocabulary,
+) -> Label:
+    ids, embedded = _embed_word(word, table, vocabulary)
+    cosines = unit(prompt) @ unit(embedded[None])[0]
+    near = [i for i, row in enumerate(rows) if {n.id for n in row.neighbours} & set(ids)]
+    pieces = tuple(vocabulary.piece(i) for i in ids)
+    best = int(cosines.argmax())
+    return Label(word, pieces, tuple(near), best, float(cosines[best]))
+
+
+def _label_rows(
+    metadata: PromptMetadata, table: EmbeddingTable, vocabulary: Vocabulary | None
+) -> Float[np.ndarray, "L D"] | None:
+    """The first rows of a prompt that began as class labels; what followed them was sampled."""
+    words = metadata.label_words
+    expected = f"class labels {', '.join(map(repr, words))}, then"
+    if vocabulary is None or not words or not metadata.init.startswith(expected):
+        return None
+    return np.stack([_embed_word(word, table, vocabulary)[1] for word in words])
+
+
+def _measure(
+    prompt: Float[np.ndarray, "P D"], start: Float[np.ndarray, "L D"] | None, path: str
+) -> Distance | None:
+    if start is None:
+        return None
+    if start.shape[1] != prompt.shape[1]:
+        raise ConfigError(
+            f"--init has width {start.shape[1]}, and the prompt {path} {prompt.shape[1]}."
+        )
+    rows = min(len(start), len(prompt))
+    now, then = prompt[:rows], start[:rows]
+    relative = np.linalg.norm(now - then) / max(float(np.linalg.norm(then)), 1e-30)
+    return Distance(rows, float(relative), float((unit(now) * unit(then)).sum(axis=1).mean()))

@@ -1,0 +1,170 @@
+"""What is said of a prompt is what is known of it: rows that are tokens are found as those."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prompt_tuning import cli
+from prompt_tuning.checkpoint.prompt_file import PromptMetadata, save_prompt
+from prompt_tuning.checkpoint.t5x import read_param
+from prompt_tuning.config import ConfigError
+from prompt_tuning.prompts import embedding
+from prompt_tuning.prompts.embedding import EmbeddingTable
+from prompt_tuning.prompts.inspection import inspect_prompts, search, similarities
+from prompt_tuning.prompts.inspection_text import describe
+from prompt_tuning.serving.vocabulary import load_vocabulary
+from prompt_tuning.world.assets import tiny_checkpoint
+
+TABLE = np.asarray(read_param(tiny_checkpoint(), "token_embedder/embedding"), np.float32)
+WORDS = load_vocabulary("tiny")
+LABELS = ("up", "down")
+INIT = "class labels 'up', 'down', then sampled vocabulary"
+
+
+def embedded(word: str) -> np.ndarray:
+    return TABLE[WORDS.encode(word)].mean(axis=0)
+
+
+@pytest.fixture
+def prompt(tmp_path: Path) -> Path:
+    """Rows: three times "up", "down" a little moved, one long random row, zeros."""
+    rng = np.random.default_rng(0)
+    moved = embedded("down") + 0.1 * rng.standard_normal(128)
+    rows = [3 * embedded("up"), moved, 100 * rng.standard_normal(128), np.zeros(128)]
+    metadata = PromptMetadata(
+        task="tiny_mood",
+        label_words=LABELS,
+        init=INIT,
+        step=7,
+        score=50.0,
+        score_name="accuracy/rank",
+        vocabulary=WORDS.sha256,
+    )
+    save_prompt(tmp_path / "p", np.stack(rows).astype(np.float32), metadata)
+    return tmp_path / "p"
+
+
+def test_rows_norms_labels_and_distance(prompt: Path) -> None:
+    found = inspect_prompts([prompt], "tiny", neighbours=3)
+    assert found.embeddings == 512
+    norms = np.linalg.norm(TABLE, axis=1)
+    np.testing.assert_allclose(found.embedding_norms.mean, norms.mean(), rtol=1e-6)
+    (one,) = found.prompts
+    assert [row.neighbours[0].piece for row in one.rows[:2]] == ["\u2581up", "\u2581down"]
+    assert one.rows[0].neighbours[0].cosine == pytest.approx(1, abs=1e-6)
+    assert one.rows[3].norm == 0
+    assert {near.cosine for near in one.rows[3].neighbours} == {0}
+    up, down = one.labels
+    assert (up.word, up.pieces, up.nearest_row) == ("up", ("\u2581up",), 0)
+    assert 0 in up.neighbour_of
+    assert down.nearest_row == 1
+    assert one.distance is not None
+    assert one.distance.rows == 2
+    then = np.stack([embedded("up"), embedded("down")])
+    relative = np.linalg.norm(one.array[:2] - then) / np.linalg.norm(then)
+    assert one.distance.relative == pytest.approx(relative, rel=1e-5)
+    assert one.distance.cosine == pytest.approx(1, abs=0.01)
+
+
+def test_neighbours_are_those_of_the_whole_table_wherever_it_is_cut(monkeypatch) -> None:
+    rng = np.random.default_rng(1)
+    table = rng.standard_normal((57, 8)).astype(np.float32)
+    table[40] = table[3]  # equal cosines: the smaller id first
+    prompts = [rng.standard_normal((4, 8)).astype(np.float32), table[[3, 9]]]
+    stored = EmbeddingTable((57, 8), lambda start, stop: table[start:stop])
+
+    def unit(rows: np.ndarray) -> np.ndarray:
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    cosines = unit(np.concatenate(prompts)) @ unit(table[:50]).T
+    expected = np.argsort(-cosines, axis=1, kind="stable")[:, :4]
+    for rows in (1, 7, 50, 1000):
+        monkeypatch.setattr(embedding, "CHUNK_VALUES", 8 * rows)
+        norms, near = search(stored, prompts, limit=50, neighbours=4)
+        np.testing.assert_array_equal(np.concatenate([ids for ids, _ in near])[:4], expected[:4])
+        np.testing.assert_array_equal(near[1][0][0][:2], [3, 40])
+        np.testing.assert_allclose(norms, np.linalg.norm(table[:50], axis=1), rtol=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 5))
+def test_similarities_by_their_definition(seed: int, one: int, other: int) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = rng.standard_normal((one, 6)), rng.standard_normal((other, 6))
+
+    def cosine(x: np.ndarray, y: np.ndarray) -> float:
+        return float(x @ y / np.linalg.norm(x) / np.linalg.norm(y))
+
+    pooled, pairs = similarities([a, b])
+    assert pooled[0, 1] == pytest.approx(cosine(a.mean(axis=0), b.mean(axis=0)), abs=1e-9)
+    assert pairs[0, 1] == pytest.approx(np.mean([cosine(x, y) for x in a for y in b]), abs=1e-9)
+    assert pooled[0, 0] == pytest.approx(1)
+
+
+def test_the_beginning_of_a_prompt_may_be_given(prompt: Path, tmp_path: Path) -> None:
+    rows = np.ones((4, 128), np.float32)
+    np.save(tmp_path / "one.npy", rows)
+    np.save(tmp_path / "two.npy", 3 * rows)
+    (one,) = inspect_prompts([tmp_path / "two.npy"], "tiny", init=str(tmp_path / "one.npy")).prompts
+    assert one.distance is not None
+    assert (one.distance.rows, one.distance.relative) == (4, pytest.approx(2))
+    assert one.distance.cosine == pytest.approx(1)
+    np.save(tmp_path / "wide.npy", np.ones((4, 64), np.float32))
+    with pytest.raises(ConfigError, match="--init has width 64, and the prompt"):
+        inspect_prompts([prompt], "tiny", init=str(tmp_path / "wide.npy"))
+
+
+def test_without_a_vocabulary_pieces_are_numbers(prompt: Path) -> None:
+    (one,) = inspect_prompts([prompt], tiny_checkpoint()).prompts
+    assert one.rows[0].neighbours[0].piece == str(WORDS.encode("up")[0])
+    assert one.labels == ()
+
+
+def test_the_command(prompt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "other.npy", np.random.default_rng(2).standard_normal((70, 128)))
+    files = [f"--plot={tmp_path / 'new' / 'p.png'}", f"--json={tmp_path / 'new' / 'p.json'}"]
+    arguments = [str(prompt), str(tmp_path / "other.npy"), "--checkpoint=tiny", *files]
+    assert cli.main(["inspect-prompt", *arguments, "--label_words=up, never"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"p: float32\[4, 128\], tiny_mood, step 7, accuracy/rank 50.0\n", said)
+    assert "from its beginning (2 of 4 rows): moved" in said
+    assert "label 'never' (\u2581never): " in said
+    assert "similarity of the prompts: cosine of their mean rows" in said
+    values = json.loads((tmp_path / "new" / "p.json").read_text())
+    assert [len(one["rows"]) for one in values["prompts"]] == [4, 70]
+    assert values["prompts"][0]["rows"][0]["neighbours"][0]["piece"] == "\u2581up"
+    assert values["prompts"][0]["metadata"]["task"] == "tiny_mood"
+    assert np.shape(values["similarity"]["mean_pooled"]) == (2, 2)
+    picture = (tmp_path / "new" / "p.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 30_000  # not an empty canvas
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--checkpoint=nowhere"], "there is no T5X checkpoint at"),
+        (["--checkpoint=tiny", "--vocabulary=bytes"], "was trained with another vocabulary"),
+        (["--checkpoint=tiny", "--label_words=up", "--neighbours=0"], "must be at least 1"),
+        (["--checkpoint=tiny", "--plot=gs://a/b.png"], "--plot must be a local file"),
+        ([], "the following arguments are required: --checkpoint"),
+    ],
+)
+def test_mistakes(
+    prompt: Path, capsys: pytest.CaptureFixture[str], flags: list[str], message: str
+) -> None:
+    assert cli.main(["inspect-prompt", str(prompt), *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_a_prompt_of_another_width(tmp_path: Path) -> None:
+    np.save(tmp_path / "wide.npy", np.ones((100, 768), np.float32))
+    with pytest.raises(ConfigError, match=r"the model needs \(any, 128\)"):
+        describe(inspect_prompts([tmp_path / "wide.npy"], "tiny"))
