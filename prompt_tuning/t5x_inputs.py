@@ -19,6 +19,7 @@ import tensorflow as tf
 from etils import epath
 from jaxtyping import Float
 
+from prompt_tuning.backbones import huggingface, load
 from prompt_tuning.checkpoint import t5x as t5x_checkpoint
 from prompt_tuning.checkpoint.prompt_file import PromptMetadata, check_prompt, load_prompt
 from prompt_tuning.checkpoint.t5x_prompt import PROMPT, read_identity
@@ -80,7 +81,12 @@ def find_checkpoint(run: Run) -> str:
     given = run.initial_checkpoint_path if isinstance(run, Experiment) else run.checkpoint_path
     if not given:
         raise ConfigError("CHECKPOINT_PATH is not set: give the path of a T5X checkpoint.")
-    path = absolute_path(setup.checkpoint_path(given))
+    path = absolute_path(load.find_path(given))
+    if huggingface.is_huggingface(path):
+        raise ConfigError(
+            f"upstream T5X reads T5X checkpoints, and {given} is a Hugging Face folder. Convert "
+            f"it: t5x convert --input={given} --output=checkpoint_{load.read_step(given)}"
+        )
     found: dict[str, Any] = dict(t5x_checkpoint.read_shapes(path))
     found.pop(PROMPT, None)
     needed = {name: shape.shape for name, shape in t5.param_shapes(run.model).items()}

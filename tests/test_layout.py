@@ -170,6 +170,7 @@ def test_every_module_has_a_test_of_its_name():
         **dict.fromkeys(("embedding", "inspection_text", "picture"), "inspection"),
         **dict.fromkeys(("attention", "layers"), "t5"),
         "sizes": "gin_config",
+        **dict.fromkeys(("architecture", "names", "safetensors_files", "load"), "huggingface"),
         **dict.fromkeys(("assets", "generator", "objectives", "pretrain", "probe"), "world"),
     }
     names = {p.stem for p in SOURCES} - {"__init__"}

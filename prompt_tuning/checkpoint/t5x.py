@@ -58,7 +58,12 @@ def read_t5x(
     context = ts.Context(_READ)
     known = {name: leaf for name, leaf in checkpoint.params.items() if name in shapes}
     stores = open_leaves(known, context)
-    _check_tree(checkpoint.folder.url, set(checkpoint.params), stores, shapes)
+    found: dict[str, tuple[tuple[int, ...], Any]] = {
+        name: (tuple(store.shape), store.dtype.numpy_dtype) for name, store in stores.items()
+    }
+    unknown = {name: ((), np.dtype("float32")) for name in checkpoint.params if name not in shapes}
+    needed = {name: tuple(shape.shape) for name, shape in shapes.items()}
+    check_tree(checkpoint.folder.url, {**found, **unknown}, needed)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     requests = []
     for name in sorted(shapes):
@@ -107,31 +112,33 @@ def _step(leaf: Leaf) -> int:
     return int(value.reshape(()))
 
 
-def _check_tree(
+def check_tree(
     where: str,
-    found: set[str],
-    stores: Mapping[str, ts.TensorStore],
-    shapes: Mapping[str, jax.ShapeDtypeStruct],
+    found: Mapping[str, tuple[tuple[int, ...], Any]],
+    needed: Mapping[str, tuple[int, ...]],
 ) -> None:
-    """Everything that keeps the checkpoint from being the model's, in one error."""
+    """Everything that keeps a checkpoint from being the model's, in one error.
+
+    `found` has the shape and the dtype of every array, `needed` the shapes of the model.
+
+    Raises:
+      ConfigError: something is missing, unknown, of another shape, or not floating point.
+    """
     problems = []
-    if missing := sorted(set(shapes) - found):
+    if missing := sorted(set(needed) - set(found)):
         problems.append(f"missing in the checkpoint ({len(missing)}): {_shorten(missing)}")
-    if unexpected := sorted(found - set(shapes)):
+    if unexpected := sorted(set(found) - set(needed)):
         problems.append(f"unknown to the model ({len(unexpected)}): {_shorten(unexpected)}")
+    both = sorted(set(found) & set(needed))
     misshapen = [
-        f"{name} has shape {tuple(store.shape)}, the model needs {tuple(shapes[name].shape)}"
-        for name, store in sorted(stores.items())
-        if tuple(store.shape) != tuple(shapes[name].shape)
+        f"{name} has shape {found[name][0]}, the model needs {needed[name]}"
+        for name in both
+        if found[name][0] != needed[name]
     ]
     if misshapen:
         problems.append(f"of another shape ({len(misshapen)}): {_shorten(misshapen, '; ')}")
     # T5X before version 3 stored bfloat16 as uint16; T5X itself refuses those files too.
-    kinds = [
-        f"{name} is {store.dtype.name}"
-        for name, store in sorted(stores.items())
-        if not jnp.issubdtype(store.dtype.numpy_dtype, jnp.floating)
-    ]
+    kinds = [f"{name} is {found[name][1]}" for name in both if not _is_floating(found[name][1])]
     if kinds:
         problems.append(f"not floating point ({len(kinds)}): {_shorten(kinds)}")
     if problems:
@@ -140,6 +147,13 @@ def _check_tree(
             f"the checkpoint {where} does not fit the model:\n{listed}\n"
             "Do the model's sizes (the gin file in models/) belong to this checkpoint?"
         )
+
+
+def _is_floating(dtype: Any) -> bool:
+    try:
+        return bool(jnp.issubdtype(np.dtype(dtype), jnp.floating))
+    except TypeError:
+        return False
 
 
 def _shorten(names: Iterable[str], separator: str = ", ") -> str:

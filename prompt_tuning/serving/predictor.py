@@ -18,13 +18,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from prompt_tuning.backbones.load import read_backbone
 from prompt_tuning.checkpoint import identity, prompt_file
-from prompt_tuning.checkpoint.t5x import read_t5x
-from prompt_tuning.config import TINY, ConfigError, ModelConfig
+from prompt_tuning.config import ConfigError, ModelConfig
 from prompt_tuning.model import decode, sharding, t5
 from prompt_tuning.serving import mixed_batch
 from prompt_tuning.serving.vocabulary import Vocabulary, load_vocabulary
-from prompt_tuning.world import assets
 
 PromptNames = str | None | Sequence[str | None]  # one for all rows, or one for each
 
@@ -84,8 +83,9 @@ class Predictor:
         num_model_partitions: int = 1,
         **limits: int,
     ) -> Predictor:
-        """A predictor over a T5X checkpoint (or "tiny") and prompt folders or .npy files, by name.
+        """A predictor over a backbone and prompt folders or .npy files, by name.
 
+        The backbone is a T5X checkpoint, a Hugging Face folder, an hf:// address, or "tiny".
         `limits` are `max_input_length`, `max_target_length` and `batch_size`.
 
         Raises:
@@ -94,9 +94,9 @@ class Predictor:
         loaded_vocabulary = load_vocabulary(vocabulary)
         loaded = {name: prompt_file.load_prompt(path) for name, path in prompts.items()}
         shapes = t5.param_shapes(config)
-        backbone, _ = read_t5x(
-            assets.tiny_checkpoint() if checkpoint == TINY else checkpoint,
-            shapes,
+        backbone, _ = read_backbone(
+            checkpoint,
+            config,
             dtype=config.dtype,
             shardings=sharding.param_shardings(shapes, sharding.make_mesh(num_model_partitions)),
         )

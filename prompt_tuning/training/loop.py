@@ -17,8 +17,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from prompt_tuning.backbones import load
 from prompt_tuning.checkpoint import prompt_file, run_state
-from prompt_tuning.checkpoint import t5x as t5x_checkpoint
 from prompt_tuning.config import Experiment
 from prompt_tuning.data import features
 from prompt_tuning.model import sharding
@@ -63,8 +63,10 @@ def train(experiment: Experiment, *, config_text: str = "") -> TrainResult:
     mesh = sharding.make_mesh(experiment.num_model_partitions)
     sharding.check_batch_size(experiment.data.batch_size, mesh)
     setup.make_cutting(experiment, mesh)
-    start = t5x_checkpoint.read_step(setup.checkpoint_path(experiment.initial_checkpoint_path))
+    start = load.read_step(experiment.initial_checkpoint_path)
     end = setup.last_step(experiment.train, start)
+    if said := setup.say_start(experiment, start):
+        print(said, flush=True)
     model_dir = setup.make_dir(experiment.model_dir, "MODEL_DIR")
     signals.current().saved = lambda: describe_saved(model_dir)
     with lock.hold(model_dir, "MODEL_DIR"):

@@ -16,16 +16,15 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, PRNGKeyArray
 
 import prompt_tuning
+from prompt_tuning.backbones import huggingface, load
 from prompt_tuning.checkpoint import identity, prompt_file
-from prompt_tuning.checkpoint import t5x as t5x_checkpoint
 from prompt_tuning.checkpoint.replace_folder import local_folder
-from prompt_tuning.config import TINY, ConfigError, Experiment, TrainConfig, config_hash
+from prompt_tuning.config import ConfigError, Experiment, TrainConfig, config_hash
 from prompt_tuning.data import features, groups, tasks
 from prompt_tuning.data import vocabulary as vocabularies
 from prompt_tuning.model import prompt as prompts
 from prompt_tuning.model import sharding, t5
 from prompt_tuning.scoring.eval_task import EvalTask, make_eval_task
-from prompt_tuning.world import assets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,20 +63,15 @@ def make_dir(name: str, macro: str) -> Path:
     return path
 
 
-def checkpoint_path(spec: str) -> str:
-    """Where a checkpoint lies; "tiny" is the bundled backbone."""
-    return assets.tiny_checkpoint() if spec == TINY else spec
-
-
 def load_backbone(experiment: Experiment, mesh: Mesh) -> Backbone:
     """Restores the whole T5, straight to its dtype and its place on the mesh, or stops.
 
     Weights that are to be trained are float32; frozen ones have the dtype of the model.
     """
     shapes = t5.param_shapes(experiment.model)
-    params, step = t5x_checkpoint.read_t5x(
-        checkpoint_path(experiment.initial_checkpoint_path),
-        shapes,
+    params, step = load.read_backbone(
+        experiment.initial_checkpoint_path,
+        experiment.model,
         dtype="float32" if experiment.train.trainable == "model" else experiment.model.dtype,
         shardings=sharding.param_shardings(shapes, mesh),
     )
@@ -93,6 +87,26 @@ def make_cutting(experiment: Experiment, mesh: Mesh) -> groups.Cutting:
         batch_size=experiment.data.batch_size,
         prompt=prompt,
         data_parts=mesh.shape["data"],
+    )
+
+
+def say_start(experiment: Experiment, step: int) -> str:
+    """The step that the backbone stands at, and with it the optimiser; empty where all is plain.
+
+    A Hugging Face folder holds no step, so the paper's optimiser is a choice that has to be made.
+    """
+    path = load.find_path(experiment.initial_checkpoint_path)
+    optimizer = experiment.optimizer
+    if step or optimizer.name != "adafactor" or not huggingface.is_huggingface(path):
+        return ""
+    if optimizer.start_step is not None:
+        return (
+            f"backbone: a Hugging Face folder, step 0; Adafactor starts at {optimizer.start_step}"
+        )
+    return (
+        "backbone: a Hugging Face folder, which holds no step, so steps and Adafactor begin at 0. "
+        "The paper's Adafactor began at the step of the LM-adapted checkpoint: "
+        "--gin.OPTIMIZER_START_STEP=1100000"
     )
 
 

@@ -1,0 +1,184 @@
+"""What a Hugging Face config.json says of a T5, as a `ModelConfig` and back.
+
+`huggingface.py`, the next file, holds it against the tensors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prompt_tuning.config import Activation, ConfigError, ModelConfig
+
+CONFIG = "config.json"
+STEP = "t5x_step"  # a key of ours in config.json: the T5X checkpoint's step, kept by `t5x convert`
+# config.json's feed_forward_proj <-> T5X's mlp_activations. gated-gelu is the tanh approximation.
+ACTIVATIONS: Mapping[str, tuple[Activation, ...]] = {
+    "relu": ("relu",),
+    "gated-gelu": ("gelu", "linear"),
+    "gated-silu": ("silu", "linear"),
+    "gated-relu": ("relu", "linear"),
+    "gelu_new": ("gelu",),
+    "silu": ("silu",),
+}
+# ModelConfig's field -> config.json's key.
+SIZES: Mapping[str, str] = {
+    "num_encoder_layers": "num_layers",
+    "num_decoder_layers": "num_decoder_layers",
+    "num_heads": "num_heads",
+    "head_dim": "d_kv",
+    "embed_dim": "d_model",
+    "mlp_dim": "d_ff",
+    "num_embeddings": "vocab_size",
+    "relative_attention_num_buckets": "relative_attention_num_buckets",
+    "relative_attention_max_distance": "relative_attention_max_distance",
+}
+# transformers' defaults of what older files leave out. T5's family alone has other ones.
+_DEFAULTS = {
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "layer_norm_epsilon": 1e-6,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+    "decoder_start_token_id": 0,
+}
+_FIXED = {"layer_norm_epsilon": 1e-6, "pad_token_id": 0, "eos_token_id": 1}
+_FIXED |= {"decoder_start_token_id": 0}
+
+
+def read_json(folder: Path) -> dict[str, Any]:
+    """The contents of config.json.
+
+    Raises:
+      ConfigError: it is absent or malformed.
+    """
+    path = folder / CONFIG
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"{folder} has no {CONFIG}, which says what model it is: copy it from the model's page."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}). Copy it again.") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} must hold an object, found {type(found).__name__}.")
+    return found
+
+
+def is_scaled(raw: Mapping[str, Any]) -> bool:
+    """Whether the logits are read off the embedding table, scaled by d_model^-0.5, as in T5 1.0.
+
+    An mT5 never scales. For a T5 `tie_word_embeddings` says so, and since transformers 5, which
+    writes it as true for every model, `scale_decoder_outputs`.
+    """
+    if raw.get("model_type") == "mt5":
+        return False
+    return bool(raw.get("scale_decoder_outputs", raw.get("tie_word_embeddings") is not False))
+
+
+def parse_config(raw: Mapping[str, Any], where: str) -> ModelConfig:
+    """The architecture that a config.json describes.
+
+    Raises:
+      ConfigError: it is no T5, or one with a property that T5X's T5 does not have.
+    """
+    kind = raw.get("model_type")
+    if kind not in ("t5", "mt5"):
+        raise ConfigError(
+            f"{where} describes a model of the family {kind!r}. The families that load are T5, "
+            "Flan-T5 and ByT5 (model_type 't5') and mT5 ('mt5')."
+        )
+    if not raw.get("is_encoder_decoder", True):
+        raise ConfigError(f"{where}: is_encoder_decoder is false; half a T5 cannot answer.")
+    known = {**_DEFAULTS, **{k: v for k, v in raw.items() if v is not None}}
+    known.setdefault("num_decoder_layers", known.get("num_layers"))
+    wrong = [
+        f"{key} = {known[key]!r}, expected {value}"
+        for key, value in _FIXED.items()
+        if known[key] not in (value, [value])
+    ]
+    sizes = {field: known.get(key) for field, key in SIZES.items()}
+    wrong += [
+        f"{SIZES[field]} = {size!r}, expected a positive integer (32 bits)"
+        for field, size in sizes.items()
+        if type(size) is not int or not 0 < size < 2**31
+    ]
+    activation = str(known.get("feed_forward_proj", "relu" if kind == "t5" else "gated-gelu"))
+    if activation not in ACTIVATIONS:
+        wrong.append(
+            f"feed_forward_proj = {activation!r}, expected one of {', '.join(ACTIVATIONS)}"
+        )
+    if wrong:
+        raise ConfigError(f"{where} is not of a T5 that T5X has:\n  " + "\n  ".join(wrong))
+    return ModelConfig(
+        **sizes,  # type: ignore[arg-type]
+        mlp_activations=ACTIVATIONS[activation],
+        logits_via_embedding=is_scaled(raw),
+    )
+
+
+def make_json(model: ModelConfig, dtype: str | None, step: int) -> dict[str, Any]:
+    """A config.json for T5X's model.
+
+    Raises:
+      ConfigError: transformers has no such activation.
+    """
+    names_of = {activations: name for name, activations in ACTIVATIONS.items()}
+    if model.mlp_activations not in names_of:
+        raise ConfigError(
+            f"transformers' T5 has no MLP with the activations {model.mlp_activations}; it has "
+            f"{', '.join(map(str, names_of))}."
+        )
+    raw: dict[str, Any] = {
+        "architectures": ["T5ForConditionalGeneration"],
+        "model_type": "t5",
+        "is_encoder_decoder": True,
+        **{key: getattr(model, field) for field, key in SIZES.items()},
+        "feed_forward_proj": names_of[model.mlp_activations],
+        "dropout_rate": model.dropout_rate,
+        "layer_norm_epsilon": 1e-6,
+        "tie_word_embeddings": model.logits_via_embedding,
+        "decoder_start_token_id": 0,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+        STEP: step,
+    }
+    return raw if dtype is None else {**raw, "torch_dtype": dtype}
+
+
+def read_saved_step(raw: Mapping[str, Any], where: str) -> int:
+    """The step of the T5X checkpoint that a folder was made of; 0 for all others: none is stored.
+
+    Raises:
+      ConfigError: it is no step.
+    """
+    step = raw.get(STEP, 0)
+    if type(step) is not int or step < 0:
+        raise ConfigError(f"{where}: {STEP} must be a step, found {step!r}.")
+    return step
+
+
+def check_sizes(found: ModelConfig, expected: ModelConfig, where: str) -> None:
+    """Refuses a checkpoint whose architecture is not that of the settings, field by field.
+
+    Raises:
+      ConfigError: with every field that differs.
+    """
+    own = ("dropout_rate", "dtype")  # the run's, not the checkpoint's
+    wrong = [
+        f"{field.name.upper()}: found {getattr(found, field.name)!r}, "
+        f"expected {getattr(expected, field.name)!r}"
+        for field in dataclasses.fields(ModelConfig)
+        if field.name not in own and getattr(found, field.name) != getattr(expected, field.name)
+    ]
+    if wrong:
+        raise ConfigError(
+            f"{where} is of another model than the settings (expected):\n  "
+            + "\n  ".join(wrong)
+            + "\nChoose the gin file in models/ that belongs to this checkpoint, or "
+            "models/from_checkpoint.gin, which takes the sizes from it."
+        )

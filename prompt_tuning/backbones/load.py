@@ -1,0 +1,57 @@
+"""The one place that knows in which format a backbone is: T5X's checkpoints, or Hugging Face's.
+
+`training/setup.py`, `serving/predictor.py` and all others that read a backbone come here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import jax
+from jax.typing import DTypeLike
+from jaxtyping import Array
+
+from prompt_tuning.backbones import architecture, huggingface
+from prompt_tuning.checkpoint import t5x
+from prompt_tuning.config import TINY, ModelConfig
+from prompt_tuning.model import t5
+from prompt_tuning.world import assets
+
+PathLike = str | os.PathLike[str]
+
+
+def find_path(spec: PathLike) -> str:
+    """Where a checkpoint lies; "tiny" is the bundled one."""
+    return assets.tiny_checkpoint() if spec == TINY else os.fspath(spec)
+
+
+def read_backbone(
+    spec: PathLike,
+    model: ModelConfig,
+    *,
+    dtype: DTypeLike | None = None,
+    shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+) -> tuple[dict[str, Array], int]:
+    """All parameters of a T5, straight to their dtype and their place, and the step.
+
+    The step of a Hugging Face folder is 0, unless it was made of a T5X checkpoint.
+
+    Raises:
+      ConfigError: there is no such checkpoint, it is damaged, or it is not of this model.
+    """
+    path = find_path(spec)
+    dtype = model.dtype if dtype is None else dtype
+    if huggingface.is_huggingface(path):
+        folder = huggingface.open_folder(path, model)
+        return huggingface.read_params(folder, dtype=dtype, shardings=shardings), folder.step
+    return t5x.read_t5x(path, t5.param_shapes(model), dtype=dtype, shardings=shardings)
+
+
+def read_step(spec: PathLike) -> int:
+    """The step at which a backbone stands."""
+    path = find_path(spec)
+    if not huggingface.is_huggingface(path):
+        return t5x.read_step(path)
+    folder = huggingface.local_folder(path)
+    return architecture.read_saved_step(architecture.read_json(folder), str(folder))

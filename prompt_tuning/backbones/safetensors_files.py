@@ -1,0 +1,246 @@
+"""Folders of safetensors: one file, or several with an index; read and written piece by piece.
+
+No tensor is ever whole in memory because of what is here: `read` takes a slice, and `write` takes
+a tensor as the pieces that follow one another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from jaxtyping import Shaped
+from safetensors import SafetensorError, safe_open
+
+from prompt_tuning.config import ConfigError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES: Mapping[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+Index = tuple[slice, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """One tensor in its file, not read yet."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str  # safetensors' name of it
+
+    @property
+    def nbytes(self) -> int:
+        """Its size; floating point only."""
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
+
+    def read(self, index: Index | None = None) -> Shaped[np.ndarray, "..."]:
+        """The tensor or a part of it; no other byte of the file is touched."""
+        with _opened(self.file) as file:
+            if index is None or not self.shape:
+                return file.get_tensor(self.name)
+            return file.get_slice(self.name)[index]
+
+
+def find_tensors(folder: Path) -> dict[str, Stored]:
+    """Every tensor of a folder, by name: only the headers of the files are read.
+
+    Raises:
+      ConfigError: there are no safetensors; a file of the index is absent, or one is truncated.
+    """
+    files = _list_files(folder)
+    found: dict[str, Stored] = {}
+    for file in files:
+        with _opened(file) as opened:
+            for name in opened.keys():  # noqa: SIM118 (it is no dict)
+                if name in found:
+                    raise ConfigError(
+                        f"{name} is both in {found[name].file} and in {file}: which is meant? "
+                        "Remove one of the files."
+                    )
+                part = opened.get_slice(name)
+                found[name] = Stored(file, name, tuple(part.get_shape()), part.get_dtype())
+    if not (folder / SINGLE).is_file():
+        _check_index(folder, found)
+    return found
+
+
+def _list_files(folder: Path) -> list[Path]:
+    if (folder / SINGLE).is_file():  # it goes before an index, as in transformers
+        return [folder / SINGLE]
+    if (folder / INDEX).is_file():
+        names = sorted(set(_read_index(folder).values()))
+        outside = [name for name in names if Path(name).name != name]
+        absent = [name for name in names if not (folder / name).is_file()]
+        if outside or absent:
+            raise ConfigError(
+                f"{folder / INDEX} lists files that are not in the folder: "
+                f"{', '.join((outside or absent)[:5])}. The checkpoint was copied incompletely: "
+                "copy it again."
+            )
+        return [folder / name for name in names]
+    raise ConfigError(_absent(folder))
+
+
+def _absent(folder: Path) -> str:
+    pytorch = sorted(file.name for file in folder.glob("pytorch_model*.bin"))
+    other = sorted(file.name for file in folder.glob("*.safetensors"))
+    if other:
+        return (
+            f"{folder} has {', '.join(other[:3])}, but neither {SINGLE} nor {INDEX}, which says "
+            "what lies in which file: copy the rest of the checkpoint."
+        )
+    if not pytorch:
+        return (
+            f"{folder} has no weights: expected {SINGLE}, or {INDEX} and the files that it lists. "
+            "Download the whole model."
+        )
+    return (
+        f"{folder} has its weights as {pytorch[0]} only, which is a pickle: reading one runs code "
+        f"of its author's and needs torch. Where transformers is installed, write them as {SINGLE} "
+        "once:\n"
+        '  python -c "from transformers import T5ForConditionalGeneration as M; '
+        f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\"\n"
+        "(MT5ForConditionalGeneration for an mT5), and give that folder."
+    )
+
+
+def _read_index(folder: Path) -> Mapping[str, str]:
+    try:
+        weight_map = json.loads((folder / INDEX).read_bytes())["weight_map"]
+        if not all(isinstance(name, str) for name in weight_map.values()):
+            raise ValueError("a file name is no string")
+        return weight_map
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{folder / INDEX} cannot be read as the index of a checkpoint ({error!r}). "
+            "Copy it again."
+        ) from error
+
+
+def _check_index(folder: Path, found: Mapping[str, Stored]) -> None:
+    index = _read_index(folder)
+    wrong = [name for name, file in index.items() if name not in found]
+    if wrong:
+        raise ConfigError(
+            f"{folder / INDEX} lists {len(wrong)} tensors that the files do not have: "
+            f"{', '.join(wrong[:5])}. The files are not of one checkpoint: copy all of it again."
+        )
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """The file, mapped only as long as it is read: resident pages would count as memory."""
+    try:
+        with safe_open(file, framework="np") as opened:
+            yield opened
+    except (SafetensorError, OSError) as error:
+        raise ConfigError(
+            f"{file} cannot be read as safetensors ({error}). It is damaged, or was copied "
+            "incompletely: copy it again."
+        ) from error
+
+
+def same_values(one: Stored, other: Stored) -> bool:
+    """Whether two tensors are equal to the bit, compared piece by piece."""
+    if (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    return all(
+        one.read(index).tobytes() == other.read(index).tobytes() for index in row_blocks(one.shape)
+    )
+
+
+def row_blocks(shape: tuple[int, ...], itemsize: int = 4, limit: int = 2**25) -> Iterator[Index]:
+    """Slices of whole rows, each of `limit` bytes or a single row, that make up a tensor.
+
+    >>> [index[0] for index in row_blocks((5, 2**22))]
+    [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
+    """
+    rows = max(1, limit // max(1, math.prod(shape[1:]) * itemsize))
+    rest = tuple(slice(0, size) for size in shape[1:])
+    for start in range(0, shape[0], rows):
+        yield (slice(start, min(start + rows, shape[0])), *rest)
+
+
+# Writing ----------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """A tensor to be written: its name, shape and dtype are in the header before any value is."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def plan_files(tensors: Iterable[Planned], max_bytes: int) -> dict[str, list[Planned]]:
+    """Which file each tensor goes to, in order; a file exceeds `max_bytes` by no second tensor."""
+    files: list[list[Planned]] = [[]]
+    for tensor in tensors:
+        if files[-1] and sum(t.nbytes for t in files[-1]) + tensor.nbytes > max_bytes:
+            files.append([])
+        files[-1].append(tensor)
+    if len(files) == 1:
+        return {SINGLE: files[0]}
+    return {
+        f"model-{number:05d}-of-{len(files):05d}.safetensors": file
+        for number, file in enumerate(files, start=1)
+    }
+
+
+def write_index(folder: Path, files: Mapping[str, list[Planned]]) -> None:
+    """Says what lies in which file, where there are several."""
+    if len(files) == 1:
+        return
+    total = sum(tensor.nbytes for tensors in files.values() for tensor in tensors)
+    index = {
+        "metadata": {"total_size": total},
+        "weight_map": {t.name: name for name, tensors in files.items() for t in tensors},
+    }
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def write_file(
+    path: Path, tensors: Iterable[Planned], pieces: Iterable[Shaped[np.ndarray, "..."]]
+) -> None:
+    """Writes one file, of pieces that are the tensors' values one after another, in order.
+
+    (safetensors' own writer takes all tensors of a file at once.)
+    """
+    tensors = list(tensors)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
+    offset = 0
+    for tensor in tensors:
+        header[tensor.name] = {
+            "dtype": _CODES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + tensor.nbytes],
+        }
+        offset += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for piece in pieces:
+            file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
+        written = file.tell() - 8 - len(text)
+    assert written == offset, f"{path}: {written} bytes written, {offset} announced"
