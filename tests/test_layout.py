@@ -45,11 +45,13 @@ ALLOWED = {
         "data",
         "evaluation",
         "gin_config",
+        "planning",
         "prompts",
         "serving",
         "t5x_engine",
         "training",
     },
+    "planning": {"model", "training"},
     "cli": {"commands", "safety"},
 }
 # Only these may touch the room of TensorFlow.
@@ -150,6 +152,7 @@ def test_every_module_has_a_test_of_its_name():
     elsewhere = {
         "api": "notebook",
         **dict.fromkeys(("config", "config_parts"), "gin_config"),
+        **dict.fromkeys(("chips", "flops", "hlo", "program"), "plan"),
         "gin_settings": "gin_config",
         **dict.fromkeys(("command", "runs", "data", "prompts"), "cli"),
         **dict.fromkeys(("setup", "model_dir", "course"), "loop"),

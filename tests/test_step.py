@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from compiled_step import dot_flops
 from tiny_models import CONFIG, random_batch, random_params, random_prompt
 
 from prompt_tuning.config import ModelConfig, OptimizerConfig, TrainConfig
 from prompt_tuning.model import t5
 from prompt_tuning.model.loss import loss_fn
+from prompt_tuning.planning import flops, hlo
 from prompt_tuning.training import optim, step
 
 OPTIMIZER = OptimizerConfig()
@@ -55,7 +55,8 @@ def test_the_step_costs_two_forward_passes():
     """Backward repeats every product with a weight once, and adds none for the weight itself.
 
     Only query x key and weights x value cost twice as much backward as forward, because the prompt
-    reaches both of their operands; with short inputs at T5 small's width they hardly count.
+    reaches both of their operands; with short inputs at T5 small's width they hardly count, and
+    `planning.flops` counts them to the last product.
     """
     config = dataclasses.replace(CONFIG, embed_dim=512, num_heads=6, head_dim=64, mlp_dim=1024)
     shapes = t5.param_shapes(config)
@@ -72,10 +73,15 @@ def test_the_step_costs_two_forward_passes():
             return loss_fn(step.forward_split(config, state.trainable, frozen, batch), batch)[0]
 
         whole = step.make_train_step(config, train, optimizer)
-        return [dot_flops(f, state, frozen, batch) for f in (forward, whole)]
+        texts = [
+            jax.jit(f).lower(state, frozen, batch).compile().as_text() for f in (forward, whole)
+        ]
+        return [hlo.dot_flops(text) for text in texts]
 
     once, whole = costs(optim.PROMPT_RULES, "prompt", prompt)
     assert 1.9 * once < whole <= 2.02 * once
+    cost = flops.count(config, rows=4, prompt=8, inputs=24, targets=4)
+    assert (once, whole) == (cost.forward, cost.step)
     # The check can fail: tuning the model costs a third pass.
     nothing = jax.ShapeDtypeStruct((0, config.embed_dim), jnp.float32)
     once, whole = costs(optim.MODEL_RULES, "model", nothing)

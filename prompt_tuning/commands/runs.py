@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prompt_tuning.commands.command import Command, import_tensorflow
@@ -17,7 +18,8 @@ _INPUT = "rows to answer, a text or a JSON object a line, instead of a task; - i
 _OUTPUT = "where the answers go, a JSON object a line, instead of INFER_OUTPUT_DIR; - is the screen"
 
 
-def _add_gin_flags(command: argparse.ArgumentParser) -> None:
+def add_gin_flags(command: argparse.ArgumentParser) -> None:
+    """The flags of every command whose settings come from gin files."""
     command.add_argument("--gin_file", action="append", default=[], help="may be given repeatedly")
     command.add_argument(
         "--gin_bindings",
@@ -34,7 +36,7 @@ def _add_gin_flags(command: argparse.ArgumentParser) -> None:
 
 
 def _add_run_flags(command: argparse.ArgumentParser) -> None:
-    _add_gin_flags(command)
+    add_gin_flags(command)
     command.add_argument(
         "--dry_run", action="store_true", help="print the settings and stop, as show-config does"
     )
@@ -54,13 +56,15 @@ def _add_infer_flags(command: argparse.ArgumentParser) -> None:
 
 
 def _add_show_config_flags(command: argparse.ArgumentParser) -> None:
-    _add_gin_flags(command)
+    add_gin_flags(command)
     command.add_argument(
         "--run_mode", choices=list(RUNS), default="train", help="whose settings (train)"
     )
 
 
-def _load(args: argparse.Namespace, mode: str) -> gin_config.Loaded:
+def load(
+    args: argparse.Namespace, mode: str, fallbacks: Mapping[str, Any] | None = None
+) -> gin_config.Loaded:
     """The settings of a run; names every override on standard error."""
     from prompt_tuning import gin_config
 
@@ -72,11 +76,11 @@ def _load(args: argparse.Namespace, mode: str) -> gin_config.Loaded:
     bindings = list(args.gin_bindings)
     if args.tfds_data_dir is not None:
         bindings.append(f"TFDS_DATA_DIR = {args.tfds_data_dir!r}")
-    fallbacks: dict[str, Any] = {}
+    values = dict(fallbacks or {})
     if getattr(args, "input", None):
-        fallbacks["MIXTURE_OR_TASK_NAME"] = ()
+        values["MIXTURE_OR_TASK_NAME"] = ()
     if getattr(args, "output", None):
-        fallbacks["INFER_OUTPUT_DIR"] = ""
+        values["INFER_OUTPUT_DIR"] = ""
     engine: Any = getattr(args, "engine", "embedded")
     loaded = gin_config.load(
         args.gin_file,
@@ -84,7 +88,7 @@ def _load(args: argparse.Namespace, mode: str) -> gin_config.Loaded:
         [path for path in args.gin_search_paths.split(",") if path],
         run=RUNS[mode],
         engine=engine,
-        fallbacks=fallbacks,
+        fallbacks=values,
     )
     for override in loaded.overrides:
         print(override, file=sys.stderr)
@@ -95,7 +99,7 @@ def _start(args: argparse.Namespace, rest: list[str]) -> tuple[gin_config.Loaded
     """The settings and their text, or nothing where all is done: a dry run, or T5X's."""
     from prompt_tuning import gin_config
 
-    loaded = _load(args, args.mode)
+    loaded = load(args, args.mode)
     if args.dry_run:
         print(gin_config.to_gin(loaded.run, loaded.provenance), end="")
         return None
@@ -140,7 +144,7 @@ def _infer(args: argparse.Namespace, rest: list[str]) -> int:
 def _show_config(args: argparse.Namespace, rest: list[str]) -> int:
     from prompt_tuning import gin_config
 
-    loaded = _load(args, args.run_mode)
+    loaded = load(args, args.run_mode)
     print(gin_config.to_gin(loaded.run, loaded.provenance), end="")
     return 0
 

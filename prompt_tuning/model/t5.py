@@ -36,6 +36,38 @@ Params = Mapping[str, Array]  # flat: "encoder/layers_0/attention/query/kernel" 
 Cache = dict[str, Array]
 
 
+@jax.custom_vjp
+def project(x: Float[Array, "B L D"], kernel: Float[Array, "D V"]) -> Float[Array, "B L V"]:
+    """float32 logits, without a float32 copy of a bfloat16 kernel, forward or backward.
+
+    Products of two bfloat16 numbers are exact in float32, in which they are summed: forward, this
+    is what the copy would give. Backward the logits' gradient is rounded to bfloat16, as that of
+    every other layer is.
+    """
+    return jnp.einsum("BLD,DV->BLV", x, kernel, preferred_element_type=jnp.float32)
+
+
+def _project_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return project(x, kernel), (x, kernel)
+
+
+def _project_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = kept
+    gradient = gradient.astype(kernel.dtype)
+    return (
+        jnp.einsum("BLV,DV->BLD", gradient, kernel),
+        jnp.einsum("BLD,BLV->DV", x, gradient),
+    )
+
+
+project.defvjp(_project_forward, _project_backward)
+
+
+def _dot_general(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
+    """`project` in the place where Linen's Dense takes a product: its last axis with the first."""
+    return project(x, kernel)
+
+
 class Encoder(nn.Module):
     """The encoder stack."""
 
@@ -75,7 +107,7 @@ class Decoder(nn.Module):
         self.drop = dropout(c)
         if not c.logits_via_embedding:
             self.logits_dense = nn.Dense(
-                c.num_embeddings, use_bias=False, dtype=jnp.float32, kernel_init=fan_in()
+                c.num_embeddings, use_bias=False, dot_general=_dot_general, kernel_init=fan_in()
             )
 
     def __call__(
@@ -105,8 +137,9 @@ class Decoder(nn.Module):
         if not self.config.logits_via_embedding:
             return self.logits_dense(x)
         # The table has rows of norm sqrt(D), which a kernel of its own would not (Mesh TensorFlow).
-        table = self.token_embedder.embedding.astype(jnp.float32)
-        return x.astype(jnp.float32) @ table.T / math.sqrt(x.shape[-1])
+        table = self.token_embedder.embedding
+        wide = jnp.promote_types(x.dtype, table.dtype)
+        return project(x.astype(wide), table.T.astype(wide)) / math.sqrt(x.shape[-1])
 
     def init_cache(
         self, encoded: Float[Array, "B S D"], valid: Bool[Array, "B S"], max_length: int

@@ -1,0 +1,56 @@
+"""What a step of prompt tuning costs, counted from the sizes: its matrix products.
+
+The tests hold the compiled step to it. Backward repeats every product with a weight once (for the
+input; a frozen weight has no gradient) and every product of two activations twice, because the
+prompt reaches both. Of the first decoder layer only what lies behind its cross-attention goes
+backward: the prompt does not reach what comes before.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from prompt_tuning.config import ModelConfig
+
+
+class Cost(NamedTuple):
+    """Floating point operations, two for a multiply-add."""
+
+    weights: int  # products with a weight, forward
+    attention: int  # query x key and attention weights x value, forward
+    unreached: int  # of a step: what backward spares in the first decoder layer
+
+    @property
+    def forward(self) -> int:
+        """One forward pass."""
+        return self.weights + self.attention
+
+    @property
+    def step(self) -> int:
+        """Forward and the gradient of the prompt."""
+        return 2 * self.weights + 3 * self.attention - self.unreached
+
+
+def count(config: ModelConfig, *, rows: int, prompt: int, inputs: int, targets: int) -> Cost:
+    """The cost of a batch that is padded to `inputs` and `targets` tokens.
+
+    >>> small = ModelConfig(num_encoder_layers=8, num_decoder_layers=8, num_heads=6, head_dim=64,
+    ...                     embed_dim=512, mlp_dim=1024, num_embeddings=32128)
+    >>> cost = count(small, rows=8, prompt=100, inputs=128, targets=8)
+    >>> round(cost.forward / 1e9, 1), round(cost.step / cost.forward, 3)
+    (108.6, 2.052)
+    """
+    s, t = prompt + inputs, targets
+    d, joined, f = config.embed_dim, config.num_heads * config.head_dim, config.mlp_dim
+    layers_e, layers_d = config.num_encoder_layers, config.num_decoder_layers
+    projection = d * joined  # query, key, value or out, of one position
+    mlp = (len(config.mlp_activations) + 1) * d * f
+    encoder = layers_e * s * (4 * projection + mlp)
+    # In the decoder: four of self-attention, query and out of cross-attention; its keys and values
+    # are of the encoder's positions.
+    decoder = layers_d * (t * (6 * projection + mlp) + s * 2 * projection)
+    weights = encoder + decoder + t * d * config.num_embeddings
+    attention = 2 * joined * (layers_e * s * s + layers_d * (t * t + t * s))
+    # Layer 0: self-attention, its products (twice), the cross-attention's query and its gradient.
+    unreached = t * 5 * projection + joined * (4 * t * t + t * s)
+    return Cost(*(2 * rows * n for n in (weights, attention, unreached)))

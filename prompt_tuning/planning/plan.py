@@ -1,0 +1,289 @@
+"""`t5x plan`: will a run fit on some chips, and how long will it take, before renting any.
+
+Compiles the real training step for the real mesh ahead of time: for TPUs with their own compiler,
+which `pip install libtpu` brings to any machine; for everything else with XLA's CPU compiler, whose
+memory is an upper bound.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from prompt_tuning.config import ConfigError, Experiment
+from prompt_tuning.model import sharding
+from prompt_tuning.planning import flops, hlo, program
+from prompt_tuning.planning.chips import GIB, Topology
+
+OVERSTATES = (
+    "XLA's CPU compiler: its temporaries are an upper bound (4.5 x the TPU compiler's was seen)"
+)
+HEADROOM = 0.95  # of a chip's memory; the runtime keeps some
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is known of a run before it starts; bytes are one device's."""
+
+    topology: str
+    devices: int
+    mesh: dict[str, int]
+    compiler: str
+    overstates_memory: bool
+    compile_seconds: float
+    parameters: int
+    trainable: int
+    dtype: str
+    batch: dict[str, int]
+    argument_bytes: int
+    temporary_bytes: int
+    output_bytes: int
+    memory_bytes: int | None
+    fits: bool | None  # None: the device's memory is not known
+    collectives: dict[str, int]
+    largest_gather_bytes: int
+    gathers_a_weight: bool
+    donates: bool
+    forward_flops: int
+    step_flops: int
+    utilisation: float
+    seconds_per_step: float | None
+    steps: int | None
+    hours: float | None
+    problem: str = ""
+
+    @property
+    def used_bytes(self) -> int:
+        """Arguments, temporaries and what is returned in memory of its own."""
+        return self.argument_bytes + self.temporary_bytes + self.output_bytes
+
+
+def make_plan(experiment: Experiment, topology: Topology, *, utilisation: float = 0.4) -> Plan:
+    """Compiles the largest program of the run for `topology` and reads what came out.
+
+    Raises:
+      ConfigError: batch or mesh do not fit the devices, or the TPU's compiler is not installed.
+    """
+    if not 0.0 < utilisation <= 1.0:
+        raise ConfigError(f"--utilisation must lie in (0, 1], found {utilisation}.")
+    devices, compiler = find_devices(topology)
+    mesh = sharding.make_mesh(experiment.num_model_partitions, devices)
+    shapes = program.largest_shapes(experiment)
+    sharding.check_batch_size(shapes.rows, mesh)
+    lowered = program.lower_step(experiment, mesh)
+    start = time.perf_counter()
+    compiled, problem = None, ""
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        problem = _explain_memory(str(error))
+    seconds = time.perf_counter() - start
+    return Plan(
+        topology=topology.name,
+        devices=topology.devices,
+        mesh=dict(mesh.shape),
+        compiler=compiler,
+        overstates_memory=topology.chip.platform != "tpu",
+        compile_seconds=round(seconds, 1),
+        **_describe_run(experiment, mesh, shapes),
+        **_describe_memory(compiled, topology),
+        **_describe_program(experiment, compiled),
+        **_describe_time(experiment, topology, utilisation),
+        problem=problem,
+    )
+
+
+def find_devices(topology: Topology) -> tuple[Sequence[Any], str]:
+    """Devices to compile for, real or not, and what compiles.
+
+    Raises:
+      ConfigError: the TPU's compiler is not here, or there are too few CPU devices.
+    """
+    if topology.chip.platform == "tpu":
+        return _find_tpus(topology)
+    devices = jax.devices("cpu")
+    if len(devices) < topology.devices:
+        raise ConfigError(
+            f"{topology.name} needs {topology.devices} CPU devices to compile for and JAX has "
+            f"{len(devices)}: run `t5x plan` in a process of its own, or set JAX_NUM_CPU_DEVICES."
+        )
+    return devices[: topology.devices], OVERSTATES
+
+
+def _find_tpus(topology: Topology) -> tuple[Sequence[Any], str]:
+    from jax.experimental import topologies
+
+    try:
+        import libtpu
+    except ImportError as error:
+        raise ConfigError(
+            f"--topology={topology.name} needs the TPU's compiler, which runs on any x86 Linux "
+            "machine: pip install libtpu. Without it, --topology=cpu:N gives an upper bound of "
+            "the memory."
+        ) from error
+    try:
+        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name)
+    except Exception as error:  # the plugin has no type of its own
+        raise ConfigError(
+            f"--topology={topology.name}: the TPU's compiler does not know it: "
+            f"{str(error).splitlines()[0]:.200}"
+        ) from error
+    return found.devices, f"the TPU's own compiler (libtpu {libtpu.__version__})"
+
+
+def _explain_memory(message: str) -> str:
+    found = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", message)
+    if found:
+        return f"the program needs {found.group(1)} of {found.group(2)} memory"
+    return message.splitlines()[0][:300]
+
+
+def _describe_run(experiment: Experiment, mesh: Mesh, shapes: program.Shapes) -> dict[str, Any]:
+    params = program.abstract_params(experiment, mesh)
+    prompt = params.pop("prompt")
+    total = sum(value.size for value in params.values())
+    return {
+        "parameters": total,
+        "trainable": prompt.size if experiment.train.trainable == "prompt" else total,
+        "dtype": experiment.model.dtype,
+        "batch": {**shapes._asdict(), "microbatches": experiment.train.microbatches},
+    }
+
+
+def _describe_memory(compiled: Any, topology: Topology) -> dict[str, Any]:
+    known = topology.chip.memory
+    values: dict[str, Any] = {"memory_bytes": None if known is None else int(known)}
+    if compiled is None:
+        return values | {
+            "argument_bytes": 0,
+            "temporary_bytes": 0,
+            "output_bytes": 0,
+            "fits": False,
+        }
+    memory = compiled.memory_analysis()
+    output = max(memory.output_size_in_bytes - memory.alias_size_in_bytes, 0)
+    used = memory.argument_size_in_bytes + memory.temp_size_in_bytes + output
+    return values | {
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "output_bytes": output,
+        "fits": None if known is None else used <= HEADROOM * known,
+    }
+
+
+def _describe_program(experiment: Experiment, compiled: Any) -> dict[str, Any]:
+    text = "" if compiled is None else compiled.as_text()
+    found = hlo.collectives(text)
+    gathered = [math.prod(shape) for _, shape in found.get("all-gather", [])]
+    # A share of the smallest matrix, over all devices that could hold one.
+    smallest = experiment.model.embed_dim * experiment.model.head_dim
+    return {
+        "collectives": {kind: len(all_of_it) for kind, all_of_it in sorted(found.items())},
+        "largest_gather_bytes": 4 * max(gathered, default=0),
+        "gathers_a_weight": hlo.gathers_a_weight(text, smallest),
+        "donates": bool(hlo.donated(text)) if text else False,
+    }
+
+
+def _describe_time(experiment: Experiment, topology: Topology, utilisation: float) -> dict:
+    shapes = program.largest_shapes(experiment)
+    tuned = experiment.train.trainable == "prompt"
+    cost = flops.count(
+        experiment.model,
+        rows=shapes.rows * experiment.train.microbatches,
+        prompt=experiment.prompt.length if tuned else 0,
+        inputs=shapes.inputs,
+        targets=shapes.targets,
+    )
+    total = cost.step if tuned else 3 * cost.forward
+    peak = getattr(topology.chip, experiment.model.dtype)
+    seconds = None if peak is None else total / (peak * topology.devices * utilisation)
+    steps = run_steps(experiment)
+    return {
+        "forward_flops": cost.forward,
+        "step_flops": total,
+        "utilisation": utilisation,
+        "seconds_per_step": seconds,
+        "steps": steps,
+        "hours": None if seconds is None or steps is None else seconds * steps / 3600,
+    }
+
+
+def run_steps(experiment: Experiment) -> int | None:
+    """The steps of a run; of an absolute TRAIN_STEPS, those after the checkpoint's own."""
+    train = experiment.train
+    if train.train_steps is None:
+        return train.train_steps_relative
+    named = re.search(r"checkpoint_(\d+)/?$", experiment.initial_checkpoint_path)
+    return None if named is None else max(train.train_steps - int(named.group(1)), 0)
+
+
+def describe(plan: Plan) -> str:
+    """The plan as a person reads it."""
+    mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
+    batch = plan.batch
+    share = " (part of a batch)" if batch["microbatches"] > 1 else ""
+    lines = [
+        ("model", f"{plan.parameters:,} parameters, {plan.dtype}; {plan.trainable:,} are trained"),
+        (
+            "batch",
+            f"{batch['rows']} rows of {batch['inputs']} + {batch['targets']} tokens{share}, "
+            f"{batch['rows'] // plan.mesh['data']} a data-parallel device",
+        ),
+        ("mesh", f"{mesh} on {plan.topology}"),
+        ("compiled by", f"{plan.compiler}, in {plan.compile_seconds:.0f} s"),
+        ("memory", _memory_line(plan)),
+        ("collectives", _collective_line(plan)),
+        (
+            "cost",
+            f"{plan.step_flops / 1e12:.3g} TFLOP a step, "
+            f"{plan.step_flops / plan.forward_flops:.2f} x forward",
+        ),
+        ("time", _time_line(plan)),
+    ]
+    return "\n".join(f"{name:<12} {text}" for name, text in lines)
+
+
+def _memory_line(plan: Plan) -> str:
+    if plan.problem:
+        return f"DOES NOT FIT: {plan.problem}"
+    parts = (
+        f"{plan.argument_bytes / GIB:.2f} GiB arguments + {plan.temporary_bytes / GIB:.2f} GiB "
+        f"temporaries a device"
+    )
+    if plan.memory_bytes is None:
+        return parts
+    verdict = "fits" if plan.fits else "DOES NOT FIT"
+    if plan.overstates_memory and not plan.fits:
+        verdict = "may not fit"
+    return f"{parts}, of {plan.memory_bytes / GIB:.0f} GiB: {verdict}"
+
+
+def _collective_line(plan: Plan) -> str:
+    if plan.problem:
+        return "not known"
+    found = ", ".join(f"{count} {kind}" for kind, count in plan.collectives.items()) or "none"
+    gathers = "A WEIGHT IS GATHERED" if plan.gathers_a_weight else "no weight is gathered"
+    donates = "the state is donated" if plan.donates else "THE STATE IS NOT DONATED"
+    return f"{found}; {gathers}; {donates}"
+
+
+def _time_line(plan: Plan) -> str:
+    if plan.seconds_per_step is None:
+        return "not known: no peak is known of this device"
+    text = (
+        f"{plan.seconds_per_step:.3g} s a step at {plan.utilisation:.0%} of the peak (assumed, "
+        "not measured), every row padded to full length"
+    )
+    if plan.hours is not None:
+        text += f"; {plan.steps:,} steps: {plan.hours:.1f} h"
+    return text

@@ -1,0 +1,93 @@
+"""The step of a run, compiled from shapes: no weight, row or device of the run is needed."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from prompt_tuning.config import Experiment
+from prompt_tuning.model import sharding, t5
+from prompt_tuning.training import optim
+from prompt_tuning.training import step as steps
+
+Struct = jax.ShapeDtypeStruct
+
+
+class Shapes(NamedTuple):
+    """Rows, input tokens and target tokens of a batch."""
+
+    rows: int
+    inputs: int
+    targets: int
+
+
+def abstract_batch(shapes: Shapes, mesh: Mesh) -> dict[str, Struct]:
+    """T5X's four arrays, their rows split over 'data'."""
+    where = NamedSharding(mesh, PartitionSpec("data"))
+    widths = {
+        "encoder_input_tokens": (shapes.inputs, jnp.int32),
+        "decoder_input_tokens": (shapes.targets, jnp.int32),
+        "decoder_target_tokens": (shapes.targets, jnp.int32),
+        "decoder_loss_weights": (shapes.targets, jnp.float32),
+    }
+    return {
+        name: Struct((shapes.rows, width), dtype, sharding=where)
+        for name, (width, dtype) in widths.items()
+    }
+
+
+def abstract_params(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
+    """Every parameter, the prompt included, in its dtype and place."""
+    model, tunes_model = experiment.model, experiment.train.trainable == "model"
+    dtype = jnp.dtype("float32" if tunes_model else model.dtype)
+    shapes = t5.param_shapes(model)
+    places = sharding.param_shardings(shapes, mesh)
+    params = {n: Struct(s.shape, dtype, sharding=places[n]) for n, s in shapes.items()}
+    length = 0 if tunes_model else experiment.prompt.length
+    prompt = Struct((length, model.embed_dim), jnp.float32, sharding=sharding.replicated(mesh))
+    return {**params, "prompt": prompt}
+
+
+def lower_step(experiment: Experiment, mesh: Mesh, shapes: Shapes | None = None) -> Any:
+    """The training step of an experiment, lowered for a mesh; `.compile()` is XLA's work.
+
+    Without `shapes` it is the largest program of the run: the whole batch at full length, or, with
+    MICROBATCHES, a part of it.
+    """
+    rules = optim.RULES[experiment.train.trainable]
+    trainable, frozen = optim.split_params(abstract_params(experiment, mesh), rules)
+    optimizer = optim.make_optimizer(experiment.optimizer, rules)
+    state = jax.eval_shape(lambda t: steps.init_state(t, optimizer, 0), trainable)
+    state = _place(state, trainable, mesh)
+    programs = steps.compile_step(experiment.model, experiment.train, optimizer, state)
+    parts = experiment.train.microbatches
+    batch = abstract_batch(shapes or largest_shapes(experiment), mesh)
+    if parts == 1:
+        return programs.whole.lower(state, frozen, batch)
+    total = jax.eval_shape(programs.zeros, state)
+    total = (
+        {n: Struct(t.shape, t.dtype, sharding=trainable[n].sharding) for n, t in total[0].items()},
+        total[1],
+    )
+    return programs.add.lower(total, state, frozen, batch, Struct((), jnp.int32))
+
+
+def largest_shapes(experiment: Experiment) -> Shapes:
+    """The shapes that need the most memory."""
+    lengths = experiment.data.task_feature_lengths
+    rows = experiment.data.batch_size // experiment.train.microbatches
+    return Shapes(rows, lengths["inputs"], lengths["targets"])
+
+
+def _place(state: Any, trainable: dict[str, Any], mesh: Mesh) -> Any:
+    """The optimiser's slots lie where a parameter of their shape lies, else everywhere."""
+    places = {leaf.shape: leaf.sharding for leaf in trainable.values()}
+    everywhere = sharding.replicated(mesh)
+
+    def place(leaf: Any) -> Struct:
+        return Struct(leaf.shape, leaf.dtype, sharding=places.get(leaf.shape, everywhere))
+
+    return jax.tree.map(place, state)

@@ -1,0 +1,226 @@
+"""The compiled step of a base T5, and what `t5x plan` says of a run before it starts."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from tiny_models import CONFIG
+
+from prompt_tuning import cli
+from prompt_tuning.api import model_config
+from prompt_tuning.config import (
+    ConfigError,
+    DataConfig,
+    Experiment,
+    ModelConfig,
+    PromptConfig,
+    TrainConfig,
+)
+from prompt_tuning.model import sharding, t5
+from prompt_tuning.planning import chips, flops, hlo, plan, program
+
+ROOT = Path(__file__).parents[1]
+
+
+def experiment(model: ModelConfig, *, inputs=64, rows=8, partitions=2, **train) -> Experiment:
+    return Experiment(
+        model_dir="",
+        initial_checkpoint_path="",
+        model=model,
+        data=DataConfig(
+            mixture_or_task_name="any",
+            task_feature_lengths={"inputs": inputs, "targets": 8},
+            batch_size=rows,
+        ),
+        prompt=PromptConfig(length=20),
+        train=TrainConfig(train_steps_relative=100, **train),
+        num_model_partitions=partitions,
+    )
+
+
+def matrices(model: ModelConfig, parts: int) -> set[tuple[int, ...]]:
+    """The shapes of all frozen matrices, whole and as one device's share."""
+    shapes = set()
+    for name, leaf in t5.param_shapes(model).items():
+        if leaf.ndim == 2 and not name.endswith("rel_embedding"):
+            shapes |= {leaf.shape}
+            shapes |= {
+                tuple(n // parts if i == axis else n for i, n in enumerate(leaf.shape))
+                for axis in (0, 1)
+            }
+    return shapes
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(("base", 2)),
+        pytest.param(("xl", 4), marks=pytest.mark.slow),
+        pytest.param(("xxl", 8), marks=pytest.mark.slow),
+    ],
+    ids=lambda p: p[0],
+)
+def compiled(request):
+    """The step in bfloat16 on eight devices, from shapes alone: settings, program, its text."""
+    size, parts = request.param
+    model = dataclasses.replace(model_config(size), dtype="bfloat16", dropout_rate=0.0)
+    settings = experiment(model, partitions=parts)
+    lowered = program.lower_step(settings, sharding.make_mesh(parts))
+    return settings, lowered, lowered.compile()
+
+
+def test_a_step_costs_what_its_sizes_say(compiled):
+    settings, _, program_ = compiled
+    cost = flops.count(settings.model, rows=8, prompt=20, inputs=64, targets=8)
+    assert 8 * hlo.dot_flops(program_.as_text()) == pytest.approx(cost.step, rel=0.001)
+    # Two forward passes, and what the attention products cost beside (they need two gradients).
+    twice = 2 * cost.forward + cost.attention
+    assert cost.step == pytest.approx(twice, rel=0.02)
+
+
+def test_no_weight_is_gathered_and_none_is_copied_to_float32(compiled):
+    settings, lowered, program_ = compiled
+    text = program_.as_text()
+    found = hlo.collectives(text)
+    assert found["all-reduce"]
+    smallest = settings.model.embed_dim * settings.model.head_dim
+    assert not hlo.gathers_a_weight(text, smallest)
+    shapes = matrices(settings.model, settings.num_model_partitions)
+    assert hlo.float32_copies(lowered.as_text(dialect="hlo"), shapes) == []
+
+
+def test_prompt_and_state_are_donated_and_a_device_holds_its_share(compiled):
+    settings, _, program_ = compiled
+    # step, prompt, and Adafactor's count and moment; arguments are numbered in this order.
+    assert hlo.donated(program_.as_text()) == {0, 1, 2, 3}
+    memory = program_.memory_analysis()
+    total = 2 * sum(leaf.size for leaf in t5.param_shapes(settings.model).values())
+    share = total / settings.num_model_partitions
+    assert memory.argument_size_in_bytes == pytest.approx(share, rel=0.01)
+    assert memory.output_size_in_bytes < 4 * 20 * settings.model.embed_dim * 4
+
+
+def test_what_the_checks_look_for_is_found():
+    """A program that gathers a weight, keeps its state and copies a weight to float32."""
+    mesh = sharding.make_mesh(2)
+    split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "model"))
+    weight = jax.ShapeDtypeStruct((64, 32), "bfloat16", sharding=split)
+    x = jax.ShapeDtypeStruct((8, 64), "float32", sharding=sharding.replicated(mesh))
+    whole = jax.jit(lambda w: w + 1, out_shardings=sharding.replicated(mesh)).lower(weight)
+    assert hlo.gathers_a_weight(whole.compile().as_text(), 64 * 32)
+    lowered = jax.jit(lambda w, x: x @ w.astype("float32")).lower(weight, x)
+    assert hlo.float32_copies(lowered.as_text(dialect="hlo"), {(64, 32)})
+    assert hlo.donated(lowered.compile().as_text()) == set()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"mlp_activations": ("relu",), "logits_via_embedding": True},
+        {"num_encoder_layers": 3, "num_decoder_layers": 1},
+    ],
+    ids=["1.1", "1.0", "uneven"],
+)
+def test_the_count_is_exact_for_every_family(changes):
+    model = dataclasses.replace(CONFIG, **changes)
+    lowered = program.lower_step(
+        experiment(model, partitions=1), sharding.make_mesh(1, jax.devices()[:1])
+    )
+    cost = flops.count(model, rows=8, prompt=20, inputs=64, targets=8)
+    assert hlo.dot_flops(lowered.compile().as_text()) == cost.step
+
+
+def test_a_plan_names_mesh_memory_and_time():
+    found = plan.make_plan(experiment(CONFIG), chips.parse_topology("h100:8"), utilisation=0.5)
+    assert found.mesh == {"data": 4, "model": 2}
+    assert found.devices == 8
+    assert found.fits
+    assert found.donates
+    assert not found.gathers_a_weight
+    cost = flops.count(CONFIG, rows=8, prompt=20, inputs=64, targets=8)
+    assert found.seconds_per_step == pytest.approx(cost.step / (494e12 * 8 * 0.5))
+    assert found.hours == pytest.approx(100 * found.seconds_per_step / 3600)
+    text = plan.describe(found)
+    assert "data 4 x model 2 on h100:8" in text
+    assert "upper bound" in text
+    assert "2 a data-parallel device" in text
+    # The same run in parts needs less memory.
+    parts = plan.make_plan(experiment(CONFIG, microbatches=2), chips.parse_topology("cpu:8"))
+    assert parts.temporary_bytes < found.temporary_bytes
+    assert parts.batch["rows"] == 4
+    assert parts.fits is parts.seconds_per_step is None
+    assert parts.step_flops == found.step_flops
+
+
+def test_steps_of_a_run():
+    def steps(path="", **train):
+        settings = dataclasses.replace(
+            experiment(CONFIG), initial_checkpoint_path=path, train=TrainConfig(**train)
+        )
+        return plan.run_steps(settings)
+
+    assert steps(train_steps_relative=7) == 7
+    assert steps("gs://b/checkpoint_1100000", train_steps=1_130_000) == 30_000
+    assert steps("gs://b/elsewhere", train_steps=1_130_000) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("v5e", "expected a chip and how many"),
+        ("z9:4", "The chips: v3"),
+        ("h100:0", "has no device"),
+    ],
+)
+def test_a_topology_that_is_none_says_so(name, message):
+    with pytest.raises(ConfigError, match=message):
+        chips.parse_topology(name)
+
+
+def test_what_cannot_be_planned_says_so():
+    with pytest.raises(ConfigError, match="utilisation must lie in"):
+        plan.make_plan(experiment(CONFIG), chips.parse_topology("cpu:8"), utilisation=2.0)
+    with pytest.raises(ConfigError, match="BATCH_SIZE = 6 does not divide by the 4"):
+        plan.make_plan(experiment(CONFIG, rows=6), chips.parse_topology("cpu:8"))
+    with pytest.raises(ConfigError, match="needs 64 CPU devices"):
+        plan.make_plan(experiment(CONFIG), chips.parse_topology("h100:64"))
+
+
+SMALL = [
+    *("--gin_file=models/t5_1_1_tiny.gin", "--gin_file=superglue/cb.gin"),
+    *("--gin_file=runs/prompt_tune.gin", "--gin.NUM_MODEL_PARTITIONS=2"),
+]
+
+
+def test_the_command_needs_neither_checkpoint_nor_folder(tmp_path):
+    path = tmp_path / "plan.json"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "prompt_tuning.cli", "plan", *SMALL),
+            *("--topology=h100:4", f"--json={path}"),
+        ],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "data 2 x model 2 on h100:4" in done.stdout
+    values = json.loads(path.read_text())
+    assert values["mesh"] == {"data": 2, "model": 2}
+    assert values["steps"] == 30_000
+    assert values["parameters"] == 919_296
+    assert values["argument_bytes"] > 0
+    assert np.isclose(values["step_flops"] / values["forward_flops"], 2.44, atol=0.01)
+
+
+def test_a_tpu_is_planned_for_by_its_own_compiler(capsys):
+    pytest.importorskip("libtpu", reason="the TPU's compiler is not installed (pip install libtpu)")
+    assert cli.main(["plan", *SMALL, "--topology=v5e:2x2"]) == 0
+    assert "the TPU's own compiler" in capsys.readouterr().out
