@@ -164,6 +164,7 @@ def test_every_module_has_a_test_of_its_name():
         **dict.fromkeys(("eval_task", "evaluate"), "loop"),
         **dict.fromkeys(("register", "graph"), "tasks"),
         **{"spec": "superglue", "official": "prepare", "answers": "metrics"},
+        **dict.fromkeys(("glue", "qa"), "tasks"),
         "layouts": "checkpoint_t5x",
         "t5x": "checkpoint_t5x",
         "storage": "checkpoint_t5x",

@@ -18,18 +18,17 @@ import tensorflow as tf
 from prompt_tuning.config import ConfigError
 from prompt_tuning.data import graph, prepare, tasks
 from prompt_tuning.data.vocabulary import load_vocabulary
-from prompt_tuning.text import superglue
+from prompt_tuning.text import glue, qa, superglue
 from prompt_tuning.text.spec import TaskSpec, to_examples
 from prompt_tuning.world import generator
 
 GIN = Path(__file__).resolve().parents[1] / "gin" / "superglue"
-ALL = [
-    tasks.full_name(spec.name, task_word=task_word)
-    for specs, _ in tasks.TABLES
-    for spec in specs.values()
+SUPER_GLUE = [
+    tasks.full_name(spec.name, task_word)
+    for spec in superglue.SUPER_GLUE
     for task_word in (True, False)
+    if spec is not superglue.DPR
 ]
-SUPER_GLUE = [name for name in ALL if "super_glue" in name]
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +82,7 @@ def in_graph(spec: TaskSpec, rows: list[dict], task_word: bool = True) -> list[d
     """The examples of rows with the same fields, in graph mode."""
 
     def spec_of(value):
-        kind = tf.string if isinstance(value, str | list) else tf.int32
+        kind = {int: tf.int32, float: tf.float32}.get(type(value), tf.string)
         return tf.TensorSpec([None] if isinstance(value, list) else [], kind)
 
     signature = {key: spec_of(value) for key, value in rows[0].items()}
@@ -161,6 +160,36 @@ def test_dpr_is_marked_alike():
     ]
     expected = [e for row in rows for e in to_examples(superglue.DPR, row, task_word=False)]
     assert in_graph(superglue.DPR, rows, task_word=False) == expected
+
+
+def test_similarities_are_rounded_alike():
+    chance = random.Random(0)
+    scores = [-1.0, 0.3, 0.5, 2.5, 4.9, *(chance.uniform(0, 5) for _ in range(200))]
+    texts = dict.fromkeys(("sentence1", "sentence2"), "Zoë ran.")
+    rows = [{**texts, "label": score, "idx": i} for i, score in enumerate(scores)]
+    spec = glue.TASKS["glue_stsb_v002"]
+    expected = [e for row in rows for e in to_examples(spec, row, task_word=False)]
+    assert in_graph(spec, rows, task_word=False) == expected
+    assert expected[1]["targets"] in ("0.2", "0.4")
+
+
+def test_questions_are_spaced_alike():
+    chance = random.Random(0)
+    words = ["Zoë", "«", "a-b", "?", " ", "\n", "\v", "\u00a0", "(1889)", "_", "\\", "¿"]
+    rows = [
+        {
+            "qid": str(i),
+            "question": random_text(chance, words),
+            "context": random_text(chance, words),
+            "answers": [random_text(chance, words) for _ in range(chance.randint(0, 3))],
+        }
+        for i in range(200)
+    ]
+    expected = [e for row in rows for e in to_examples(qa.MRQA[0], row)]
+    assert in_graph(qa.MRQA[0], rows) == expected
+    nested = [{"id": "x", **row, "answers": {"text": row["answers"]}} for row in rows]
+    (example,) = to_examples(qa.SQUAD, nested[5])
+    assert example == {"id": "x"} | {k: v for k, v in expected[5].items() if k != "idx"}
 
 
 def test_a_pronoun_that_is_not_in_the_text():
@@ -266,13 +295,38 @@ def test_demo_tasks():
     assert task.postprocess_fn(first["targets"], example=None) == words.index(first["targets"])
 
 
-@pytest.mark.parametrize("mixture", superglue.MIXTURES)
+@pytest.mark.parametrize("mixture", [name for _, mixtures in tasks.TABLES for name in mixtures])
 def test_mixtures_draw_with_the_rates_of_the_table(mixture):
-    prefixed = tasks.component_tasks(mixture)
-    assert dict(prefixed) == dict(superglue.MIXTURES[mixture])
-    taskless = tasks.component_tasks(f"taskless_{mixture}")
-    assert [(f"taskless_{name}", rate) for name, rate in prefixed] == taskless
+    (rates,) = (mixtures[mixture] for _, mixtures in tasks.TABLES if mixture in mixtures)
+    assert dict(tasks.component_tasks(mixture)) == dict(rates)
+    logged = dict(tasks.component_tasks(f"{mixture}_examples"))
+    assert logged == {f"{name}_examples": rate for name, rate in rates}
+    if not mixture.startswith("squad"):  # they have no task word
+        taskless = dict(tasks.component_tasks(f"taskless_{mixture}"))
+        assert taskless == {f"taskless_{name}": rate for name, rate in rates}
     assert tasks.component_tasks("tiny_mood") == [("tiny_mood", 1.0)]
+
+
+def test_every_task_of_the_tables_is_registered_in_all_forms():
+    forms = {"super_glue_wsc_v102_simple_eval", "glue_ax_v200", "glue_qqp_from_mrpc_v002"}
+    names = {form + end for form in forms for end in ("", "_examples")}
+    names |= {f"taskless_{name}" for name in names}
+    names |= {"squad_v010_allanswers", "mrqa_duo_rc_v100", "squad_to_race", "squad_to_mrqa"}
+    names |= {"taskless_dpr_v001_simple_examples", "taskless_glue_mnli_and_dev_v200"}
+    assert names <= set(tasks.task_names())
+    assert not {"taskless_squad_v010_allanswers", "taskless_squad_to_race"} & set(
+        tasks.task_names()
+    )
+
+
+def test_transfer_takes_the_words_of_the_task_it_was_trained_on():
+    task = tasks.resolve("taskless_glue_mrpc_from_qqp_v002")
+    assert tasks.label_words(task.name) == ("not_duplicate", "duplicate")
+    for index, word in enumerate(tasks.label_words(task.name)):
+        assert task.postprocess_fn(word, example=None, is_target=False) == index
+    for index, word in enumerate(("not_equivalent", "equivalent")):
+        assert task.postprocess_fn(word, example=None, is_target=True) == index
+    assert tasks.label_words("glue_qqp_from_mrpc_v002_examples") == glue.EQUIVALENT
 
 
 def test_label_words():

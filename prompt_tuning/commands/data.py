@@ -16,7 +16,7 @@ def _list_tasks(args: argparse.Namespace, rest: list[str]) -> int:
     from prompt_tuning.data import tasks
 
     tasks.register()
-    print("\n".join(tasks.task_names()))
+    print("\n".join(name for name in tasks.task_names() if not name.endswith(tasks.ALIAS)))
     return 0
 
 

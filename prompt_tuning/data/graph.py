@@ -13,8 +13,8 @@ from typing import Any
 
 import tensorflow as tf
 
+from prompt_tuning.text import glue, qa, superglue
 from prompt_tuning.text import spec as text
-from prompt_tuning.text import superglue
 from prompt_tuning.text.spec import TaskSpec
 
 Row = Mapping[str, Any]  # of tensors
@@ -30,10 +30,7 @@ def labelled(dataset: tf.data.Dataset, spec: TaskSpec, word: str) -> tf.data.Dat
     words = tf.constant([text.UNLABELLED, *spec.labels])  # label -1 is the first one
 
     def convert(row: Row) -> dict[str, Any]:
-        pieces = [word] if word else []
-        for feature, column in zip(spec.features, spec.columns or spec.features, strict=True):
-            pieces += [f"{feature}:", row[column]]
-        inputs = _clean(tf.strings.join(pieces, separator=" "), spec.clean)
+        inputs = _clean(tf.strings.join(_pieces(row, spec, word), " "), spec.clean)
         return {
             **text.kept_index(row),
             "inputs": inputs,
@@ -136,6 +133,48 @@ def dpr(dataset: tf.data.Dataset, spec: TaskSpec, word: str) -> tf.data.Dataset:
     return _map(dataset, convert)
 
 
+def similarity(dataset: tf.data.Dataset, spec: TaskSpec, word: str) -> tf.data.Dataset:
+    """`text.glue.similarity`."""
+
+    def convert(row: Row) -> dict[str, Any]:
+        score = tf.as_string(tf.round(row["label"] * 5) / 5, precision=1)
+        return {
+            **text.kept_index(row),
+            "inputs": tf.strings.join(_pieces(row, spec, word), " "),
+            "targets": score,
+        }
+
+    return _map(dataset, convert)
+
+
+def question(dataset: tf.data.Dataset, spec: TaskSpec, word: str) -> tf.data.Dataset:
+    """`text.qa.question`."""
+    del spec, word
+
+    def convert(row: Row) -> dict[str, Any]:
+        given = row["answers"]
+        found = _clean(given["text"] if isinstance(given, Mapping) else given, qa.SPACED)
+        asked, context = (_clean(row[name], qa.SPACED) for name in ("question", "context"))
+        inputs = tf.strings.join(["question:", asked, "context:", context], " ")
+        return {
+            **qa.kept_id(row),
+            "inputs": _clean(inputs, qa.COLLAPSED),
+            "targets": tf.concat([found, [text.UNLABELLED]], axis=0)[0],
+            "question": asked,
+            "context": context,
+            "answers": found,
+        }
+
+    return _map(dataset, convert)
+
+
+def _pieces(row: Row, spec: TaskSpec, word: str) -> list[Any]:
+    pieces = [word] if word else []
+    for feature, column in zip(spec.features, spec.columns or spec.features, strict=True):
+        pieces += [f"{feature}:", row[column]]
+    return pieces
+
+
 def _map(dataset: tf.data.Dataset, convert: Callable[[Row], Any]) -> tf.data.Dataset:
     return dataset.map(convert, num_parallel_calls=tf.data.AUTOTUNE)
 
@@ -153,5 +192,7 @@ IN_GRAPH: Mapping[text.Convert, Callable[..., tf.data.Dataset]] = MappingProxyTy
         superglue.wsc: wsc,
         superglue.wsc_right: wsc_right,
         superglue.dpr: dpr,
+        glue.similarity: similarity,
+        qa.question: question,
     }
 )

@@ -23,14 +23,17 @@ from seqio.utils import Feature
 from prompt_tuning.config import OFFICIAL_VOCABULARY, ConfigError
 from prompt_tuning.data import graph
 from prompt_tuning.data.vocabulary import lazy_vocabulary
-from prompt_tuning.text import answers, metrics, superglue
+from prompt_tuning.text import answers, glue, metrics, qa, superglue
 from prompt_tuning.text.spec import TaskSpec
 from prompt_tuning.world import generator
 
 Provider = seqio.Task | seqio.Mixture
 
 # Every table of `text/`: its tasks, and its mixtures as names with rates.
-TABLES = ((superglue.TASKS, superglue.MIXTURES),)
+TABLES = tuple((table.TASKS, table.MIXTURES) for table in (superglue, glue, qa))
+# The original has every task twice; its `_examples` ones show a few predictions in TensorBoard.
+# Here every evaluation writes all of them, so that both names are one task.
+ALIAS = "_examples"
 
 # What `register` added, and with which settings: the only state of this module.
 _ours: list[Provider] = []
@@ -108,12 +111,14 @@ def _add_all(vocabulary: seqio.Vocabulary) -> None:
     for name in generator.DEMO_TASKS:
         _add(_demo_task(name, features))
     for specs, mixtures in TABLES:
-        for task_word in (True, False):
+        for task_word, alias in itertools.product((True, False), ("", ALIAS)):
             for spec in specs.values():
-                _add(_text_task(spec, task_word, features))
+                if task_word or spec.word:
+                    _add(_text_task(spec, task_word, alias, features))
             for name, rates in mixtures.items():
-                named = [(full_name(task, task_word=task_word), rate) for task, rate in rates]
-                _add(seqio.Mixture(full_name(name, task_word=task_word), named))
+                named = [(full_name(task, task_word) + alias, rate) for task, rate in rates]
+                if all(task in seqio.TaskRegistry.names() for task, _ in named):
+                    _add(seqio.Mixture(full_name(name, task_word) + alias, named))
 
 
 def _add(provider: Provider) -> None:
@@ -123,18 +128,20 @@ def _add(provider: Provider) -> None:
         _ours.append(provider)
 
 
-def full_name(name: str, *, task_word: bool) -> str:
+def full_name(name: str, task_word: bool) -> str:
     """T5's name of a task or mixture, or the original's name of its form without the task word.
 
-    >>> full_name(superglue.CB.name, task_word=False)
+    >>> full_name(superglue.CB.name, False)
     'taskless_super_glue_cb_v102'
     """
     return name if task_word else f"taskless_{name}"
 
 
-def _text_task(spec: TaskSpec, task_word: bool, features: Mapping[str, Feature]) -> seqio.Task:
+def _text_task(
+    spec: TaskSpec, task_word: bool, alias: str, features: Mapping[str, Feature]
+) -> seqio.Task:
     return seqio.Task(
-        full_name(spec.name, task_word=task_word),
+        full_name(spec.name, task_word) + alias,
         source=seqio.TfdsDataSource(spec.source, splits=spec.splits),
         preprocessors=[
             functools.partial(graph.to_examples, spec=spec, task_word=task_word),
@@ -187,7 +194,8 @@ def resolve(name: str) -> Provider:
     for registry in (seqio.TaskRegistry, seqio.MixtureRegistry):
         if name in registry.names():
             return registry.get(name)
-    close = difflib.get_close_matches(name, task_names(), n=3)
+    names = [known for known in task_names() if not known.endswith(ALIAS)]
+    close = difflib.get_close_matches(name, names, n=3)
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
     raise ConfigError(
         f"MIXTURE_OR_TASK_NAME: there is no task or mixture {name!r}. {hint}`t5x list-tasks` "
@@ -223,7 +231,7 @@ def component_tasks(name: str) -> list[tuple[str, float]]:
 
 def find_spec(name: str) -> TaskSpec | None:
     """The table row of a task of the project, in either form; None of any other task."""
-    found = name.removeprefix("taskless_")
+    found = name.removeprefix("taskless_").removesuffix(ALIAS)
     return next((specs[found] for specs, _ in TABLES if found in specs), None)
 
 
@@ -237,7 +245,7 @@ def label_words(name: str, *, otherwise: tuple[str, ...] = ()) -> tuple[str, ...
     if name in generator.DEMO_TASKS:
         return generator.DEMO_TASKS[name].label_words
     if (spec := find_spec(name)) is not None:
-        return spec.labels
+        return spec.words or spec.labels
     if name not in seqio.MixtureRegistry.names():
         return own_words.get(name, ()) or otherwise
     components = seqio.MixtureRegistry.get(name).tasks

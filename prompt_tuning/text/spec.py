@@ -54,7 +54,8 @@ class TaskSpec:
     features: tuple[str, ...] = ()  # names in the text, in the order in which T5 joins them
     columns: tuple[str, ...] = ()  # their names in TFDS, where those differ
     clean: tuple[tuple[str, str], ...] = ()  # (pattern, replacement), in the syntax of re and RE2
-    labels: tuple[str, ...] = ()  # what the model answers with, in the order of TFDS' indices
+    labels: tuple[str, ...] = ()  # words of the classes, in the order of TFDS' indices
+    words: tuple[str, ...] = ()  # what the model answers with, where those are other words
     answers: str = ""  # the key of an example that holds the answers it may choose from
     splits: tuple[str, ...] | Mapping[str, str] | None = None  # None: those of the source
     rows: float = 0.0  # of the training split: the task's weight in a proportional mixture
