@@ -25,6 +25,8 @@ from prompt_tuning.config_parts import typed as _typed
 PromptInit = Literal["auto", "random_uniform", "sampled_vocab", "class_labels", "text", "file"]
 Activation = Literal["gelu", "relu", "silu", "linear"]
 EvalMethod = Literal["generate", "rank", "both"]
+RankScore = Literal["sum", "mean"]
+EvalPairs = Literal["all", "own"]
 OFFICIAL_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model"
 TINY = "tiny"  # as a checkpoint, a vocabulary or a model: the one that ships with the package
 
@@ -229,16 +231,19 @@ class EvalConfig:
 
     period: int = 1000
     method: EvalMethod = "generate"
+    rank_score: RankScore = "sum"  # of log p over a word's tokens, or its mean
     early_stopping_evals: int | None = None  # stop after so many evaluations without a new best
     num_decodes: int = 1  # beams; 1 is greedy
     batch_size: int | None = None  # None: the training batch size
     num_examples: int | None = None  # None: the whole split
     baselines: bool = True  # also score the majority class and the model without a prompt
+    bootstrap: int = 1000  # resamples behind a metric's 95 % interval; 0: no intervals
 
     def __post_init__(self) -> None:
         for name in ("period", "early_stopping_evals", "num_decodes", "batch_size", "num_examples"):
             value = getattr(self, name)
             _check(value is None or value >= 1, f"EvalConfig.{name} must be >= 1, found {value}.")
+        _check(self.bootstrap >= 0, f"EVAL_BOOTSTRAP must be 0 or more, found {self.bootstrap}.")
 
 
 @_typed
@@ -281,6 +286,7 @@ class EvalRun:
     checkpoint_path: str  # a T5X checkpoint (local or gs://), or "tiny"
     eval_output_dir: str
     prompt_file: str | tuple[str, ...] = ""  # paths (docs/prompts.md); empty: the model as it is
+    pairs: EvalPairs = "all"  # "own": a prompt is scored on the tasks it was tuned for
     class_labels: tuple[str, ...] = ()  # the answers to rank, where the task names none
     model: ModelConfig
     data: DataConfig

@@ -128,9 +128,7 @@ def _refuse_unknown_to_t5x(run: Run) -> None:
     """Stops at settings that would have no effect under T5X."""
     config, model = run.eval, run.model
     default = EvalConfig()
-    problems = []
-    if config.method == "rank":
-        problems.append("EVAL_METHOD = 'rank': it generates only")
+    problems = _compare_scoring(run)
     if isinstance(run, InferRun) and config.num_examples != default.num_examples:
         problems.append("EVALUATOR_NUM_EXAMPLES: it answers whole splits, or EVAL_SPLIT's slice")
     if isinstance(run, Experiment):
@@ -149,6 +147,17 @@ def _refuse_unknown_to_t5x(run: Run) -> None:
             + "\n  ".join(problems)
             + "\nLeave it out, or use --engine=embedded (docs/t5x.md)."
         )
+
+
+def _compare_scoring(run: Run) -> list[str]:
+    default, problems = EvalConfig(), []
+    if run.eval.method == "rank" or run.eval.rank_score != default.rank_score:
+        problems.append("EVAL_METHOD = 'rank', RANK_SCORE: it generates only")
+    if run.eval.bootstrap != default.bootstrap:
+        problems.append("EVAL_BOOTSTRAP: it gives no intervals")
+    if isinstance(run, EvalRun) and run.pairs != "all":
+        problems.append("EVAL_PAIRS: it scores one prompt")
+    return problems
 
 
 def _compare_periods(evaluation: int, checkpoint: int | None) -> list[str]:

@@ -59,6 +59,7 @@ USES_DATA = {
     "commands/data.py",
     "scoring/eval_task.py",
     "scoring/evaluate.py",
+    "scoring/ranking.py",
     "serving/infer.py",  # for the rows of a task, inside a function
     "t5x_inputs.py",
     "training/course.py",
@@ -161,7 +162,7 @@ def test_every_module_has_a_test_of_its_name():
         "matrix": "loop",
         **dict.fromkeys(("read", "template", "examples", "scores"), "tables"),
         "overview": "file_tasks",
-        **dict.fromkeys(("eval_task", "evaluate"), "loop"),
+        **dict.fromkeys(("eval_task", "evaluate", "intervals", "score_table"), "analysis"),
         **dict.fromkeys(("register", "graph"), "tasks"),
         **{"spec": "superglue", "official": "prepare", "answers": "metrics"},
         **dict.fromkeys(("glue", "qa"), "tasks"),

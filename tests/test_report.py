@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from prompt_tuning.scoring.score_table import score_table
 from prompt_tuning.training import report
 
 
@@ -73,7 +74,7 @@ def test_there_is_no_picture_without_records(tmp_path):
 
 @pytest.mark.parametrize("values", [{"a": {"x/rank": 1.0}, "b": {"y/rank": 2.0}}])
 def test_a_score_that_is_missing_is_a_dash(values):
-    assert report.score_table("cb", values).splitlines() == [
+    assert score_table("cb", values).splitlines() == [
         "cb  x/rank  y/rank",
         "a      1.0       -",
         "b        -     2.0",

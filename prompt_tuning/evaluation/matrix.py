@@ -19,6 +19,7 @@ from prompt_tuning.checkpoint import prompt_file
 from prompt_tuning.config import ConfigError, EvalRun
 from prompt_tuning.model import sharding
 from prompt_tuning.scoring.evaluate import Evaluator, evaluate
+from prompt_tuning.scoring.score_table import score_table
 from prompt_tuning.training import report, setup
 
 NO_PROMPT = "no prompt"
@@ -34,7 +35,7 @@ class Matrix:
         """For each task, a table with a line for each prompt."""
         names = list(dict.fromkeys(task for row in self.metrics.values() for task in row))
         return "\n\n".join(
-            report.score_table(task, {prompt: row[task] for prompt, row in self.metrics.items()})
+            score_table(task, {prompt: row[task] for prompt, row in self.metrics.items()})
             for task in names
         )
 

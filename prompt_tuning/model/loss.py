@@ -119,9 +119,19 @@ def label_log_likelihoods(
     All labels of a row are scored in one batch; the row is encoded once.
     """
     rows, classes = encoded[0].shape[0], labels.shape[0]
-    repeated, valid = (jnp.repeat(part, classes, axis=0) for part in encoded)
+    x, valid = (jnp.repeat(part, classes, axis=0) for part in encoded)
     targets = jnp.tile(labels, (rows, 1))
+    return pair_log_likelihoods(config, backbone, (x, valid), targets).reshape(rows, classes)
+
+
+def pair_log_likelihoods(
+    config: ModelConfig,
+    backbone: t5.Params,
+    encoded: tuple[Float[Array, "K S D"], Bool[Array, "K S"]],
+    targets: Int[Array, "K L"],
+) -> Float[Array, "K"]:
+    """Log p(target | row) of K targets, each with its own encoded row; 0 where it has no tokens."""
     inputs = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
-    logits = t5.apply(config, backbone, "decode", inputs, repeated, valid, target_valid=targets > 0)
+    logits = t5.apply(config, backbone, "decode", inputs, *encoded, target_valid=targets > 0)
     batch = {"decoder_target_tokens": targets, "decoder_loss_weights": targets > 0}
-    return sequence_log_likelihood(logits, batch).reshape(rows, classes)
+    return sequence_log_likelihood(logits, batch)

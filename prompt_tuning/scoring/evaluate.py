@@ -2,12 +2,14 @@
 
 From `EvalTask` to T5's metrics in per cent. `training/loop.py` calls it during a run,
 `evaluation/matrix.py` for `t5x eval`; both hand over a backbone that is already on the devices.
+What a row is answered with follows from its inputs alone: targets are read by the metrics.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -17,9 +19,10 @@ from jaxtyping import Array, Float, Int
 
 from prompt_tuning.config import EvalConfig, Experiment
 from prompt_tuning.data import features
-from prompt_tuning.model import decode, loss, sharding, t5
+from prompt_tuning.model import decode, sharding, t5
 from prompt_tuning.model.prompt import encode_prompted
-from prompt_tuning.scoring.eval_task import EvalTask
+from prompt_tuning.scoring import ranking
+from prompt_tuning.scoring.eval_task import EvalTask, plain
 from prompt_tuning.text.metrics import majority_predictions
 
 
@@ -29,6 +32,9 @@ class Scored:
 
     metrics: dict[str, float]
     rows: list[dict[str, Any]]
+    # By method, for each row: the text of the answer, and what the metrics took for it.
+    outputs: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    predictions: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
 
 
 class Evaluator:
@@ -55,92 +61,114 @@ class Evaluator:
                 num_decodes=evaluation.num_decodes,
             )
 
-        def rank(
-            backbone: t5.Params,
-            prompt: Float[Array, "P D"],
-            tokens: Int[Array, "B T"],
-            labels: Int[Array, "C L"],
-        ) -> Float[Array, "B C"]:
-            encoded = encode_prompted(config, backbone, prompt, tokens)
-            return loss.label_log_likelihoods(config, backbone, encoded, labels)
-
         # Every process of many needs every row's answer.
         everywhere = sharding.replicated(mesh)
         self.generate: Callable[..., Any] = jax.jit(generate, out_shardings=everywhere)
-        self.rank: Callable[..., Any] = jax.jit(rank, out_shardings=everywhere)
+        self.encode: Callable[..., Any] = jax.jit(functools.partial(encode_prompted, config))
+        self.score_pairs: Callable[..., Any] = jax.jit(
+            functools.partial(ranking.score_pairs, config), out_shardings=everywhere
+        )
 
-    def over_rows(
-        self, rows: features.Rows, answer: Callable[[jax.Array], Any]
-    ) -> list[tuple[Any, ...]]:
-        """What `answer` says of every row, in the order of the rows, given batches of tokens.
+    def batches(self, rows: features.Rows) -> Iterator[tuple[jax.Array, list[int]]]:
+        """Input tokens on the devices, in batches of like length, and the numbers of their rows.
 
-        Rows of like length share a batch. Nothing is waited for before all batches are under way.
+        The last batch is filled up: what stands behind its rows is nobody's.
         """
-        parts = []
         for batch, places in features.eval_batches(rows, self.batch_size, self.lengths):
-            tokens = {"tokens": np.asarray(batch["encoder_input_tokens"])}
-            parts.append((places, answer(sharding.shard_batch(tokens, self.mesh)["tokens"])))
-        found: dict[int, tuple[Any, ...]] = {}
-        for places, arrays in parts:
-            columns = jax.tree.leaves(jax.device_get(arrays))
-            # The last batch is filled up: what stands behind its places is nobody's.
-            found |= {place: values for place, *values in zip(places, *columns, strict=False)}
-        return [found[row] for row in range(len(rows))]
+            yield self.place(tokens=np.asarray(batch["encoder_input_tokens"]))["tokens"], places
+
+    def place(self, **arrays: np.ndarray) -> dict[str, jax.Array]:
+        """The arrays on the devices, their rows split over them."""
+        return sharding.shard_batch(arrays, self.mesh)
 
 
 def evaluate(
     evaluator: Evaluator, params: tuple[t5.Params, Float[Array, "P D"]], task: EvalTask
 ) -> Scored:
-    """Scores (backbone, prompt) on every row of `task` with the methods of the configuration."""
-    records = [_record(task, i) for i in range(len(task.rows.examples))]
-    metrics: dict[str, float] = {}
-    if evaluator.config.method != "rank":
-        metrics |= _by_generation(evaluator, params, task, records)
-    if evaluator.config.method != "generate":
-        metrics |= _by_rank(evaluator, params, task, records)
-    return Scored(metrics, records)
+    """Scores (backbone, prompt) on every row of `task` with the methods of the configuration.
 
+    A task whose rows may be answered with any text is not ranked.
 
-def _by_generation(
-    evaluator: Evaluator, params: Any, task: EvalTask, records: list[dict[str, Any]]
-) -> dict[str, float]:
-    """Metrics of the generated texts; fills in the records."""
-    answers = evaluator.over_rows(task.rows, lambda tokens: evaluator.generate(*params, tokens))
-    predictions = []
-    for record, example, (ids, score) in zip(records, task.rows.examples, answers, strict=True):
-        text = task.vocabulary.decode(ids.tolist())
-        predictions.append(task.postprocess(text, example))
-        record.update(output=text, prediction=_plain(predictions[-1]), score=score.item())
-    return {f"{k}/generate": v for k, v in task.metrics(predictions).items()}
-
-
-def _by_rank(
-    evaluator: Evaluator, params: Any, task: EvalTask, records: list[dict[str, Any]]
-) -> dict[str, float]:
-    """Metrics of the most probable label words; fills in the records."""
-    labels = _label_tokens(task)
-    answers = evaluator.over_rows(task.rows, lambda tokens: evaluator.rank(*params, tokens, labels))
-    predictions = []
-    for record, example, (scores,) in zip(records, task.rows.examples, answers, strict=True):
-        row = scores.tolist()
-        word = task.label_words[int(np.argmax(row))]
-        predictions.append(task.postprocess(word, example))
-        if "output" not in record:
-            record.update(output=word, prediction=_plain(predictions[-1]), score=max(row))
-        record["label_scores"] = dict(zip(task.label_words, row, strict=True))
-    return {f"{k}/rank": v for k, v in task.metrics(predictions).items()}
-
-
-def majority(task: EvalTask, train: features.Rows, config: EvalConfig) -> dict[str, float]:
-    """The metrics of always answering the most frequent target of the training rows.
-
-    Named for every method of `config`, so that they stand beside what they are to be beaten by.
+    Raises:
+      ConfigError: the task's postprocessing or a metric fails.
+      FloatingPointError: a word's probability is not a number.
     """
-    answers = majority_predictions(train.target_texts, len(task.targets))
-    values = task.metrics(
-        [task.postprocess(*pair) for pair in zip(answers, task.rows.examples, strict=True)]
-    )
-    return {f"{k}/{method}": v for k, v in values.items() for method in methods(config)}
+    records = [_record(task, i) for i in range(len(task.rows))]
+    scored = Scored({}, records)
+    for method in methods(evaluator.config):
+        if method == "rank" and not task.can_rank:
+            continue
+        answer = _generate if method == "generate" else _rank
+        outputs = answer(evaluator, params, task, records)
+        predictions = [task.postprocess(i, output) for i, output in enumerate(outputs)]
+        for record, output, prediction in zip(records, outputs, predictions, strict=True):
+            record.setdefault("output", output)
+            record.setdefault("prediction", plain(prediction))
+        values = task.metrics(predictions)
+        scored.metrics.update({f"{name}/{method}": value for name, value in values.items()})
+        scored.outputs[method] = outputs
+        scored.predictions[method] = predictions
+    return scored
+
+
+def from_records(task: EvalTask, records: list[dict[str, Any]], config: EvalConfig) -> Scored:
+    """What `evaluate` gave, from the rows that were written of it."""
+    outputs: dict[str, list[str]] = {}
+    if config.method != "rank":
+        outputs["generate"] = [record["output"] for record in records]
+    if config.method != "generate" and task.can_rank:
+        scores = [record["label_scores"] for record in records]
+        outputs["rank"] = [max(words, key=words.__getitem__) for words in scores]
+    predictions = {
+        method: [task.postprocess(row, text) for row, text in enumerate(texts)]
+        for method, texts in outputs.items()
+    }
+    metrics = {
+        f"{name}/{method}": value
+        for method, found in predictions.items()
+        for name, value in task.metrics(found).items()
+    }
+    return Scored(metrics, records, outputs, predictions)
+
+
+def _generate(
+    evaluator: Evaluator, params: Any, task: EvalTask, records: list[dict[str, Any]]
+) -> list[str]:
+    """The generated texts; the records get their scores."""
+    # Nothing is waited for before all batches are under way.
+    batches = evaluator.batches(task.rows)
+    answers = [(places, evaluator.generate(*params, tokens)) for tokens, places in batches]
+    outputs = [""] * len(task.rows)
+    for places, answer in answers:
+        for row, ids, score in zip(places, *jax.device_get(answer), strict=False):
+            outputs[row] = task.vocabulary.decode(ids.tolist())
+            records[row]["score"] = score.item()
+    return outputs
+
+
+def _rank(
+    evaluator: Evaluator, params: Any, task: EvalTask, records: list[dict[str, Any]]
+) -> list[str]:
+    """The word of each row with the highest score, of equal ones the first."""
+    outputs: list[str] = []
+    for row, scores in enumerate(ranking.rank(evaluator, params, task)):
+        words = task.words(row)
+        outputs.append(words[int(np.argmax(scores))])
+        records[row].setdefault("score", max(scores))
+        records[row]["label_scores"] = dict(zip(words, scores, strict=True))
+    return outputs
+
+
+def majority(task: EvalTask, config: EvalConfig) -> dict[str, float]:
+    """The metrics of answering every row with the most frequent target of all of them.
+
+    What knowing no input is worth on these very rows. Named for every method of `config`, so that
+    it stands beside what is to beat it.
+    """
+    texts = majority_predictions(task.rows.target_texts, len(task.rows))
+    values = task.metrics([task.postprocess(row, text) for row, text in enumerate(texts)])
+    used = [method for method in methods(config) if method == "generate" or task.can_rank]
+    return {f"{name}/{method}": v for name, v in values.items() for method in used}
 
 
 def methods(config: EvalConfig) -> tuple[str, ...]:
@@ -148,17 +176,27 @@ def methods(config: EvalConfig) -> tuple[str, ...]:
     return ("generate", "rank") if config.method == "both" else (config.method,)
 
 
+def task_score(metrics: Mapping[str, float], method: str) -> float | None:
+    """The mean of a task's metrics by one method, as SuperGLUE's leaderboard has it.
+
+    None where the task was not scored by it.
+
+    >>> task_score({"f1/rank": 50.0, "accuracy/rank": 70.0, "f1/generate": 0.0}, "rank")
+    60.0
+    """
+    values = [value for name, value in metrics.items() if name.endswith(f"/{method}")]
+    return float(np.mean(values)) if values else None
+
+
 def mean_score(scored: Mapping[str, Scored], config: EvalConfig) -> float:
     """The mean over tasks of the mean of each task's metrics (the paper's criterion, 3).
 
     A metric that is not a number (of no predictions, say) makes it the lowest score of all.
     """
-    suffix = "/" + methods(config)[0]
-    means = [
-        float(np.mean([v for k, v in one.metrics.items() if k.endswith(suffix)]))
-        for one in scored.values()
-    ]
-    return float(np.nan_to_num(np.mean(means), nan=-np.inf))
+    method = methods(config)[0]
+    means = [task_score(one.metrics, method) for one in scored.values()]
+    found = [mean for mean in means if mean is not None]
+    return float(np.nan_to_num(np.mean(found), nan=-np.inf))
 
 
 def _record(task: EvalTask, row: int) -> dict[str, Any]:
@@ -166,29 +204,6 @@ def _record(task: EvalTask, row: int) -> dict[str, Any]:
     texts = {
         "inputs_pretokenized": task.rows.input_texts[row],
         "targets_pretokenized": task.rows.target_texts[row],
-        **{k: _plain(v) for k, v in example.items() if k.endswith("_pretokenized")},
+        **{k: plain(v) for k, v in example.items() if k.endswith("_pretokenized")},
     }
-    return {"input": texts, "target": _plain(task.targets[row])}
-
-
-def _label_tokens(task: EvalTask) -> Int[np.ndarray, "C L"]:
-    feature = task.task.output_features["targets"]
-    eos = [feature.vocabulary.eos_id] if feature.add_eos else []
-    ids = [list(feature.vocabulary.encode(word)) + eos for word in task.label_words]
-    tokens = np.zeros((len(ids), max(map(len, ids))), np.int32)
-    for row, label in zip(tokens, ids, strict=True):
-        row[: len(label)] = label
-    return tokens
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold of a seqio value."""
-    if isinstance(value, bytes):
-        return value.decode("utf-8", errors="replace")
-    if isinstance(value, (np.ndarray, np.generic)):
-        return _plain(value.tolist())
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if isinstance(value, Mapping):
-        return {k: _plain(v) for k, v in value.items()}
-    return value
+    return {"input": texts, "target": plain(task.targets[row])}

@@ -23,7 +23,15 @@ from prompt_tuning.config import Experiment
 from prompt_tuning.data import features
 from prompt_tuning.model import sharding
 from prompt_tuning.safety import lock, signals
-from prompt_tuning.scoring.evaluate import Evaluator, Scored, evaluate, majority, mean_score
+from prompt_tuning.scoring.analysis import analyse, describe, illegal_line, to_json
+from prompt_tuning.scoring.evaluate import (
+    Evaluator,
+    evaluate,
+    from_records,
+    majority,
+    mean_score,
+)
+from prompt_tuning.scoring.intervals import score_intervals
 from prompt_tuning.training import course as courses
 from prompt_tuning.training import health, optim, overview, report, setup
 from prompt_tuning.training import model_dir as model_dirs
@@ -129,7 +137,8 @@ def _train(
 
     # ---- result
     curves = report.draw_curves(model_dir)
-    summary = model_dirs.result_text(model_dir, course.standing.best_step, curves)
+    findings = _look_closer(run, course.standing.best_step)
+    summary = model_dirs.result_text(model_dir, course.standing.best_step, curves, findings)
     print(summary, flush=True)
     last = np.asarray(jax.device_get({**frozen, **course.state.trainable}["prompt"]))
     return TrainResult(model_dir, course.step, course.standing.best_step, last, summary)
@@ -247,9 +256,16 @@ def _evaluate(run: Run, course: Course) -> tuple[Standing, str]:
     with signals.current().allowed():  # nothing is written in here
         scored = {t.name: evaluate(run.evaluator, (params, prompt), t) for t in run.data.eval_tasks}
     split = run.experiment.data.eval_split
-    for name, one in scored.items():
-        run.log.scores(step, one.metrics, task=name, split=split)
-        run.log.predictions(step, name, one.metrics, one.rows)
+    parts: list[str] = []
+    for task in run.data.eval_tasks:
+        one = scored[task.name]
+        analysis = analyse(task, one)
+        run.log.scores(step, one.metrics, task=task.name, split=split)
+        run.log.predictions(step, task.name, one.metrics, one.rows)
+        run.log.analysis(step, task.name, to_json(analysis))
+        values = ", ".join(f"{name} {value:.1f}" for name, value in one.metrics.items())
+        said = "; ".join(filter(None, (values, illegal_line(analysis))))
+        parts.append(said if len(run.data.eval_tasks) == 1 else f"{task.name}: {said}")
     score = mean_score(scored, run.experiment.eval)
     better = standing.best_score is None or score > standing.best_score
     standing = Standing(
@@ -264,15 +280,20 @@ def _evaluate(run: Run, course: Course) -> tuple[Standing, str]:
         prompt_file.save_prompt(folder / f"step_{step:06d}", array, metadata)
         if better:
             prompt_file.save_prompt(folder / "best", array, metadata)
-    return judge(standing, run.experiment.eval), _describe(scored)
+    return judge(standing, run.experiment.eval), "; ".join(parts)
 
 
-def _describe(scored: Mapping[str, Scored]) -> str:
-    parts = []
-    for name, one in scored.items():
-        values = ", ".join(f"{k} {v:.1f}" for k, v in one.metrics.items())
-        parts.append(values if len(scored) == 1 else f"{name}: {values}")
-    return "; ".join(parts)
+def _look_closer(run: Run, best_step: int | None) -> dict[str, model_dirs.Finding]:
+    """The intervals and counts of the best prompt's answers, from what was written of them."""
+    findings: dict[str, model_dirs.Finding] = {}
+    config = run.experiment.eval
+    for task in run.data.eval_tasks:
+        rows = run.log.read_predictions(best_step, task.name) if best_step is not None else []
+        if len(rows) == len(task.rows):
+            scored = from_records(task, rows, config)
+            intervals = score_intervals(task, scored.predictions, config.bootstrap)
+            findings[task.name] = intervals, describe(analyse(task, scored))
+    return findings
 
 
 def _baselines(run: Run) -> None:
@@ -282,11 +303,9 @@ def _baselines(run: Run) -> None:
         return
     split = experiment.data.eval_split
     nothing = jax.numpy.zeros((0, experiment.model.embed_dim), jax.numpy.float32)
-    rows_of = {rows.task: rows for rows in run.data.train}
     for task in run.data.eval_tasks:
-        if task.name in rows_of:  # a task that is only evaluated has no majority to know of
-            values = majority(task, rows_of[task.name], experiment.eval)
-            run.log.scores(step, values, task=task.name, split=split, prompt="majority")
+        values = majority(task, experiment.eval)
+        run.log.scores(step, values, task=task.name, split=split, prompt="majority")
         with signals.current().allowed():
             values = evaluate(run.evaluator, (run.backbone.params, nothing), task).metrics
         run.log.scores(step, values, task=task.name, split=split, prompt="none")

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,12 @@ from jax.sharding import Mesh
 
 from prompt_tuning.config import ConfigError, Experiment, flatten, to_dict
 from prompt_tuning.model import sharding
+from prompt_tuning.scoring.intervals import Interval
+from prompt_tuning.scoring.score_table import score_table
 from prompt_tuning.training import report, setup
+
+Finding = tuple[Mapping[str, Interval], str]  # intervals of the metrics, and the counts as text
+NOTHING: Mapping[str, Finding] = types.MappingProxyType({})
 
 # What may change between two calls on one MODEL_DIR: how long, how often, where, on what devices.
 _MAY_CHANGE = frozenset(
@@ -26,6 +32,7 @@ _MAY_CHANGE = frozenset(
         "train.checkpoint_period",
         "eval.period",
         "eval.early_stopping_evals",
+        "eval.bootstrap",
     }
 )
 
@@ -94,8 +101,16 @@ def write_info(
     (model_dir / "model-info.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def result_text(model_dir: Path, best_step: int | None, curves: Path | None) -> str:
-    """The closing table: majority class, no prompt, best and last prompt, and where it lies."""
+def result_text(
+    model_dir: Path,
+    best_step: int | None,
+    curves: Path | None,
+    findings: Mapping[str, Finding] = NOTHING,
+) -> str:
+    """The closing table: majority class, no prompt, best and last prompt, and where it lies.
+
+    `findings` are of the best prompt, by task; it has the 95 % intervals beside its scores.
+    """
     records = report.read_records(model_dir / report.METRICS)
     records = [r for r in records if report.is_score(r)]
     last = max((r["step"] for r in records if "prompt" not in r), default=None)
@@ -112,7 +127,12 @@ def result_text(model_dir: Path, best_step: int | None, curves: Path | None) -> 
         else:
             continue
         tables.setdefault(r["task"], {}).setdefault(name, {})[r["name"]] = r["value"]
-    text = [report.score_table(task, rows) for task, rows in tables.items()]
+    text = []
+    for task, rows in tables.items():
+        intervals, description = findings.get(task, ({}, ""))
+        best_row = f"tuned, best (step {best_step})"
+        text.append(score_table(task, rows, {best_row: intervals}))
+        text += [description] if description else []
     best = model_dir / "prompts" / "best"
     if best.exists():
         text.append(f"prompt: {best}")

@@ -36,8 +36,9 @@ class RunLog:
         self._writers: dict[str, SummaryWriter] = {}
         scored = step - 1 if evaluation_due else step
         rewind(model_dir / METRICS, step, scored)
-        for path in (model_dir / "inference_eval").glob("*-metrics.jsonl"):
-            rewind(path, scored)
+        for kind in ("metrics", "analysis"):
+            for path in (model_dir / "inference_eval").glob(f"*-{kind}.jsonl"):
+                rewind(path, scored)
 
     def training(self, step: int, values: Mapping[str, float], *, task: str) -> None:
         """Writes what was measured while training up to `step`, one line for each value."""
@@ -89,6 +90,16 @@ class RunLog:
         with (folder / f"{task}-{step:06d}.jsonl").open("w", encoding="utf-8") as file:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def analysis(self, step: int, task: str, counts: Mapping[str, Any]) -> None:
+        """Writes what stands behind the scores: confusions, illegal outputs, agreement."""
+        folder = self.model_dir / "inference_eval"
+        with (folder / f"{task}-analysis.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **counts}, ensure_ascii=False) + "\n")
+
+    def read_predictions(self, step: int, task: str) -> list[dict[str, Any]]:
+        """The rows that `predictions` wrote; none where they are gone."""
+        return read_records(self.model_dir / "inference_eval" / f"{task}-{step:06d}.jsonl")
 
     def close(self) -> None:
         """Flushes and closes the event files."""
@@ -178,36 +189,6 @@ class Progress:
             f"step {self._step}/{self._total}: {values}, {speed:.0f} examples/s, {left:.0f} s left",
             flush=True,
         )
-
-
-def table(rows: list[tuple[str, ...]]) -> str:
-    """Text in aligned columns; the first row is the head.
-
-    >>> print(table([("prompt", "accuracy"), ("none", "50.0")]))
-    prompt  accuracy
-    none        50.0
-    """
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
-
-
-def score_table(head: str, rows: Mapping[str, Mapping[str, float]]) -> str:
-    """A line for each row and a column for each metric, in per cent.
-
-    >>> print(score_table("cb", {"no prompt": {"accuracy/rank": 8.93}}))
-    cb         accuracy/rank
-    no prompt            8.9
-    """
-    columns = list(dict.fromkeys(name for values in rows.values() for name in values))
-    cells: list[tuple[str, ...]] = [(head, *columns)]
-    for name, values in rows.items():
-        cells.append((name, *(f"{values[c]:.1f}" if c in values else "-" for c in columns)))
-    return table(cells)
 
 
 def draw_curves(model_dir: Path) -> Path | None:

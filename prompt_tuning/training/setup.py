@@ -24,7 +24,7 @@ from prompt_tuning.data import features, groups, tasks
 from prompt_tuning.data import vocabulary as vocabularies
 from prompt_tuning.model import prompt as prompts
 from prompt_tuning.model import sharding, t5
-from prompt_tuning.scoring.eval_task import EvalTask, make_eval_task
+from prompt_tuning.scoring.eval_task import EvalTask, make_eval_tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +140,7 @@ def load_data(experiment: Experiment, *, train: bool = True) -> Data:
     return Data(
         train=tuple(rows),
         rates=tuple(rates),
-        eval_tasks=tuple(make_eval_task(found, experiment.eval) for found in loaded),
+        eval_tasks=make_eval_tasks(loaded, experiment.eval),
         vocabulary=vocabulary,
         vocabulary_identity=vocabulary_identity(config.vocabulary),
     )
