@@ -29,8 +29,8 @@ ALLOWED = {
     "safety": {"checkpoint"},
     "text": set(),
     "tables": {"text"},
-    "data": {"tables", "text", "world"},
-    "serving": {"backbones", "checkpoint", "data", "model", "tables", "world"},
+    "data": {"exchange", "tables", "text", "world"},
+    "serving": {"backbones", "checkpoint", "data", "exchange", "model", "tables", "world"},
     "scoring": {"data", "model", "text"},
     "training": {
         *("backbones", "checkpoint", "data", "model", "safety", "scoring", "text", "world"),

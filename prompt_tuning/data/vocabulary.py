@@ -1,23 +1,33 @@
-"""seqio's vocabularies: SentencePiece models by path, bytes, and the bundled one.
+"""seqio's vocabularies: SentencePiece models by path, Hugging Face's, bytes, and the bundled one.
 
 `tasks.py` tokenises with them. Text to ids without TensorFlow is `serving/vocabulary.py`.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import tempfile
 from pathlib import Path
 
 import seqio
 import tensorflow as tf
 
 from prompt_tuning.config import TINY, ConfigError
+from prompt_tuning.exchange.tokenizer_json import (
+    BYTES,
+    find_vocabulary,
+    is_tokenizer_json,
+    to_sentencepiece,
+)
 from prompt_tuning.world import assets
 
 EXTRA_IDS = 100  # T5's sentinels, the last ids of its vocabulary
 
 
 def load_vocabulary(spec: str) -> seqio.Vocabulary:
-    """The vocabulary that `VOCABULARY` names: 'bytes', 'tiny', or a SentencePiece model.
+    """The vocabulary that `VOCABULARY` names: 'bytes', 'tiny', a SentencePiece model by path, or a
+    folder or a tokenizer.json of Hugging Face's.
 
     Raises:
       ConfigError: the model cannot be read.
@@ -53,14 +63,15 @@ def read_model(spec: str) -> bytes:
     Raises:
       ConfigError: the model cannot be read.
     """
-    if spec == "bytes":
-        return spec.encode()
     path = _path(spec)
+    if path == BYTES:
+        return path.encode()
     try:
         with tf.io.gfile.GFile(path, "rb") as file:
-            return file.read()
+            data = file.read()
     except (OSError, tf.errors.OpError) as error:
         raise _unreadable(path, error) from error
+    return to_sentencepiece(data, path) if is_tokenizer_json(data) else data
 
 
 def same_vocabulary(one: seqio.Vocabulary, other: seqio.Vocabulary) -> bool:
@@ -77,14 +88,41 @@ def same_vocabulary(one: seqio.Vocabulary, other: seqio.Vocabulary) -> bool:
 
 def lazy_vocabulary(spec: str) -> seqio.Vocabulary:
     """The vocabulary; a remote model is not touched before it is used."""
-    if spec == "bytes":
-        return seqio.ByteVocabulary()
     path = _path(spec)
+    if path == BYTES:
+        return seqio.ByteVocabulary()
+    if _is_json(path):
+        path = _converted(path)
     return seqio.SentencePieceVocabulary(path, extra_ids=_missing_sentinels(path))
 
 
 def _path(spec: str) -> str:
-    return assets.tiny_vocabulary() if spec == TINY else spec
+    return assets.tiny_vocabulary() if spec == TINY else find_vocabulary(spec)
+
+
+def _is_json(path: str) -> bool:
+    """A remote file is judged by its name: it is not touched before it is used."""
+    if "://" in path or not Path(path).is_file():
+        return path.endswith(".json")
+    with Path(path).open("rb") as file:
+        return is_tokenizer_json(file.read(16))
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="vocabularies-")  # gone with the process
+
+
+def _converted(path: str) -> str:
+    """A file of the SentencePiece model that a tokenizer.json means: seqio reads nothing else.
+
+    The same model has the same file, so that seqio's vocabularies of it are equal.
+    """
+    model = read_model(path)
+    file = Path(_folder().name) / f"{hashlib.sha256(model).hexdigest()}.model"
+    if not file.exists():
+        file.write_bytes(model)
+    return str(file)
 
 
 def _missing_sentinels(path: str) -> int:
@@ -98,7 +136,7 @@ def _missing_sentinels(path: str) -> int:
     if not Path(path).is_file():
         raise ConfigError(
             f"VOCABULARY: there is no SentencePiece model {path!r}. VOCABULARY is the path of one "
-            f"(local or gs://), 'bytes' or '{TINY}'."
+            f"(local or gs://), a Hugging Face folder, 'bytes' or '{TINY}'."
         )
     import sentencepiece
 

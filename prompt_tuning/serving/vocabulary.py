@@ -14,19 +14,22 @@ from typing import Any, Protocol, runtime_checkable
 
 import sentencepiece
 from google.protobuf.message import DecodeError
-from sentencepiece import sentencepiece_model_pb2
 
 from prompt_tuning.checkpoint.identity import vocabulary_identity
 from prompt_tuning.checkpoint.storage import open_folder
 from prompt_tuning.config import OFFICIAL_VOCABULARY, TINY, ConfigError
+from prompt_tuning.exchange.tokenizer_json import (
+    BYTES,
+    ModelProto,
+    find_vocabulary,
+    is_tokenizer_json,
+    to_sentencepiece,
+)
 from prompt_tuning.world import assets
 
-BYTES = "bytes"  # as VOCABULARY: ByT5's, which needs no file
 EXTRA_IDS = 100  # T5's sentinels, the last ids of its vocabulary
 _SPECIAL_IDS = 3  # padding, end-of-sequence, unknown: the first ids of both kinds
 _BYTES = 256
-# protobuf makes the class when it is imported: type checkers do not see it.
-ModelProto: Any = getattr(sentencepiece_model_pb2, "ModelProto")  # noqa: B009
 
 
 @runtime_checkable
@@ -141,17 +144,20 @@ def _until(eos_id: int, ids: list[int]) -> list[int]:
 
 
 def load_vocabulary(spec: str) -> Vocabulary:
-    """The vocabulary that VOCABULARY names: 'bytes', 'tiny', or a SentencePiece model by path.
+    """The vocabulary that VOCABULARY names: 'bytes', 'tiny', a SentencePiece model by path, or a
+    folder or a tokenizer.json of Hugging Face's.
 
     T5's 100 sentinels are added where the model does not bring them along.
 
     Raises:
       ConfigError: the model cannot be read, or is none.
     """
-    if spec == BYTES:
+    path = assets.tiny_vocabulary() if spec == TINY else find_vocabulary(spec)
+    if path == BYTES:
         return ByteVocabulary()
-    path = assets.tiny_vocabulary() if spec == TINY else spec
     data = _read(path)
+    if is_tokenizer_json(data):
+        data = to_sentencepiece(data, path)
     try:
         model = ModelProto.FromString(data)
         _add_sentinels(model)
@@ -187,7 +193,8 @@ def _read(path: str) -> bytes:
     except OSError as error:
         raise ConfigError(
             f"VOCABULARY: the SentencePiece model {path!r} cannot be read ({error.strerror}). "
-            f"VOCABULARY is the path of one (local or gs://), '{BYTES}' or '{TINY}'."
+            f"VOCABULARY is the path of one (local or gs://), a Hugging Face folder, '{BYTES}' or "
+            f"'{TINY}'."
         ) from error
 
 
