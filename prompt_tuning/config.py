@@ -16,8 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from prompt_tuning.config_parts import BEAM as BEAM
 from prompt_tuning.config_parts import NO_FILES
 from prompt_tuning.config_parts import ConfigError as ConfigError
+from prompt_tuning.config_parts import Decoding as Decoding
 from prompt_tuning.config_parts import FileTask as FileTask
 from prompt_tuning.config_parts import check as _check
 from prompt_tuning.config_parts import typed as _typed
@@ -233,7 +235,8 @@ class EvalConfig:
     method: EvalMethod = "generate"
     rank_score: RankScore = "sum"  # of log p over a word's tokens, or its mean
     early_stopping_evals: int | None = None  # stop after so many evaluations without a new best
-    num_decodes: int = 1  # beams; 1 is greedy
+    num_decodes: int = 1  # beams or samples, of which the best is the answer; a beam of 1 is greedy
+    decoding: Decoding = BEAM
     batch_size: int | None = None  # None: the training batch size
     num_examples: int | None = None  # None: the whole split
     baselines: bool = True  # also score the majority class and the model without a prompt
@@ -310,8 +313,16 @@ class InferRun:
     class_labels: tuple[str, ...] = ()
     model: ModelConfig
     data: DataConfig  # its `mixture_or_task_name` is () where the rows come from a file
+    return_all_decodes: bool = False  # all beams or samples of a row, the best first
     eval: EvalConfig = EvalConfig()
     num_model_partitions: int = 1
+
+    def __post_init__(self) -> None:
+        _check(
+            not (self.return_all_decodes and self.eval.method == "rank"),
+            "RETURN_ALL_DECODES asks for everything that is generated, and EVAL_METHOD = 'rank' "
+            "generates nothing. Set EVAL_METHOD = 'generate' or 'both'.",
+        )
 
     @property
     def experiment(self) -> Experiment:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from beartype import BeartypeConf, beartype
 
@@ -101,3 +101,41 @@ def label_key(value: Any) -> str:
 
 
 NO_FILES = FileTask()
+
+
+@typed
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How answers are generated, but for their number; the names are those of T5X's functions."""
+
+    method: Literal["beam", "sample"] = "beam"  # a beam of one is greedy
+    alpha: float = 0.6  # beam: exponent of the length penalty
+    temperature: float = 1.0  # sample: logits are divided by it; 0 takes the most probable token
+    topk: int = 0  # sample: only from so many most probable tokens; 0: from all
+    topp: float = 0.0  # sample: only from the most probable tokens with this share; 0: from all
+    rescale_log_probs: bool = False  # sample: scores of what is drawn from, not of the model
+    seed: int = 0  # sample: with it and its number, a row always draws the same
+
+    def __post_init__(self) -> None:
+        check(self.alpha >= 0, f"ALPHA must be >= 0, found {self.alpha}.")
+        check(self.temperature >= 0, f"TEMPERATURE must be >= 0, found {self.temperature}.")
+        check(self.topk >= 0, f"TOPK must be >= 0, found {self.topk}.")
+        check(0.0 <= self.topp <= 1.0, f"TOPP must lie in [0, 1], found {self.topp}.")
+        check(0 <= self.seed < 2**32, f"DECODE_SEED must lie in [0, 2**32), found {self.seed}.")
+        check(
+            not (self.topk and self.topp),
+            f"TOPK ({self.topk}) and TOPP ({self.topp}) are both set: give at most one, as in T5X.",
+        )
+        unused = {"beam": ("temperature", "topk", "topp", "rescale_log_probs", "seed")}
+        for name in unused.get(self.method, ("alpha",)):
+            value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
+            macro = "DECODE_SEED" if name == "seed" else name.upper()
+            other = "sample" if self.method == "beam" else "beam"
+            check(
+                value == default,
+                f"{macro} is set ({value}), but DECODING is {self.method!r}, which does not read "
+                f"it. Set DECODING = {other!r}, or leave it out.",
+            )
+
+
+BEAM = Decoding()

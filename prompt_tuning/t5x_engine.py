@@ -131,6 +131,8 @@ def _refuse_unknown_to_t5x(run: Run) -> None:
     problems = _compare_scoring(run)
     if isinstance(run, InferRun) and config.num_examples != default.num_examples:
         problems.append("EVALUATOR_NUM_EXAMPLES: it answers whole splits, or EVAL_SPLIT's slice")
+    if isinstance(run, InferRun) and run.return_all_decodes:
+        problems.append("RETURN_ALL_DECODES: its infer writes one answer")
     if isinstance(run, Experiment):
         problems += _compare_periods(config.period, run.train.checkpoint_period)
     if config.early_stopping_evals != default.early_stopping_evals:

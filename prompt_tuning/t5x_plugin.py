@@ -32,22 +32,39 @@ except ImportError as error:
 from prompt_tuning.checkpoint.identity import backbone_identity
 from prompt_tuning.checkpoint.prompt_file import save_prompt
 from prompt_tuning.checkpoint.t5x_prompt import PROMPT
-from prompt_tuning.config import Experiment
+from prompt_tuning.config import BEAM, Decoding, Experiment
 from prompt_tuning.model.prompt import prepend_prompt
 from prompt_tuning.t5x_inputs import absolute_path, describe_prompt, start_step
 from prompt_tuning.training import optim
 
 
-def choose_decoder(num_decodes: int) -> Callable[..., Any]:
-    """T5X's search that the embedded engine's equals: greedy for one decode, else beam search.
+def choose_decoder(num_decodes: int, settings: Decoding = BEAM) -> Callable[..., Any]:
+    """T5X's search that the embedded engine's equals: greedy, beam search, or sampling.
 
     (T5X's own default for one decode is a beam of one, which may go on behind an end-of-sequence.
     Scores are log probabilities of the model, not of the rescaled ones, which are all 0.)
     """
-    greedy = functools.partial(
-        decoding.temperature_sample, temperature=0.0, rescale_log_probs=False
+    if settings.method == "sample":
+        return functools.partial(_sample, settings=settings)
+    if num_decodes > 1:
+        return functools.partial(decoding.beam_search, alpha=settings.alpha)
+    return functools.partial(decoding.temperature_sample, temperature=0.0, rescale_log_probs=False)
+
+
+def _sample(
+    *args: Any, settings: Decoding, decode_rng: Array | None = None, **kwargs: Any
+) -> tuple[Array, Array]:
+    """T5X's sampling; its infer hands over a key for each batch, its eval none."""
+    key = jax.random.PRNGKey(0) if decode_rng is None else decode_rng
+    return decoding.temperature_sample(
+        *args,
+        decode_rng=jax.random.fold_in(key, settings.seed),
+        temperature=settings.temperature,
+        topk=settings.topk,
+        topp=settings.topp,
+        rescale_log_probs=settings.rescale_log_probs,
+        **kwargs,
     )
-    return greedy if num_decodes == 1 else decoding.beam_search
 
 
 class Prompt(nn.Module):

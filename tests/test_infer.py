@@ -14,7 +14,7 @@ from tiny_models import CONFIG as TWO_LAYERS
 from tiny_models import random_prompt
 
 from prompt_tuning.checkpoint import identity, prompt_file, t5x
-from prompt_tuning.config import ConfigError, DataConfig, EvalConfig, InferRun
+from prompt_tuning.config import ConfigError, DataConfig, Decoding, EvalConfig, InferRun
 from prompt_tuning.model.t5 import init_params
 from prompt_tuning.serving.infer import run_infer
 from prompt_tuning.serving.predictor import Predictor
@@ -268,3 +268,22 @@ def test_the_command_answers_lines_without_tensorflow(folder, predictor, tmp_pat
     assert modules == "[]"
     said = [json.loads(answer)["prediction"] for answer in answers]
     assert said == predictor.generate(TEXTS, "known")
+
+
+def test_all_samples_are_handed_on_and_do_not_depend_on_the_batches(folder, predictor, tmp_path):
+    sampled = Decoding(method="sample", topk=50, seed=3)
+    expected = predictor.generate_all(TEXTS, "known", num_decodes=3, decoding=sampled)
+    (tmp_path / "texts.txt").write_text("\n".join(TEXTS) + "\n")
+    options = {"num_decodes": 3, "decoding": sampled, "batch_size": 2}
+    run = make_run(folder, evaluation=options, return_all_decodes=True)
+    answers = run_infer(run, input=str(tmp_path / "texts.txt"), output=str(tmp_path / "out.jsonl"))
+    for answer, decodes in zip(answers, expected, strict=True):
+        assert [one["prediction"] for one in answer["decodes"]] == [one.text for one in decodes]
+        scores = [one["score"] for one in answer["decodes"]]
+        np.testing.assert_allclose(scores, [one.score for one in decodes], rtol=1e-4)
+        assert scores == sorted(scores, reverse=True)
+        assert (answer["prediction"], answer["score"]) == (decodes[0].text, scores[0])
+    best = predictor.generate(TEXTS, "known", num_decodes=3, decoding=sampled)
+    assert best == [decodes[0].text for decodes in expected]
+    with pytest.raises(ConfigError, match="RETURN_ALL_DECODES asks for everything"):
+        make_run(folder, evaluation={"method": "rank"}, return_all_decodes=True)

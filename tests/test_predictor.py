@@ -147,9 +147,14 @@ def test_a_mixed_batch_generates_what_separate_runs_do(predictor, backbone, num_
     ((places, batch),) = predictor._batches(rows, NAMES)
     assert batch.tokens.shape == (8, 48)
     tokens, _ = mixed_batch.generate(
-        backbone, predictor.table, batch, config=CONFIG, length=6, num_decodes=num_decodes
+        backbone,
+        predictor.table,
+        batch,
+        np.asarray([*places, *places[-1:] * (8 - len(places))], np.int32),
+        config=CONFIG,
+        search=decode.Search(6, num_decodes),
     )
-    for place, found in zip(places, np.asarray(tokens), strict=False):
+    for place, found in zip(places, np.asarray(tokens)[:, -1], strict=False):
         np.testing.assert_array_equal(found, expected[place][0])
     assert len({tuple(ids) for ids, _ in expected}) > 3  # the rows do differ
 

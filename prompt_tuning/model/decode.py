@@ -1,23 +1,22 @@
 """From encoded input to generated tokens: greedy and beam search with T5X's semantics.
 
-Both search over a `step` function, so they know nothing of T5; `generate` joins the two.
+Both search over a `step` function, so they know nothing of T5, as `sample.py` does not;
+`generate_all` joins the two.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from prompt_tuning.config import ModelConfig
+from prompt_tuning.config import BEAM, Decoding, ModelConfig
 from prompt_tuning.model import prompt as prompts
 from prompt_tuning.model import t5
+from prompt_tuning.model.sample import EOS_ID, Step, temperature_sample
 
-Step = Callable[[Array, t5.Cache, Array], tuple[Array, t5.Cache]]
-EOS_ID = 1
 NEG_INF = -1.0e7  # of an empty beam, as in T5X; finite so that dividing by a length keeps it
 # Equal for all beams of a row, so never reordered.
 _PER_ROW = frozenset({"cross_key", "cross_value", "valid"})
@@ -166,6 +165,14 @@ def _ascending_top(scores: Float[Array, "B N"], k: int) -> tuple[Array, Array]:
     return best[:, ::-1], order[:, ::-1]
 
 
+class Search(NamedTuple):
+    """What is looked for: how many tokens at most, how many answers, and how."""
+
+    length: int
+    num_decodes: int = 1
+    decoding: Decoding = BEAM
+
+
 def generate(
     config: ModelConfig,
     backbone: t5.Params,
@@ -179,28 +186,35 @@ def generate(
 
     One beam is greedy decoding (score: log p), more are beam search with T5X's alpha of 0.6.
     """
-    encoded, valid = prompts.encode_prompted(config, backbone, prompt, tokens)
-    return generate_encoded(
-        config, backbone, (encoded, valid), length=length, num_decodes=num_decodes
-    )
+    encoded = prompts.encode_prompted(config, backbone, prompt, tokens)
+    sequences, scores = generate_all(config, backbone, encoded, Search(length, num_decodes))
+    return sequences[:, -1], scores[:, -1]
 
 
-def generate_encoded(
+def generate_all(
     config: ModelConfig,
     backbone: t5.Params,
     encoded: tuple[Float[Array, "B S D"], Bool[Array, "B S"]],
-    *,
-    length: int,
-    num_decodes: int = 1,
-) -> tuple[Int[Array, "B L"], Float[Array, "B"]]:
-    """`generate` from the encoder's output and its validity."""
+    search: Search,
+    keys: Key[Array, "B"] | None = None,
+) -> tuple[Int[Array, "B K L"], Float[Array, "B K"]]:
+    """All beams or samples of every row, the best last, and their scores.
+
+    `encoded` is the encoder's output and its validity; `keys` are needed to sample.
+    """
+    length, num_decodes, decoding = search
     cache = t5.apply(config, backbone, "init_cache", *encoded, length)
     batch = encoded[0].shape[0]
 
     def step(last: Array, cache: t5.Cache, index: Array) -> tuple[Array, t5.Cache]:
         return t5.apply(config, backbone, "decode_step", last, cache, index)
 
+    if decoding.method == "sample":
+        assert keys is not None, "sampling needs a key for each row"
+        return temperature_sample(
+            step, cache, keys, num_decodes=num_decodes, length=length, decoding=decoding
+        )
     if num_decodes == 1:
-        return greedy(step, cache, batch, length=length)
-    sequences, scores = beam_search(step, cache, batch, beams=num_decodes, length=length)
-    return sequences[:, -1], scores[:, -1]
+        tokens, scores = greedy(step, cache, batch, length=length)
+        return tokens[:, None], scores[:, None]
+    return beam_search(step, cache, batch, beams=num_decodes, length=length, alpha=decoding.alpha)

@@ -21,6 +21,7 @@ from prompt_tuning.config import EvalConfig, Experiment
 from prompt_tuning.data import features
 from prompt_tuning.model import decode, sharding, t5
 from prompt_tuning.model.prompt import encode_prompted
+from prompt_tuning.model.sample import row_keys
 from prompt_tuning.scoring import ranking
 from prompt_tuning.scoring.eval_task import EvalTask, plain
 from prompt_tuning.text.metrics import majority_predictions
@@ -47,19 +48,19 @@ class Evaluator:
         self.lengths = experiment.data.task_feature_lengths
         self.batch_size = evaluation.batch_size or experiment.data.batch_size
         sharding.check_batch_size(self.batch_size, mesh)
-        length = self.lengths["targets"]
+        search = decode.Search(self.lengths["targets"], evaluation.num_decodes, evaluation.decoding)
 
         def generate(
-            backbone: t5.Params, prompt: Float[Array, "P D"], tokens: Int[Array, "B T"]
+            backbone: t5.Params,
+            prompt: Float[Array, "P D"],
+            tokens: Int[Array, "B T"],
+            numbers: Int[Array, "B"],
         ) -> tuple[Int[Array, "B L"], Float[Array, "B"]]:
-            return decode.generate(
-                config,
-                backbone,
-                prompt,
-                tokens,
-                length=length,
-                num_decodes=evaluation.num_decodes,
-            )
+            encoded = encode_prompted(config, backbone, prompt, tokens)
+            samples = search.decoding.method == "sample"
+            keys = row_keys(search.decoding.seed, numbers) if samples else None
+            sequences, scores = decode.generate_all(config, backbone, encoded, search, keys)
+            return sequences[:, -1], scores[:, -1]
 
         # Every process of many needs every row's answer.
         everywhere = sharding.replicated(mesh)
@@ -137,7 +138,11 @@ def _generate(
     """The generated texts; the records get their scores."""
     # Nothing is waited for before all batches are under way.
     batches = evaluator.batches(task.rows)
-    answers = [(places, evaluator.generate(*params, tokens)) for tokens, places in batches]
+    answers = []
+    for tokens, places in batches:
+        filled = places + places[-1:] * (len(tokens) - len(places))
+        numbers = evaluator.place(numbers=np.asarray(filled, np.int32))
+        answers.append((places, evaluator.generate(*params, tokens, **numbers)))
     outputs = [""] * len(task.rows)
     for places, answer in answers:
         for row, ids, score in zip(places, *jax.device_get(answer), strict=False):

@@ -17,7 +17,7 @@ import tqdm
 
 from prompt_tuning.checkpoint import prompt_file
 from prompt_tuning.checkpoint.replace_folder import local_folder
-from prompt_tuning.config import ConfigError, EvalConfig, InferRun
+from prompt_tuning.config import ConfigError, InferRun
 from prompt_tuning.serving import lines
 from prompt_tuning.serving.predictor import Predictor
 from prompt_tuning.tables.examples import fill_inputs
@@ -44,6 +44,7 @@ class Rows(NamedTuple):
     tokens: Sequence[Sequence[int]]
     prompts: Sequence[str | None]
     words: Sequence[tuple[str, ...]]  # to rank
+    first: int  # number of the first one
 
 
 def run_infer(
@@ -182,8 +183,8 @@ def _answer(predictor: Predictor, questions: Questions, run: InferRun) -> Iterat
     with tqdm.tqdm(total=len(tokens), unit="row", disable=not sys.stderr.isatty()) as bar:
         for start in range(0, len(tokens), size):
             part = slice(start, start + size)
-            rows = Rows(tokens[part], questions.prompts[part], words[part])
-            answers = _predict(predictor, rows, run.eval)
+            rows = Rows(tokens[part], questions.prompts[part], words[part], start)
+            answers = _predict(predictor, rows, run)
             for record, answer in zip(questions.records[part], answers, strict=True):
                 yield record | answer
             bar.update(len(answers))
@@ -206,15 +207,23 @@ def _words(questions: Questions, run: InferRun) -> list[tuple[str, ...]]:
     return [words[prompt] for prompt in questions.prompts]
 
 
-def _predict(predictor: Predictor, rows: Rows, config: EvalConfig) -> list[dict[str, Any]]:
+def _predict(predictor: Predictor, rows: Rows, run: InferRun) -> list[dict[str, Any]]:
     """Prediction, prompt and score of every row, by generation if the method includes it."""
+    config = run.eval
     answers: list[dict[str, Any]] = [{"prompt": prompt} for prompt in rows.prompts]
     if config.method != "rank":
-        generated = predictor.generate_rows(
-            rows.tokens, rows.prompts, num_decodes=config.num_decodes
+        generated = predictor.generate_all_rows(
+            rows.tokens,
+            rows.prompts,
+            num_decodes=config.num_decodes,
+            decoding=config.decoding,
+            first_row=rows.first,
         )
-        for answer, said in zip(answers, generated, strict=True):
-            answer.update(prediction=said.text, score=said.score)
+        for answer, decodes in zip(answers, generated, strict=True):
+            said = [{"prediction": one.text, "score": one.score} for one in decodes]
+            answer |= said[0]
+            if run.return_all_decodes:
+                answer["decodes"] = said
     if config.method != "generate":
         for answer, scores in zip(answers, _rank(predictor, rows), strict=True):
             best = max(scores, key=scores.__getitem__)

@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from prompt_tuning.config import ModelConfig
 from prompt_tuning.model import decode, loss, t5
+from prompt_tuning.model.sample import row_keys
 
 LEAST_WIDTH = 16  # of a batch
 
@@ -114,21 +115,23 @@ def encode_mixed(
     return t5.apply(config, backbone, "encode", x, valid), valid
 
 
-@functools.partial(jax.jit, static_argnames=("config", "length", "num_decodes"))
+@functools.partial(jax.jit, static_argnames=("config", "search"))
 def generate(
     backbone: t5.Params,
     table: PromptTable,
     batch: MixedBatch,
+    rows: Int[Array, "B"],
     *,
     config: ModelConfig,
-    length: int,
-    num_decodes: int,
-) -> tuple[Int[Array, "B L"], Float[Array, "B"]]:
-    """The best output of every row and its score, as `decode.generate` gives them."""
+    search: decode.Search,
+) -> tuple[Int[Array, "B K L"], Float[Array, "B K"]]:
+    """All outputs of every row, the best last, and their scores, as `decode.generate_all`.
+
+    `rows` are the numbers of the rows, by which each draws its samples, whatever batch it is in.
+    """
     encoded = encode_mixed(config, backbone, table, batch)
-    return decode.generate_encoded(
-        config, backbone, encoded, length=length, num_decodes=num_decodes
-    )
+    keys = None if search.decoding.method == "beam" else row_keys(search.decoding.seed, rows)
+    return decode.generate_all(config, backbone, encoded, search, keys)
 
 
 @functools.partial(jax.jit, static_argnames=("config",))

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from prompt_tuning.backbones.load import read_backbone
 from prompt_tuning.checkpoint import identity, prompt_file
-from prompt_tuning.config import ConfigError, ModelConfig
+from prompt_tuning.config import BEAM, ConfigError, Decoding, ModelConfig
 from prompt_tuning.model import decode, sharding, t5
 from prompt_tuning.serving import mixed_batch
 from prompt_tuning.serving.vocabulary import Vocabulary, load_vocabulary
@@ -114,10 +114,16 @@ class Predictor:
         return cls(config, backbone, loaded_vocabulary, arrays, **limits)
 
     def generate(
-        self, texts: Sequence[str], prompts: PromptNames, *, num_decodes: int = 1
+        self,
+        texts: Sequence[str],
+        prompts: PromptNames,
+        *,
+        num_decodes: int = 1,
+        decoding: Decoding = BEAM,
     ) -> list[str]:
         """The output for every text under its prompt; more than one decode is beam search.
 
+        With `Decoding(method="sample", ...)` it is the most probable of `num_decodes` samples.
         Warns of texts that are longer than `max_input_length` and were cut.
 
         Raises:
@@ -125,7 +131,21 @@ class Predictor:
         """
         rows, cut = self.tokenize(texts)
         self._warn(cut, len(rows))
-        return [g.text for g in self.generate_rows(rows, prompts, num_decodes=num_decodes)]
+        found = self.generate_rows(rows, prompts, num_decodes=num_decodes, decoding=decoding)
+        return [best.text for best in found]
+
+    def generate_all(
+        self,
+        texts: Sequence[str],
+        prompts: PromptNames,
+        *,
+        num_decodes: int = 1,
+        decoding: Decoding = BEAM,
+    ) -> list[list[Generated]]:
+        """All beams or samples of every text, the best first, with their scores; as `generate`."""
+        rows, cut = self.tokenize(texts)
+        self._warn(cut, len(rows))
+        return self.generate_all_rows(rows, prompts, num_decodes=num_decodes, decoding=decoding)
 
     def rank(self, texts: Sequence[str], labels: Sequence[str], prompts: PromptNames) -> list[str]:
         """The most probable of `labels` for every text; `score` gives the numbers."""
@@ -158,22 +178,43 @@ class Predictor:
         return [[*tokens[:room], self.vocabulary.eos_id] for tokens in ids], cut
 
     def generate_rows(
-        self, rows: Sequence[Sequence[int]], prompts: PromptNames, *, num_decodes: int = 1
+        self,
+        rows: Sequence[Sequence[int]],
+        prompts: PromptNames,
+        *,
+        num_decodes: int = 1,
+        decoding: Decoding = BEAM,
     ) -> list[Generated]:
         """`generate` for rows that are ids already, with scores; nothing is cut or added."""
-        results: dict[int, Generated] = {}
+        found = self.generate_all_rows(rows, prompts, num_decodes=num_decodes, decoding=decoding)
+        return [best for best, *_ in found]
+
+    def generate_all_rows(
+        self,
+        rows: Sequence[Sequence[int]],
+        prompts: PromptNames,
+        *,
+        num_decodes: int = 1,
+        decoding: Decoding = BEAM,
+        first_row: int = 0,
+    ) -> list[list[Generated]]:
+        """`generate_all` for rows that are ids already; nothing is cut or added.
+
+        A row draws its samples by its number, counted from `first_row`: whatever else is asked.
+        """
+        results: dict[int, list[Generated]] = {}
+        search = decode.Search(self.max_target_length, num_decodes, decoding)
         for places, batch in self._batches(rows, prompts):
-            tokens, scores = mixed_batch.generate(
-                self.backbone,
-                self.table,
-                batch,
-                config=self.config,
-                length=self.max_target_length,
-                num_decodes=num_decodes,
+            filled = places + places[-1:] * (len(batch.which) - len(places))
+            numbers = jax.device_put(
+                np.asarray(filled, np.int32) + first_row, self._sharding("data")
             )
-            tokens, scores = jax.device_get((tokens, scores))
-            for place, ids, score in zip(places, tokens, scores, strict=False):
-                results[place] = Generated(self.vocabulary.decode(ids.tolist()), float(score))
+            found = mixed_batch.generate(
+                self.backbone, self.table, batch, numbers, config=self.config, search=search
+            )
+            for place, ids, scores in zip(places, *jax.device_get(found), strict=False):
+                pairs = zip(ids.tolist(), scores.tolist(), strict=True)
+                results[place] = [Generated(self.vocabulary.decode(i), s) for i, s in pairs][::-1]
         return [results[place] for place in range(len(rows))]
 
     def score_rows(
