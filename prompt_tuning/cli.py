@@ -14,11 +14,17 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
-from prompt_tuning.commands import data, plan, prompts, runs
+from prompt_tuning.commands import data, plan, prompts, runs, safety
 from prompt_tuning.config import ConfigError
 from prompt_tuning.safety import signals
 
-COMMANDS = {**runs.COMMANDS, **plan.COMMANDS, **prompts.COMMANDS, **data.COMMANDS}
+COMMANDS = {
+    **runs.COMMANDS,
+    **plan.COMMANDS,
+    **prompts.COMMANDS,
+    **data.COMMANDS,
+    **safety.COMMANDS,
+}
 EXAMPLES = """\
 examples:
   t5x train --gin_file=demo.gin

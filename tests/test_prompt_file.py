@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -288,6 +289,32 @@ def test_a_damaged_npy_is_an_error_of_ours(
         return
 
 
+def test_any_bit_that_flips_in_a_folder_is_noticed(folder: Path) -> None:
+    draw = random.Random(0)
+    for file in sorted(folder.iterdir()):
+        whole = file.read_bytes()
+        for _ in range(40):
+            data = bytearray(whole)
+            data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+            file.write_bytes(data)
+            with pytest.raises(ConfigError, match=file.name.split(".")[0]):
+                load_prompt(folder)
+        for length in (0, 1, len(whole) // 2, len(whole) - 1):
+            file.write_bytes(whole[:length])
+            with pytest.raises(ConfigError, match=file.name.split(".")[0]):
+                load_prompt(folder)
+        file.write_bytes(whole)
+    load_prompt(folder)
+
+
+def test_files_of_a_prompt_do_not_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.safetensors"
+    (folder / WEIGHTS).rename(outside)
+    (folder / WEIGHTS).symlink_to(outside)
+    with pytest.raises(ConfigError, match="is a link out of the prompt's folder"):
+        load_prompt(folder)
+
+
 def test_metadata_of_another_prompt_is_refused(folder: Path, prompt: np.ndarray) -> None:
     safetensors.numpy.save_file({"prompt_embeddings": prompt + 1}, folder / WEIGHTS)
     with pytest.raises(ConfigError, match=r"prompt_tuning\.json describes another prompt"):
@@ -302,6 +329,7 @@ def test_metadata_of_another_form_is_refused(
     folder: Path, field: str, value: Any, message: str
 ) -> None:
     values = json.loads((folder / "prompt_tuning.json").read_text())
+    del values["sha256"]
     (folder / "prompt_tuning.json").write_text(json.dumps({**values, field: value}))
     with pytest.raises(ConfigError, match=rf"written by another version .* \(1\.0\).*{message}"):
         load_prompt(folder)

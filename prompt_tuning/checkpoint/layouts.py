@@ -25,6 +25,7 @@ import numpy as np
 import tensorstore as ts
 from flax import serialization
 
+from prompt_tuning.checkpoint.chunks import check_chunks
 from prompt_tuning.checkpoint.storage import Folder, explain, open_folder
 from prompt_tuning.config import ConfigError
 
@@ -207,8 +208,12 @@ def _from_orbax(data: bytes, folder: Folder) -> Checkpoint:
     return Checkpoint(folder, params, leaf(("state", "step")))
 
 
-def open_leaves(leaves: Mapping[str, Leaf], context: ts.Context) -> dict[str, ts.TensorStore]:
+def open_leaves(
+    leaves: Mapping[str, Leaf], context: ts.Context, *, contents: bool = False
+) -> dict[str, ts.TensorStore]:
     """The opened leaves; all are opened at once, so that a remote store is asked in parallel.
+
+    With `contents` gzipped chunks are held against their checksums, which takes a while.
 
     Raises:
       ConfigError: an array's metadata is missing or damaged.
@@ -217,7 +222,10 @@ def open_leaves(leaves: Mapping[str, Leaf], context: ts.Context) -> dict[str, ts
 
     def opened(name: str) -> ts.TensorStore:
         store = opening[name]
-        return store if isinstance(store, ts.TensorStore) else store.result()
+        if isinstance(store, ts.TensorStore):
+            return store
+        check_chunks(store.result(), leaves[name].what, contents=contents)
+        return store.result()
 
     return {
         name: explain(lambda name=name: opened(name), leaf.folder, leaf.what)

@@ -14,6 +14,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +32,7 @@ from prompt_tuning.exchange.peft import parse_object, to_json
 from prompt_tuning.exchange.prompt_array import check_array
 
 METADATA = "prompt_tuning.json"
+NO_FILES: Mapping[str, str] = types.MappingProxyType({})
 Form = Literal["ours", "peft", "npy", "t5x", "zarr"]
 _T5X_INDICES = ("checkpoint", "_METADATA", "state/_METADATA", "state/checkpoint")
 
@@ -69,12 +72,28 @@ def save_prompt(
     prompt = check_array(np.asarray(prompt), f"the prompt for {os.fspath(folder)}")
     with replace_folder(folder) as new:
         peft.write_peft(new, prompt, base_model=base_model)
-        (new / METADATA).write_text(describe(prompt, metadata))
+        files = {file.name: _sha256(file.read_bytes()) for file in sorted(new.iterdir())}
+        (new / METADATA).write_text(describe(prompt, metadata, files))
 
 
-def describe(prompt: Float[np.ndarray, "P D"], metadata: PromptMetadata) -> str:
-    """The text of prompt_tuning.json; PEFT's form carries it in the header of its weights."""
-    return to_json({**to_dict(metadata), "prompt_sha256": _fingerprint(prompt)})
+def describe(
+    prompt: Float[np.ndarray, "P D"],
+    metadata: PromptMetadata,
+    files: Mapping[str, str] = NO_FILES,
+) -> str:
+    """The text of prompt_tuning.json; PEFT's form carries it in the header of its weights.
+
+    It holds checksums of the prompt, of the `files` beside it and of itself, so that nothing can
+    change unnoticed.
+    """
+    values = {**to_dict(metadata), "prompt_sha256": _fingerprint(prompt)}
+    if files:
+        values["files"] = dict(files)
+    return to_json({**values, "sha256": _sha256(to_json(values).encode())})
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _fingerprint(prompt: Float[np.ndarray, "P D"]) -> str:
@@ -191,12 +210,13 @@ def _nearby(place: Path, arrays: list[Path]) -> str:
 
 
 def _read_folder(folder: Path, form: Form) -> StoredPrompt:
+    _refuse_links(folder)
     adapter = peft.read_peft(folder)
     prompt = adapter.prompt
     metadata = None
     if form == "ours":
         file = folder / METADATA
-        metadata = _read_metadata(file.read_bytes(), prompt, str(file))
+        metadata = _read_metadata(file.read_bytes(), prompt, str(file), folder)
     elif adapter.header:
         where = f"the header of {folder / peft.WEIGHTS}"
         metadata = _read_metadata(adapter.header, prompt, where)
@@ -211,15 +231,42 @@ def _read_folder(folder: Path, form: Form) -> StoredPrompt:
     )
 
 
+def _refuse_links(folder: Path) -> None:
+    """Files of a prompt may not lie elsewhere, but where the cache of Hugging Face keeps them."""
+    home = folder.resolve()
+    blobs = home.parent.parent / "blobs"
+    for name in (METADATA, peft.CONFIG, peft.WEIGHTS):
+        target = (folder / name).resolve()
+        if (folder / name).is_symlink() and target.parent not in (home, blobs):
+            raise ConfigError(
+                f"{folder / name} is a link out of the prompt's folder, to {target}. Copy the file "
+                "itself."
+            )
+
+
 def _read_metadata(
-    text: bytes | str, prompt: Float[np.ndarray, "P D"], where: str
+    text: bytes | str,
+    prompt: Float[np.ndarray, "P D"],
+    where: str,
+    folder: Path | None = None,
 ) -> PromptMetadata:
     values = parse_object(text, where)
+    own = values.pop("sha256", None)
+    whole = to_json({**values, "sha256": _sha256(to_json(values).encode())})
+    if own is not None and whole != (text if isinstance(text, str) else text.decode()):
+        raise ConfigError(
+            f"{where} is not what was written, by its SHA-256: it is damaged, or was edited. Copy "
+            'it again; if the change is yours, delete its entry "sha256".'
+        )
     if values.pop("prompt_sha256", None) != _fingerprint(prompt):
         raise ConfigError(
-            f"{where} describes another prompt than {peft.WEIGHTS} (the SHA-256 differs): one of "
-            "the two was replaced or damaged. Copy the folder again, or delete the former."
+            f"{where} describes another prompt than {peft.WEIGHTS} (the SHA-256 of the array "
+            "prompt_embeddings differs): one of the two was replaced or damaged. Copy the folder "
+            "again, or delete the former."
         )
+    files = values.pop("files", {})
+    if folder is not None and isinstance(files, dict):
+        _check_files(folder, files)
     try:
         return from_dict(PromptMetadata, values)
     except (ConfigError, BeartypeException) as error:
@@ -227,6 +274,16 @@ def _read_metadata(
             f"{where} was written by another version of prompt-tuning "
             f"({values.get('prompt_tuning_version', 'unknown')}) or edited: {error}"
         ) from error
+
+
+def _check_files(folder: Path, files: Mapping[str, str]) -> None:
+    for name in (peft.CONFIG, peft.WEIGHTS):
+        if name in files and files[name] != _sha256((folder / name).read_bytes()):
+            raise ConfigError(
+                f"{folder / name} is not what was written, by its SHA-256: it is damaged, or was "
+                'edited. Copy it again; if the change is yours, delete the entries "files" and '
+                f'"sha256" of {METADATA}.'
+            )
 
 
 def check_prompt(

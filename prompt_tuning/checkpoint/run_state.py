@@ -202,7 +202,11 @@ class RunStateStore:
           ConfigError: it is damaged.
         """
         try:
-            stored = {name: _target(leaf) for name, leaf in self._stored(step).items()}
+            # Without the shardings: they are of the devices that it was saved from.
+            stored = {
+                name: _target(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+                for name, leaf in self._stored(step).items()
+            }
             self._read(step, stored)
         except MemoryError:
             raise

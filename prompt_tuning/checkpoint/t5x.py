@@ -79,9 +79,9 @@ def read_step(path: PathLike) -> int:
     return _step(find_checkpoint(path).step)
 
 
-def read_shapes(path: PathLike) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter; no array is read."""
-    stores = open_leaves(find_checkpoint(path).params, ts.Context(_READ))
+def read_shapes(path: PathLike, *, contents: bool = False) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter; no array is read, but to check its `contents`."""
+    stores = open_leaves(find_checkpoint(path).params, ts.Context(_READ), contents=contents)
     return {name: tuple(store.shape) for name, store in sorted(stores.items())}
 
 
@@ -105,6 +105,8 @@ def read_param(path: PathLike, name: str) -> np.ndarray:
 
 def _step(leaf: Leaf) -> int:
     (store,) = open_leaves({"step": leaf}, ts.Context(_READ)).values()
+    if math.prod(store.shape) != 1:  # before it is read, and memory taken for it
+        raise ConfigError(f"{leaf.what} must be one integer, found an array {tuple(store.shape)}.")
     value = explain(lambda: np.asarray(store.read().result()), leaf.folder, leaf.what)
     # A run that T5X has resumed writes its step as a float.
     if value.size != 1 or value.dtype.kind not in "iuf" or value.reshape(()) % 1 != 0:

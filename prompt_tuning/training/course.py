@@ -21,6 +21,7 @@ from prompt_tuning.checkpoint import prompt_file, run_state
 from prompt_tuning.checkpoint import t5x as t5x_checkpoint
 from prompt_tuning.config import EvalConfig, Experiment, to_dict
 from prompt_tuning.data import groups
+from prompt_tuning.safety import manifest
 from prompt_tuning.scoring.evaluate import Evaluator
 from prompt_tuning.training import report, setup
 from prompt_tuning.training import step as steps
@@ -132,6 +133,7 @@ def _write_checkpoint(model_dir: Path, course: Course, keep: set[int | None]) ->
     """The tuned model in T5X's format, before the state that says so; last and best are kept."""
     path = model_dir / f"checkpoint_{course.step}"
     t5x_checkpoint.write_t5x(str(path), course.state.trainable, course.step)
+    manifest.record(path)
     for folder in model_dir.glob("checkpoint_*"):
         if int(folder.name.removeprefix("checkpoint_")) not in keep:
             shutil.rmtree(folder)
