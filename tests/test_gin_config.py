@@ -98,7 +98,7 @@ def test_every_combination_resolves_and_nothing_clobbers(model, prompt):
 def test_there_are_models_prompts_and_tasks():
     assert {Path(m).stem for m in MODELS} == {"t5_1_1_tiny", *sizes.NAMES}
     assert len(PROMPTS) == 5
-    assert {"superglue/boolq.gin", "superglue/cb.gin", "superglue/rte.gin"} <= set(TASKS)
+    assert len(TASKS) == 11
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -1,6 +1,8 @@
 """SuperGLUE's JSONL as a TFDS directory: all of it, or one message and nothing."""
 
+import functools
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import tensorflow_datasets as tfds
 
 from prompt_tuning.config import ConfigError
 from prompt_tuning.data import prepare
+from prompt_tuning.text.official import RELEASE
 
 
 @pytest.fixture
@@ -131,3 +134,144 @@ def test_the_order_is_that_of_tfds(shared_dir, tmp_path):
     data = tfds.load("super_glue/cb", data_dir=str(tmp_path), split="train", download=False)
     read = [int(row["idx"]) for row in data.as_numpy_iterator()]
     assert read == [json.loads(line)["idx"] for line in raw]
+
+
+# All of the release.
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("whole")
+    superglue_rows.write_all(folder / "jsonl")
+    prepare.prepare_superglue(folder / "jsonl", folder / "tfds")
+    return folder
+
+
+def test_every_configuration_is_prepared(whole):
+    there = {path.name for path in (whole / "tfds" / "super_glue").iterdir()}
+    assert there == set(RELEASE)
+    data = tfds.load(
+        "super_glue/multirc", data_dir=str(whole / "tfds"), split="train", download=False
+    )
+    first = next(data.as_numpy_iterator())
+    assert {k: int(v) for k, v in first["idx"].items()}["paragraph"] == 3
+
+
+def zipped(source: Path, archive: Path, inside: str) -> None:
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr(f"__MACOSX/{inside}/._train.jsonl", "not JSON")
+        for path in source.iterdir():
+            file.write(path, f"{inside}/{path.name}")
+
+
+def test_archives_are_as_good_as_folders(whole, tmp_path, capsys):
+    source = tmp_path / "zips"
+    zipped(whole / "jsonl" / "CB", source / "CB.zip", "CB")
+    zipped(whole / "jsonl" / "WSC", source / "wsc.zip", "WSC")
+    zipped(whole / "jsonl" / "AX-b", source / "AX-b.zip", "AX-b")
+    prepared = prepare.prepare_superglue(source, tmp_path / "tfds")
+    assert [task.task for task in prepared] == ["cb", "wsc", "wsc.fixed", "axb"]
+    assert "axb: test 1 -> " in capsys.readouterr().out
+    for task in prepared:
+        for ours in sorted(task.directory.glob("*.tfrecord*")):
+            theirs = whole / "tfds" / ours.relative_to(tmp_path / "tfds")
+            assert ours.read_bytes() == theirs.read_bytes()
+    assert [path.name for path in (tmp_path / "tfds").iterdir()] == ["super_glue"]
+
+
+def test_archives_that_are_none_or_bad(whole, tmp_path):
+    (tmp_path / "CB.zip").write_text("no archive")
+    with pytest.raises(ConfigError, match=r"CB.zip cannot be unpacked: File is not a zip"):
+        prepare.prepare_superglue(tmp_path, tmp_path / "tfds")
+    bad = tmp_path / "bad" / "CB"
+    superglue_rows.write_rows(bad / "val.jsonl", [ROW, {**ROW, "idx": 7, "premise": 1}])
+    zipped(bad, tmp_path / "CB.zip", "CB")
+    with pytest.raises(ConfigError, match=r"CB.zip/val.jsonl, line 2: the field 'premise' must"):
+        prepare.prepare_superglue(tmp_path, tmp_path / "tfds")
+    assert not (tmp_path / "tfds").exists()
+
+
+def test_few_shot_folders_have_another_validation_file(tmp_path, capsys):
+    rows = superglue_rows.labelled("CB")
+    superglue_rows.write_rows(tmp_path / "cb" / "train.jsonl", rows)  # in lower case, too
+    superglue_rows.write_rows(tmp_path / "cb" / "dev32.jsonl", rows[:3])
+    (task,) = prepare.prepare_superglue(tmp_path, tmp_path / "tfds")
+    assert task.rows == {"train": 5, "validation": 3}
+    said = "cb: train 5, validation 3 (no test.jsonl: skipped; validation is dev32.jsonl) -> "
+    assert capsys.readouterr().out.startswith(said)
+    superglue_rows.write_rows(tmp_path / "cb" / "val.jsonl", rows[:2])
+    (task,) = prepare.prepare_superglue(tmp_path, tmp_path / "again")
+    assert task.rows == {"train": 5, "validation": 2}
+
+
+def changed(row: dict, path: str, value) -> dict:
+    """A copy of a row with another value at a path such as `qas.0.query`; `del` takes it away."""
+    row = json.loads(json.dumps(row))
+    *way, last = [int(key) if key.isdigit() else key for key in path.split(".")]
+    place = functools.reduce(lambda inner, key: inner[key], way, row)
+    if value is del_:
+        del place[last]
+    else:
+        place[last] = value
+    return row
+
+
+del_ = object()
+NESTED = {
+    "MultiRC": [
+        ("passage", "x", "'passage' must be an object"),
+        ("passage.text", del_, r"'passage.text' must be text, found None"),
+        ("passage.questions", {}, r"'passage.questions' must be a list"),
+        ("passage.questions.1.question", 3, r"'passage.questions\[1\].question' must be text"),
+        ("passage.questions.0.answers.1.text", del_, r"'passage.questions\[0\].answers\[1\].text'"),
+        ("passage.questions.0.answers.1.label", 2, r"answers\[1\].label' must be one of 0, 1"),
+        ("passage.questions.0.answers.1.idx", 20, r"the 'idx' \(3, 7, 20\) is that of line 1 too"),
+        ("idx", "3", "'idx' must be a whole number"),
+    ],
+    "ReCoRD": [
+        ("passage.entities.0.end", "x", r"'passage.entities\[0\].end' must be a whole number"),
+        ("qas", del_, "'qas' must be a list, found None"),
+        ("qas.1.query", None, r"'qas\[1\].query' must be text"),
+        ("qas.1.answers", del_, r"'qas\[1\].answers' must be a list"),
+        ("qas.0.answers.1.text", 5, r"'qas\[0\].answers\[1\].text' must be text"),
+        ("qas.1.idx", 9, "the 'idx' 9 is that of line 1 too"),
+        ("passage.text", "\ud83d", r"'passage.text' must be text in Unicode, without halves"),
+    ],
+    "WSC": [
+        ("target", del_, "'target' must be an object, found None"),
+        ("target.span2_index", 99, "'target.span2_index' must be the number of a word, found 99"),
+        ("target.span1_text", "Ann", "'target.span1_text' must be in the text, found 'Ann'"),
+        ("target.span1_text", "thanked bob", "'target.span1_text' must be in the text"),
+        ("target.span2_text", "lp", r"the pronoun 'lp' \(span2_text\) is not a word of"),
+        ("label", 1, "'label' must be one of False, True, found 1"),
+    ],
+    "COPA": [("label", "choice1", "'label' must be one of 0, 1, False, True, found 'choice1'")],
+    "WiC": [("end2", 2.5, "'end2' must be a whole number, found 2.5")],
+    "AX-b": [("label", "neutral", "'label' must be one of entailment, not_entailment")],
+}
+
+
+@pytest.mark.parametrize(
+    ("folder", "path", "value", "message"),
+    [(folder, *case) for folder, cases in NESTED.items() for case in cases],
+)
+def test_a_bad_row_of_any_task_is_named(folder, path, value, message, tmp_path):
+    row = changed(superglue_rows.labelled(folder)[0], path, value)
+    name = f"{folder}.jsonl" if folder.startswith("AX-") else "train.jsonl"
+    superglue_rows.write_rows(tmp_path / folder / name, [row])
+    with pytest.raises(ConfigError, match=rf"{folder}/{name}, line 1: .*{message}"):
+        prepare.prepare_superglue(tmp_path, tmp_path / "tfds")
+    assert not (tmp_path / "tfds").exists()
+
+
+def test_the_reference_data_is_in_order(shared_dir):
+    """The checks refuse none of the official rows."""
+    seen = 0
+    for folder in ("fewglue", "superglue"):
+        for task in RELEASE:
+            for split, file in prepare._find(
+                shared_dir / "data" / folder, task, Path("/no")
+            ).items():
+                seen += prepare._check(file, task, split)
+    assert seen > 8000

@@ -491,17 +491,32 @@ def test_the_module_for_upstream_registers_on_import(vocabulary_file):
     assert run.stdout.strip() == vocabulary_file
 
 
-@pytest.mark.parametrize("name", ["boolq", "cb", "rte", "proportional"])
+FILES = sorted(path.stem for path in GIN.glob("*.gin"))
+# What the paper begins prompts of free-text tasks with (Lester et al., 2021, 3.2).
+PAPER = {
+    "record": ("commonsense", "reasoning", "reading", "comprehension"),
+    "wsc": ("commonsense", "pronoun", "resolution"),
+}
+
+
+def test_there_is_a_gin_file_for_every_task():
+    names = {spec.config.removesuffix(".fixed") for spec in superglue.SUPER_GLUE} - {""}
+    assert set(FILES) == {*names, "proportional"}
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_gin_files_fit_the_tasks(name):
     macros = read_macros(GIN / f"{name}.gin")
     task = macros["MIXTURE_OR_TASK_NAME"]
     assert task in tasks.task_names()
-    assert set(macros["CLASS_LABELS"]) == set(tasks.label_words(task))
-    if name != "proportional":
-        assert macros["CLASS_LABELS"] == tasks.label_words(task)
+    if name == "proportional":
+        assert set(macros["CLASS_LABELS"]) == set(tasks.label_words(task))
+    else:
+        assert macros["CLASS_LABELS"] == PAPER.get(name, tasks.label_words(task))
+    assert ("EVAL_SPLIT" in macros) == (name in ("axb", "axg"))
 
 
-@pytest.mark.parametrize("name", ["boolq", "cb", "rte", "proportional"])
+@pytest.mark.parametrize("name", FILES)
 def test_labels_fit_the_target_length_with_the_real_vocabulary(name, shared_dir):
     path = shared_dir / "data" / "t5_vocab" / "sentencepiece.model"
     loaded = load_vocabulary(str(path))
