@@ -6,19 +6,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prompt_tuning import cli
-from prompt_tuning.checkpoint.prompt_file import PromptMetadata, save_prompt
-from prompt_tuning.checkpoint.t5x import read_param
+from prompt_tuning.backbones.architecture import make_json
+from prompt_tuning.backbones.names import to_huggingface
+from prompt_tuning.checkpoint.prompt_file import PromptMetadata, load_prompt, save_prompt
+from prompt_tuning.checkpoint.t5x import read_param, read_shapes
 from prompt_tuning.config import ConfigError
 from prompt_tuning.prompts import embedding
+from prompt_tuning.prompts.convert import convert_prompt
 from prompt_tuning.prompts.embedding import EmbeddingTable
 from prompt_tuning.prompts.inspection import inspect_prompts, search, similarities
 from prompt_tuning.prompts.inspection_text import describe
 from prompt_tuning.serving.vocabulary import load_vocabulary
-from prompt_tuning.world.assets import tiny_checkpoint
+from prompt_tuning.world.assets import TINY_CONFIG, tiny_checkpoint, tiny_vocabulary
 
 TABLE = np.asarray(read_param(tiny_checkpoint(), "token_embedder/embedding"), np.float32)
 WORDS = load_vocabulary("tiny")
@@ -168,3 +172,33 @@ def test_a_prompt_of_another_width(tmp_path: Path) -> None:
     np.save(tmp_path / "wide.npy", np.ones((100, 768), np.float32))
     with pytest.raises(ConfigError, match=r"the model needs \(any, 128\)"):
         describe(inspect_prompts([tmp_path / "wide.npy"], "tiny"))
+
+
+@pytest.fixture(scope="module")
+def hugging_face(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled backbone as Hugging Face keeps a T5, its vocabulary beside it."""
+    folder = tmp_path_factory.mktemp("hf")
+    tensors = {}
+    for name in read_shapes(tiny_checkpoint()):
+        theirs, array = to_huggingface(name), np.asarray(read_param(tiny_checkpoint(), name))
+        tensors[theirs.name] = np.ascontiguousarray(array.T if theirs.transposed else array)
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(make_json(TINY_CONFIG, None, 0)))
+    (folder / "spiece.model").write_bytes(Path(tiny_vocabulary()).read_bytes())
+    return folder
+
+
+def test_a_hugging_face_folder_is_the_same_backbone(hugging_face: Path, prompt: Path) -> None:
+    one, other = (inspect_prompts([prompt], str(path)) for path in ("tiny", hugging_face))
+    assert one.to_json() == {**other.to_json(), "checkpoint": "tiny"}
+    assert embedding.read_identity(str(hugging_face)) == embedding.read_identity("tiny")
+
+
+def test_conversion_against_a_hugging_face_folder(hugging_face: Path, prompt: Path) -> None:
+    new = prompt.parent / "new"
+    convert_prompt(prompt, new, "ours", checkpoint=str(hugging_face))
+    metadata = load_prompt(new)[1]
+    assert metadata is not None
+    assert metadata.backbone == embedding.read_identity("tiny")
+    with pytest.raises(ConfigError, match="first, with `t5x convert`"):
+        convert_prompt(prompt, prompt.parent / "t5x", "t5x", checkpoint=str(hugging_face))

@@ -25,7 +25,7 @@ ALLOWED = {
     "exchange": set(),  # files of others: what they mean here is `checkpoint`'s to say
     "checkpoint": {"exchange", "model"},
     "backbones": {"checkpoint", "model", "world"},
-    "prompts": {"checkpoint", "exchange", "serving", "world"},
+    "prompts": {"backbones", "checkpoint", "exchange", "serving"},
     "safety": {"checkpoint"},
     "text": set(),
     "tables": {"text"},

@@ -21,8 +21,8 @@ def _add_convert_flags(command: argparse.ArgumentParser) -> None:
         "--checkpoint",
         default="",
         metavar="PATH",
-        help="the backbone, a T5X checkpoint or tiny: the prompt is held against it, and "
-        "--format=t5x puts it into a copy",
+        help="the backbone, T5X's, Hugging Face's or tiny: the prompt is held against it, and "
+        "--format=t5x puts it into a copy of T5X's",
     )
     command.add_argument(
         "--dead_half",

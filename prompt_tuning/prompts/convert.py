@@ -9,12 +9,14 @@ import dataclasses
 import os
 from typing import Literal
 
+from prompt_tuning.backbones.huggingface import is_huggingface
+from prompt_tuning.backbones.load import find_path
 from prompt_tuning.checkpoint import prompt_file, t5x, t5x_prompt
 from prompt_tuning.checkpoint.prompt_file import PromptMetadata, StoredPrompt
 from prompt_tuning.checkpoint.replace_folder import local_folder, replace_folder
-from prompt_tuning.config import TINY, ConfigError
+from prompt_tuning.config import ConfigError
 from prompt_tuning.exchange import npy, peft
-from prompt_tuning.world import assets
+from prompt_tuning.prompts.embedding import open_embedding, read_identity
 
 Output = Literal["ours", "peft", "npy", "t5x"]
 _NAMES = {
@@ -24,7 +26,6 @@ _NAMES = {
     "t5x": "a T5X checkpoint with the prompt inside",
     "zarr": "an array of a T5X checkpoint",
 }
-_EMBEDDING = "token_embedder/embedding"
 
 
 def convert_prompt(
@@ -37,8 +38,8 @@ def convert_prompt(
 ) -> list[str]:
     """Writes the prompt at `path` in another form; sentences on what was written and what was lost.
 
-    With a `checkpoint` (a T5X backbone, or "tiny") the prompt is held against it, and its identity
-    is noted where the form has a place for it; `t5x` needs one, to put the prompt into a copy.
+    With a `checkpoint` (T5X's, Hugging Face's or "tiny") the prompt is held against it, and its
+    identity is noted where the form has a place for it; `t5x` puts the prompt into a copy of one.
     `dead_half` writes 2 P rows for PEFT, as PEFT itself does.
 
     Raises:
@@ -52,7 +53,7 @@ def convert_prompt(
         raise ConfigError(f"--dead_half belongs to --format=peft, found --format={form}.")
     stored = prompt_file.read_prompt(path)
     metadata = stored.metadata or PromptMetadata(init=stored.init)
-    backbone = assets.tiny_checkpoint() if checkpoint == TINY else checkpoint
+    backbone = find_path(checkpoint)
     if not backbone and stored.form == "t5x":
         backbone = os.fspath(path)  # the one around it
     if backbone:
@@ -77,14 +78,12 @@ def _fit(
     path: str | os.PathLike[str],
 ) -> PromptMetadata:
     """The metadata with the identity of the backbone, once the prompt is known to fit it."""
-    shapes = t5x.read_shapes(backbone)
-    if _EMBEDDING not in shapes:
-        raise ConfigError(f"{backbone} is no T5: it has no {_EMBEDDING}.")
-    known = t5x_prompt.read_identity(backbone)
+    width = open_embedding(backbone).shape[1]
+    known = read_identity(backbone)
     prompt_file.check_prompt(
         stored.array,
         metadata,
-        shape=(None, shapes[_EMBEDDING][1]),
+        shape=(None, width),
         backbone=known,
         where=path,
     )
@@ -115,6 +114,11 @@ def _splice(
             "--format=t5x puts the prompt into a copy of its backbone, as the original keeps it: "
             "give the backbone with --checkpoint=... (For the original's PROMPT_FILE, a numpy "
             "file is enough: --format=npy.)"
+        )
+    if is_huggingface(backbone):
+        raise ConfigError(
+            f"--format=t5x copies a T5X checkpoint, and {backbone} is a Hugging Face folder: "
+            "make a T5X checkpoint of it first, with `t5x convert`, and give that."
         )
     step = metadata.step or t5x.read_step(backbone)
     t5x_prompt.splice_prompt(backbone, place, stored.array, step)

@@ -6,16 +6,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorstore as ts
 from jaxtyping import Float
 
+from prompt_tuning.backbones import huggingface
+from prompt_tuning.backbones.load import find_path
+from prompt_tuning.checkpoint import t5x_prompt
+from prompt_tuning.checkpoint.identity import backbone_identity
 from prompt_tuning.checkpoint.layouts import find_checkpoint, open_leaves
 from prompt_tuning.checkpoint.storage import explain
-from prompt_tuning.config import TINY, ConfigError
-from prompt_tuning.world import assets
+from prompt_tuning.config import ConfigError
 
 NAME = "token_embedder/embedding"
 CHUNK_VALUES = 2**24  # float32: 64 MiB at a time
@@ -39,12 +42,19 @@ class EmbeddingTable(NamedTuple):
 
 
 def open_embedding(checkpoint: str) -> EmbeddingTable:
-    """The table of a T5X checkpoint, local, `gs://` or "tiny".
+    """The table of a T5X checkpoint (local, `gs://` or "tiny") or of a Hugging Face folder.
 
     Raises:
       ConfigError: there is no such checkpoint, or no such table in it.
     """
-    found = find_checkpoint(assets.tiny_checkpoint() if checkpoint == TINY else checkpoint)
+    path = find_path(checkpoint)
+    if huggingface.is_huggingface(path):
+        source = huggingface.open_folder(path).sources[NAME]
+        return EmbeddingTable(
+            (source.shape[0], source.shape[1]),
+            lambda start, stop: source.read((slice(start, stop), slice(None))),
+        )
+    found = find_checkpoint(path)
     leaf = found.params.get(NAME)
     if leaf is None:
         raise ConfigError(f"the checkpoint {found.folder.url} is no T5: it has no {NAME}.")
@@ -57,3 +67,25 @@ def open_embedding(checkpoint: str) -> EmbeddingTable:
         return explain(lambda: np.asarray(part.read().result()), leaf.folder, leaf.what)
 
     return EmbeddingTable((store.shape[0], store.shape[1]), read)
+
+
+class _Stored:
+    """A tensor in its file, of which `backbone_identity` reads two rows."""
+
+    def __init__(self, source: huggingface.Source) -> None:
+        self._source, self.shape, self.ndim = source, source.shape, len(source.shape)
+
+    def __getitem__(self, index: tuple[int, ...]) -> np.ndarray:
+        rows = [i % size for i, size in zip(index, self.shape, strict=False)]
+        whole = [slice(None)] * (self.ndim - len(rows))
+        return self._source.read((*(slice(i, i + 1) for i in rows), *whole)).reshape(-1)
+
+
+def read_identity(checkpoint: str) -> str:
+    """`identity.backbone_identity` of a checkpoint of either kind, of which little is read."""
+    path = find_path(checkpoint)
+    if not huggingface.is_huggingface(path):
+        return t5x_prompt.read_identity(path)
+    sources = huggingface.open_folder(path).sources
+    stored: Any = {name: _Stored(source) for name, source in sources.items()}
+    return backbone_identity(stored)

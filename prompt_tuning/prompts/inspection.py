@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from prompt_tuning.backbones.huggingface import is_huggingface, local_folder
 from prompt_tuning.checkpoint.prompt_file import PromptMetadata, check_prompt, load_prompt
 from prompt_tuning.config import TINY, ConfigError, to_dict
 from prompt_tuning.prompts.embedding import EmbeddingTable, open_embedding
@@ -136,9 +137,10 @@ def inspect_prompts(
 ) -> Inspection:
     """Holds prompts of any form against the embedding table of a checkpoint.
 
-    Without a `vocabulary` pieces are numbers and there are no labels; the bundled checkpoint knows
-    its own. Without `label_words` each prompt's own are taken. `init` is a prompt from which the
-    distance is measured; without it, rows that began as class labels are measured from those.
+    Without a `vocabulary` pieces are numbers and there are no labels; the bundled checkpoint and
+    Hugging Face's folders bring theirs. Without `label_words` each prompt's own are taken. `init`
+    is a prompt from which the distance is measured; without it, rows that began as class labels
+    are measured from those.
 
     Raises:
       ConfigError: something cannot be read, or a prompt does not fit the table or vocabulary.
@@ -146,8 +148,7 @@ def inspect_prompts(
     if neighbours < 1:
         raise ConfigError(f"the number of neighbours must be at least 1, found {neighbours}.")
     table = open_embedding(checkpoint)
-    spec = vocabulary or (TINY if checkpoint == TINY else "")
-    words = load_vocabulary(spec) if spec else None
+    words = _load_words(vocabulary, checkpoint)
     loaded = {str(path): load_prompt(path) for path in paths}
     shape = None, table.shape[1]
     for path, (prompt, metadata) in loaded.items():
@@ -177,6 +178,18 @@ def inspect_prompts(
         )
     pooled, pairs = similarities(list(arrays.values()))
     return Inspection(checkpoint, limit, _spread(norms), tuple(prompts), pooled, pairs)
+
+
+def _load_words(vocabulary: str, checkpoint: str) -> Vocabulary | None:
+    """The vocabulary that is named, or the one that lies with the checkpoint, if it can be read."""
+    if vocabulary or checkpoint == TINY:
+        return load_vocabulary(vocabulary or TINY)
+    try:
+        return (
+            load_vocabulary(str(local_folder(checkpoint))) if is_huggingface(checkpoint) else None
+        )
+    except ConfigError:
+        return None
 
 
 def search(
