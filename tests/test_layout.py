@@ -58,6 +58,7 @@ ALLOWED = {
 # Only these may touch the room of TensorFlow.
 USES_DATA = {
     "commands/data.py",
+    "evaluation/prompts.py",
     "scoring/eval_task.py",
     "scoring/evaluate.py",
     "scoring/ranking.py",
@@ -161,7 +162,7 @@ def test_every_module_has_a_test_of_its_name():
         **dict.fromkeys(("signals", "lock", "crash"), "safety"),
         "manifest": "verify",
         "ending": "health",
-        "matrix": "loop",
+        **dict.fromkeys(("results", "pictures"), "matrix"),
         **dict.fromkeys(("read", "template", "examples", "scores"), "tables"),
         "overview": "file_tasks",
         **dict.fromkeys(("eval_task", "evaluate", "intervals", "score_table"), "analysis"),

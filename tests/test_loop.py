@@ -352,6 +352,10 @@ def test_prompts_and_tasks_are_scored_as_a_matrix(straight, experiment, tmp_path
     )
     scored = matrix.run_eval(run).metrics
     assert list(scored) == [matrix.NO_PROMPT, *files]
+    found = json.loads((tmp_path / "matrix.json").read_text())["prompts"][files[1]]["two_as"]
+    assert found["metrics"] == scored[files[1]]["two_as"]
+    assert found["analysis"]["agreement"]["same"] <= found["analysis"]["rows"] == 20
+    assert (tmp_path / "matrix.png").stat().st_size > 5_000
     assert all(list(row) == ["two_as", "two_as_again"] for row in scored.values())
     for name in ("accuracy/generate", "accuracy/rank"):
         expected = records(folder, step=START + 12, name=name)[0]["value"]

@@ -6,45 +6,37 @@ score there.
 
 from __future__ import annotations
 
-import dataclasses
-import os
-from collections.abc import Sequence
+import itertools
 from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import Float
 
-from prompt_tuning.checkpoint import prompt_file
 from prompt_tuning.config import ConfigError, EvalRun
+from prompt_tuning.evaluation import pictures
+from prompt_tuning.evaluation.prompts import (
+    Prompt,
+    file_names,
+    find_prompts,
+    load_prompts,
+    own_tasks,
+)
+from prompt_tuning.evaluation.results import Cell, Matrix
 from prompt_tuning.model import sharding
-from prompt_tuning.scoring.evaluate import Evaluator, evaluate
-from prompt_tuning.scoring.score_table import score_table
+from prompt_tuning.scoring.analysis import analyse, describe, to_json
+from prompt_tuning.scoring.eval_task import EvalTask
+from prompt_tuning.scoring.evaluate import Evaluator, Scored, evaluate, majority, methods
+from prompt_tuning.scoring.intervals import score_intervals
 from prompt_tuning.training import report, setup
 
 NO_PROMPT = "no prompt"
 
 
-@dataclasses.dataclass(frozen=True)
-class Matrix:
-    """`metrics[prompt][task]` is T5's metrics in per cent, named `<metric>/<method>`."""
-
-    metrics: dict[str, dict[str, dict[str, float]]]
-
-    def __str__(self) -> str:
-        """For each task, a table with a line for each prompt."""
-        names = list(dict.fromkeys(task for row in self.metrics.values() for task in row))
-        return "\n\n".join(
-            score_table(task, {prompt: row[task] for prompt, row in self.metrics.items()})
-            for task in names
-        )
-
-
 def run_eval(run: EvalRun, *, config_text: str = "") -> Matrix:
     """Scores every prompt of `run` on every task and writes EVAL_OUTPUT_DIR.
 
-    Without a prompt the model is scored as it is; with `eval.baselines` that line stands above the
-    prompts too.
+    Without a prompt the model is scored as it is; with `eval.baselines` that line and the majority
+    class stand above the prompts too.
 
     Raises:
       ConfigError: a prompt, task or checkpoint is missing or does not fit the others.
@@ -52,32 +44,102 @@ def run_eval(run: EvalRun, *, config_text: str = "") -> Matrix:
     experiment = run.experiment
     mesh = sharding.make_mesh(experiment.num_model_partitions)
     evaluator = Evaluator(experiment, mesh)
+    files = find_prompts(run.prompt_file)
     data = setup.load_data(experiment, train=False)
     backbone = setup.load_backbone(experiment, mesh)
-    prompts = load_prompts(run, backbone, data)
+    prompts = load_prompts(files, run.model.embed_dim, backbone, data.vocabulary_identity)
+    pairs = _pair(run, prompts, data.eval_tasks)
+    if run.eval.baselines or not prompts:
+        nothing = np.zeros((0, run.model.embed_dim), np.float32)
+        bare = Prompt(NO_PROMPT, nothing, backbone.step)
+        pairs = [*((bare, task) for task in data.eval_tasks), *pairs]
 
     output_dir = setup.make_dir(run.eval_output_dir, "EVAL_OUTPUT_DIR")
     _refuse_model_dir(output_dir)
     if config_text:
         (output_dir / "config.gin").write_text(config_text, encoding="utf-8")
-    names = file_names([name for name in prompts if name != NO_PROMPT]) or {NO_PROMPT: ""}
-    metrics: dict[str, dict[str, dict[str, float]]] = {}
     log = report.RunLog(output_dir, step=-1)
-    for name, (prompt, step) in prompts.items():
-        array = jax.device_put(prompt, sharding.replicated(mesh))
-        metrics[name] = {}
+    matrix = Matrix({}, methods=methods(run.eval))
+    if run.eval.baselines:
         for task in data.eval_tasks:
+            values = matrix.majority[task.name] = majority(task, run.eval)
+            log.scores(0, values, task=task.name, split=run.data.eval_split, prompt="majority")
+    suffixes = file_names(files) or {NO_PROMPT: ""}
+    for prompt, group in itertools.groupby(pairs, key=lambda pair: pair[0]):
+        array = jax.device_put(prompt.array, sharding.replicated(mesh))
+        for _, task in group:
             scored = evaluate(evaluator, (backbone.params, array), task)
-            metrics[name][task.name] = scored.metrics
-            label = "none" if name == NO_PROMPT else name
-            split = run.data.eval_split
-            log.scores(step, scored.metrics, task=task.name, split=split, prompt=label)
-            if name in names:
-                log.predictions(step, task.name + names[name], scored.metrics, scored.rows)
+            suffix = suffixes.get(prompt.name)
+            cell = _write(run, log, (prompt, task), scored, suffix)
+            matrix.metrics.setdefault(prompt.name, {})[task.name] = scored.metrics
+            matrix.cells.setdefault(prompt.name, {})[task.name] = cell
     log.close()
-    matrix = Matrix(metrics)
-    print(f"{matrix}\nrows and metrics: {output_dir}", flush=True)
+    _finish(matrix, output_dir)
     return matrix
+
+
+def _pair(
+    run: EvalRun, prompts: list[Prompt], tasks: tuple[EvalTask, ...]
+) -> list[tuple[Prompt, EvalTask]]:
+    """Which prompt is scored on which task."""
+    if run.pairs == "all":
+        return [(prompt, task) for prompt in prompts for task in tasks]
+    pairs = []
+    for prompt in prompts:
+        own = own_tasks(prompt)
+        found = [(prompt, task) for task in tasks if task.name in own]
+        if not found:
+            raise ConfigError(
+                f"EVAL_PAIRS = 'own': {prompt.name} was tuned for {prompt.task}, which is none of "
+                f"{', '.join(task.name for task in tasks)} (MIXTURE_OR_TASK_NAME)."
+            )
+        pairs += found
+    return pairs
+
+
+def _write(
+    run: EvalRun,
+    log: report.RunLog,
+    pair: tuple[Prompt, EvalTask],
+    scored: Scored,
+    suffix: str | None,
+) -> Cell:
+    """Records and files of one prompt on one task; only prompts have files of rows."""
+    prompt, task = pair
+    label = "none" if prompt.name == NO_PROMPT else prompt.name
+    split = run.data.eval_split
+    log.scores(prompt.step, scored.metrics, task=task.name, split=split, prompt=label)
+    analysis = analyse(task, scored)
+    intervals = score_intervals(task, scored.predictions, run.eval.bootstrap)
+    if suffix is not None:
+        name = task.name + suffix
+        log.predictions(prompt.step, name, scored.metrics, scored.rows)
+        log.analysis(prompt.step, name, to_json(analysis))
+        pictures.draw_confusion(analysis, name, log.model_dir / "inference_eval")
+    return Cell(len(task.rows), analysis, intervals)
+
+
+def _finish(matrix: Matrix, output_dir: Path) -> None:
+    """The table on the screen, and all of it as files."""
+    matrix.write(output_dir)
+    picture = pictures.draw_matrix(matrix, output_dir)
+    cells = [
+        (prompt, task, cell)
+        for prompt, row in matrix.cells.items()
+        for task, cell in row.items()
+        if prompt != NO_PROMPT or len(matrix.cells) == 1
+    ]
+    details = [
+        f"{prompt} on {task}:\n{text}"
+        for prompt, task, cell in cells
+        if (text := describe(cell.analysis))
+    ]
+    text = "\n\n".join([str(matrix), *details])
+    (output_dir / "matrix.txt").write_text(text + "\n", encoding="utf-8")
+    shown = text if len(cells) <= 2 else str(matrix)
+    print(f"{shown}\nrows and metrics: {output_dir}", flush=True)
+    if picture is not None:
+        print(f"matrix: {picture}", flush=True)
 
 
 def _refuse_model_dir(output_dir: Path) -> None:
@@ -87,44 +149,3 @@ def _refuse_model_dir(output_dir: Path) -> None:
             f"EVAL_OUTPUT_DIR {output_dir} is the MODEL_DIR of a run, whose records would be "
             "overwritten: choose a folder of its own."
         )
-
-
-def file_names(prompts: Sequence[str]) -> dict[str, str]:
-    """What is added to a file's name for each prompt: nothing for one, else what sets it apart.
-
-    >>> list(file_names(["runs/mood/prompts/best", "runs/topic/prompts/best"]).values())
-    ['-mood_prompts_best', '-topic_prompts_best']
-    """
-    if len(prompts) < 2:
-        return dict.fromkeys(prompts, "")
-    paths = {name: os.path.abspath(os.path.expanduser(name)) for name in prompts}
-    common = os.path.commonpath(paths.values())
-    return {
-        name: "-" + os.path.relpath(path, common).replace(os.sep, "_")
-        for name, path in paths.items()
-    }
-
-
-def load_prompts(
-    run: EvalRun, backbone: setup.Backbone, data: setup.Data
-) -> dict[str, tuple[Float[np.ndarray, "P D"], int]]:
-    """Every prompt with its step, by the name it is called in the table."""
-    width = run.model.embed_dim
-    nothing = np.zeros((0, width), np.float32), backbone.step
-    files = (run.prompt_file,) if isinstance(run.prompt_file, str) else run.prompt_file
-    files = tuple(file for file in files if file)
-    prompts = {NO_PROMPT: nothing} if run.eval.baselines or not files else {}
-    for file in files:
-        prompt, metadata = prompt_file.load_prompt(file)
-        prompt_file.check_prompt(
-            prompt,
-            metadata,
-            shape=(None, width),
-            backbone=backbone.identity,
-            vocabulary=data.vocabulary_identity,
-            where=file,
-        )
-        if file in prompts:
-            raise ConfigError(f"PROMPT_FILE names {file} twice.")
-        prompts[file] = np.asarray(prompt, np.float32), metadata.step if metadata else 0
-    return prompts
