@@ -116,7 +116,7 @@ def test_rows_without_labels_are_answered_and_not_scored(folder, tmp_path):
         setup.load_data(experiment(config))
     (tmp_path / "some.csv").write_text("review,mood\nlovely soup.,good\ndull cake.,\n")
     config = data_config(folder, eval_file=str(tmp_path / "some.csv"))
-    with pytest.raises(ConfigError, match=r"some\.csv:3: nothing in TARGET_FIELD"):
+    with pytest.raises(ConfigError, match="1 of 2 rows of EVAL_SPLIT for reviews have no labels"):
         setup.load_data(experiment(config))
 
 
@@ -181,11 +181,19 @@ def test_overview(tmp_path):
     assert lines[-1] == "the first row, as the model sees it: 'a b c' -> 'up'"
 
 
+def test_overview_suggests_classes(folder):
+    config = data_config(folder, label_words=())
+    data = setup.load_data(experiment(config))
+    text = overview.describe_data(data, config.task_feature_lengths, "validation")
+    assert "note: only 2 different answers; LABEL_WORDS would make classes of them" in text
+
+
 def test_overview_of_free_text(folder):
     config = data_config(folder, label_words=(), input_template="{id}", target_field="review")
     config = dataclasses.replace(config, task_feature_lengths={"inputs": 8, "targets": 64})
     data = setup.load_data(experiment(config))
     text = overview.describe_data(data, config.task_feature_lengths, "validation")
+    assert "LABEL_WORDS" not in text
     assert re.search(r"train +answers: \d+ different ones, '.*' the most frequent \(\d+\)", text)
 
 
@@ -215,6 +223,10 @@ def test_the_documented_commands(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert out.startswith("custom:\n  train       54 rows; ")
     assert "macro_f1/generate" in out
+    with Path("reviews.csv").open("a") as file:
+        file.write("60,lovely soup.,good\n")
+    assert cli.main([*train, *short]) == 2
+    assert "training or evaluation file is not the one" in capsys.readouterr().err
     assert cli.main(evaluate) == 0
     assert "runs/reviews/prompts/best" in capsys.readouterr().out
     assert cli.main(infer) == 0

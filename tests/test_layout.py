@@ -33,7 +33,17 @@ ALLOWED = {
     "serving": {"backbones", "checkpoint", "data", "exchange", "model", "tables", "world"},
     "scoring": {"data", "model", "text"},
     "training": {
-        *("backbones", "checkpoint", "data", "model", "safety", "scoring", "text", "world"),
+        *(
+            "backbones",
+            "checkpoint",
+            "data",
+            "model",
+            "safety",
+            "scoring",
+            "tables",
+            "text",
+            "world",
+        ),
     },
     "evaluation": {"checkpoint", "data", "model", "scoring", "text", "training"},
     "t5x_inputs": {"backbones", "checkpoint", "data", "model", "training"},

@@ -227,7 +227,8 @@ def row(**fields):
     [
         (row(Text="a", label="1"), {}, "f.csv:2: there is no field 'text', which INPUT_TEMPLATE"),
         (row(Text="a", label="1"), {}, "Did you mean 'Text'?"),
-        (row(**{"text;label": "a;1"}), {}, "set DELIMITER"),
+        (row(**{"text;label": "a;1"}), {}, "set DELIMITER = ';'"),
+        ([Row("f.csv:2", {"so": "a"}, True)], {}, "(The first line of a table names its columns.)"),
         (row(text="a", lable="1"), {}, "which TARGET_FIELD names; there are 'text', 'lable'"),
         (row(text=None, label="1"), {}, "the field 'text' holds 'null'"),
         (row(text=["a"], label="1"), {}, "INPUT_TEMPLATE needs text"),

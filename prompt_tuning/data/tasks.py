@@ -200,7 +200,7 @@ def resolve(name: str) -> Provider:
     raise ConfigError(
         f"MIXTURE_OR_TASK_NAME: there is no task or mixture {name!r}. {hint}`t5x list-tasks` "
         "prints all; a task of your own is registered by the module that MIXTURE_OR_TASK_MODULE "
-        "names."
+        "names, or made of the file that TRAIN_FILE names."
     )
 
 

@@ -12,6 +12,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from prompt_tuning.config_parts import ConfigError, FileTask, label_key
@@ -195,10 +196,8 @@ def hold_out(examples: Sequence[Example], share: float) -> set[int]:
     return {place for text in chosen for place in places[text]}
 
 
-def identity(config: FileTask) -> str:
+def files_identity(config: FileTask) -> str:
     """The SHA-256, in hexadecimal, of the contents of the files; "" where there are none."""
-    from pathlib import Path
-
     names = [name for name in (config.train_file, config.eval_file) if name]
     digest = hashlib.sha256()
     for name in names:

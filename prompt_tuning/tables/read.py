@@ -26,6 +26,7 @@ class Row(NamedTuple):
 
     where: str  # file:line, for messages
     fields: Mapping[str, Any]  # text in CSV; what JSON can hold in JSON
+    header: bool = False  # a first line named the fields
 
 
 def read_rows(path: str, config: FileTask) -> list[Row]:
@@ -108,7 +109,7 @@ def _read_table(path: str, text: str, config: FileTask) -> Iterator[Row]:
                 f"({_quoted(names)}); the line begins {_short(values[0])}. A field that holds the "
                 f"delimiter or a line break must be in quotes."
             )
-        yield Row(where, dict(zip(names, values, strict=True)))
+        yield Row(where, dict(zip(names, values, strict=True)), header=True)
 
 
 def _read_records(path: str, text: str, config: FileTask) -> Iterator[tuple[str, list[str]]]:
@@ -228,8 +229,11 @@ def value_of(row: Row, name: str, used_by: str) -> Any:
     names = [field for field in row.fields if field]
     near = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=1)
     hint = next((f" Did you mean {n!r}?" for n in names if near and n.lower() == near[0]), "")
-    if len(names) == 1 and any(mark in names[0] for mark in ";\t|,"):
-        hint = " If its columns are separated by another character, set DELIMITER."
+    marks = [mark for mark in ";\t|," if len(names) == 1 and mark in names[0]]
+    if marks:
+        hint = f" If that is what separates its columns, set DELIMITER = {marks[0]!r}."
+    elif not hint and row.header:
+        hint = " (The first line of a table names its columns.)"
     raise ConfigError(
         f"{row.where}: there is no field {name!r}, which {used_by} names; there are "
         f"{_quoted(names)}.{hint}"

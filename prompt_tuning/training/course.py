@@ -112,6 +112,7 @@ def _describe(run: Run, course: Course) -> dict[str, Any]:
         "sums": [{k: float(v) for k, v in one.items()} for one in sums],
         "backbone": run.backbone.identity,
         "vocabulary": run.data.vocabulary_identity,
+        "files": run.data.files_identity,
     }
 
 

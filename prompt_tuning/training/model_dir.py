@@ -69,18 +69,23 @@ def refuse_other_experiment(
 def refuse_other_contents(
     meta: Mapping[str, Any] | None, backbone: setup.Backbone, data: setup.Data, model_dir: Path
 ) -> None:
-    """Returns when the backbone and the vocabulary are those that the run began with.
+    """Returns when backbone, vocabulary and the user's own files are those the run began with.
 
     Raises:
       ConfigError: a file is where it was, but not what it was.
     """
-    now = {"backbone": backbone.identity, "vocabulary": data.vocabulary_identity}
+    now = {
+        "backbone": backbone.identity,
+        "vocabulary": data.vocabulary_identity,
+        "files": data.files_identity,
+    }
+    named = {"files": "training or evaluation file"}
     for what, identity in now.items():
-        if meta is not None and meta[what] != identity:
+        if meta is not None and meta.get(what, identity) != identity:
             raise ConfigError(
-                f"the {what} is not the one that the run in MODEL_DIR {model_dir} began with "
-                f"({identity[:12]}... now, {meta[what][:12]}... then): its file was replaced. Put "
-                "the old one back, or choose another MODEL_DIR."
+                f"the {named.get(what, what)} is not the one that the run in MODEL_DIR {model_dir} "
+                f"began with ({identity[:12]}... now, {meta[what][:12]}... then): its file was "
+                "replaced. Put the old one back, or choose another MODEL_DIR."
             )
 
 

@@ -96,6 +96,10 @@ def _find_faults(splits: Mapping[str, features.Rows], words: Sequence[str]) -> I
             yield f"note: no row of {split} has the answer {', '.join(map(repr, absent))}"
     if "train" not in splits:
         return
+    different = len(set(splits["train"].target_texts))
+    of_files = "row" in splits["train"].examples[0]
+    if of_files and not words and different <= min(CLASSES, len(splits["train"]) // 3):
+        yield f"note: only {different} different answers; LABEL_WORDS would make classes of them"
     answers: dict[str, set[str]] = collections.defaultdict(set)
     for text, answer in zip(splits["train"].input_texts, splits["train"].target_texts, strict=True):
         answers[text].add(answer)

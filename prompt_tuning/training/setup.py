@@ -25,6 +25,7 @@ from prompt_tuning.data import vocabulary as vocabularies
 from prompt_tuning.model import prompt as prompts
 from prompt_tuning.model import sharding, t5
 from prompt_tuning.scoring.eval_task import EvalTask, make_eval_tasks
+from prompt_tuning.tables import examples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Data:
     eval_tasks: tuple[EvalTask, ...]
     vocabulary: Any  # seqio's, of the inputs
     vocabulary_identity: str
+    files_identity: str = ""  # of the user's own files, where the rows are from there
 
 
 def make_dir(name: str, macro: str) -> Path:
@@ -143,6 +145,7 @@ def load_data(experiment: Experiment, *, train: bool = True) -> Data:
         eval_tasks=make_eval_tasks(loaded, experiment.eval),
         vocabulary=vocabulary,
         vocabulary_identity=vocabulary_identity(config.vocabulary),
+        files_identity=examples.files_identity(config.files),
     )
 
 
