@@ -30,6 +30,7 @@ EvalMethod = Literal["generate", "rank", "both"]
 RankScore = Literal["sum", "mean"]
 EvalPairs = Literal["all", "own"]
 OFFICIAL_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model"
+FROM_CHECKPOINT = "from_checkpoint"  # as a size of the model: the checkpoint's
 TINY = "tiny"  # as a checkpoint, a vocabulary or a model: the one that ships with the package
 
 ConfigT = TypeVar("ConfigT")
@@ -255,7 +256,7 @@ class Experiment:
     """One run, whole: `training.loop.train` takes this and nothing else."""
 
     model_dir: str
-    initial_checkpoint_path: str  # a T5X checkpoint (local or gs://), or "tiny"
+    initial_checkpoint_path: str  # a T5X checkpoint, a Hugging Face folder, hf://..., or "tiny"
     model: ModelConfig
     data: DataConfig
     prompt: PromptConfig = PromptConfig()
@@ -286,7 +287,7 @@ class Experiment:
 class EvalRun:
     """One scoring of a model, with a prompt or without one; the field names are T5X's macros."""
 
-    checkpoint_path: str  # a T5X checkpoint (local or gs://), or "tiny"
+    checkpoint_path: str  # a T5X checkpoint, a Hugging Face folder, hf://..., or "tiny"
     eval_output_dir: str
     prompt_file: str | tuple[str, ...] = ""  # paths (docs/prompts.md); empty: the model as it is
     pairs: EvalPairs = "all"  # "own": a prompt is scored on the tasks it was tuned for

@@ -22,7 +22,7 @@ from gin import config as gin_parsing
 from gin import config_parser
 
 from prompt_tuning import config
-from prompt_tuning.config import ConfigError
+from prompt_tuning.config import FROM_CHECKPOINT, ConfigError
 from prompt_tuning.gin_settings import (
     COMMAND_LINE,
     DEFAULT,
@@ -112,6 +112,11 @@ def load(
             f"--gin_file=runs/prompt_tune.gin (or `include '{BINDINGS}'` in your own file)."
         )
     macros, fields = _evaluate(latest)
+    if FROM_CHECKPOINT in fields.values():  # models/from_checkpoint.gin
+        from prompt_tuning.backbones.load import fill_sizes
+
+        name = "initial_checkpoint_path" if run is config.Experiment else "checkpoint_path"
+        fields = fill_sizes(fields, fields[f"{run.__name__}.{name}"])
     return Loaded(
         run=_build(run, fields, latest),
         macros={name: value for name, value in macros.items() if value is not gin.REQUIRED},

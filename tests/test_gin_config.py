@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prompt_tuning import api, config, gin_config, gin_settings
-from prompt_tuning.backbones import sizes
+from prompt_tuning.backbones import huggingface, sizes
 from prompt_tuning.config import ConfigError, EvalRun, Experiment, InferRun, ModelConfig
 from prompt_tuning.model import t5
 
@@ -26,6 +26,8 @@ MODELS, PROMPTS, TASKS = (
     [f"{folder}/{path.name}" for path in sorted((GIN / folder).glob("*.gin"))]
     for folder in ("models", "prompts", "superglue")
 )
+FROM_CHECKPOINT = "models/from_checkpoint.gin"
+MODELS.remove(FROM_CHECKPOINT)  # it has no sizes of its own
 RECIPE = "runs/prompt_tune.gin"
 WHERE = ["MODEL_DIR = 'out'", "INITIAL_CHECKPOINT_PATH = 'gs://bucket/checkpoint_1100000'"]
 # What a file of prompts/ leaves to the user.
@@ -129,6 +131,31 @@ def test_model_files_say_their_parameter_count(model):
     in_python = api.model_config("tiny" if name == "t5_1_1_tiny" else name)
     # Every value is there without gin, too.
     assert found == dataclasses.replace(in_python, dropout_rate=found.dropout_rate)
+
+
+def test_sizes_may_come_from_the_checkpoint():
+    files = [FROM_CHECKPOINT, "superglue/cb.gin", RECIPE]
+    own = ["VOCABULARY = 'bytes'", *WHERE[:1]]
+    tiny = load(files, [*own, "INITIAL_CHECKPOINT_PATH = 'tiny'"]).model
+    assert tiny == dataclasses.replace(api.model_config("tiny"), dropout_rate=tiny.dropout_rate)
+    stored = GOLDEN.parent / "hf"
+    for family in ("t5_1_0", "mt5"):
+        found = load(files, [*own, f"INITIAL_CHECKPOINT_PATH = '{stored / family}'"])
+        assert found.model == huggingface.open_folder(stored / family).model
+        again = gin_config.to_gin(found)  # what a run keeps is plain numbers
+        assert "from_checkpoint" not in again
+    scored = gin_config.load(
+        [FROM_CHECKPOINT, "superglue/cb.gin", "runs/eval.gin"],
+        [own[0], "EVAL_OUTPUT_DIR = 'out'", f"CHECKPOINT_PATH = '{stored / 'byt5'}'"],
+        run=EvalRun,
+    )
+    assert scored.run.model == huggingface.open_folder(stored / "byt5").model
+    message = refusal(files, own)
+    assert "none is named: set INITIAL_CHECKPOINT_PATH" in message
+    message = refusal(
+        files, [*own, "INITIAL_CHECKPOINT_PATH = 'tiny'", "BATCH_SIZE = 'from_checkpoint'"]
+    )
+    assert "DataConfig.batch_size cannot come from the checkpoint" in message
 
 
 def test_models_prompts_and_tasks_hold_macros_only():

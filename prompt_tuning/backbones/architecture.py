@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ SIZES: Mapping[str, str] = {
     "relative_attention_num_buckets": "relative_attention_num_buckets",
     "relative_attention_max_distance": "relative_attention_max_distance",
 }
+FORM = ("mlp_activations", "logits_via_embedding")  # what tells the families apart
 # transformers' defaults of what older files leave out. T5's family alone has other ones.
 _DEFAULTS = {
     "relative_attention_num_buckets": 32,
@@ -119,6 +121,54 @@ def parse_config(raw: Mapping[str, Any], where: str) -> ModelConfig:
         mlp_activations=ACTIVATIONS[activation],
         logits_via_embedding=is_scaled(raw),
     )
+
+
+def infer_model(
+    shapes: Mapping[str, tuple[int, ...]], raw: Mapping[str, Any] | None, where: str
+) -> ModelConfig:
+    """The architecture that the parameters of a T5X checkpoint have.
+
+    Shapes do not tell the activations and the longest relative distance. They are those of `raw`, a
+    config.json that lies beside the parameters, or else T5's: ReLU for one matrix, gated GELU for
+    two, and 128.
+
+    Raises:
+      ConfigError: these are not the parameters of a T5, or `raw` is another model's.
+    """
+    try:
+        num_embeddings, embed_dim = shapes["token_embedder/embedding"]
+        num_heads, num_buckets = shapes["encoder/relpos_bias/rel_embedding"]
+        joined = shapes["encoder/layers_0/attention/query/kernel"][1]
+        mlp_dim = shapes["encoder/layers_0/mlp/wo/kernel"][0]
+    except (KeyError, ValueError, IndexError) as error:
+        raise ConfigError(f"{where} does not hold the parameters of a T5: {error!r}.") from error
+    beside = None if raw is None else parse_config(raw, f"{where}/{CONFIG}")
+    gated = "encoder/layers_0/mlp/wi_0/kernel" in shapes
+    model = ModelConfig(
+        num_encoder_layers=_count_layers(shapes, "encoder"),
+        num_decoder_layers=_count_layers(shapes, "decoder"),
+        num_heads=num_heads,
+        head_dim=max(1, joined // num_heads),
+        embed_dim=embed_dim,
+        mlp_dim=mlp_dim,
+        num_embeddings=num_embeddings,
+        mlp_activations=("gelu", "linear") if gated else ("relu",),
+        logits_via_embedding="decoder/logits_dense/kernel" not in shapes,
+        relative_attention_num_buckets=num_buckets,
+    )
+    if beside is None:
+        return model
+    told = ("mlp_activations", "relative_attention_max_distance")
+    told_by_file = {name: getattr(beside, name) for name in told}
+    model = dataclasses.replace(model, **told_by_file)
+    tied = model.logits_via_embedding  # a tied table without scaling was written out
+    check_sizes(dataclasses.replace(beside, logits_via_embedding=tied), model, f"{where}/{CONFIG}")
+    return model
+
+
+def _count_layers(shapes: Mapping[str, tuple[int, ...]], stack: str) -> int:
+    found = (re.match(rf"{stack}/layers_(\d+)/", name) for name in shapes)
+    return max((int(match.group(1)) + 1 for match in found if match), default=0)
 
 
 def make_json(model: ModelConfig, dtype: str | None, step: int) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """A Hugging Face T5 folder: its architecture from config.json, its parameters under T5X's names.
 
 After `architecture.py`, `names.py` and `safetensors_files.py`; `load.py` reads the backbones of
-runs through it, `convert.py` whole folders.
+runs through it, `conversion.py` whole folders.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import jax
 from jax.typing import DTypeLike
@@ -14,7 +16,7 @@ from jaxtyping import Array
 
 from prompt_tuning.backbones import architecture, huggingface
 from prompt_tuning.checkpoint import t5x
-from prompt_tuning.config import TINY, ModelConfig
+from prompt_tuning.config import FROM_CHECKPOINT, TINY, ConfigError, ModelConfig
 from prompt_tuning.model import t5
 from prompt_tuning.world import assets
 
@@ -55,3 +57,42 @@ def read_step(spec: PathLike) -> int:
         return t5x.read_step(path)
     folder = huggingface.local_folder(path)
     return architecture.read_saved_step(architecture.read_json(folder), str(folder))
+
+
+def read_model(spec: PathLike) -> ModelConfig:
+    """The architecture of a checkpoint: of config.json, or of the shapes of a T5X checkpoint.
+
+    Raises:
+      ConfigError: there is no such checkpoint, or it is no T5.
+    """
+    path = find_path(spec)
+    if huggingface.is_huggingface(path):
+        folder = huggingface.local_folder(path)
+        where = str(folder / architecture.CONFIG)
+        return architecture.parse_config(architecture.read_json(folder), where)
+    beside = Path(path).expanduser()
+    there = "://" not in path and (beside / architecture.CONFIG).is_file()
+    raw = architecture.read_json(beside) if there else None
+    return architecture.infer_model(t5x.read_shapes(path), raw, path)
+
+
+def fill_sizes(fields: Mapping[str, Any], spec: Any) -> dict[str, Any]:
+    """The fields with the checkpoint's own sizes where "from_checkpoint" stands.
+
+    Raises:
+      ConfigError: no checkpoint is named, it cannot be read, or a field is no size.
+    """
+    if not isinstance(spec, str):
+        raise ConfigError(
+            "the model's sizes are to come from the checkpoint, and none is named: set "
+            "INITIAL_CHECKPOINT_PATH (t5x train) or CHECKPOINT_PATH."
+        )
+    model = read_model(spec)
+    filled = dict(fields)
+    for key, value in fields.items():
+        if value == FROM_CHECKPOINT:
+            field = key.removeprefix("ModelConfig.")
+            if field not in architecture.SIZES and field not in architecture.FORM:
+                raise ConfigError(f"{key} cannot come from the checkpoint: give a value.")
+            filled[key] = getattr(model, field)
+    return filled

@@ -1,7 +1,7 @@
 """One table between T5X's names of a T5's parameters and Hugging Face's.
 
 PyTorch keeps a matrix as [out, in] and T5X as [in, out], so all but the embedding are transposed.
-`huggingface.py` reads by this table, `convert.py` reads and writes by it.
+`huggingface.py` reads by this table, `conversion.py` reads and writes by it.
 """
 
 from __future__ import annotations
@@ -114,3 +114,12 @@ def count_layers(names: Iterable[str], stack: str) -> int:
     """
     found = (re.match(rf"{stack}\.block\.(\d+)\.", name) for name in names)
     return max((int(match.group(1)) + 1 for match in found if match), default=0)
+
+
+def is_transposed(name: str) -> bool:
+    """Whether the tensor of that name at Hugging Face is transposed: all matrices but one are.
+
+    >>> is_transposed("lm_head.weight"), is_transposed("shared.weight")
+    (True, False)
+    """
+    return name != SHARED and "layer_norm" not in name

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import collections
 import difflib
+import itertools
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ Index = tuple[slice, ...]
 NAMES_SHOWN = 5  # in an error
 BYTES_IN_FLIGHT = 2**30  # on the host, between the store and the devices
 CHUNK_BYTES = 2**24  # small enough that most shards of a matrix are whole chunks
+CHUNKS_IN_FLIGHT = 4  # of a writer
 _FORMAT_VERSION = 3  # T5X's, since June 2021
 _READ = {"file_io_concurrency": {"limit": 64}}
 
@@ -231,39 +233,65 @@ def write_t5x(
     One parameter is made an array at a time: values that read themselves from elsewhere then
     (`__array__`) cost the memory of the largest. Without `dtype` each keeps its own.
 
-    Vectors and scalars go into the msgpack index and larger arrays into gzipped zarr folders, as
-    T5X does; both of its checkpoint managers read the result. There is no optimizer state in it:
-    upstream finetuning needs a `RestoreCheckpointConfig` that says so.
+    There is no optimizer state in it: upstream finetuning needs a `RestoreCheckpointConfig` that
+    says so.
 
     Raises:
       ConfigError: the path is not a local folder.
     """
-    tree: dict[str, Any] = {}
     with replace_folder(path) as folder:
+        writer = Writer(folder)
         for name, param in sorted(params.items()):
             array = np.asarray(param)
             array = array if dtype is None else array.astype(np.dtype(dtype))
-            tree[name] = array if array.ndim < 2 else _write_zarr(folder, name, array)
+            writer.add(name, array.shape, array.dtype, array.__getitem__)
+        writer.close(step)
+
+
+class Writer:
+    """Fills an empty folder, array by array and chunk by chunk.
+
+    Vectors and scalars go into the msgpack index and larger arrays into gzipped zarr folders, as
+    T5X does; both of its checkpoint managers read the result.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._tree: dict[str, Any] = {}
+
+    def add(
+        self, name: str, shape: tuple[int, ...], dtype: np.dtype, read: Callable[[Index], Any]
+    ) -> None:
+        """Writes what `read` gives for the slices of one chunk after another."""
+        if len(shape) < 2:
+            self._tree[name] = np.asarray(read(tuple(slice(0, size) for size in shape)))
+            return
+        path = f"target.{name.replace('/', '.')}/"
+        chunks = _chunks(shape, dtype.itemsize)
+        compressor = {"id": "gzip", "level": 1}
+        metadata = {"shape": list(shape), "chunks": chunks, "compressor": compressor}
+        spec = {"driver": "zarr", "dtype": dtype.name, "metadata": metadata}
+        place = {"driver": "file", "path": f"{self._folder}/{path}"}
+        store = ts.open({**spec, "kvstore": place}, create=True).result()
+        writing: collections.deque[Any] = collections.deque()
+        for corner in itertools.product(*map(range, (0,) * len(shape), shape, chunks)):
+            parts = zip(corner, chunks, shape, strict=True)
+            index = tuple(slice(start, min(start + n, size)) for start, n, size in parts)
+            writing.append(store[index].write(read(index)))
+            if len(writing) > CHUNKS_IN_FLIGHT:
+                writing.popleft().result()
+        for write in writing:
+            write.result()
+        self._tree[name] = {**spec, "kvstore": {"driver": "file", "path": path}}
+
+    def close(self, step: int) -> None:
+        """Writes the index; the checkpoint is whole then."""
         optimizer = {
             "state": {"step": np.asarray(step, np.int32)},
-            "target": traverse_util.unflatten_dict(tree, sep="/"),
+            "target": traverse_util.unflatten_dict(self._tree, sep="/"),
         }
         index = {"version": _FORMAT_VERSION, "optimizer": optimizer}
-        (folder / INDEX).write_bytes(serialization.msgpack_serialize(index))
-
-
-def _write_zarr(folder: Path, name: str, array: np.ndarray) -> dict[str, Any]:
-    """The spec that the index holds for an array, once the array is written."""
-    path = f"target.{name.replace('/', '.')}/"
-    metadata = {
-        "shape": list(array.shape),
-        "chunks": _chunks(array.shape, array.dtype.itemsize),
-        "compressor": {"id": "gzip", "level": 1},
-    }
-    spec = {"driver": "zarr", "dtype": array.dtype.name, "metadata": metadata}
-    store = {"driver": "file", "path": f"{folder}/{path}"}
-    ts.open({**spec, "kvstore": store}, create=True).result().write(array).result()
-    return {**spec, "kvstore": {"driver": "file", "path": path}}
+        (self._folder / INDEX).write_bytes(serialization.msgpack_serialize(index))
 
 
 def _chunks(shape: tuple[int, ...], itemsize: int) -> list[int]:
