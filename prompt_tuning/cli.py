@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
-from prompt_tuning.commands import backbones, data, plan, prompts, runs, safety
+from prompt_tuning.commands import backbones, data, plan, prompts, runs, safety, submit
 from prompt_tuning.config import ConfigError
 from prompt_tuning.safety import signals
 
@@ -25,6 +25,7 @@ COMMANDS = {
     **backbones.COMMANDS,
     **data.COMMANDS,
     **safety.COMMANDS,
+    **submit.COMMANDS,
 }
 EXAMPLES = """\
 examples:

@@ -69,6 +69,7 @@ ALLOWED = {
 USES_DATA = {
     "commands/data.py",
     "evaluation/prompts.py",
+    "evaluation/submit.py",
     "scoring/eval_task.py",
     "scoring/evaluate.py",
     "scoring/ranking.py",
@@ -173,6 +174,7 @@ def test_every_module_has_a_test_of_its_name():
         "manifest": "verify",
         "ending": "health",
         **dict.fromkeys(("results", "pictures"), "matrix"),
+        "submission_format": "submit",
         **dict.fromkeys(("read", "template", "examples", "scores"), "tables"),
         "overview": "file_tasks",
         **dict.fromkeys(("eval_task", "evaluate", "intervals", "score_table"), "analysis"),

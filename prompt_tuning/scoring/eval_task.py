@@ -137,11 +137,11 @@ def make_eval_task(found: features.EvalRows, config: EvalConfig) -> EvalTask:
     if unused:
         names = ", ".join(getattr(metric, "__name__", repr(metric)) for metric in unused)
         print(f"{task.name}: metrics over scores are not computed: {names}", flush=True)
-    own = () if words else _row_words(found)
+    own = () if words else find_row_words(found)
     return EvalTask(task, rows, postprocess_targets(task, rows), words, own)
 
 
-def _row_words(found: features.EvalRows) -> tuple[tuple[str, ...], ...]:
+def find_row_words(found: features.EvalRows) -> tuple[tuple[str, ...], ...]:
     """Each row's own words: of the project's tasks, or what a user's task has as `label_words`."""
     own = []
     for row, example in enumerate(found.rows.examples):

@@ -99,8 +99,7 @@ def evaluate(
     for method in methods(evaluator.config):
         if method == "rank" and not task.can_rank:
             continue
-        answer = _generate if method == "generate" else _rank
-        outputs = answer(evaluator, params, task, records)
+        outputs = answer(evaluator, params, task, method, records)
         predictions = [task.postprocess(i, output) for i, output in enumerate(outputs)]
         for record, output, prediction in zip(records, outputs, predictions, strict=True):
             record.setdefault("output", output)
@@ -110,6 +109,22 @@ def evaluate(
         scored.outputs[method] = outputs
         scored.predictions[method] = predictions
     return scored
+
+
+def answer(
+    evaluator: Evaluator,
+    params: tuple[t5.Params, Float[Array, "P D"]],
+    task: EvalTask,
+    method: str,
+    records: list[dict[str, Any]] | None = None,
+) -> list[str]:
+    """The answer to every row by one method; `records`, one a row, get the scores.
+
+    Raises:
+      FloatingPointError: a word's probability is not a number.
+    """
+    records = [{} for _ in range(len(task.rows))] if records is None else records
+    return (_generate if method == "generate" else _rank)(evaluator, params, task, records)
 
 
 def from_records(task: EvalTask, records: list[dict[str, Any]], config: EvalConfig) -> Scored:

@@ -1,0 +1,179 @@
+"""Submission files: written from prompts by the command, and what the checker lets pass."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import superglue_rows
+from tiny_models import CONFIG, random_params
+
+from prompt_tuning import cli
+from prompt_tuning.checkpoint.prompt_file import PromptMetadata, save_prompt
+from prompt_tuning.checkpoint.t5x import write_t5x
+from prompt_tuning.config import ConfigError, to_dict
+from prompt_tuning.evaluation import submission_format as form
+
+TASKS = ("boolq", "cb", "copa", "multirc", "record", "rte", "wic")
+NAMES = {task: f"taskless_super_glue_{task}_v102" for task in TASKS}
+NAMES["wsc"] = "taskless_super_glue_wsc_v102_simple_train"
+FOLDERS = ("BoolQ", "CB", "COPA", "MultiRC", "ReCoRD", "RTE", "WiC", "WSC")
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """The rows of the tests as official files, a random backbone, and a prompt for each task."""
+    folder = tmp_path_factory.mktemp("submit")
+    superglue_rows.write_all(folder / "jsonl")
+    for name in FOLDERS:
+        rows = superglue_rows.unlabelled(superglue_rows.labelled(name))
+        superglue_rows.write_rows(folder / "jsonl" / name / "test.jsonl", rows)
+    flags = [f"--jsonl_dir={folder / 'jsonl'}", f"--tfds_data_dir={folder / 'tfds'}"]
+    assert cli.main(["prepare-superglue", *flags]) == 0
+    write_t5x(folder / "checkpoint_3", random_params(), 3)
+    for seed, (task, name) in enumerate(NAMES.items()):
+        array = np.random.default_rng(seed).normal(size=(2, CONFIG.embed_dim)).astype(np.float32)
+        save_prompt(folder / "prompts" / task, array, PromptMetadata(task=name))
+    macros = {
+        **{name.upper(): value for name, value in to_dict(CONFIG).items()},
+        "VOCABULARY": "bytes",
+        "CHECKPOINT_PATH": str(folder / "checkpoint_3"),
+        "PROMPT_FILE": str(folder / "prompts"),
+        "BATCH_SIZE": 8,
+        "TASK_FEATURE_LENGTHS": {"inputs": 8, "targets": 6},
+    }
+    (folder / "small.gin").write_text("".join(f"{k} = {v!r}\n" for k, v in macros.items()))
+    return folder
+
+
+def submit(work, *flags, **macros):
+    return cli.main(
+        [
+            "submit-superglue",
+            "--gin_file=runs/eval.gin",
+            f"--gin_file={work / 'small.gin'}",
+            *(f"--gin.{name}={value!r}" for name, value in macros.items()),
+            f"--tfds_data_dir={work / 'tfds'}",
+            *flags,
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def submission(work):
+    assert submit(work, f"--submission_dir={work / 'out'}", "--zip") == 0
+    return work / "out"
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_task_has_its_file_in_its_own_form(submission):
+    found = {path.name: lines(path) for path in submission.glob("*.jsonl")}
+    assert set(found) == {f"{file.name}.jsonl" for file in form.FILES.values()}
+    assert [row["idx"] for row in found["BoolQ.jsonl"]] == [0, 1, 2]
+    labels = {
+        name: {type(row["label"]) for row in rows}
+        for name, rows in found.items()
+        if name != "MultiRC.jsonl"
+    }
+    assert labels.pop("COPA.jsonl") == {int}
+    assert set.union(*labels.values()) == {str}
+    assert {row["label"] for row in found["BoolQ.jsonl"]} <= {"true", "false"}
+    assert {row["label"] for row in found["WSC.jsonl"]} <= {"True", "False"}
+    assert [row["idx"] for row in found["ReCoRD.jsonl"]] == [9, 10]
+    assert {row["label"] for row in found["ReCoRD.jsonl"]} <= {"Bo", "Łucja"}
+    (passage,) = found["MultiRC.jsonl"]
+    assert passage["idx"] == 3
+    shape = {q["idx"]: [a["idx"] for a in q["answers"]] for q in passage["passage"]["questions"]}
+    assert shape == {7: [20, 21], 8: [22]}
+
+
+def test_what_is_written_passes_the_check_and_is_in_the_zip(work, submission, capsys):
+    capsys.readouterr()
+    archive = submission / "submission.zip"
+    for place in (submission, archive):
+        flags = [f"--check={place}", f"--jsonl_dir={work / 'jsonl'}"]
+        assert cli.main(["submit-superglue", *flags]) == 0
+        assert capsys.readouterr().out.count(": in order") == 10
+    assert len(zipfile.ZipFile(archive).namelist()) == 10
+    # Without the test files the official numbers of rows are asked for.
+    assert cli.main(["submit-superglue", f"--check={submission}"]) == 2
+    assert "CB.jsonl: 5 answers, but the test set asks for 250" in capsys.readouterr().err
+
+
+def test_two_prompts_for_one_task_are_refused(work, submission, capsys):
+    save = np.ones((2, CONFIG.embed_dim), np.float32)
+    save_prompt(work / "second", save, PromptMetadata(task="super_glue_cb_v102"))
+    save_prompt(work / "third", save, PromptMetadata(task="super_glue_cb_v102"))
+    files = [str(work / "second"), str(work / "third")]
+    assert submit(work, f"--submission_dir={work / 'twice'}", PROMPT_FILE=files) == 2
+    assert "are both for super_glue_cb_v102" in capsys.readouterr().err
+
+
+def test_flags_that_are_missing_are_named(capsys):
+    assert cli.main(["submit-superglue", "--gin_file=runs/eval.gin"]) == 2
+    assert "give --submission_dir=FOLDER to write, or --check" in capsys.readouterr().err
+
+
+# The checker by itself.
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "problem"),
+    [
+        ("cb", '{"idx": 0, "label": "maybe"}', "line 1: label 'maybe', expected 'entailment'"),
+        ("boolq", '{"idx": 0, "label": true}', "label True, expected 'false', 'true'"),
+        ("copa", '{"idx": 0, "label": true}', "label True, expected 0, 1"),
+        ("record", '{"idx": 0, "label": " "}', "label ' ', expected a text"),
+        ("wsc", '{"idx": 0, "label": "true"}', "label 'true', expected 'False', 'True'"),
+        ("cb", '{"idx": "0", "label": "neutral"}', "idx '0' is not a whole number"),
+        ("cb", '{"idx": 0}', r"the fields are \['idx'\]"),
+        ("cb", "[0]", "line 1: not a line of this file"),
+        ("cb", '{"idx": 0, "label"', "line 1: not a line of this file"),
+        ("multirc", '{"idx": 0, "label": 1}', "line 1: not a line of this file"),
+    ],
+)
+def test_lines_that_are_wrong_are_named(task, text, problem):
+    import re
+
+    problems = form.check_file(task, text)
+    assert re.search(problem, problems[0]), problems
+
+
+def test_every_idx_is_answered_once():
+    rows = [(0, "neutral"), (2, "neutral"), (2, "entailment"), (7, "neutral")]
+    text = "\n".join(json.dumps({"idx": idx, "label": label}) for idx, label in rows)
+    assert form.check_file("cb", text, {(0,), (1,), (2,)}) == [
+        "line 3: idx 2 is that of line 2 too",
+        "1 idx not answered: 1",
+        "1 idx not of the test set: 7",
+    ]
+
+
+def test_lines_of_multirc_are_nested_and_sorted():
+    answers = {(1, 5, 9): 0, (0, 4, 8): 1, (0, 4, 7): 0}
+    text = form.to_lines("multirc", answers)
+    assert [json.loads(line)["idx"] for line in text] == [0, 1]
+    assert form.check_file("multirc", "\n".join(text), set(answers)) == []
+
+
+def test_a_place_that_is_no_submission(tmp_path):
+    (tmp_path / "x.zip").write_text("no zip")
+    with pytest.raises(ConfigError, match=r"no folder and no zip"):
+        form.check(tmp_path / "x.zip")
+    with pytest.raises(ConfigError, match=r"(?s)BoolQ\.jsonl: missing.*WSC\.jsonl: missing"):
+        form.check(tmp_path)
+
+
+def test_the_official_numbers_of_rows():
+    """Lester et al., table 7, and the diagnostics of Wang et al. (2019)."""
+    assert sum(file.rows for file in form.FILES.values() if file.required) == 28_234
+    assert (form.FILES["axb"].rows, form.FILES["axg"].rows) == (1_104, 356)
+
+
+def test_names_of_tasks_and_files():
+    assert form.find_task("taskless_super_glue_wsc_v102_simple_eval") == "wsc"
+    assert form.find_task("super_glue_axb_v102") == "axb"
+    assert form.find_task("tiny_mood") == form.find_task("glue_rte_v002") == ""
