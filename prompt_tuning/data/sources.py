@@ -82,7 +82,7 @@ def _fetch(task: str, loader: Any, split: str) -> None:
 def _cure(name: str) -> str:
     if name.startswith("super_glue/"):
         return (
-            "Unpack the official JSONL release somewhere and run `t5x prepare-superglue "
+            "Put the official archives or JSONL files into a folder and run `t5x prepare-superglue "
             "--jsonl_dir=<folder> --tfds_data_dir=<directory>`, which needs no network; then give "
             "--tfds_data_dir=<directory> here."
         )
