@@ -194,6 +194,8 @@ def test_a_mixture_reads_the_tasks_that_have_the_split(tmp_path):
     source = superglue_rows.OTHERS["WSC"]
     superglue_rows.write_rows(tmp_path / "WSC" / "train.jsonl", source)
     superglue_rows.write_rows(tmp_path / "WSC" / "val.jsonl", source)
+    unlabelled = superglue_rows.unlabelled(source)
+    superglue_rows.write_rows(tmp_path / "WSC" / "test.jsonl", unlabelled)
     prepare.prepare_superglue(tmp_path, tmp_path / "tfds")
     name = "taskless_super_glue_wsc_and_dev_v102_simple"
     config = DataConfig(
@@ -205,6 +207,11 @@ def test_a_mixture_reads_the_tasks_that_have_the_split(tmp_path):
     (found,) = features.load_eval_rows(config, class_labels=("commonsense", "pronoun"))
     assert found.task.name == "taskless_super_glue_wsc_v102_simple_eval"
     assert (len(found.rows), found.label_words, found.row_words(0)) == (2, (), ())
+    assert found.is_labelled(0)
+    (hidden,) = features.load_eval_rows(dataclasses.replace(config, eval_split="test"))
+    assert not any(hidden.is_labelled(row) for row in range(2))
+    with pytest.raises(ConfigError, match=r"no split 'validation\[:1\]'; it has validation, test"):
+        features.load_eval_rows(dataclasses.replace(config, eval_split="validation[:1]"))
     rows, rates = features.load_training_rows(name, "train", LENGTHS)
     assert [(r.task, len(r)) for r in rows] == [("taskless_super_glue_wsc_v102_simple_train", 1)]
     assert rates == [1.0]

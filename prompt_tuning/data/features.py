@@ -37,6 +37,8 @@ from prompt_tuning.data.vocabulary import (
     read_vocabulary,
     same_vocabulary,
 )
+from prompt_tuning.text import glue, superglue
+from prompt_tuning.text.spec import UNLABELLED
 
 Lengths = Mapping[str, int]  # TASK_FEATURE_LENGTHS
 Tokens = Int32[np.ndarray, "_"]
@@ -235,6 +237,14 @@ class EvalRows(NamedTuple):
         if has_row_words(self.task.name):
             return row_words(self.task.name, self.rows.examples[row])
         return self.label_words
+
+    def is_labelled(self, row: int) -> bool:
+        """Whether it is known what is right; of the test splits of SuperGLUE and GLUE it is not."""
+        spec = find_spec(self.task.name)
+        if spec is not None and spec.convert is superglue.wsc:  # its target is the noun on offer
+            return int(self.rows.examples[row]["label"]) != -1
+        unknown = "-1.0" if spec is not None and spec.convert is glue.similarity else UNLABELLED
+        return self.rows.target_texts[row] != unknown
 
 
 def load_eval_rows(

@@ -14,7 +14,6 @@ import numpy as np
 from prompt_tuning.config import ConfigError, EvalConfig
 from prompt_tuning.data import features
 from prompt_tuning.text.answers import text
-from prompt_tuning.text.spec import UNLABELLED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +125,7 @@ def make_eval_task(found: features.EvalRows, config: EvalConfig) -> EvalTask:
       ConfigError: a row has no label, or a word to rank has no tokens.
     """
     task, rows, words = found
-    missing = [row for row, target in enumerate(rows.target_texts) if target == UNLABELLED]
+    missing = [row for row in range(len(rows)) if not found.is_labelled(row)]
     if missing:
         what = "the rows" if len(missing) == len(rows) else f"{len(missing)} of {len(rows)} rows"
         raise ConfigError(
