@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from prompt_tuning.config_parts import BEAM as BEAM
-from prompt_tuning.config_parts import NO_FILES
+from prompt_tuning.config_parts import DEFAULT_OPTIMIZER, NO_CORPUS, NO_FILES
 from prompt_tuning.config_parts import ConfigError as ConfigError
+from prompt_tuning.config_parts import CorpusConfig as CorpusConfig
 from prompt_tuning.config_parts import Decoding as Decoding
 from prompt_tuning.config_parts import FileTask as FileTask
+from prompt_tuning.config_parts import OptimizerConfig as OptimizerConfig
 from prompt_tuning.config_parts import check as _check
 from prompt_tuning.config_parts import typed as _typed
 
@@ -31,6 +33,7 @@ RankScore = Literal["sum", "mean"]
 EvalPairs = Literal["all", "own"]
 OFFICIAL_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model"
 FROM_CHECKPOINT = "from_checkpoint"  # as a size of the model: the checkpoint's
+SCRATCH = "scratch"  # as a checkpoint: none, the same as None
 TINY = "tiny"  # as a checkpoint, a vocabulary or a model: the one that ships with the package
 
 ConfigT = TypeVar("ConfigT")
@@ -114,35 +117,6 @@ class PromptConfig:
 
 @_typed
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class OptimizerConfig:
-    """The update rule of the trainable part; defaults are the paper's (facts: Lester et al., 3)."""
-
-    name: Literal["adafactor", "adamw"] = "adafactor"
-    learning_rate: float = 0.3
-    warmup_steps: int = 0
-    decay_rate: float = 0.8  # Adafactor's second-moment exponent
-    clipping_threshold: float = 1.0  # Adafactor's RMS clip of the update
-    weight_decay: float = 1e-5
-    multiply_by_parameter_scale: bool = False  # Adafactor: rate relative to each matrix's RMS
-    start_step: int | None = None  # None: the backbone's step, as T5X does
-
-    def __post_init__(self) -> None:
-        _check(
-            self.learning_rate > 0, f"LEARNING_RATE must be positive, found {self.learning_rate}."
-        )
-        _check(self.warmup_steps >= 0, f"WARMUP_STEPS must be >= 0, found {self.warmup_steps}.")
-        _check(self.weight_decay >= 0, f"WEIGHT_DECAY must be >= 0, found {self.weight_decay}.")
-        for name in ("decay_rate", "clipping_threshold"):
-            value = getattr(self, name)
-            _check(value > 0, f"{name.upper()} must be positive, found {value}.")
-        _check(
-            self.start_step is None or self.start_step >= 0,
-            f"OPTIMIZER_START_STEP must be >= 0, found {self.start_step}.",
-        )
-
-
-@_typed
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Which rows, and how they become numbers."""
 
@@ -165,8 +139,9 @@ class DataConfig:
         )
         _check(self.batch_size >= 1, f"BATCH_SIZE must be at least 1, found {self.batch_size}.")
         lengths = self.task_feature_lengths
+        possible = set(lengths) in ({"inputs", "targets"}, {"inputs"})  # targets: see Experiment
         _check(
-            set(lengths) == {"inputs", "targets"} and all(n >= 1 for n in lengths.values()),
+            possible and all(n >= 1 for n in lengths.values()),
             "TASK_FEATURE_LENGTHS must be {'inputs': T, 'targets': L} with T, L >= 1, found "
             f"{dict(lengths)}.",
         )
@@ -197,6 +172,8 @@ class TrainConfig:
     label_smoothing: float = 0.0
     random_seed: int = 0
     checkpoint_period: int | None = None  # None: at every evaluation
+    keep_checkpoints: int | None = 2  # of a pre-training run; None: all
+    restore_optimizer: bool = False  # go on with the checkpoint's Adafactor moments
     length_groups: int = 4  # parts, by length, that a batch is cut into where that saves padding
     microbatches: int = 1  # parts that it is cut into in any case: less memory, same gradient
 
@@ -205,6 +182,7 @@ class TrainConfig:
             "train_steps",
             "train_steps_relative",
             "checkpoint_period",
+            "keep_checkpoints",
             "length_groups",
             "microbatches",
         ):
@@ -256,14 +234,25 @@ class Experiment:
     """One run, whole: `training.loop.train` takes this and nothing else."""
 
     model_dir: str
-    initial_checkpoint_path: str  # a T5X checkpoint, a Hugging Face folder, hf://..., or "tiny"
+    initial_checkpoint_path: str | None  # T5X's, Hugging Face's, hf://..., "tiny"; None: scratch
     model: ModelConfig
     data: DataConfig
+    corpus: CorpusConfig = NO_CORPUS
     prompt: PromptConfig = PromptConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
+    optimizer: OptimizerConfig = DEFAULT_OPTIMIZER
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     num_model_partitions: int = 1
+
+    @property
+    def from_scratch(self) -> bool:
+        """Whether the weights are random at first; only a pre-training run's are."""
+        return self.initial_checkpoint_path in (None, SCRATCH)
+
+    @property
+    def checkpoint(self) -> str:
+        """The checkpoint that the run begins with, where there is one."""
+        return self.initial_checkpoint_path or SCRATCH
 
     @property
     def experiment(self) -> Experiment:
@@ -279,6 +268,18 @@ class Experiment:
             self.prompt.length >= 1 or self.train.trainable == "model",
             "PROMPT_LENGTH is 0 and only the prompt is trainable: there is nothing to train. Set "
             "PROMPT_LENGTH to at least 1.",
+        )
+        lengths, pretrains = self.data.task_feature_lengths, self.corpus.objective != "task"
+        _check(
+            "targets" in lengths or pretrains,
+            "TASK_FEATURE_LENGTHS must be {'inputs': T, 'targets': L} with T, L >= 1, found "
+            f"{dict(lengths)}.",
+        )
+        _check(
+            pretrains or not self.from_scratch,
+            f"INITIAL_CHECKPOINT_PATH is {self.initial_checkpoint_path!r}, that is, random weights:"
+            " these are for OBJECTIVE = 'span_corruption' or 'prefix_lm' (runs/pretrain.gin). Name "
+            "a checkpoint.",
         )
 
 

@@ -1,4 +1,4 @@
-"""Parts of a configuration that are read where no experiment is: a task of the user's own files.
+"""Parts of a configuration that are read where no experiment is: a task of files, a corpus.
 
 `config.py` makes experiments of them, and hands on the names that others use. Plain Python.
 """
@@ -15,6 +15,7 @@ from beartype import BeartypeConf, beartype
 typed = beartype(conf=BeartypeConf(is_pep484_tower=True))
 
 LabelWords = tuple[str, ...] | Mapping[str | int | bool, str]
+Objective = Literal["task", "span_corruption", "prefix_lm"]
 
 
 class ConfigError(ValueError):
@@ -139,3 +140,75 @@ class Decoding:
 
 
 BEAM = Decoding()
+
+
+@typed
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CorpusConfig:
+    """What a pre-training run reads, and what it hides of it; "task" is a run on a task's rows."""
+
+    objective: Objective = "task"
+    files: str | tuple[str, ...] = ()  # text files, or patterns of them
+    eval_files: str | tuple[str, ...] = ()  # (): some documents of `files` are held out
+    tfds: str = ""  # a TFDS data set, "c4/en:3.1.0"
+    field: str = "text"  # of TFDS rows and JSON lines
+    documents: Literal["paragraph", "line", "file"] = "paragraph"  # what a document is in a file
+    noise_density: float = 0.15  # T5's
+    mean_noise_span_length: float = 3.0  # T5's
+    merge_documents: bool = True  # one text of all, so that nothing is padded
+    pack: bool = False  # several examples a row
+
+    def __post_init__(self) -> None:
+        check(
+            0.0 < self.noise_density < 1.0,
+            f"NOISE_DENSITY must lie in (0, 1), found {self.noise_density}.",
+        )
+        check(
+            self.mean_noise_span_length >= 1.0,
+            f"MEAN_NOISE_SPAN_LENGTH must be >= 1, found {self.mean_noise_span_length}.",
+        )
+        check(
+            not (self.files and self.tfds),
+            f"TEXT_FILES ({self.files!r}) and TFDS_CORPUS ({self.tfds!r}) are both set: a run reads"
+            " one corpus. Empty the other.",
+        )
+
+
+NO_CORPUS = CorpusConfig()
+
+
+@typed
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """The update rule of the trainable part; defaults are the paper's (facts: Lester et al., 3)."""
+
+    name: Literal["adafactor", "adamw"] = "adafactor"
+    learning_rate: float = 0.3
+    warmup_steps: int = 0
+    schedule: Literal["constant", "rsqrt"] = "constant"  # rsqrt is T5's
+    decay_rate: float = 0.8  # Adafactor's second-moment exponent
+    clipping_threshold: float = 1.0  # Adafactor's RMS clip of the update
+    weight_decay: float = 1e-5
+    multiply_by_parameter_scale: bool = False  # Adafactor: rate relative to each matrix's RMS
+    start_step: int | None = None  # None: the backbone's step, as T5X does
+
+    def __post_init__(self) -> None:
+        check(
+            self.learning_rate > 0, f"LEARNING_RATE must be positive, found {self.learning_rate}."
+        )
+        least = 1 if self.schedule == "rsqrt" else 0
+        check(
+            self.warmup_steps >= least,
+            f"WARMUP_STEPS must be >= {least}, found {self.warmup_steps}.",
+        )
+        check(self.weight_decay >= 0, f"WEIGHT_DECAY must be >= 0, found {self.weight_decay}.")
+        for name in ("decay_rate", "clipping_threshold"):
+            value = getattr(self, name)
+            check(value > 0, f"{name.upper()} must be positive, found {value}.")
+        check(
+            self.start_step is None or self.start_step >= 0,
+            f"OPTIMIZER_START_STEP must be >= 0, found {self.start_step}.",
+        )
+
+
+DEFAULT_OPTIMIZER = OptimizerConfig()

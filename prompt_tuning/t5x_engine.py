@@ -52,8 +52,8 @@ def prepare(mode: str, loaded: gin_config.Loaded[Any], flags: Sequence[str] = ()
       ConfigError: T5X has no such setting, or something that the run needs is missing.
     """
     folder = _output_dir(loaded.run)
+    _refuse_unknown_to_t5x(loaded.run)
     resolved = make_absolute(loaded.run)
-    _refuse_unknown_to_t5x(resolved)
     _try_inputs(resolved)
     if resolved.eval.method == "both":
         print("EVAL_METHOD = 'both': upstream T5X generates; it does not rank.", flush=True)
@@ -135,6 +135,8 @@ def _refuse_unknown_to_t5x(run: Run) -> None:
         problems.append("RETURN_ALL_DECODES: its infer writes one answer")
     if isinstance(run, Experiment):
         problems += _compare_periods(config.period, run.train.checkpoint_period)
+        if run.corpus.objective != "task":
+            problems.append(f"OBJECTIVE = {run.corpus.objective!r}: it trains on tasks here")
     if config.early_stopping_evals != default.early_stopping_evals:
         problems.append("EARLY_STOPPING_EVALS: it trains to the last step")
     if model.relative_attention_num_buckets != _BUCKETS:

@@ -48,6 +48,14 @@ COMMANDS = {
         ["models/t5_1_1_small.gin", "superglue/rte.gin", "runs/model_tune.gin"],
         WHERE,
     ),
+    "pretrain_small": (
+        ["models/t5_1_1_small.gin", "runs/pretrain.gin"],
+        ["MODEL_DIR = 'out'", "TEXT_FILES = 'corpus/*.txt'"],
+    ),
+    "lm_adapt_small": (
+        ["models/t5_1_1_small.gin", "runs/lm_adapt.gin"],
+        [*WHERE, "TEXT_FILES = 'corpus/*.txt'"],
+    ),
     "demo": (["demo.gin"], []),
     "demo_topic": (["demo_topic.gin"], []),
 }

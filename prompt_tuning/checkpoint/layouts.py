@@ -57,11 +57,13 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's parts that matter here: optimizer state and mutable variables do not."""
+    """A checkpoint's parts that matter here: mutable variables do not."""
 
     folder: Folder
     params: Mapping[str, Leaf]  # "encoder/layers_0/attention/query/kernel" -> its place
     step: Leaf
+    # Of the optimizer, read where a pre-training goes on: "encoder/.../kernel/v_row" -> its place.
+    slots: Mapping[str, Leaf] = dataclasses.field(default_factory=dict)
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -127,7 +129,13 @@ def _from_msgpack(data: bytes, folder: Folder) -> Checkpoint:
     }
     if not params:
         raise ConfigError(f"{where} lists no parameters: its 'target' is empty.")
-    return Checkpoint(folder, params, _leaf(step, "state/step", folder, database))
+    states = root["state"].get("param_states") or {}
+    slots = {
+        name: _leaf(value, f"state/param_states/{name}", folder, database)
+        for name, value in _flatten(states).items()
+        if value is not None
+    }
+    return Checkpoint(folder, params, _leaf(step, "state/step", folder, database), slots)
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -205,7 +213,8 @@ def _from_orbax(data: bytes, folder: Folder) -> Checkpoint:
             "'target/...'."
         )
     params = {"/".join(key[1:]): leaf(key) for key in keys if key[0] == "target"}
-    return Checkpoint(folder, params, leaf(("state", "step")))
+    slots = {"/".join(key[2:]): leaf(key) for key in keys if key[:2] == ("state", "param_states")}
+    return Checkpoint(folder, params, leaf(("state", "step")), slots)
 
 
 def open_leaves(

@@ -76,6 +76,40 @@ def read_t5x(
     return dict(_restore(requests)), _step(checkpoint.step)
 
 
+def read_slots(path: PathLike, like: Mapping[str, Array]) -> dict[str, Array]:
+    """The optimizer's arrays named by `like`, in its shapes, dtypes and shardings.
+
+    Names are T5X's: those of the parameters, and `/v`, `/v_row`, `/v_col`, `/m` behind.
+
+    Raises:
+      ConfigError: the checkpoint does not have exactly these.
+    """
+    checkpoint = find_checkpoint(path)
+    stores = open_leaves(checkpoint.slots, ts.Context(_READ))
+    problems = sorted(set(like) ^ set(stores)) or sorted(
+        name for name in like if tuple(stores[name].shape) != tuple(like[name].shape)
+    )
+    if problems:
+        found = f"has {len(stores)}" if stores else "has none"
+        raise ConfigError(
+            f"the checkpoint {checkpoint.folder.url} does not hold the optimizer state that the "
+            f"run goes on with: expected {len(like)} arrays of T5X's Adafactor, it {found} (first "
+            f"difference: {problems[0]}). Set RESTORE_OPTIMIZER = False to begin with empty "
+            "moments."
+        )
+    requests = [
+        _Request(
+            name,
+            checkpoint.slots[name],
+            ts.cast(stores[name], np.dtype(value.dtype).name),
+            value.sharding,
+            np.dtype(value.dtype),
+        )
+        for name, value in sorted(like.items())
+    ]
+    return dict(_restore(requests))
+
+
 def read_step(path: PathLike) -> int:
     """The training step at which the checkpoint was written."""
     return _step(find_checkpoint(path).step)
@@ -227,14 +261,17 @@ def write_t5x(
     step: int,
     *,
     dtype: DTypeLike | None = "float32",
+    slots: Mapping[str, Array] | None = None,
+    files: Mapping[str, str] | None = None,
 ) -> None:
     """Writes `params` as a checkpoint in T5X's own layout, whole or not at all.
 
     One parameter is made an array at a time: values that read themselves from elsewhere then
     (`__array__`) cost the memory of the largest. Without `dtype` each keeps its own.
 
-    There is no optimizer state in it: upstream finetuning needs a `RestoreCheckpointConfig` that
-    says so.
+    Without `slots`, the optimizer's float32 arrays, upstream finetuning needs a
+    `RestoreCheckpointConfig` that says so. `files` are texts that lie beside, which T5X does not
+    look at.
 
     Raises:
       ConfigError: the path is not a local folder.
@@ -245,6 +282,10 @@ def write_t5x(
             array = np.asarray(param)
             array = array if dtype is None else array.astype(np.dtype(dtype))
             writer.add(name, array.shape, array.dtype, array.__getitem__)
+        for name, slot in sorted((slots or {}).items()):
+            writer.add_slot(name, np.asarray(slot))
+        for name, text in (files or {}).items():
+            (folder / name).write_text(text, encoding="utf-8")
         writer.close(step)
 
 
@@ -258,15 +299,26 @@ class Writer:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._tree: dict[str, Any] = {}
+        self._slots: dict[str, Any] = {}
 
     def add(
         self, name: str, shape: tuple[int, ...], dtype: np.dtype, read: Callable[[Index], Any]
     ) -> None:
         """Writes what `read` gives for the slices of one chunk after another."""
-        if len(shape) < 2:
-            self._tree[name] = np.asarray(read(tuple(slice(0, size) for size in shape)))
-            return
         path = f"target.{name.replace('/', '.')}/"
+        self._tree[name] = self._write(path, shape, dtype, read)
+
+    def add_slot(self, name: str, array: np.ndarray) -> None:
+        """Writes an array of the optimizer's state."""
+        path = f"state.param_states.{name.replace('/', '.')}/"
+        self._slots[name] = self._write(path, array.shape, array.dtype, array.__getitem__)
+
+    def _write(
+        self, path: str, shape: tuple[int, ...], dtype: np.dtype, read: Callable[[Index], Any]
+    ) -> Any:
+        """What the index holds of an array, once it is written."""
+        if len(shape) < 2:
+            return np.asarray(read(tuple(slice(0, size) for size in shape)))
         chunks = _chunks(shape, dtype.itemsize)
         compressor = {"id": "gzip", "level": 1}
         metadata = {"shape": list(shape), "chunks": chunks, "compressor": compressor}
@@ -282,12 +334,15 @@ class Writer:
                 writing.popleft().result()
         for write in writing:
             write.result()
-        self._tree[name] = {**spec, "kvstore": {"driver": "file", "path": path}}
+        return {**spec, "kvstore": {"driver": "file", "path": path}}
 
     def close(self, step: int) -> None:
         """Writes the index; the checkpoint is whole then."""
+        state: dict[str, Any] = {"step": np.asarray(step, np.int32)}
+        if self._slots:
+            state["param_states"] = traverse_util.unflatten_dict(self._slots, sep="/")
         optimizer = {
-            "state": {"step": np.asarray(step, np.int32)},
+            "state": state,
             "target": traverse_util.unflatten_dict(self._tree, sep="/"),
         }
         index = {"version": _FORMAT_VERSION, "optimizer": optimizer}

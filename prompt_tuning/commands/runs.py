@@ -116,10 +116,15 @@ def _start(args: argparse.Namespace, rest: list[str]) -> tuple[gin_config.Loaded
 
 def _train(args: argparse.Namespace, rest: list[str]) -> int:
     if (started := _start(args, rest)) is not None:
-        from prompt_tuning.training import loop
-
         loaded, text = started
-        loop.train(loaded.run, config_text=text)
+        if loaded.run.corpus.objective == "task":
+            from prompt_tuning.training import loop
+
+            loop.train(loaded.run, config_text=text)
+        else:
+            from prompt_tuning.pretraining import run
+
+            run.pretrain(loaded.run, config_text=text)
     return 0
 
 
@@ -151,7 +156,9 @@ def _show_config(args: argparse.Namespace, rest: list[str]) -> int:
 
 COMMANDS = {
     "train": Command(
-        "tune a prompt (or, with runs/model_tune.gin, the whole model)", _add_run_flags, _train
+        "tune a prompt (or, with runs/model_tune.gin, the whole model; or pre-train one)",
+        _add_run_flags,
+        _train,
     ),
     "eval": Command("score a model on a task, with a prompt or without one", _add_run_flags, _eval),
     "infer": Command("answer the rows of a task or of a file", _add_infer_flags, _infer),

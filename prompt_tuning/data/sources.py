@@ -9,14 +9,16 @@ from __future__ import annotations
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import seqio
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from prompt_tuning.config import ConfigError
-from prompt_tuning.data.vocabulary import first_line
+from prompt_tuning.data.vocabulary import first_line, same_vocabulary
 
 TFDS_BUCKET = "https://storage.googleapis.com/tfds-data"  # where TFDS looks for prepared data
 TIMEOUT_SECONDS = 10
@@ -118,3 +120,77 @@ def _unreachable(url: str) -> str | None:
         return None
     except OSError as error:  # URLError and timeouts
         return f"{url}: {getattr(error, 'reason', error)}"
+
+
+# Text to pre-train on ------------------------------------------------------------------------
+
+
+def read_tfds(name: str, split: str, field: str, directory: str | None) -> Iterator[str]:
+    """The texts of a split of a TFDS data set, in the order of its files.
+
+    Raises:
+      ConfigError: the data set, the split or the field is not there.
+    """
+    try:
+        builder: Any = tfds.builder(name, data_dir=directory)
+        if not builder.is_prepared():
+            builder.download_and_prepare()
+        rows = builder.as_dataset(split=split, shuffle_files=False)
+    except Exception as error:  # whatever TFDS raises, the cure is the same
+        raise ConfigError(
+            f"TFDS_CORPUS: the split {split!r} of {name!r} cannot be read "
+            f"({type(error).__name__}: {first_line(error)}). Give the directory that holds it with "
+            "--tfds_data_dir, and its splits with TRAIN_SPLIT and EVAL_SPLIT."
+        ) from error
+    if not isinstance(rows.element_spec, Mapping) or field not in rows.element_spec:
+        names = ", ".join(rows.element_spec) if isinstance(rows.element_spec, Mapping) else "none"
+        raise ConfigError(f"TEXT_FIELD: {name} has no field {field!r}; its fields: {names}.")
+    for row in tfds.as_numpy(rows):
+        yield row[field].decode("utf-8", errors="replace")
+
+
+def read_text_task(task: Any, split: str, vocabulary: seqio.Vocabulary) -> list[list[int]]:
+    """The tokens of a task that gives text as `targets`, whole and without EOS.
+
+    Raises:
+      ConfigError: the task gives something else, or cannot be read.
+    """
+    if not isinstance(task, seqio.Task):
+        raise ConfigError(
+            f"MIXTURE_OR_TASK_NAME: {task.name} is a mixture; a corpus is one task. Register a "
+            "task over all of the text."
+        )
+    feature = task.output_features.get("targets")
+    if feature is None or not same_vocabulary(feature.vocabulary, vocabulary):
+        raise ConfigError(
+            f"the task {task.name} must make 'targets' with VOCABULARY: pre-training takes them as "
+            f"its text. Its output features: {sorted(task.output_features)}."
+        )
+    check_source(task, split)
+    try:
+        dataset = task.get_dataset(None, split=split, use_cached=False, shuffle=False, seed=0)
+        rows = list(dataset.as_numpy_iterator())
+    except (tf.errors.OpError, ValueError, AssertionError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"the split {split!r} of the task {task.name} cannot be read: {first_line(error)}. As a"
+            " corpus it has to give whole documents, without knowing TASK_FEATURE_LENGTHS."
+        ) from error
+    if any(len(row.get("inputs", ())) for row in rows):
+        raise ConfigError(
+            f"the task {task.name} has inputs: pre-training makes inputs and targets itself, of "
+            "the text that a task gives as 'targets'. (A task with both is trained on with "
+            "runs/model_tune.gin.)"
+        )
+    kinds = {np.asarray(row.get("targets")).dtype.kind for row in rows}
+    if kinds - {"i"}:
+        raise ConfigError(
+            f"the task {task.name} must give 'targets' as token ids: does it lack "
+            "seqio.preprocessors.tokenize?"
+        )
+    eos = vocabulary.eos_id
+    return [_without_eos(np.asarray(row["targets"]), eos) for row in rows]
+
+
+def _without_eos(ids: np.ndarray, eos: int | None) -> list[int]:
+    values = ids.tolist()
+    return values[:-1] if values and values[-1] == eos else values

@@ -1,7 +1,8 @@
 """From a batch to the loss and its parts: the function that training differentiates.
 
 The batch holds T5X's four arrays: `encoder_input_tokens` int32[B, T], `decoder_input_tokens`,
-`decoder_target_tokens` int32[B, L] and `decoder_loss_weights` float32[B, L].
+`decoder_target_tokens` int32[B, L] and `decoder_loss_weights` float32[B, L]. Packed rows have
+`encoder_segment_ids` and `decoder_segment_ids` as well.
 """
 
 from __future__ import annotations
@@ -34,8 +35,14 @@ def forward(
         jax.random.split(dropout_key) if dropout_key is not None else (None, None)
     )
     encoded, valid = prompts.encode_prompted(
-        config, backbone, prompt, batch["encoder_input_tokens"], dropout_key=encoder_key
+        config,
+        backbone,
+        prompt,
+        batch["encoder_input_tokens"],
+        segments=batch.get("encoder_segment_ids"),
+        dropout_key=encoder_key,
     )
+    target_valid = batch.get("decoder_segment_ids", batch["decoder_target_tokens"] > 0)
     return t5.apply(
         config,
         backbone,
@@ -43,7 +50,7 @@ def forward(
         batch["decoder_input_tokens"],
         encoded,
         valid,
-        target_valid=batch["decoder_target_tokens"] > 0,
+        target_valid=target_valid,
         train=train,
         dropout_key=decoder_key,
     )

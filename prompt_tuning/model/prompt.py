@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from prompt_tuning.config import ConfigError, ModelConfig, PromptConfig
 from prompt_tuning.model import t5
+from prompt_tuning.model.segments import Valid
 
 Encode = Callable[[str], Sequence[int]]  # text -> ids, without end-of-sequence
 
@@ -43,15 +44,22 @@ def encode_prompted(
     prompt: Float[Array, "P D"],
     tokens: Int[Array, "B T"],
     *,
+    segments: Int[Array, "B T"] | None = None,
     dropout_key: PRNGKeyArray | None = None,
-) -> tuple[Float[Array, "B P+T D"], Bool[Array, "B P+T"]]:
+) -> tuple[Float[Array, "B P+T D"], Valid]:
     """The encoder's output for prompt and tokens, and which of its positions are valid.
 
     The prompt stands before dropout, is seen by every position, and counts in the relative
-    positions (paper 2). Token 0 is padding. With a `dropout_key` the encoder drops out.
+    positions (paper 2). Token 0 is padding. With a `dropout_key` the encoder drops out. The
+    `segments` of packed rows are for a model without a prompt: one prompt could not stand in front
+    of several examples.
     """
     x = t5.apply(config, backbone, "embed", tokens)
-    x, valid = prepend_prompt(prompt, x, tokens > 0)
+    if segments is None:
+        x, valid = prepend_prompt(prompt, x, tokens > 0)
+    else:
+        assert prompt.shape[0] == 0, "packed rows take no prompt"
+        valid = segments
     train = dropout_key is not None
     encoded = t5.apply(config, backbone, "encode", x, valid, train=train, dropout_key=dropout_key)
     return encoded, valid

@@ -31,6 +31,7 @@ from prompt_tuning.model.attention import (
     norm,
 )
 from prompt_tuning.model.layers import DecoderLayer, EncoderLayer
+from prompt_tuning.model.segments import TargetValid, Valid, sees
 
 Params = Mapping[str, Array]  # flat: "encoder/layers_0/attention/query/kernel" -> [D, H*K]
 Cache = dict[str, Array]
@@ -81,11 +82,11 @@ class Encoder(nn.Module):
         self.drop = dropout(c)
 
     def __call__(
-        self, x: Float[Array, "B S D"], valid: Bool[Array, "B S"], *, train: bool
+        self, x: Float[Array, "B S D"], valid: Valid, *, train: bool
     ) -> Float[Array, "B S D"]:
         """Encodes `x`; every valid position sees every valid position."""
         # Invalid queries see nothing (a flat softmax), as in T5X: no valid position reads them.
-        allowed = valid[:, :, None] & valid[:, None, :]
+        allowed = sees(valid, valid)
         bias = self.relpos_bias(x.shape[1], x.shape[1]) + attention_bias(allowed)
         x = self.drop(x, deterministic=not train)
         for layer in self.layers:
@@ -114,16 +115,16 @@ class Decoder(nn.Module):
         self,
         x: Float[Array, "B L D"],
         encoded: Float[Array, "B S D"],
-        valid: Bool[Array, "B S"],
+        valid: Valid,
         *,
-        target_valid: Bool[Array, "B L"],
+        target_valid: TargetValid,
         train: bool,
     ) -> Float[Array, "B L V"]:
         """Logits of every target position given the ones before it."""
         length = x.shape[1]
         causal = jnp.tri(length, dtype=bool)[None]
-        self_allowed = causal & target_valid[:, :, None] & target_valid[:, None, :]
-        cross_allowed = target_valid[:, :, None] & valid[:, None, :]
+        self_allowed = causal & sees(target_valid, target_valid)
+        cross_allowed = sees(target_valid, valid)
         self_bias = self.relpos_bias(length, length) + attention_bias(self_allowed)
         cross_bias = attention_bias(cross_allowed)
         x = self.drop(x, deterministic=not train)
@@ -196,7 +197,7 @@ class T5(nn.Module):
         return self.token_embedder(tokens)
 
     def encode(
-        self, x: Float[Array, "B S D"], valid: Bool[Array, "B S"], *, train: bool = False
+        self, x: Float[Array, "B S D"], valid: Valid, *, train: bool = False
     ) -> Float[Array, "B S D"]:
         """The encoder's output for embedded input of which `valid` positions count."""
         return self.encoder(x, valid, train=train)
@@ -205,9 +206,9 @@ class T5(nn.Module):
         self,
         tokens: Int[Array, "B L"],
         encoded: Float[Array, "B S D"],
-        valid: Bool[Array, "B S"],
+        valid: Valid,
         *,
-        target_valid: Bool[Array, "B L"] | None = None,
+        target_valid: TargetValid | None = None,
         train: bool = False,
     ) -> Float[Array, "B L V"]:
         """Logits of every target, given decoder inputs (the targets shifted right)."""

@@ -223,7 +223,9 @@ def run_steps(experiment: Experiment) -> int | None:
     train = experiment.train
     if train.train_steps is None:
         return train.train_steps_relative
-    named = re.search(r"checkpoint_(\d+)/?$", experiment.initial_checkpoint_path)
+    if experiment.from_scratch:
+        return train.train_steps
+    named = re.search(r"checkpoint_(\d+)/?$", experiment.checkpoint)
     return None if named is None else max(train.train_steps - int(named.group(1)), 0)
 
 

@@ -70,7 +70,7 @@ def train(experiment: Experiment, *, config_text: str = "") -> TrainResult:
     mesh = sharding.make_mesh(experiment.num_model_partitions)
     sharding.check_batch_size(experiment.data.batch_size, mesh)
     setup.make_cutting(experiment, mesh)
-    start = load.read_step(experiment.initial_checkpoint_path)
+    start = load.read_step(experiment.checkpoint)
     end = setup.last_step(experiment.train, start)
     if said := setup.say_start(experiment, start):
         print(said, flush=True)

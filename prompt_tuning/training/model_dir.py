@@ -30,6 +30,7 @@ _MAY_CHANGE = frozenset(
         "train.train_steps",
         "train.train_steps_relative",
         "train.checkpoint_period",
+        "train.keep_checkpoints",
         "eval.period",
         "eval.early_stopping_evals",
         "eval.bootstrap",

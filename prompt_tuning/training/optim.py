@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from prompt_tuning.config import OptimizerConfig
@@ -71,8 +72,23 @@ def split_params(
     return trainable, frozen
 
 
-def learning_rate(config: OptimizerConfig) -> float | Callable[[Any], Any]:
-    """The constant rate, or a linear warm-up to it over this run's first steps."""
+def learning_rate(config: OptimizerConfig, start_step: int = 0) -> float | Callable[[Any], Any]:
+    """The rate at each step of this run: constant after a linear warm-up, or T5's `rsqrt`.
+
+    `rsqrt` counts the backbone's own steps as well, as T5X does: `start_step` is where it begins.
+
+    >>> config = OptimizerConfig(learning_rate=1.0, schedule="rsqrt", warmup_steps=10_000)
+    >>> rate = learning_rate(config, start_step=1_000_000)
+    >>> round(float(rate(0)), 6)
+    0.001
+    """
+    if config.schedule == "rsqrt":
+        return lambda count: (
+            config.learning_rate
+            * jax.lax.rsqrt(
+                jnp.maximum(jnp.float32(start_step) + count, jnp.float32(config.warmup_steps))
+            )
+        )
     if config.warmup_steps == 0:
         return config.learning_rate
     # The first step already moves: (1 / warmup) of the rate.
@@ -94,7 +110,7 @@ def make_optimizer(
     optimiser; 0 gives a moving average. `config.start_step` overrides it.
     """
     start = start_step if config.start_step is None else config.start_step
-    rate = learning_rate(config)
+    rate = learning_rate(config, start_step)
     if config.name == "adafactor":
         train = optax.adafactor(
             rate,

@@ -72,7 +72,7 @@ def load_backbone(experiment: Experiment, mesh: Mesh) -> Backbone:
     """
     shapes = t5.param_shapes(experiment.model)
     params, step = load.read_backbone(
-        experiment.initial_checkpoint_path,
+        experiment.checkpoint,
         experiment.model,
         dtype="float32" if experiment.train.trainable == "model" else experiment.model.dtype,
         shardings=sharding.param_shardings(shapes, mesh),
@@ -97,7 +97,7 @@ def say_start(experiment: Experiment, step: int) -> str:
 
     A Hugging Face folder holds no step, so the paper's optimiser is a choice that has to be made.
     """
-    path = load.find_path(experiment.initial_checkpoint_path)
+    path = load.find_path(experiment.checkpoint)
     optimizer = experiment.optimizer
     if step or optimizer.name != "adafactor" or not huggingface.is_huggingface(path):
         return ""
@@ -120,12 +120,7 @@ def load_data(experiment: Experiment, *, train: bool = True) -> Data:
     """
     config = experiment.data
     vocabulary = vocabularies.load_vocabulary(config.vocabulary)
-    if vocabulary.vocab_size > experiment.model.num_embeddings:
-        raise ConfigError(
-            f"the vocabulary {config.vocabulary} has {vocabulary.vocab_size} ids, the model only "
-            f"{experiment.model.num_embeddings} embeddings (NUM_EMBEDDINGS): they do not belong "
-            "together."
-        )
+    check_vocabulary_size(vocabulary, experiment)
     if train and len(config.names) != 1:
         raise ConfigError(
             f"a run trains on one task or mixture; MIXTURE_OR_TASK_NAME names {config.names}. "
@@ -147,6 +142,16 @@ def load_data(experiment: Experiment, *, train: bool = True) -> Data:
         vocabulary_identity=vocabulary_identity(config.vocabulary),
         files_identity=examples.files_identity(config.files),
     )
+
+
+def check_vocabulary_size(vocabulary: Any, experiment: Experiment) -> None:
+    """Raises ConfigError when the model has no embeddings for some of the ids."""
+    if vocabulary.vocab_size > experiment.model.num_embeddings:
+        raise ConfigError(
+            f"the vocabulary {experiment.data.vocabulary} has {vocabulary.vocab_size} ids, the "
+            f"model only {experiment.model.num_embeddings} embeddings (NUM_EMBEDDINGS): they do "
+            "not belong together."
+        )
 
 
 def vocabulary_identity(spec: str) -> str:

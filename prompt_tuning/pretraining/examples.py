@@ -1,0 +1,304 @@
+"""From documents to the batch of a step: chunks, what is hidden in them, and packed rows.
+
+Documents are tokenised once and kept as one array. Which chunk stands where, and what is hidden of
+it, is arithmetic on (seed, epoch, position), and which rows a step takes on (seed, step): a run
+resumes without anything having been saved. `objectives.py` comes before, `run.py` after.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from prompt_tuning.config import ConfigError, CorpusConfig
+from prompt_tuning.pretraining import objectives
+from prompt_tuning.pretraining.objectives import Pair, Words
+
+Batch = dict[str, np.ndarray]
+# The streams of random words of a run: each is a generator of its own.
+_CHUNK_ORDER, _DOCUMENT_ORDER, _CUTS, _NOISE = range(4)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Documents:
+    """Token ids of a corpus, one after the other, without EOS; `starts` has one entry more."""
+
+    name: str
+    tokens: Int[np.ndarray, "total"]
+    starts: Int[np.ndarray, "N+1"]
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+
+def join_documents(name: str, documents: Sequence[Sequence[int]]) -> Documents:
+    """Documents as one array."""
+    lengths = [len(ids) for ids in documents]
+    tokens = np.concatenate([np.asarray(ids, np.int32) for ids in documents] or [np.zeros(0)])
+    return Documents(name, tokens.astype(np.int32), np.cumsum([0, *lengths]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """How chunks become examples: the objective and the longest inputs and targets."""
+
+    config: CorpusConfig
+    inputs: int
+    targets: int
+    vocab_size: int  # the first sentinel is its last id
+
+    @functools.cached_property
+    def chunk(self) -> int:
+        """The tokens of a whole chunk, none of which is lost."""
+        if self.config.objective == "span_corruption":
+            return objectives.span_lengths(
+                self.inputs, self.config.noise_density, self.config.mean_noise_span_length
+            ).tokens
+        return self.inputs - 1  # as T5: with EOS a chunk of which nothing is asked fits the inputs
+
+
+def make_shape(config: CorpusConfig, lengths: dict[str, int], vocab_size: int) -> Shape:
+    """The shape of a run's examples; targets that are not given are as long as they have to be.
+
+    Raises:
+      ConfigError: the inputs are too short for the objective, or the targets for the inputs.
+    """
+    inputs = lengths["inputs"]
+    least, targets = 4, 2
+    if config.objective == "prefix_lm":
+        least, targets = 3, lengths.get("targets", inputs)
+    if inputs < least or targets < 2:
+        raise ConfigError(
+            f"TASK_FEATURE_LENGTHS {lengths} are too short for OBJECTIVE = {config.objective!r}: "
+            f"it needs inputs of {least} tokens and targets of 2 at least."
+        )
+    if config.objective == "prefix_lm":
+        return Shape(config, inputs, targets, vocab_size)
+    density, mean_span = config.noise_density, config.mean_noise_span_length
+    needed = objectives.span_lengths(inputs, density, mean_span)
+    targets = lengths.get("targets", needed.targets)
+    if targets < needed.targets:
+        raise ConfigError(
+            f"TASK_FEATURE_LENGTHS: inputs of {inputs} tokens hide {needed.targets} tokens of "
+            f"targets (NOISE_DENSITY = {density}, MEAN_NOISE_SPAN_LENGTH = {mean_span}), found "
+            f"targets of {targets}. Set {{'inputs': {inputs}, 'targets': {needed.targets}}}, or "
+            "leave the targets out."
+        )
+    return Shape(config, inputs, targets, vocab_size)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Epoch:
+    """One pass over a corpus: each chunk once, in an order of its own."""
+
+    documents: Documents
+    shape: Shape
+    starts: Int[np.ndarray, "N"]  # of the chunks, in the text of the epoch
+    lengths: Int[np.ndarray, "N"]
+    seed: int
+    number: int
+
+    def pair(self, place: int) -> Pair:
+        """The example at a place of the epoch."""
+        chunk = int(self._order[place])
+        tokens, config = self._tokens(chunk), self.shape.config
+        if config.objective == "prefix_lm":
+            return objectives.prefix_lm(tokens, int(self._cuts[chunk]))
+        count = objectives.noise_words(len(tokens))
+        return objectives.span_corruption(
+            tokens,
+            _words(self.seed, _NOISE, self.number, count, chunk),
+            vocab_size=self.shape.vocab_size,
+            density=config.noise_density,
+            mean_span=config.mean_noise_span_length,
+        )
+
+    @functools.cached_property
+    def rows(self) -> list[range]:
+        """The places that stand in each row: one, or with packing as many as fit."""
+        if not self.shape.config.pack:
+            return [range(i, i + 1) for i in range(len(self.starts))]
+        inputs, targets = self._sizes()
+        return _pack(inputs[self._order], targets[self._order], self.shape)
+
+    def row(self, number: int) -> list[Pair]:
+        """The examples of a row."""
+        return [self.pair(place) for place in self.rows[number]]
+
+    @functools.cached_property
+    def _order(self) -> Int[np.ndarray, "N"]:
+        return _permutation(self.seed, _CHUNK_ORDER, self.number, len(self.starts))
+
+    @functools.cached_property
+    def _cuts(self) -> Int[np.ndarray, "N"]:
+        """Where prefix language modelling cuts each chunk."""
+        words = _words(self.seed, _CUTS, self.number, len(self.starts)).tolist()
+        inputs, targets = self.shape.inputs, self.shape.targets
+        cuts = [
+            objectives.prefix_cut(length, word, inputs=inputs, targets=targets)
+            for length, word in zip(self.lengths.tolist(), words, strict=True)
+        ]
+        return np.array(cuts)
+
+    def _sizes(self) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "N"]]:
+        """The lengths of the inputs and the targets of every chunk."""
+        config = self.shape.config
+        if config.objective == "prefix_lm":
+            return self._cuts + 1, self.lengths - self._cuts + 1
+        density, mean_span = config.noise_density, config.mean_noise_span_length
+        unique, inverse = np.unique(self.lengths, return_inverse=True)
+        sizes = [objectives.corrupted_lengths(int(n), density, mean_span) for n in unique]
+        inputs, targets = np.array([(n.inputs, n.targets) for n in sizes]).T
+        return inputs[inverse], targets[inverse]
+
+    def _tokens(self, chunk: int) -> Int[np.ndarray, "T"]:
+        start, stop = self.starts[chunk], self.starts[chunk] + self.lengths[chunk]
+        if not self.shape.config.merge_documents:
+            return self.documents.tokens[start:stop]
+        order, ends = self._merged
+        first, last = np.searchsorted(ends, [start, stop - 1], side="right")
+        parts = []
+        for place in range(first, last + 1):
+            begin, end = self.documents.starts[order[place] : order[place] + 2]
+            shift = begin - (ends[place] - (end - begin))  # from the epoch's text to the corpus'
+            parts.append(self.documents.tokens[max(start + shift, begin) : min(stop + shift, end)])
+        return np.concatenate(parts)
+
+    @functools.cached_property
+    def _merged(self) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "N"]]:
+        """The documents in the order of the epoch, and where each ends in its text."""
+        order = _permutation(self.seed, _DOCUMENT_ORDER, self.number, len(self.documents))
+        return order, np.cumsum(np.diff(self.documents.starts)[order])
+
+
+class Examples:
+    """The endless sequence of a corpus' examples, epoch after epoch."""
+
+    def __init__(self, documents: Documents, shape: Shape, seed: int) -> None:
+        """Cuts the documents into chunks.
+
+        Raises:
+          ConfigError: there is nothing to cut.
+        """
+        total = len(documents.tokens)
+        begins, lengths = documents.starts[:-1], np.diff(documents.starts)
+        if shape.config.merge_documents:
+            begins, lengths = np.zeros(1, np.int64), np.array([total])
+        starts, sizes = _cut(begins, lengths, shape.chunk)
+        if not len(starts):
+            raise ConfigError(
+                f"the corpus {documents.name} has no text to learn from: {len(documents)} "
+                f"documents, {total} tokens."
+            )
+        self.shape = shape
+        self.num_chunks = len(starts)  # of every epoch
+        self._fixed = (documents, shape, starts, sizes, seed)
+        self._rows_before = [0]  # each epoch that was looked at
+        self.epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
+
+    def _make_epoch(self, number: int) -> Epoch:
+        return Epoch(*self._fixed, number)
+
+    def batch(self, step: int, batch_size: int) -> Batch:
+        """T5X's arrays of a step; steps count from 0 in this run."""
+        positions = range(step * batch_size, (step + 1) * batch_size)
+        return self._arrays([self._row(position) for position in positions])
+
+    def batches(self, epoch: int, batch_size: int, *, limit: int | None = None) -> Iterator[Batch]:
+        """All rows of an epoch, or the first `limit`, in batches; the last is filled up."""
+        found = self.epoch(epoch)
+        rows = range(len(found.rows))[:limit]
+        for start in range(0, len(rows), batch_size):
+            chosen = [found.row(i) for i in rows[start:][:batch_size]]
+            yield self._arrays(chosen + [[]] * (batch_size - len(chosen)))
+
+    def _row(self, position: int) -> list[Pair]:
+        """The examples of a row of the endless sequence; an epoch has the rows that it packs."""
+        while self._rows_before[-1] <= position:
+            rows = self.epoch(len(self._rows_before) - 1).rows
+            self._rows_before.append(self._rows_before[-1] + len(rows))
+        epoch = int(np.searchsorted(self._rows_before, position, side="right")) - 1
+        return self.epoch(epoch).row(position - self._rows_before[epoch])
+
+    def _arrays(self, rows: Sequence[Sequence[Pair]]) -> Batch:
+        shape = self.shape
+        return make_arrays(rows, shape.inputs, shape.targets, packed=shape.config.pack)
+
+
+def _cut(
+    begins: Int[np.ndarray, "N"], lengths: Int[np.ndarray, "N"], chunk: int
+) -> tuple[Int[np.ndarray, "C"], Int[np.ndarray, "C"]]:
+    """Start and length of every chunk; a last token by itself says nothing and is left out."""
+    counts = -(-lengths // chunk)
+    offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    starts = np.repeat(begins, counts) + offsets * chunk
+    sizes = np.minimum(np.repeat(lengths, counts) - offsets * chunk, chunk)
+    return starts[sizes > 1], sizes[sizes > 1]
+
+
+def _pack(inputs: Int[np.ndarray, "N"], targets: Int[np.ndarray, "N"], shape: Shape) -> list[range]:
+    """Runs of places whose examples fit one row together, taken greedily (as seqio packs)."""
+    rows, start, used = [], 0, (0, 0)
+    for place, size in enumerate(zip(inputs.tolist(), targets.tolist(), strict=True)):
+        total = used[0] + size[0], used[1] + size[1]
+        if place > start and (total[0] > shape.inputs or total[1] > shape.targets):
+            rows.append(range(start, place))
+            start, total = place, size
+        used = total
+    return [*rows, range(start, len(inputs))]
+
+
+def make_arrays(
+    rows: Sequence[Sequence[Pair]], inputs: int, targets: int, *, packed: bool
+) -> Batch:
+    """T5X's arrays for rows of examples, padded with 0; `packed` adds segments and positions.
+
+    >>> pair = Pair(np.array([5, 1]), np.array([7, 1]))
+    >>> batch = make_arrays([[pair, pair]], 5, 4, packed=True)
+    >>> batch["encoder_segment_ids"].tolist(), batch["decoder_input_tokens"].tolist()
+    ([[1, 1, 2, 2, 0]], [[0, 7, 0, 7]])
+    """
+    names = ["encoder_input_tokens", "decoder_target_tokens", "decoder_input_tokens"]
+    if packed:
+        names += [f"{side}_{x}" for side in ("encoder", "decoder") for x in _PACKING]
+    batch = {
+        name: np.zeros((len(rows), inputs if name.startswith("encoder") else targets), np.int32)
+        for name in names
+    }
+    for row, pairs in enumerate(rows):
+        at = {"encoder": 0, "decoder": 0}
+        for segment, pair in enumerate(pairs, start=1):
+            shifted = np.append(0, pair.targets[:-1])  # every example starts with the padding token
+            parts = {"encoder": (pair.inputs,), "decoder": (pair.targets, shifted)}
+            for side, arrays in parts.items():
+                stop = at[side] + len(arrays[0])
+                here = (row, slice(at[side], stop))
+                for name, array in zip(_TOKENS[side], arrays, strict=True):
+                    batch[name][here] = array
+                if packed:
+                    batch[f"{side}_segment_ids"][here] = segment
+                    batch[f"{side}_positions"][here] = np.arange(len(arrays[0]))
+                at[side] = stop
+    weights = (batch["decoder_target_tokens"] > 0).astype(np.float32)
+    return batch | {"decoder_loss_weights": weights}
+
+
+_PACKING = ("segment_ids", "positions")
+_TOKENS = {
+    "encoder": ("encoder_input_tokens",),
+    "decoder": ("decoder_target_tokens", "decoder_input_tokens"),
+}
+
+
+def _words(seed: int, stream: int, epoch: int, count: int, index: int = 0) -> Words:
+    """Random words of a counter-based generator (see `data/order.py`)."""
+    key, counter = np.array([seed, stream], np.uint64), np.array([0, 0, epoch, index], np.uint64)
+    return np.random.Philox(key=key, counter=counter).random_raw(count)
+
+
+def _permutation(seed: int, stream: int, epoch: int, n: int) -> Int[np.ndarray, "n"]:
+    return np.argsort(_words(seed, stream, epoch, n), kind="stable")

@@ -1,0 +1,442 @@
+"""The pre-training run: from an `Experiment` with an objective to T5X checkpoints in MODEL_DIR.
+
+A loop of its own beside `training/loop.py`: it has no tasks to score, trains every weight, and what
+it saves is the model. Each checkpoint is whole, with optimiser and step, so that the run resumes
+from its newest one, bit for bit, and so does upstream T5X.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from prompt_tuning.backbones import load
+from prompt_tuning.checkpoint import identity
+from prompt_tuning.checkpoint import t5x as t5x_checkpoint
+from prompt_tuning.config import ConfigError, Experiment, to_dict
+from prompt_tuning.data import vocabulary as vocabularies
+from prompt_tuning.model import loss, sharding, t5
+from prompt_tuning.pretraining import curves, documents, examples, slots
+from prompt_tuning.safety import lock, signals
+from prompt_tuning.training import health, optim, report, setup
+from prompt_tuning.training import model_dir as model_dirs
+from prompt_tuning.training import step as steps
+
+RUN_FILE = "run.json"  # in each checkpoint: what the run is, and how it stands
+HELD_OUT = "held_out"
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """The examples of a run, and what tells one corpus from another."""
+
+    name: str
+    train: examples.Examples
+    held_out: examples.Examples
+    identity: str
+    described: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """The fixed parts of a run."""
+
+    experiment: Experiment
+    mesh: Mesh
+    corpus: Corpus
+    start: int  # the step of the checkpoint that it began with
+    meta: Mapping[str, Any]
+    log: report.RunLog
+
+
+@dataclasses.dataclass
+class Progress:
+    """The moving parts of a run."""
+
+    state: steps.TrainState
+    step: int
+    sums: list[Mapping[str, Array]]  # of the steps since the last record
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainResult:
+    """What a run ends with."""
+
+    model_dir: Path
+    step: int
+    checkpoint: Path
+    held_out_loss: float  # cross entropy per token, in nats
+    summary: str
+
+
+def pretrain(experiment: Experiment, *, config_text: str = "") -> PretrainResult:
+    """Trains every weight on a corpus and leaves T5X checkpoints in MODEL_DIR.
+
+    The same experiment again continues a killed run, or goes on where more steps are asked for.
+
+    Raises:
+      ConfigError: the experiment, its corpus, its checkpoint or its MODEL_DIR does not fit.
+    """
+    # ---- devices, steps, folder: what can be refused before anything is read
+    _check(experiment)
+    mesh = sharding.make_mesh(experiment.num_model_partitions)
+    sharding.check_batch_size(experiment.data.batch_size, mesh)
+    _check_microbatches(experiment, mesh)
+    model_dir = setup.make_dir(experiment.model_dir, "MODEL_DIR")
+    signals.current().saved = lambda: describe_saved(model_dir)
+    with lock.hold(model_dir, "MODEL_DIR"):
+        return _pretrain(experiment, mesh, model_dir, config_text)
+
+
+def _pretrain(
+    experiment: Experiment, mesh: Mesh, model_dir: Path, config_text: str
+) -> PretrainResult:
+    """`pretrain`, in a MODEL_DIR that is this run's alone."""
+    saved = find_checkpoints(model_dir)
+    old = _read_meta(saved[-1]) if saved else None
+    model_dirs.refuse_other_experiment(old, experiment, model_dir)
+    start = 0 if experiment.from_scratch else load.read_step(experiment.checkpoint)
+    end = setup.last_step(experiment.train, start)
+
+    # ---- corpus, weights, optimiser
+    corpus = load_corpus(experiment)
+    print(corpus.described, flush=True)
+    state, optimizer = _first_state(experiment, mesh, start)
+    meta = {
+        "experiment": to_dict(experiment),
+        "start": start,
+        "backbone": identity.backbone_identity(state.trainable),
+        "vocabulary": setup.vocabulary_identity(experiment.data.vocabulary),
+        "corpus": corpus.identity,
+    }
+
+    # ---- resume, or begin
+    _refuse_other_contents(old, meta, model_dir)
+    if saved:
+        state = _restore(saved, state, start)
+        if int(state.step) < end:
+            print(f"continuing at step {int(state.step)}", flush=True)
+    log = report.RunLog(model_dir, step=int(state.step) if saved else -1)
+    run = Run(experiment, mesh, corpus, start, meta, log)
+    model_dirs.write_info(model_dir, state.trainable, mesh, config_text)
+
+    # ---- loop
+    progress = Progress(state, int(state.step), [])
+    with signals.current().postponed():
+        try:
+            _loop(run, progress, optimizer, end)
+        except signals.Stopped as stopped:
+            _save_what_there_is(run, progress)
+            raise signals.Stopped(stopped.signum, describe_saved(model_dir)) from None
+
+    # ---- result
+    log.close()
+    return _result(run, progress.step)
+
+
+def _check(experiment: Experiment) -> None:
+    if experiment.train.trainable != "model" or experiment.prompt.length:
+        raise ConfigError(
+            f"OBJECTIVE = {experiment.corpus.objective!r} trains the model itself: set TRAINABLE = "
+            "'model' and PROMPT_LENGTH = 0, as runs/pretrain.gin does."
+        )
+    if experiment.optimizer.name != "adafactor":
+        raise ConfigError(
+            f"OPTIMIZER = {experiment.optimizer.name!r}: pre-training has Adafactor, whose state a "
+            "T5X checkpoint holds. Set OPTIMIZER = 'adafactor'."
+        )
+    if experiment.from_scratch and experiment.train.restore_optimizer:
+        raise ConfigError(
+            "RESTORE_OPTIMIZER = True, but INITIAL_CHECKPOINT_PATH names no checkpoint: random "
+            "weights have no optimizer state. Name one, or set RESTORE_OPTIMIZER = False."
+        )
+
+
+def _check_microbatches(experiment: Experiment, mesh: Mesh) -> None:
+    size, parts = experiment.data.batch_size, experiment.train.microbatches
+    if size % (parts * mesh.shape["data"]):
+        raise ConfigError(
+            f"BATCH_SIZE = {size} cannot be cut into MICROBATCHES = {parts} equal parts for the "
+            f"{mesh.shape['data']} data-parallel devices: choose a multiple of "
+            f"{parts * mesh.shape['data']}."
+        )
+
+
+def load_corpus(experiment: Experiment) -> Corpus:
+    """The documents, tokenised, as endless training examples and as held-out ones.
+
+    Raises:
+      ConfigError: the corpus is not there, or vocabulary, lengths and model do not fit.
+    """
+    config = experiment.data
+    vocabulary = vocabularies.load_vocabulary(config.vocabulary)
+    setup.check_vocabulary_size(vocabulary, experiment)
+    lengths = dict(config.task_feature_lengths)
+    shape = examples.make_shape(experiment.corpus, lengths, vocabulary.vocab_size)
+    name, texts, unseen = documents.load_documents(experiment.corpus, config)
+    train, held_out = (
+        examples.join_documents(part, found)
+        for part, found in ((name, texts), (f"{name}, held out", unseen))
+    )
+    digest = hashlib.sha256(train.tokens.tobytes() + held_out.tokens.tobytes()).hexdigest()
+    described = (
+        f"{name}: {len(train)} documents, {len(train.tokens)} tokens; held out: {len(held_out)} "
+        f"documents, {len(held_out.tokens)} tokens; inputs {shape.inputs}, targets {shape.targets}"
+    )
+    seed = experiment.train.random_seed
+    return Corpus(
+        name,
+        examples.Examples(train, shape, seed),
+        examples.Examples(held_out, shape, 0),  # the same whatever the seed of the run
+        digest,
+        described,
+    )
+
+
+def _first_state(experiment: Experiment, mesh: Mesh, start: int) -> tuple[steps.TrainState, Any]:
+    """The state before the first step, and the optimizer."""
+    shapes = t5.param_shapes(experiment.model)
+    places = sharding.param_shardings(shapes, mesh)
+    if experiment.from_scratch:
+        make = functools.partial(t5.init_params, experiment.model)
+        key = jax.random.key(experiment.train.random_seed)
+        params = jax.jit(make, out_shardings=places)(key)
+    else:
+        params, _ = load.read_backbone(
+            experiment.checkpoint, experiment.model, dtype="float32", shardings=places
+        )
+    rules = optim.RULES[experiment.train.trainable]
+    optimizer = optim.make_optimizer(experiment.optimizer, rules, start_step=start)
+    init = functools.partial(steps.init_state, optimizer=optimizer, step=start)
+    state = jax.jit(init)(params)
+    if experiment.train.restore_optimizer:
+        path = load.find_path(experiment.checkpoint)
+        found = t5x_checkpoint.read_slots(path, slots.get_slots(state.opt_state))
+        state = state._replace(opt_state=slots.set_slots(state.opt_state, found, count=0))
+    return state, optimizer
+
+
+# Checkpoints ------------------------------------------------------------------------------------
+
+
+def find_checkpoints(model_dir: Path) -> list[Path]:
+    """The checkpoints that runs of this kind have written, in the order of their steps."""
+    folders = [path.parent for path in model_dir.glob(f"checkpoint_*/{RUN_FILE}")]
+    return sorted(folders, key=lambda folder: int(folder.name.removeprefix("checkpoint_")))
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{folder / RUN_FILE} cannot be read ({error}): the checkpoint is damaged. Delete the "
+            "folder to go on from the one before."
+        ) from error
+
+
+def _refuse_other_contents(
+    old: Mapping[str, Any] | None, new: Mapping[str, Any], model_dir: Path
+) -> None:
+    """Raises ConfigError where the weights, vocabulary or text that the run began with changed."""
+    for what in ("backbone", "vocabulary", "corpus"):
+        if old is not None and old[what] != new[what]:
+            raise ConfigError(
+                f"the {what} is not the one that the run in MODEL_DIR {model_dir} began with "
+                f"({new[what][:12]}... now, {old[what][:12]}... then): its files were changed. Put "
+                "the old ones back, or choose another MODEL_DIR."
+            )
+
+
+def _restore(saved: list[Path], state: steps.TrainState, start: int) -> steps.TrainState:
+    """The newest state that can be read."""
+    for folder in reversed(saved):
+        try:
+            shapes = {
+                name: jax.ShapeDtypeStruct(value.shape, value.dtype)
+                for name, value in state.trainable.items()
+            }
+            places = {name: value.sharding for name, value in state.trainable.items()}
+            params, step = t5x_checkpoint.read_t5x(str(folder), shapes, shardings=places)
+            found = t5x_checkpoint.read_slots(str(folder), slots.get_slots(state.opt_state))
+        except ConfigError as error:
+            if folder is saved[0]:
+                raise
+            print(f"{folder} cannot be read, going back to the one before: {error}", flush=True)
+            continue
+        opt_state = slots.set_slots(state.opt_state, found, count=step - start)
+        counted = jax.device_put(jnp.int32(step), state.step.sharding)
+        return steps.TrainState(counted, params, opt_state)
+    raise AssertionError("there is a checkpoint, so the loop returns or raises")
+
+
+def _save(run: Run, state: steps.TrainState) -> None:
+    """Writes the checkpoint of this step, and removes what is beyond KEEP_CHECKPOINTS."""
+    model_dir, step = run.log.model_dir, int(state.step)
+    signals.current().unsaved = True
+    t5x_checkpoint.write_t5x(
+        str(model_dir / f"checkpoint_{step}"),
+        state.trainable,
+        step,
+        slots=slots.get_slots(state.opt_state),
+        files={RUN_FILE: json.dumps(run.meta, indent=1, sort_keys=True) + "\n"},
+    )
+    signals.current().unsaved = False
+    keep = run.experiment.train.keep_checkpoints
+    for folder in find_checkpoints(model_dir)[: -keep if keep else 0]:
+        shutil.rmtree(folder)
+
+
+# The loop ---------------------------------------------------------------------------------------
+
+
+def _loop(run: Run, progress: Progress, optimizer: Any, end: int) -> None:
+    """Steps until `end`, with evaluations and checkpoints at their periods and at the end."""
+    experiment, start, watch = run.experiment, run.start, signals.current()
+    if progress.step >= end:
+        return
+    programs = steps.compile_step(experiment.model, experiment.train, optimizer, progress.state)
+    frozen = {"prompt": _no_prompt(experiment)}
+    score = jax.jit(functools.partial(_sums, experiment))
+    size = experiment.data.batch_size
+    bar = report.Progress(start=progress.step - start, total=end - start, rows_per_step=size)
+    if progress.step == start:
+        _log_held_out(run, start, held_out(run, score, progress.state.trainable))
+    while progress.step < end:
+        watch.check()
+        batch = run.corpus.train.batch(progress.step - start, size)
+        parts = split_batch(batch, experiment.train.microbatches)
+        placed = [sharding.shard_batch(part, run.mesh) for part in parts]
+        progress.state, metrics = steps.run_step(programs, progress.state, frozen, placed)
+        progress.sums.append(metrics)
+        progress.step += 1
+        watch.unsaved = True
+        _finish_step(run, progress, score, bar, end)
+    bar.close()
+
+
+def _finish_step(run: Run, progress: Progress, score: Any, bar: report.Progress, end: int) -> None:
+    """What follows a step: records, evaluation, a checkpoint."""
+    evaluation, train, now = run.experiment.eval, run.experiment.train, progress.step
+    done, last, shown = now - run.start, now == end, {}
+    evaluates = done % evaluation.period == 0 or last
+    saves = done % (train.checkpoint_period or evaluation.period) == 0 or last
+    # A mean never reaches over a saved state, so that a resumed run records the same ones; and
+    # nothing that is not finite is ever saved.
+    if saves or evaluates or done % max(1, evaluation.period // 10) == 0:
+        shown["loss"] = f"{_log_training(run, progress):.3f}"
+    if evaluates:
+        with signals.current().allowed():
+            values = held_out(run, score, progress.state.trainable)
+        said = _log_held_out(run, now, values)
+        bar.say(f"step {done}/{end - run.start} ({now}): {said}")
+    if saves:
+        _save(run, progress.state)
+    bar.update(done, shown)
+
+
+def describe_saved(model_dir: Path) -> str:
+    """What a run that is stopped leaves, as a sentence."""
+    saved = find_checkpoints(model_dir)
+    if not saved:
+        return "Nothing is saved yet."
+    return f"{saved[-1]} is saved, and the same command continues from there."
+
+
+def _save_what_there_is(run: Run, progress: Progress) -> None:
+    """After a signal: the steps since the last checkpoint are not lost."""
+    if signals.current().unsaved:
+        if progress.sums:
+            _log_training(run, progress)
+        _save(run, progress.state)
+    run.log.close()
+
+
+def split_batch(batch: examples.Batch, parts: int) -> list[examples.Batch]:
+    """The batch in so many parts of equal size, which are gone through one after the other.
+
+    >>> [part["x"].tolist() for part in split_batch({"x": np.arange(4)}, 2)]
+    [[0, 1], [2, 3]]
+    """
+    cut = {name: np.split(array, parts) for name, array in batch.items()}
+    return [{name: arrays[i] for name, arrays in cut.items()} for i in range(parts)]
+
+
+def _no_prompt(experiment: Experiment) -> Array:
+    return jnp.zeros((0, experiment.model.embed_dim))
+
+
+def _sums(experiment: Experiment, params: t5.Params, batch: Mapping[str, Array]) -> loss.Metrics:
+    logits = loss.forward(experiment.model, params, _no_prompt(experiment), batch)
+    return loss.loss_fn(logits, batch, z_loss=0.0)[1]
+
+
+def held_out(run: Run, score: Any, params: t5.Params) -> dict[str, float]:
+    """Cross entropy per token, in nats, and accuracy, in per cent, on text never trained on.
+
+    The same text is hidden each time; EVALUATOR_NUM_EXAMPLES limits the rows.
+    """
+    evaluation = run.experiment.eval
+    size = evaluation.batch_size or run.experiment.data.batch_size
+    totals = {"cross_entropy": 0.0, "correct": 0.0, "tokens": 0.0}
+    for batch in run.corpus.held_out.batches(0, size, limit=evaluation.num_examples):
+        found = jax.device_get(score(params, sharding.shard_batch(batch, run.mesh)))
+        totals = {name: value + float(found[name]) for name, value in totals.items()}
+    return {
+        "cross_entropy/held_out": totals["cross_entropy"] / totals["tokens"],
+        "token_accuracy/held_out": 100.0 * totals["correct"] / totals["tokens"],
+    }
+
+
+def _log_held_out(run: Run, step: int, values: Mapping[str, float]) -> str:
+    run.log.scores(step, values, task=run.corpus.name, split=HELD_OUT)
+    return ", ".join(f"{name} {value:.3f}" for name, value in values.items())
+
+
+def _log_training(run: Run, progress: Progress) -> float:
+    """Records the means since the last record and returns the loss per target token."""
+    sums, progress.sums = jax.device_get(progress.sums), []
+    try:
+        health.check_finite(sums, progress.step - run.start)
+    except health.NotFiniteError as error:
+        raise FloatingPointError(
+            f"{error}. What was saved before is in {run.log.model_dir}. Start again in another "
+            "MODEL_DIR with a lower LEARNING_RATE, more WARMUP_STEPS, or DTYPE = 'float32'."
+        ) from error
+    totals = {k: float(sum(one[k] for one in sums)) for k in sums[0]}
+    tokens = max(totals["tokens"], 1.0)
+    values = {
+        "loss": totals["loss"] / tokens,
+        "cross_entropy": totals["cross_entropy"] / tokens,
+        "z_loss": totals["z_loss"] / tokens,
+        "token_accuracy": 100.0 * totals["correct"] / tokens,
+        "gradient_norm": totals["gradient_norm"] / len(sums),
+    }
+    run.log.training(progress.step, values, task=run.corpus.name)
+    return values["loss"]
+
+
+def _result(run: Run, step: int) -> PretrainResult:
+    model_dir = run.log.model_dir
+    points = curves.held_out_points(model_dir)
+    picture = curves.draw_losses(model_dir)
+    checkpoint = model_dir / f"checkpoint_{step}"
+    last, value = points[-1]
+    first = f", {points[0][1]:.3f} at {points[0][0]}" if len(points) > 1 else ""
+    lines = [f"held-out cross entropy: {value:.3f} at step {last}{first}"]
+    lines += [f"checkpoint: {checkpoint}", *([f"curves: {picture}"] if picture else [])]
+    summary = "\n".join(lines)
+    print(summary, flush=True)
+    return PretrainResult(model_dir, step, checkpoint, value, summary)

@@ -1,0 +1,275 @@
+"""The pre-training run, whole: it learns, resumes to the same bits, and leaves T5X checkpoints."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from prompt_tuning.checkpoint import t5x as t5x_checkpoint
+from prompt_tuning.config import (
+    ConfigError,
+    CorpusConfig,
+    DataConfig,
+    EvalConfig,
+    Experiment,
+    ModelConfig,
+    OptimizerConfig,
+    PromptConfig,
+    TrainConfig,
+)
+from prompt_tuning.model import t5
+from prompt_tuning.pretraining import run, slots
+from prompt_tuning.safety import signals
+from prompt_tuning.training import optim, report, step
+from prompt_tuning.world import generator
+
+MODEL = ModelConfig(
+    num_encoder_layers=1,
+    num_decoder_layers=1,
+    num_heads=2,
+    head_dim=8,
+    embed_dim=16,
+    mlp_dim=32,
+    num_embeddings=512,
+    dropout_rate=0.1,  # its noise has to be resumed as well
+)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> str:
+    path = tmp_path_factory.mktemp("corpus") / "reviews.txt"
+    path.write_text("\n".join(review.text for review in generator.reviews(400, seed=5)))
+    return str(path)
+
+
+def experiment(model_dir: Path, text: str, steps: int = 6, **changes) -> Experiment:
+    base = Experiment(
+        model_dir=str(model_dir),
+        initial_checkpoint_path=None,
+        model=MODEL,
+        data=DataConfig(
+            mixture_or_task_name=(),
+            task_feature_lengths={"inputs": 32},
+            vocabulary="tiny",
+            batch_size=8,
+        ),
+        corpus=CorpusConfig(objective="span_corruption", files=text, documents="line"),
+        prompt=PromptConfig(length=0),
+        optimizer=OptimizerConfig(
+            learning_rate=1.0,
+            schedule="rsqrt",
+            warmup_steps=100,
+            weight_decay=0.0,
+            multiply_by_parameter_scale=True,
+        ),
+        train=TrainConfig(trainable="model", train_steps=steps, checkpoint_period=3),
+        eval=EvalConfig(period=3, num_examples=16),
+    )
+    return dataclasses.replace(base, **changes)
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, text) -> run.PretrainResult:
+    return run.pretrain(experiment(tmp_path_factory.mktemp("straight"), text))
+
+
+def arrays(folder: Path) -> dict[str, np.ndarray]:
+    shapes = t5.param_shapes(MODEL)
+    params, _ = t5x_checkpoint.read_t5x(folder, shapes)
+    like = slots.get_slots(
+        optim.make_optimizer(experiment(folder, "").optimizer, optim.MODEL_RULES).init(params)
+    )
+    found = t5x_checkpoint.read_slots(folder, like)
+    return {name: np.asarray(value) for name, value in {**params, **found}.items()}
+
+
+def records(model_dir: Path) -> list[dict]:
+    return report.read_records(model_dir / "metrics.jsonl")
+
+
+def test_a_run_from_random_weights_learns(straight: run.PretrainResult):
+    points = [r["value"] for r in records(straight.model_dir) if r["name"].startswith("cross_")]
+    unseen = [r for r in records(straight.model_dir) if r["name"] == "cross_entropy/held_out"]
+    assert [r["step"] for r in unseen] == [0, 3, 6]
+    assert unseen[-1]["value"] < unseen[0]["value"] - 0.5
+    assert straight.held_out_loss == unseen[-1]["value"]
+    assert np.isfinite(points).all()
+    assert (straight.model_dir / "curves.png").stat().st_size > 1000
+
+
+def test_a_killed_run_resumes_to_the_same_bits(tmp_path, text, straight):
+    run.pretrain(experiment(tmp_path, text, steps=3))
+    done = run.pretrain(experiment(tmp_path, text, steps=6))
+    assert done.step == 6
+    expected = arrays(straight.checkpoint)
+    for name, value in arrays(done.checkpoint).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+    again = {(r["step"], r["name"]): r["value"] for r in records(tmp_path)}
+    assert again == {(r["step"], r["name"]): r["value"] for r in records(straight.model_dir)}
+
+
+def test_a_damaged_checkpoint_costs_one_period(tmp_path, text, straight, capsys):
+    shutil.copytree(straight.model_dir, tmp_path / "run")
+    (tmp_path / "run" / "checkpoint_6" / "target.token_embedder.embedding" / "0.0").unlink()
+    done = run.pretrain(experiment(tmp_path / "run", text))
+    said = capsys.readouterr().out
+    assert "cannot be read, going back" in said
+    assert "continuing at step 3" in said
+    expected = arrays(straight.checkpoint)
+    for name, value in arrays(done.checkpoint).items():
+        np.testing.assert_array_equal(value, expected[name], err_msg=name)
+
+
+def test_a_signal_saves_the_step_that_it_came_in(tmp_path, text, straight):
+    """And what follows is what would have followed."""
+
+    def send_soon():
+        while not any(r["name"] == "loss" for r in records(tmp_path)):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    changes = {"eval": EvalConfig(period=1000, num_examples=16)}
+    changes["train"] = TrainConfig(trainable="model", train_steps=3, checkpoint_period=1)
+    run.pretrain(experiment(tmp_path, text, **changes))  # compiled, and something to wait for
+    (tmp_path / "metrics.jsonl").unlink()
+    many = dataclasses.replace(changes["train"], train_steps=100_000, checkpoint_period=50_000)
+    changes["eval"] = EvalConfig(period=20, num_examples=16)
+    with signals.handled("t5x"):
+        threading.Thread(target=send_soon).start()
+        with pytest.raises(signals.Stopped, match="is saved, and the same command continues"):
+            run.pretrain(experiment(tmp_path, text, **(changes | {"train": many})))
+    step = int(run.find_checkpoints(tmp_path)[-1].name.removeprefix("checkpoint_"))
+    assert step > 3
+    more = dataclasses.replace(many, train_steps=step + 1)
+    assert run.pretrain(experiment(tmp_path, text, **(changes | {"train": more}))).step == step + 1
+
+
+def test_only_so_many_checkpoints_are_kept(tmp_path, text):
+    keep_one = TrainConfig(
+        trainable="model", train_steps=2, checkpoint_period=1, keep_checkpoints=1
+    )
+    run.pretrain(experiment(tmp_path, text, train=keep_one))
+    assert [p.name for p in run.find_checkpoints(tmp_path)] == ["checkpoint_2"]
+
+
+def test_lm_adaptation_goes_on_from_the_checkpoint(tmp_path, text, straight):
+    """Step, weights and moments; the first update is that of a run that never stopped."""
+    adapted = experiment(
+        tmp_path,
+        text,
+        initial_checkpoint_path=str(straight.checkpoint),
+        corpus=CorpusConfig(
+            objective="prefix_lm", files=text, documents="line", merge_documents=False, pack=True
+        ),
+        train=TrainConfig(trainable="model", train_steps_relative=2, restore_optimizer=True),
+    )
+    done = run.pretrain(adapted)
+    assert done.step == 8
+    assert json.loads((done.checkpoint / run.RUN_FILE).read_text())["start"] == 6
+    assert not np.array_equal(
+        arrays(done.checkpoint)["encoder/encoder_norm/scale/v"],
+        arrays(straight.checkpoint)["encoder/encoder_norm/scale/v"],
+    )
+
+
+def test_restored_moments_update_like_a_run_that_never_stopped():
+    """The optimiser alone: three steps, or two and, through T5X's names, one more."""
+    config = experiment(Path(), "").optimizer
+    shapes = {"encoder/wide/kernel": (128, 130), "decoder/square/kernel": (128, 128)}
+    shapes |= {"decoder/small/kernel": (4, 6), "decoder/norm/scale": (8,)}
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    params = {n: jax.random.normal(k, s) for k, (n, s) in zip(keys, shapes.items(), strict=True)}
+
+    def update(optimizer, state, count):
+        gradients = {name: x * 0.1 + count for name, x in state.trainable.items()}
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
+        moved = {name: x + updates[name] for name, x in state.trainable.items()}
+        return step.TrainState(state.step + 1, moved, opt_state)
+
+    optimizer = optim.make_optimizer(config, optim.MODEL_RULES)
+    state = step.init_state(params, optimizer, 0)
+    for count in range(2):
+        state = update(optimizer, state, count)
+    whole = update(optimizer, state, 2)
+
+    kept = slots.get_slots(state.opt_state)
+    assert kept["encoder/wide/kernel/v_row"].shape == (128,)
+    assert kept["encoder/wide/kernel/v_col"].shape == (130,)
+    assert kept["decoder/small/kernel/v"].shape == (4, 6)
+    optimizer = optim.make_optimizer(config, optim.MODEL_RULES, start_step=2)
+    fresh = step.init_state(state.trainable, optimizer, 2)
+    opt_state = slots.set_slots(fresh.opt_state, kept, count=0)
+    resumed = update(optimizer, fresh._replace(opt_state=opt_state), 2)
+    for name, value in whole.trainable.items():
+        np.testing.assert_array_equal(value, resumed.trainable[name], err_msg=name)
+
+
+def test_the_learning_rate_is_t5s():
+    config = OptimizerConfig(learning_rate=1.0, schedule="rsqrt", warmup_steps=10_000)
+    rate = optim.learning_rate(config, 0)
+    assert callable(rate)
+    np.testing.assert_allclose([rate(0), rate(9_999), rate(40_000)], [0.01, 0.01, 0.005], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"prompt": PromptConfig(length=3)}, "PROMPT_LENGTH = 0"),
+        ({"optimizer": OptimizerConfig(name="adamw")}, "OPTIMIZER = 'adafactor'"),
+        (
+            {"train": TrainConfig(trainable="model", train_steps=1, restore_optimizer=True)},
+            "RESTORE_OPTIMIZER = False",
+        ),
+        (
+            {"train": TrainConfig(trainable="model", train_steps=1, microbatches=3)},
+            "multiple of 24",
+        ),
+        ({"model": dataclasses.replace(MODEL, num_embeddings=500)}, "512 ids, the model only 500"),
+    ],
+)
+def test_what_does_not_fit_is_refused(tmp_path, text, changes, expected):
+    with pytest.raises(ConfigError, match=expected):
+        run.pretrain(experiment(tmp_path, text, **changes))
+
+
+def test_another_corpus_in_the_same_folder_is_refused(tmp_path, text, straight):
+    shutil.copytree(straight.model_dir, tmp_path / "run")
+    other = tmp_path / "reviews.txt"
+    other.write_text(Path(text).read_text() + "\nlovely soup.")
+    with pytest.raises(ConfigError, match="holds a different experiment"):
+        run.pretrain(experiment(tmp_path / "run", str(other)))
+    before = Path(text).read_text()
+    try:
+        Path(text).write_text(before + "\nlovely soup.")
+        with pytest.raises(ConfigError, match="the corpus is not the one"):
+            run.pretrain(experiment(tmp_path / "run", text))
+    finally:
+        Path(text).write_text(before)
+
+
+def test_a_checkpoint_without_moments_is_named(tmp_path, text):
+    params = t5.init_params(MODEL, jax.random.key(0))
+    t5x_checkpoint.write_t5x(tmp_path / "checkpoint_5", params, 5)
+    adapted = experiment(
+        tmp_path / "run",
+        text,
+        initial_checkpoint_path=str(tmp_path / "checkpoint_5"),
+        train=TrainConfig(trainable="model", train_steps_relative=1, restore_optimizer=True),
+    )
+    with pytest.raises(ConfigError, match=r"has none.*RESTORE_OPTIMIZER = False"):
+        run.pretrain(adapted)
+
+
+def test_eight_devices_give_the_same_run(tmp_path, text, straight):
+    done = run.pretrain(experiment(tmp_path, text, steps=3, num_model_partitions=4))
+    expected = arrays(straight.model_dir / "checkpoint_3")
+    for name, value in arrays(done.checkpoint).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
