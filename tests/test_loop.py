@@ -10,6 +10,7 @@ import pytest
 import seqio
 from tiny_models import CONFIG, random_params
 
+from prompt_tuning.backbones.conversion import convert
 from prompt_tuning.checkpoint import t5x
 from prompt_tuning.checkpoint.prompt_file import load_prompt
 from prompt_tuning.config import (
@@ -19,6 +20,7 @@ from prompt_tuning.config import (
     EvalRun,
     Experiment,
     ModelConfig,
+    OptimizerConfig,
     PromptConfig,
     TrainConfig,
 )
@@ -149,6 +151,27 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(straight, experiment, tm
     shared = losses(folder).keys() & losses(tmp_path).keys()
     assert START + 12 in shared
     assert {s: losses(folder)[s] for s in shared} == {s: losses(tmp_path)[s] for s in shared}
+
+
+def test_a_huggingface_folder_gives_the_same_bits(straight, experiment, checkpoint, tmp_path):
+    convert(checkpoint, str(tmp_path / "hf"))
+    other = dataclasses.replace(
+        experiment(tmp_path / "run"), initial_checkpoint_path=str(tmp_path / "hf")
+    )
+    np.testing.assert_array_equal(loop.train(other).prompt, straight[0].prompt)
+    assert setup.say_start(other, START) == ""  # it kept the step
+
+
+def test_a_huggingface_folder_without_a_step_says_where_the_optimizer_begins(
+    experiment, checkpoint, tmp_path
+):
+    convert(checkpoint, str(tmp_path / "hf"), step=0)
+    plain = experiment(tmp_path)
+    folder = dataclasses.replace(plain, initial_checkpoint_path=str(tmp_path / "hf"))
+    assert "--gin.OPTIMIZER_START_STEP=1100000" in setup.say_start(folder, 0)
+    chosen = dataclasses.replace(folder, optimizer=OptimizerConfig(start_step=1_100_000))
+    assert "Adafactor starts at 1100000" in setup.say_start(chosen, 0)
+    assert setup.say_start(plain, 0) == ""
 
 
 def test_records_written_after_the_last_saved_state_are_not_doubled(experiment, tmp_path):
