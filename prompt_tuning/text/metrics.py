@@ -153,14 +153,14 @@ def spearman_corrcoef(targets: Sequence[float], predictions: Sequence[float]) ->
     return {"spearman_corrcoef": 100.0 * float(spearmanr(targets, predictions).statistic)}  # type: ignore
 
 
-def majority_predictions(train_targets: Sequence[T], count: int) -> list[T]:
-    """`count` times the most frequent training target; of equally frequent ones the first seen.
+def majority_predictions(targets: Sequence[T], count: int) -> list[T]:
+    """`count` times the most frequent target; of equally frequent ones the first seen.
 
     Scored with a task's metrics this is the majority class, what knowing no input is worth.
 
     >>> majority_predictions(["no", "yes", "yes"], 2)
     ['yes', 'yes']
     """
-    keys = [repr(target) for target in train_targets]  # targets of users' tasks may be unhashable
+    keys = [repr(target) for target in targets]  # targets of users' tasks may be unhashable
     (common, _), *_ = collections.Counter(keys).most_common(1)
-    return [train_targets[keys.index(common)]] * count
+    return [targets[keys.index(common)]] * count
