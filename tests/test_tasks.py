@@ -453,6 +453,38 @@ def test_the_users_module_is_found_in_the_working_directory(tmp_path, monkeypatc
         sys.modules.pop("their_tasks", None)
 
 
+def test_a_module_may_take_names_of_ours(tmp_path, monkeypatch, vocabulary_file):
+    """As `import t5` does, which registers T5's own tasks under the names that are ours too."""
+    (tmp_path / "takes_names.py").write_text(
+        "import seqio\n"
+        "mood = seqio.TaskRegistry.get('tiny_mood')\n"
+        "source = seqio.FunctionDataSource(lambda split, shuffle_files, seed=0: 0, ['train'])\n"
+        "name = 'super_glue_cb_v102'\n"
+        "seqio.TaskRegistry.add(name, source, mood.output_features)\n"
+        "seqio.MixtureRegistry.add('super_glue_v102_proportional', [name], 1.0)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    tasks.register(vocabulary_file)
+    ours = tasks.resolve("super_glue_cb_v102")
+    names = ("super_glue_cb_v102", "super_glue_v102_proportional")
+    try:
+        tasks.import_task_module("takes_names")
+        theirs = [tasks.resolve(name) for name in names]
+        assert theirs[0] is not ours
+        assert list(theirs[0].splits) == ["train"]
+        assert tasks.component_tasks(names[1]) == [(names[0], 1.0)]
+        tasks.register(vocabulary_file)  # stays theirs, whatever is registered anew
+        tasks.register("bytes")
+        assert [tasks.resolve(name) for name in names] == theirs
+        with pytest.raises(ValueError, match="duplicate provider"):  # in there alone
+            seqio.TaskRegistry.add_provider("tiny_mood", ours)
+    finally:
+        seqio.TaskRegistry.remove(names[0])
+        seqio.MixtureRegistry.remove(names[1])
+        sys.modules.pop("takes_names", None)
+        tasks.register(vocabulary_file)
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

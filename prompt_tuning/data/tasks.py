@@ -13,7 +13,7 @@ import importlib
 import itertools
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import seqio
@@ -282,7 +282,8 @@ def import_task_module(name: str) -> None:
     if os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        importlib.import_module(name)
+        with _giving_way():
+            importlib.import_module(name)
     except ModuleNotFoundError as error:
         missing = error.name or name
         what = (
@@ -296,6 +297,29 @@ def import_task_module(name: str) -> None:
             f"MIXTURE_OR_TASK_MODULE: importing {name!r} failed with {type(error).__name__}: "
             f"{error}{_place(error)}."
         ) from error
+
+
+@contextlib.contextmanager
+def _giving_way() -> Iterator[None]:
+    """Whoever registers a name of ours in here gets it, where seqio would call it a duplicate.
+
+    `import t5` registers T5's tasks, and most modules written for T5X import some part of t5.
+    """
+
+    def add_provider(cls: Any, name: str, provider: Provider) -> None:
+        for ours in [p for p in _ours if p.name == name and _registry(p) is cls]:
+            cls.remove(name)
+            _ours.remove(ours)
+        super(cls, cls).add_provider(name, provider)
+
+    registries: list[Any] = [seqio.TaskRegistry, seqio.MixtureRegistry]
+    for registry in registries:
+        registry.add_provider = classmethod(add_provider)
+    try:
+        yield
+    finally:
+        for registry in registries:
+            del registry.add_provider  # the inherited one again
 
 
 def _place(error: Exception) -> str:
