@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -193,6 +194,9 @@ class OptimizerConfig:
     start_step: int | None = None  # None: the backbone's step, as T5X does
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            finite = not isinstance(value, float) or math.isfinite(value)
+            check(finite, f"OptimizerConfig.{name} must be a finite number, found {value}.")
         check(
             self.learning_rate > 0, f"LEARNING_RATE must be positive, found {self.learning_rate}."
         )

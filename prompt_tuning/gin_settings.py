@@ -111,6 +111,10 @@ def readable_errors(text: str, place: Place) -> Iterator[None]:
     """Turns what gin's parser raises into a sentence with the place and the line."""
     try:
         yield
+    except (RecursionError, MemoryError) as error:
+        raise ConfigError(
+            f"{place}: cannot read `{text[:80]}...`: it is nested too deep."
+        ) from error
     except (SyntaxError, tokenize.TokenError, ValueError) as error:
         if isinstance(error, SyntaxError):
             message, line = str(error.msg), error.lineno
@@ -125,6 +129,7 @@ def readable_errors(text: str, place: Place) -> Iterator[None]:
         if line and place.source != COMMAND_LINE:
             place = Place(place.source, line)
         shown = lines[line - 1].strip() if line else text.strip()
+        shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
         raise ConfigError(f"{place}: cannot read `{shown}`: {_explain(message)}") from error
 
 

@@ -16,8 +16,10 @@ def local_folder(path: str | os.PathLike[str], what: str) -> Path:
     """The absolute path of a folder to write to; `what` names it in the error.
 
     Raises:
-      ConfigError: it lies in a bucket.
+      ConfigError: it is empty, or lies in a bucket.
     """
+    if not os.fspath(path).strip():
+        raise ConfigError(f"{what} is empty: give the path of a folder.")
     if "://" in os.fspath(path):
         raise ConfigError(
             f"{what} must be a local folder, found {os.fspath(path)}. Write locally, then copy it: "

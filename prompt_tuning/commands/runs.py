@@ -49,6 +49,16 @@ def _add_run_flags(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_train_flags(command: argparse.ArgumentParser) -> None:
+    _add_run_flags(command)
+    command.add_argument(
+        "--debug-nans",
+        "--debug_nans",
+        action="store_true",
+        help="stop at the first NaN and say which line of the model made it; slower",
+    )
+
+
 def _add_infer_flags(command: argparse.ArgumentParser) -> None:
     _add_run_flags(command)
     command.add_argument("--input", metavar="FILE|-", help=_INPUT)
@@ -120,7 +130,7 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
         if loaded.run.corpus.objective == "task":
             from prompt_tuning.training import loop
 
-            loop.train(loaded.run, config_text=text)
+            loop.train(loaded.run, config_text=text, debug_nans=args.debug_nans)
         else:
             from prompt_tuning.pretraining import run
 
@@ -157,7 +167,7 @@ def _show_config(args: argparse.Namespace, rest: list[str]) -> int:
 COMMANDS = {
     "train": Command(
         "tune a prompt (or, with runs/model_tune.gin, the whole model; or pre-train one)",
-        _add_run_flags,
+        _add_train_flags,
         _train,
     ),
     "eval": Command("score a model on a task, with a prompt or without one", _add_run_flags, _eval),

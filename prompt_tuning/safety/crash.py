@@ -30,6 +30,8 @@ _CURES = {
 
 def describe_refusal(error: BaseException) -> str | None:
     """One message where the operating system has refused to read or write; None otherwise."""
+    if isinstance(error, ValueError) and "embedded null" in str(error):
+        return "a path holds a NUL character. Give the path without it."
     if not isinstance(error, OSError) or error.errno not in _CURES:
         return None
     place = error.filename2 or error.filename

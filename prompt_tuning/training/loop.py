@@ -57,11 +57,14 @@ class TrainResult:
     summary: str
 
 
-def train(experiment: Experiment, *, config_text: str = "") -> TrainResult:
+def train(
+    experiment: Experiment, *, config_text: str = "", debug_nans: bool = False
+) -> TrainResult:
     """Trains what the mask allows, evaluates as it goes, and leaves everything in MODEL_DIR.
 
     The same experiment again continues a killed run, prints the result of a finished one, and goes
-    on where more steps are asked for.
+    on where more steps are asked for. With `debug_nans` JAX looks for NaNs after each operation of
+    a step that ends in one.
 
     Raises:
       ConfigError: the experiment, its data, its checkpoint or its MODEL_DIR does not fit.
@@ -76,7 +79,7 @@ def train(experiment: Experiment, *, config_text: str = "") -> TrainResult:
         print(said, flush=True)
     model_dir = setup.make_dir(experiment.model_dir, "MODEL_DIR")
     signals.current().saved = lambda: describe_saved(model_dir)
-    with lock.hold(model_dir, "MODEL_DIR"):
+    with lock.hold(model_dir, "MODEL_DIR"), jax.debug_nans(debug_nans):
         return _train(experiment, mesh, model_dir, end, config_text)
 
 

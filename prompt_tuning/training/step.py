@@ -130,14 +130,19 @@ def compile_step(
         return jax.tree.map(jnp.add, total, gradient(state, frozen, batch, group))
 
     where = _where(state)
+    # To find a NaN JAX repeats the step that made it, and needs the state of before.
+    debugs: bool = jax.config.jax_debug_nans  # pyright: ignore[reportAttributeAccessIssue]
+    donated = () if debugs else 0
     return Programs(
         whole=jax.jit(
-            make_train_step(config, train, optimizer), donate_argnums=0, out_shardings=where.state
+            make_train_step(config, train, optimizer),
+            donate_argnums=donated,
+            out_shardings=where.state,
         ),
         zeros=jax.jit(zeros, out_shardings=where.total),
-        add=jax.jit(add, donate_argnums=0, out_shardings=where.total),
+        add=jax.jit(add, donate_argnums=donated, out_shardings=where.total),
         update=jax.jit(
-            functools.partial(update, optimizer), donate_argnums=0, out_shardings=where.state
+            functools.partial(update, optimizer), donate_argnums=donated, out_shardings=where.state
         ),
     )
 

@@ -1,0 +1,238 @@
+"""What people mistype and what disks do: one message and exit code 2, whatever it is; a fuzz of it.
+
+Only mistakes that are found before anything heavy is loaded; the others stand beside the modules
+that find them.
+"""
+
+import contextlib
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tiny_models import random_params
+
+from prompt_tuning import cli, gin_config
+from prompt_tuning.checkpoint.prompt_file import PromptMetadata, load_prompt, save_prompt
+from prompt_tuning.checkpoint.t5x import read_step, read_t5x, write_t5x
+from prompt_tuning.config import ConfigError
+from prompt_tuning.serving.lines import read_lines
+
+ROOT = Path(__file__).resolve().parents[1]
+DEMO = ("train", "--gin_file=demo.gin")
+
+
+def run(capsys, *arguments: str) -> str:
+    code = cli.main(arguments)
+    captured = capsys.readouterr()
+    assert code == 2, captured.err
+    assert "Traceback" not in captured.err
+    messages = [line for line in captured.err.splitlines() if line.startswith("t5x")]
+    assert len(messages) == 1
+    return captured.err
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("BATCH_SIZE=0", "BATCH_SIZE must be at least 1, found 0"),
+        ("BATCH_SIZE=3", "BATCH_SIZE = 3 does not divide by the 8 data-parallel devices"),
+        ("PROMPT_LENGTH=-1", "PROMPT_LENGTH must be at least 0, found -1"),
+        ("EVAL_PERIOD=0", "EvalConfig.period must be >= 1, found 0"),
+        ("CHECKPOINT_PERIOD=-2", "CHECKPOINT_PERIOD must be >= 1, found -2"),
+        ("LEARNING_RATE=1e400", "OptimizerConfig.learning_rate must be a finite number, found inf"),
+        ("LEARNING_RATE='fast'", "LEARNING_RATE must be a number, found 'fast'"),
+        ("DROPOUT_RATE=1.0", "DROPOUT_RATE must lie in [0, 1)"),
+        ("RANDOM_SEED=-1", "RANDOM_SEED must lie in [0, 2**32)"),
+        ("NUM_MODEL_PARTITIONS=3", "does not divide the 8 devices"),
+        ("TASK_FEATURE_LENGTHS={'input': 8}", "TASK_FEATURE_LENGTHS must be"),
+        ("TRAIN_STEPS_RELATIVE=0", "TRAIN_STEPS_RELATIVE must be >= 1"),
+        ("BATCH_SIZE=10**9", "cannot read `BATCH_SIZE=10**9`"),
+        ("BATCH_SIZ=8", "Did you mean BATCH_SIZE?"),
+        ("INITIAL_CHECKPOINT_PATH='nowhere'", "there is no T5X checkpoint at"),
+        ("INITIAL_CHECKPOINT_PATH=''", "expected a local path or gs://bucket/path"),
+        ("INITIAL_CHECKPOINT_PATH='s3://x/y'", "expected a local path or gs://bucket/path"),
+        ("MODEL_DIR=''", "MODEL_DIR is empty"),
+        ("MODEL_DIR='gs://bucket/x'", "MODEL_DIR must be a local folder"),
+        ("MODEL_DIR='/proc/x'", "MODEL_DIR /proc/x cannot be made"),
+        ("MODEL_DIR='a\\0b'", "a path holds a NUL character"),
+        ("MODEL_DIR='file'", "cannot be made or is not a folder"),
+        ("MODEL_DIR='locked'", "cannot be written to"),
+    ],
+)
+def test_mistakes_in_settings(capsys, tmp_path, monkeypatch, setting, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "locked" / ".lock").mkdir(parents=True)
+    assert message in run(capsys, *DEMO, "--gin.MODEL_DIR='m'", f"--gin.{setting}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"BATCH_SIZE = = 3\n", "mine.gin:1: cannot read"),
+        (b"\xff\xfe\x00", "cannot read gin file"),
+        (b"BATCH_SIZE = 3\x00\n", "cannot read"),
+        (b"X = " + b"[" * 5000 + b"]" * 5000, "cannot read"),
+        (b"BATCH_SIZE = (", "cannot read"),
+        (b"import no_such_module", "cannot import no_such_module"),
+        (b"include 'mine.gin'", "include each other in a circle"),
+        (b"BATCH_SIZE = %BATCH_SIZE", "refer to each other in a circle"),
+        (b"BATCH_SIZE = %NOTHING", "%NOTHING is not set anywhere"),
+        (b"BATCH_SIZE = " + b"9" * 5000, "cannot read"),
+    ],
+)
+def test_mistakes_in_gin_files(capsys, tmp_path, monkeypatch, text, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.gin").write_bytes(text)
+    said = run(capsys, *DEMO, "--gin_file=mine.gin")
+    assert message in said
+    assert len(said) < 5000
+
+
+# Fuzz: an error of ours, or success. Hypothesis repeats the same examples every time.
+
+FUZZ = settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+PIECES = ["BATCH_SIZE", "MODEL_DIR", "=", " ", "\n", "'x'", "3", "%", "include", "import", "@", "/"]
+PIECES += ["(", "[", "{", ":", ",", ".", "'", '"', "\\", "#", "\t", "-", "None", "1e9", "\x00", "é"]
+
+
+@FUZZ
+@given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
+def test_any_gin_text(tmp_path, text):
+    file = tmp_path / "fuzz.gin"
+    file.write_text(text, encoding="utf-8")
+    with contextlib.suppress(ConfigError):
+        gin_config.load(["demo.gin", str(file)])
+
+
+LINES = [b"{", b"}", b'"inputs"', b":", b'"text"', b",", b"\n", b"\r", b"\xff", b"[", b"null", b" "]
+LINES += [b'"\\ud800"', b"\x00", b'"prompt"', b"1e999", b'{"inputs": "a"}', b"\xef\xbb\xbf", b"["]
+
+
+@FUZZ
+@given(
+    st.lists(st.sampled_from(LINES), max_size=12).map(b"".join), st.sampled_from(["jsonl", "txt"])
+)
+def test_any_file_of_lines(tmp_path, data, suffix):
+    file = tmp_path / f"fuzz.{suffix}"
+    file.write_bytes(data)
+    with contextlib.suppress(ConfigError):
+        assert all(isinstance(line.text, str) for line in read_lines(str(file), prompt=None))
+
+
+def test_lines_that_are_large_or_deep_are_no_more_than_that(tmp_path):
+    file = tmp_path / "hostile.jsonl"
+    file.write_text('{"inputs": "' + "a" * 10_000_000 + '"}\n')
+    assert len(read_lines(str(file), prompt=None)[0].text) == 10_000_000
+    file.write_text('{"inputs": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
+    with pytest.raises(ConfigError, match=r"hostile.jsonl:1: not valid JSON"):
+        read_lines(str(file), prompt=None)
+
+
+def damage(data: bytes, draw: random.Random) -> bytes:
+    """Flips, cuts, repeats or overwrites, once to thrice."""
+    for _ in range(draw.randint(1, 3)):
+        kind, place = draw.randrange(4), draw.randrange(max(1, len(data)))
+        if kind == 0:
+            data = data[:place]
+        elif kind == 1 and data:
+            data = (
+                data[:place] + bytes([data[place] ^ (1 << draw.randrange(8))]) + data[place + 1 :]
+            )
+        elif kind == 2:
+            data = data[:place] + data[place : place + 8] * 2 + data[place + 8 :]
+        else:
+            data = data[:place] + draw.randbytes(4) + data[place + 4 :]
+    return data
+
+
+def test_damaged_prompts_are_refused(tmp_path):
+    save_prompt(tmp_path / "p", np.ones((4, 8), np.float32), PromptMetadata(task="x"))
+    draw = random.Random(0)
+    for number in range(60):
+        folder = Path(shutil.copytree(tmp_path / "p", tmp_path / str(number)))
+        file = draw.choice(sorted(folder.iterdir()))
+        whole = file.read_bytes()
+        file.write_bytes(damage(whole, draw))
+        if file.read_bytes() != whole:
+            with pytest.raises(ConfigError, match=file.stem):
+                load_prompt(folder)
+
+
+def test_damaged_checkpoints_are_refused_or_are_other_numbers(tmp_path):
+    shapes = random_params()
+    write_t5x(tmp_path / "c", shapes, 9)
+    draw = random.Random(0)
+    names = ["checkpoint", "target.decoder.logits_dense.kernel/.zarray"]
+    names += ["target.decoder.logits_dense.kernel/0.0"]
+    for number in range(30):
+        file = tmp_path / "c" / names[number % 3]
+        whole = file.read_bytes()
+        file.write_bytes(damage(whole, draw))
+        with contextlib.suppress(ConfigError):
+            read_step(tmp_path / "c")
+            params, _ = read_t5x(tmp_path / "c", shapes)
+            assert all(params[name].shape == shapes[name].shape for name in shapes)
+        file.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"chunks":[32,384]', '"chunks":[1000000000,384]'),
+        ('"shape":[32,384]', '"shape":[1000000000000,384]'),
+    ],
+)
+def test_sizes_are_checked_before_memory_is_taken(tmp_path, old, new):
+    """The first would take 1.5 TB for one chunk, the second as much for the array."""
+    write_t5x(tmp_path / "c", random_params(), 9)
+    file = tmp_path / "c" / "target.decoder.logits_dense.kernel" / ".zarray"
+    text = file.read_text().replace(" ", "").replace("\n", "")
+    assert old in text
+    file.write_text(text.replace(old, new))
+    with pytest.raises(ConfigError, match="decoder/logits_dense/kernel"):
+        read_t5x(tmp_path / "c", random_params())
+
+
+def test_a_disk_that_is_full(tmp_path):
+    """`ulimit -f` refuses what a full disk refuses; the state is not half written."""
+    code = (
+        "import resource, signal, sys, numpy as np\n"
+        "from prompt_tuning.checkpoint.run_state import RunStateStore, SaveError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "store = RunStateStore(sys.argv[1])\n"
+        "rng = np.random.default_rng(0)\n"
+        "store.save(1, {'x': rng.normal(size=10)})\n"
+        "store.wait()\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))\n"
+        "try:\n"
+        "    store.save(2, {'x': rng.normal(size=2**16)})\n"
+        "    store.wait()\n"
+        "except SaveError as error:\n"
+        "    print(error)\n"
+        "assert store.latest_step() == 1\n"
+        "store.restore({'x': np.zeros(10)})\n"
+        "store.save(2, {'x': rng.normal(size=10)})\n"
+        "store.wait()\n"
+        "assert store.latest_step() == 2\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (0, "File too large\n"), done.stderr
+    assert "Traceback" not in done.stderr
