@@ -55,7 +55,7 @@ def run(capsys, *arguments: str) -> str:
         ("BATCH_SIZE=10**9", "cannot read `BATCH_SIZE=10**9`"),
         ("BATCH_SIZ=8", "Did you mean BATCH_SIZE?"),
         ("INITIAL_CHECKPOINT_PATH='nowhere'", "there is no T5X checkpoint at"),
-        ("INITIAL_CHECKPOINT_PATH=''", "expected a local path or gs://bucket/path"),
+        ("INITIAL_CHECKPOINT_PATH=''", "there is no T5X checkpoint at"),
         ("INITIAL_CHECKPOINT_PATH='s3://x/y'", "expected a local path or gs://bucket/path"),
         ("MODEL_DIR=''", "MODEL_DIR is empty"),
         ("MODEL_DIR='gs://bucket/x'", "MODEL_DIR must be a local folder"),
