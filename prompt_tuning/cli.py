@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from prompt_tuning.commands import backbones, data, plan, prompts, runs, safety, submit
 from prompt_tuning.config import ConfigError
+from prompt_tuning.launch import guard
 from prompt_tuning.safety import signals
 
 COMMANDS = {
@@ -59,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except (KeyboardInterrupt, Exception) as error:
+            if guard.is_child():
+                guard.leave_if_lost(name, error)
             code, message = _explain(error)
             print(f"{name}: {message}", file=sys.stderr)
             return code
@@ -92,6 +95,7 @@ def _run(program: str, arguments: list[str]) -> int:
             f"The commands: {', '.join(COMMANDS)}."
         )
     args, rest = parser.parse_known_args([_rewrite(argument) for argument in arguments])
+    args.argv = arguments
     if rest and getattr(args, "engine", "embedded") == "embedded":
         raise ConfigError(_describe_unknown(rest[0], args.flags))
     return args.run(args, rest)

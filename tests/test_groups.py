@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import CONFIG
 
-from prompt_tuning.config import ConfigError, TrainConfig
+from prompt_tuning.config import ConfigError, DataConfig, Experiment, TrainConfig
 from prompt_tuning.data.groups import (
     Cutting,
     cut_batch,
@@ -64,13 +65,18 @@ def test_a_batch_is_cut_only_where_that_saves_more_than_it_costs():
 
 def test_the_cutting_follows_settings_and_mesh():
     def cutting(parts, **settings):
-        return make_cutting(
-            TrainConfig(**settings),
-            {"inputs": 512, "targets": 8},
-            batch_size=32,
-            prompt=100,
-            data_parts=parts,
+        experiment = Experiment(
+            model_dir="",
+            initial_checkpoint_path="",
+            model=CONFIG,
+            data=DataConfig(
+                mixture_or_task_name="any",
+                task_feature_lengths={"inputs": 512, "targets": 8},
+                batch_size=32,
+            ),
+            train=TrainConfig(**settings),
         )
+        return make_cutting(experiment, parts)
 
     assert (cutting(1).fewest, cutting(1).most) == (1, 4)
     assert cutting(16).most == 2  # groups of 8 rows would not divide by 16

@@ -27,6 +27,7 @@ ALLOWED = {
     "backbones": {"checkpoint", "model", "world"},
     "prompts": {"backbones", "checkpoint", "exchange", "serving"},
     "safety": {"checkpoint"},
+    "launch": set(),
     "text": set(),
     "tables": {"text"},
     "data": {"exchange", "tables", "text", "world"},
@@ -37,6 +38,7 @@ ALLOWED = {
             "backbones",
             "checkpoint",
             "data",
+            "launch",
             "model",
             "safety",
             "scoring",
@@ -46,7 +48,7 @@ ALLOWED = {
         ),
     },
     "pretraining": {"backbones", "checkpoint", "data", "model", "safety", "training"},
-    "evaluation": {"checkpoint", "data", "model", "scoring", "text", "training"},
+    "evaluation": {"checkpoint", "data", "launch", "model", "scoring", "text", "training"},
     "t5x_inputs": {"backbones", "checkpoint", "data", "model", "training"},
     "t5x_plugin": {"checkpoint", "model", "t5x_inputs", "training"},
     "t5x_engine": {"checkpoint", "gin_config", "gin_settings", "t5x_inputs", "training"},
@@ -56,6 +58,7 @@ ALLOWED = {
         "data",
         "evaluation",
         "gin_config",
+        "launch",
         "planning",
         "pretraining",
         "prompts",
@@ -64,8 +67,8 @@ ALLOWED = {
         "t5x_engine",
         "training",
     },
-    "planning": {"model", "training"},
-    "cli": {"commands", "safety"},
+    "planning": {"data", "model", "training"},
+    "cli": {"commands", "launch", "safety"},
 }
 # Only these may touch the room of TensorFlow.
 USES_DATA = {
@@ -74,6 +77,7 @@ USES_DATA = {
     "evaluation/submit.py",
     "pretraining/documents.py",
     "pretraining/run.py",
+    "planning/devices.py",  # for `groups.py`, which is numpy alone
     "scoring/eval_task.py",
     "scoring/evaluate.py",
     "scoring/ranking.py",
@@ -170,7 +174,8 @@ def test_every_module_has_a_test_of_its_name():
     elsewhere = {
         "api": "notebook",
         **dict.fromkeys(("config", "config_parts"), "gin_config"),
-        **dict.fromkeys(("chips", "flops", "hlo", "program"), "plan"),
+        **dict.fromkeys(("chips", "devices", "flops", "hlo", "program"), "plan"),
+        **dict.fromkeys(("compilation_cache", "guard", "processes"), "launch"),
         "gin_settings": "gin_config",
         **dict.fromkeys(("command", "runs", "data", "prompts"), "cli"),
         **dict.fromkeys(("setup", "model_dir", "course"), "loop"),

@@ -23,7 +23,7 @@ from prompt_tuning.config import (
     TrainConfig,
 )
 from prompt_tuning.model import sharding, t5
-from prompt_tuning.planning import chips, flops, hlo, plan, program
+from prompt_tuning.planning import chips, devices, flops, hlo, plan, program
 
 ROOT = Path(__file__).parents[1]
 
@@ -157,6 +157,24 @@ def test_a_plan_names_mesh_memory_and_time():
     assert parts.batch["rows"] == 4
     assert parts.fits is parts.seconds_per_step is None
     assert parts.step_flops == found.step_flops
+
+
+def test_a_dry_run_names_mesh_memory_and_batch(capsys):
+    assert cli.main(["train", "--gin_file=demo.gin", "--dry_run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    said = [line for line in lines if line.startswith("# ")][-3:]
+    assert "mesh: data 8 x model 1 on 8 cpu, 1 process(es)" in said[0]
+    assert "GiB a device in float32" in said[1]
+    assert "32 rows, 4 a data-parallel device, 32 of this host; 1 to 4 parts" in said[2]
+
+
+def test_every_device_holds_its_share_of_every_matrix():
+    mesh = sharding.make_mesh(8)
+    settings = experiment(dataclasses.replace(model_config("base"), num_heads=16), partitions=8)
+    total = sum(4 * leaf.size for leaf in t5.param_shapes(settings.model).values())
+    held = devices.weight_bytes(settings, mesh)
+    assert held == pytest.approx(total / 8, rel=0.01)
+    assert devices.host_rows(8, sharding.make_mesh(2)) == 8
 
 
 def test_steps_of_a_run():

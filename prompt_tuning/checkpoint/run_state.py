@@ -339,9 +339,16 @@ def _digests(leaves: Mapping[str, Any]) -> dict[str, str]:
         content.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         return content.hexdigest()
 
-    whole = {n: x for n, x in leaves.items() if getattr(x, "is_fully_addressable", True)}
+    whole = {n: x for n, x in leaves.items() if _is_whole(x)}
     with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing releases Python's lock
         return dict(zip(whole, pool.map(digest, whole.values()), strict=True))
+
+
+def _is_whole(leaf: Any) -> bool:
+    """Whether this process has all of an array: of a prompt every process has."""
+    if not isinstance(leaf, jax.Array):
+        return True
+    return leaf.is_fully_addressable or leaf.is_fully_replicated
 
 
 def _seal(content: dict[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,15 @@ def add_gin_flags(command: argparse.ArgumentParser) -> None:
 def _add_run_flags(command: argparse.ArgumentParser) -> None:
     add_gin_flags(command)
     command.add_argument(
-        "--dry_run", action="store_true", help="print the settings and stop, as show-config does"
+        "--dry_run",
+        action="store_true",
+        help="print the settings, as show-config does, and for train mesh, memory and batch; stop",
+    )
+    _add_process_flags(command)
+    command.add_argument(
+        "--compilation_cache",
+        metavar="DIR|off",
+        help="where compiled programs are kept (a folder of the user's cache)",
     )
     command.add_argument(
         "--engine",
@@ -57,6 +65,45 @@ def _add_train_flags(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="stop at the first NaN and say which line of the model made it; slower",
     )
+
+
+def _add_process_flags(command: argparse.ArgumentParser) -> None:
+    """T5X's flags for several processes; Slurm and TPU pods need none."""
+    command.add_argument(
+        "--multiprocess_gpu",
+        action="store_true",
+        help="this is one of several processes, of any kind of device (docs/scale.md)",
+    )
+    command.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0")
+    command.add_argument("--process_count", type=int, help="how many processes there are")
+    command.add_argument("--process_index", type=int, help="which one this is, from 0")
+
+
+def _join_processes(args: argparse.Namespace) -> None:
+    """Joins the other processes of the run, where there are any, below a guard.
+
+    Raises:
+      SystemExit: this process was the guard, and its child is done.
+    """
+    from prompt_tuning.launch import guard, processes
+
+    flags = processes.Flags(*(getattr(args, name) for name in processes.Flags._fields))
+    flags.check()
+    if not processes.is_wanted(flags):
+        return
+    if args.mode == "infer":
+        raise ConfigError("`t5x infer` runs in one process: give it a part of the rows each.")
+    if not guard.is_child():
+        raise SystemExit(guard.run_guarded(f"t5x {args.mode}", args.argv))
+    guard.die_with_parent()
+    processes.join(flags)
+
+
+def _process_arguments(args: argparse.Namespace) -> list[str]:
+    """The flags as T5X's own command line takes them."""
+    named = ("coordinator_address", "process_count", "process_index")
+    given = [f"--{name}={getattr(args, name)}" for name in named if getattr(args, name) is not None]
+    return ["--multiprocess_gpu", *given] if args.multiprocess_gpu else given
 
 
 def _add_infer_flags(command: argparse.ArgumentParser) -> None:
@@ -112,16 +159,30 @@ def _start(args: argparse.Namespace, rest: list[str]) -> tuple[gin_config.Loaded
     loaded = load(args, args.mode)
     if args.dry_run:
         print(gin_config.to_gin(loaded.run, loaded.provenance), end="")
+        if args.mode == "train":
+            _print_devices(loaded.experiment)
         return None
     if args.engine == "t5x":
         from prompt_tuning import t5x_engine
 
         theirs = [text for text in args.gin_bindings if not gin_config.is_ours(text)]
-        t5x_engine.run(args.mode, loaded, [*(f"--gin.{text}" for text in theirs), *rest])
+        theirs = [*(f"--gin.{text}" for text in theirs), *_process_arguments(args), *rest]
+        t5x_engine.run(args.mode, loaded, theirs)
         return None
+    _join_processes(args)
+    from prompt_tuning.launch import compilation_cache
+
+    compilation_cache.use(args.compilation_cache)
     if args.mode != "infer" or not args.input:  # the rows of a task; answering needs none
         import_tensorflow()
     return loaded, gin_config.to_gin(loaded.run)
+
+
+def _print_devices(experiment: Experiment) -> None:
+    """As comments: what is printed stays a gin file."""
+    from prompt_tuning.planning.devices import describe_devices
+
+    print("\n" + "".join(f"# {line}\n" for line in describe_devices(experiment).splitlines()))
 
 
 def _train(args: argparse.Namespace, rest: list[str]) -> int:

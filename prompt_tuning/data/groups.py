@@ -9,11 +9,11 @@ and a resumed run cuts as the first one did. `features.py` makes the arrays of a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from prompt_tuning.config import ConfigError, TrainConfig
+from prompt_tuning.config import ConfigError, Experiment
 
 # What a group costs beside its tokens, in tokens: starting a program, and filling a device badly.
 GROUP_COST = 256
@@ -45,14 +45,7 @@ class Cutting:
         return counts * len(input_widths(self.inputs)) * len(target_widths(self.targets))
 
 
-def make_cutting(
-    train: TrainConfig,
-    lengths: Mapping[str, int],
-    *,
-    batch_size: int,
-    prompt: int,
-    data_parts: int,
-) -> Cutting:
+def make_cutting(experiment: Experiment, data_parts: int) -> Cutting:
     """The cutting of a run: MICROBATCHES groups at least, LENGTH_GROUPS where that helps.
 
     Every group has to divide by the `data_parts` of the mesh; LENGTH_GROUPS is lowered until it
@@ -61,19 +54,22 @@ def make_cutting(
     Raises:
       ConfigError: MICROBATCHES does not fit batch and mesh.
     """
-    fewest = train.microbatches
-    if batch_size % fewest or (batch_size // fewest) % data_parts:
+    train, data = experiment.train, experiment.data
+    fewest, rows = train.microbatches, data.batch_size
+    if rows % fewest or (rows // fewest) % data_parts:
         raise ConfigError(
-            f"MICROBATCHES = {fewest} does not cut BATCH_SIZE = {batch_size} into equal parts that "
+            f"MICROBATCHES = {fewest} does not cut BATCH_SIZE = {rows} into equal parts that "
             f"divide by the {data_parts} data-parallel devices: choose a divisor of "
-            f"{batch_size // data_parts}."
+            f"{rows // data_parts}."
         )
-    fitting = [
+    most = max(
         n
         for n in range(fewest, max(fewest, train.length_groups) + 1)
-        if batch_size % (n * data_parts) == 0
-    ]
-    return Cutting(lengths["inputs"], lengths["targets"], prompt, fewest, max(fitting))
+        if rows % (n * data_parts) == 0
+    )
+    prompt = experiment.prompt.length if train.trainable == "prompt" else 0
+    lengths = data.task_feature_lengths
+    return Cutting(lengths["inputs"], lengths["targets"], prompt, fewest, most)
 
 
 def cut_batch(inputs: Sequence[int], targets: Sequence[int], cutting: Cutting) -> tuple[Group, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from prompt_tuning.config import ConfigError, EvalRun
@@ -22,6 +21,7 @@ from prompt_tuning.evaluation.prompts import (
     own_tasks,
 )
 from prompt_tuning.evaluation.results import Cell, Matrix
+from prompt_tuning.launch import processes
 from prompt_tuning.model import sharding
 from prompt_tuning.scoring.analysis import analyse, describe, to_json
 from prompt_tuning.scoring.eval_task import EvalTask
@@ -56,26 +56,27 @@ def run_eval(run: EvalRun, *, config_text: str = "") -> Matrix:
 
     output_dir = setup.make_dir(run.eval_output_dir, "EVAL_OUTPUT_DIR")
     _refuse_model_dir(output_dir)
-    if config_text:
-        (output_dir / "config.gin").write_text(config_text, encoding="utf-8")
-    log = report.RunLog(output_dir, step=-1)
-    matrix = Matrix({}, methods=methods(run.eval))
-    if run.eval.baselines:
-        for task in data.eval_tasks:
-            values = matrix.majority[task.name] = majority(task, run.eval)
-            log.scores(0, values, task=task.name, split=run.data.eval_split, prompt="majority")
-    suffixes = file_names(files) or {NO_PROMPT: ""}
-    for prompt, group in itertools.groupby(pairs, key=lambda pair: pair[0]):
-        array = jax.device_put(prompt.array, sharding.replicated(mesh))
-        for _, task in group:
-            scored = evaluate(evaluator, (backbone.params, array), task)
-            suffix = suffixes.get(prompt.name)
-            cell = _write(run, log, (prompt, task), scored, suffix)
-            matrix.metrics.setdefault(prompt.name, {})[task.name] = scored.metrics
-            matrix.cells.setdefault(prompt.name, {})[task.name] = cell
-    log.close()
-    _finish(matrix, output_dir)
-    return matrix
+    with processes.writing_folder(output_dir) as folder:
+        if config_text:
+            (folder / "config.gin").write_text(config_text, encoding="utf-8")
+        log = report.RunLog(folder, step=-1)
+        matrix = Matrix({}, methods=methods(run.eval))
+        if run.eval.baselines:
+            for task in data.eval_tasks:
+                values = matrix.majority[task.name] = majority(task, run.eval)
+                log.scores(0, values, task=task.name, split=run.data.eval_split, prompt="majority")
+        suffixes = file_names(files) or {NO_PROMPT: ""}
+        for prompt, group in itertools.groupby(pairs, key=lambda pair: pair[0]):
+            array = sharding.replicate(prompt.array, mesh)
+            for _, task in group:
+                scored = evaluate(evaluator, (backbone.params, array), task)
+                suffix = suffixes.get(prompt.name)
+                cell = _write(run, log, (prompt, task), scored, suffix)
+                matrix.metrics.setdefault(prompt.name, {})[task.name] = scored.metrics
+                matrix.cells.setdefault(prompt.name, {})[task.name] = cell
+        log.close()
+        _finish(matrix, folder)
+        return matrix
 
 
 def _pair(

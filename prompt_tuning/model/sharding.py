@@ -47,7 +47,7 @@ def make_mesh(num_model_partitions: int, devices: Sequence[Any] | None = None) -
     if len(devices) % num_model_partitions:
         raise ConfigError(
             f"NUM_MODEL_PARTITIONS = {num_model_partitions} does not divide the {len(devices)} "
-            "devices of this machine: choose a divisor."
+            "devices: choose a divisor."
         )
     grid = np.array(devices).reshape(-1, num_model_partitions)
     return Mesh(grid, ("data", "model"))
@@ -90,6 +90,11 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def replicate(value: np.ndarray, mesh: Mesh) -> jax.Array:
+    """A value that every process has, on every device."""
+    return jax.make_array_from_callback(value.shape, replicated(mesh), lambda index: value[index])
+
+
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
     """Raises ConfigError when a batch does not divide by the data axis."""
     parts = mesh.shape["data"]
@@ -102,6 +107,14 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 
 
 def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """The batch on the devices, its rows split over 'data'."""
+    """The batch on the devices, its rows split over 'data'.
+
+    Every process knows the whole batch and puts the rows of its own devices there: together they
+    hold each row once for every copy of the model.
+    """
     sharding = NamedSharding(mesh, PartitionSpec("data"))
-    return {name: jax.device_put(value, sharding) for name, value in batch.items()}
+
+    def put(value: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+    return {name: put(np.asarray(value)) for name, value in batch.items()}

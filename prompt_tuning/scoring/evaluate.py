@@ -84,7 +84,7 @@ class Evaluator:
 
 
 def evaluate(
-    evaluator: Evaluator, params: tuple[t5.Params, Float[Array, "P D"]], task: EvalTask
+    evaluator: Evaluator, params: tuple[t5.Params, Float[Array | np.ndarray, "P D"]], task: EvalTask
 ) -> Scored:
     """Scores (backbone, prompt) on every row of `task` with the methods of the configuration.
 
@@ -113,7 +113,7 @@ def evaluate(
 
 def answer(
     evaluator: Evaluator,
-    params: tuple[t5.Params, Float[Array, "P D"]],
+    params: tuple[t5.Params, Float[Array | np.ndarray, "P D"]],
     task: EvalTask,
     method: str,
     records: list[dict[str, Any]] | None = None,

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NoReturn
 
 import jax
@@ -12,6 +13,7 @@ import numpy as np
 
 from prompt_tuning.checkpoint import prompt_file, run_state
 from prompt_tuning.config import ConfigError
+from prompt_tuning.launch import processes
 from prompt_tuning.safety import signals
 from prompt_tuning.training import course as courses
 from prompt_tuning.training import health
@@ -42,6 +44,8 @@ def end_badly(run: Run, course: Course, error: BaseException) -> NoReturn:
 
 
 def _keep(run: Run, course: Course) -> str:
+    if processes.count() > 1:  # the others are not at the same step, or are gone
+        return describe_saved(Path(run.experiment.model_dir))
     if course.saved is None:  # nothing is trained yet, and the baselines are not complete
         return describe_saved(run.log.model_dir)
     try:

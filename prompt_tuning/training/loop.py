@@ -19,7 +19,8 @@ from jax.sharding import Mesh
 from prompt_tuning.backbones import load
 from prompt_tuning.checkpoint import prompt_file, run_state
 from prompt_tuning.config import Experiment
-from prompt_tuning.data import features
+from prompt_tuning.data import features, groups
+from prompt_tuning.launch import processes
 from prompt_tuning.model import sharding
 from prompt_tuning.safety import lock, signals
 from prompt_tuning.scoring.analysis import analyse, describe, illegal_line, to_json
@@ -72,36 +73,43 @@ def train(
     # ---- devices, steps, folder: what can be refused before anything is read
     mesh = sharding.make_mesh(experiment.num_model_partitions)
     sharding.check_batch_size(experiment.data.batch_size, mesh)
-    setup.make_cutting(experiment, mesh)
+    groups.make_cutting(experiment, mesh.shape["data"])
     start = load.read_step(experiment.checkpoint)
     end = setup.last_step(experiment.train, start)
     if said := setup.say_start(experiment, start):
         print(said, flush=True)
     model_dir = setup.make_dir(experiment.model_dir, "MODEL_DIR")
     signals.current().saved = lambda: describe_saved(model_dir)
-    with lock.hold(model_dir, "MODEL_DIR"), jax.debug_nans(debug_nans):
-        return _train(experiment, mesh, model_dir, end, config_text)
+    if processes.count() > 1:
+        setup.refuse_many_processes(experiment)
+    with (
+        processes.writing_folder(model_dir) as folder,
+        lock.hold(folder, "MODEL_DIR"),
+        jax.debug_nans(debug_nans),
+    ):
+        return _train(experiment, mesh, (model_dir, folder), end, config_text)
 
 
 def _train(
-    experiment: Experiment, mesh: Mesh, model_dir: Path, end: int, config_text: str
+    experiment: Experiment, mesh: Mesh, folders: tuple[Path, Path], end: int, config_text: str
 ) -> TrainResult:
-    """`train`, in a MODEL_DIR that is this run's alone."""
-    store = run_state.RunStateStore(str(model_dir / "checkpoints"))
+    """`train`, in a MODEL_DIR that is this run's alone, and where this process writes of it."""
+    shared, model_dir = folders
+    store = run_state.RunStateStore(str(shared / "checkpoints"))
     meta = store.read_meta()
-    model_dirs.refuse_other_experiment(meta, experiment, model_dir)
+    model_dirs.refuse_other_experiment(meta, experiment, shared)
 
     # ---- data, backbone, first prompt
     data, lengths = setup.load_data(experiment), experiment.data.task_feature_lengths
     print(overview.describe_data(data, lengths, experiment.data.eval_split), flush=True)
     backbone = setup.load_backbone(experiment, mesh)
-    model_dirs.refuse_other_contents(meta, backbone, data, model_dir)
+    model_dirs.refuse_other_contents(meta, backbone, data, shared)
     prompt, init = setup.first_prompt(experiment, backbone, data)
     print(f"prompt: {prompt.shape[0]} x {prompt.shape[1]}, {init}", flush=True)
 
     # ---- what is trained, and how
     rules = optim.RULES[experiment.train.trainable]
-    params = {**backbone.params, "prompt": jax.device_put(prompt, sharding.replicated(mesh))}
+    params = {**backbone.params, "prompt": sharding.replicate(prompt, mesh)}
     trainable, frozen = optim.split_params(params, rules)
     optimizer = optim.make_optimizer(experiment.optimizer, rules, start_step=backbone.step)
     state = jax.jit(functools.partial(steps.init_state, optimizer=optimizer, step=backbone.step))(
@@ -117,7 +125,7 @@ def _train(
         run = Run(
             experiment=experiment,
             mesh=mesh,
-            cutting=setup.make_cutting(experiment, mesh),
+            cutting=groups.make_cutting(experiment, mesh.shape["data"]),
             data=data,
             backbone=backbone,
             frozen=frozen,
@@ -143,7 +151,7 @@ def _train(
     summary = model_dirs.result_text(model_dir, course.standing.best_step, curves, findings)
     print(summary, flush=True)
     last = np.asarray(jax.device_get({**frozen, **course.state.trainable}["prompt"]))
-    return TrainResult(model_dir, course.step, course.standing.best_step, last, summary)
+    return TrainResult(shared, course.step, course.standing.best_step, last, summary)
 
 
 def _open_log(model_dir: Path, course: Course) -> report.RunLog:
@@ -304,7 +312,7 @@ def _baselines(run: Run) -> None:
     if not experiment.eval.baselines:
         return
     split = experiment.data.eval_split
-    nothing = jax.numpy.zeros((0, experiment.model.embed_dim), jax.numpy.float32)
+    nothing = np.zeros((0, experiment.model.embed_dim), np.float32)
     for task in run.data.eval_tasks:
         values = majority(task, experiment.eval)
         run.log.scores(step, values, task=task.name, split=split, prompt="majority")

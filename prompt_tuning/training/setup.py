@@ -20,7 +20,7 @@ from prompt_tuning.backbones import huggingface, load
 from prompt_tuning.checkpoint import identity, prompt_file
 from prompt_tuning.checkpoint.replace_folder import local_folder
 from prompt_tuning.config import ConfigError, Experiment, TrainConfig, config_hash
-from prompt_tuning.data import features, groups, tasks
+from prompt_tuning.data import features, tasks
 from prompt_tuning.data import vocabulary as vocabularies
 from prompt_tuning.model import prompt as prompts
 from prompt_tuning.model import sharding, t5
@@ -65,6 +65,15 @@ def make_dir(name: str, macro: str) -> Path:
     return path
 
 
+def refuse_many_processes(experiment: Experiment) -> None:
+    """Raises ConfigError for what one process alone can do."""
+    if experiment.train.trainable == "model":
+        raise ConfigError(
+            "model tuning (TRAINABLE = 'model') runs in one process: its checkpoints are written "
+            "by one. Prompt tuning runs in many."
+        )
+
+
 def load_backbone(experiment: Experiment, mesh: Mesh) -> Backbone:
     """Restores the whole T5, straight to its dtype and its place on the mesh, or stops.
 
@@ -78,18 +87,6 @@ def load_backbone(experiment: Experiment, mesh: Mesh) -> Backbone:
         shardings=sharding.param_shardings(shapes, mesh),
     )
     return Backbone(params, step, identity.backbone_identity(params))
-
-
-def make_cutting(experiment: Experiment, mesh: Mesh) -> groups.Cutting:
-    """How the batches of a run are cut into length groups."""
-    prompt = experiment.prompt.length if experiment.train.trainable == "prompt" else 0
-    return groups.make_cutting(
-        experiment.train,
-        experiment.data.task_feature_lengths,
-        batch_size=experiment.data.batch_size,
-        prompt=prompt,
-        data_parts=mesh.shape["data"],
-    )
 
 
 def say_start(experiment: Experiment, step: int) -> str:
@@ -183,10 +180,18 @@ def first_prompt(
     return prompts.init_prompt(
         config,
         key,
-        jnp.asarray(jax.device_get(backbone.params["token_embedder/embedding"]), jnp.float32),
+        jnp.asarray(_fetch(backbone.params["token_embedder/embedding"]), jnp.float32),
         encode=data.vocabulary.encode,
         task_labels=labels,
     )
+
+
+def _fetch(array: Array) -> np.ndarray:
+    """The whole array on this host; of many processes, all take part."""
+    if not array.is_fully_addressable:
+        mesh = array.sharding.mesh  # type: ignore[attr-defined]
+        array = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))(array)
+    return np.asarray(array)
 
 
 def describe_prompt(

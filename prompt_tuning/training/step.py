@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Int
 
@@ -158,7 +159,8 @@ def _where(state: TrainState | None) -> _Where:
     if state is None:
         return _Where()
     kept = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return _Where((kept, None), (kept.trainable, None))
+    everywhere = kept.step  # a scalar's, like those of the metrics
+    return _Where((kept, everywhere), (kept.trainable, everywhere))
 
 
 def run_step(
@@ -172,5 +174,5 @@ def run_step(
         return programs.whole(state, frozen, groups[0])
     total = programs.zeros(state)
     for number, group in enumerate(groups):
-        total = programs.add(total, state, frozen, group, jnp.int32(number))
+        total = programs.add(total, state, frozen, group, np.int32(number))
     return programs.update(state, total)

@@ -1,0 +1,57 @@
+"""What lies on each device before a run starts: for `t5x train --dry_run`. Nothing is compiled."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+from jax.sharding import Mesh
+
+from prompt_tuning.config import Experiment
+from prompt_tuning.data.groups import make_cutting
+from prompt_tuning.model import sharding
+from prompt_tuning.planning import program
+from prompt_tuning.planning.chips import GIB
+
+
+def describe_devices(experiment: Experiment, mesh: Mesh | None = None) -> str:
+    """Mesh, bytes a device holds of the weights, rows a host feeds, and how batches are cut.
+
+    Raises:
+      ConfigError: batch or mesh do not fit the devices.
+    """
+    mesh = mesh or sharding.make_mesh(experiment.num_model_partitions)
+    rows = experiment.data.batch_size
+    sharding.check_batch_size(rows, mesh)
+    cutting = make_cutting(experiment, mesh.shape["data"])
+    held = weight_bytes(experiment, mesh)
+    kind = getattr(mesh.devices.flat[0], "device_kind", "device")
+    groups = f"{cutting.fewest} to {cutting.most} parts by length"
+    return "\n".join(
+        [
+            f"mesh: data {mesh.shape['data']} x model {mesh.shape['model']} on {mesh.size} {kind}, "
+            f"{jax.process_count()} process(es)",
+            f"weights: {held / GIB:.3f} GiB a device in {experiment.model.dtype}; "
+            "`t5x plan` says what a step needs beside",
+            f"batch: {rows} rows, {rows // mesh.shape['data']} a data-parallel device, "
+            f"{host_rows(rows, mesh)} of this host; {groups}, at most {cutting.max_shapes} shapes",
+        ]
+    )
+
+
+def weight_bytes(experiment: Experiment, mesh: Mesh) -> int:
+    """What one device holds of backbone and prompt."""
+    total = 0
+    for leaf in program.abstract_params(experiment, mesh).values():
+        total += math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+    return total
+
+
+def host_rows(rows: int, mesh: Mesh) -> int:
+    """How many rows of a batch this process puts on its devices."""
+    mine = {
+        data
+        for data, devices in enumerate(mesh.devices)
+        if any(device.process_index == jax.process_index() for device in devices)
+    }
+    return len(mine) * (rows // mesh.shape["data"])

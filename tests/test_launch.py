@@ -1,0 +1,234 @@
+"""Two processes with four devices each do what one with eight does, and die together."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import CONFIG, random_params
+
+from prompt_tuning.checkpoint.prompt_file import load_prompt
+from prompt_tuning.checkpoint.t5x import write_t5x
+from prompt_tuning.config import ConfigError, to_dict
+from prompt_tuning.launch import compilation_cache, guard, processes
+
+HERE = Path(__file__).parent
+STEPS = 6
+
+# Flags and surroundings.
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"process_count": 2}, "--process_count is about several processes: add --multiprocess"),
+        ({"multiprocess_gpu": True, "process_count": 2}, "belong together; found --process_count"),
+        (
+            {
+                "multiprocess_gpu": True,
+                "coordinator_address": "a:1",
+                "process_count": 2,
+                "process_index": 2,
+            },
+            "--process_index=2 does not lie in",
+        ),
+    ],
+)
+def test_flags_that_do_not_fit_say_so(flags, message):
+    with pytest.raises(ConfigError, match=message):
+        processes.Flags(**flags).check()
+
+
+def test_slurm_and_tpu_pods_are_seen():
+    nothing = processes.Flags()
+    nothing.check()
+    assert not processes.is_wanted(nothing, {})
+    assert processes.is_wanted(processes.Flags(multiprocess_gpu=True), {})
+    assert processes.is_wanted(nothing, {"SLURM_STEP_NUM_TASKS": "2"})
+    assert not processes.is_wanted(nothing, {"SLURM_STEP_NUM_TASKS": "1"})
+    assert processes.is_wanted(nothing, {"TPU_WORKER_HOSTNAMES": "a,b"})
+    assert not processes.is_wanted(nothing, {"TPU_WORKER_HOSTNAMES": "a"})
+
+
+def test_one_process_writes_where_it_was_told(tmp_path):
+    with processes.writing_folder(tmp_path) as folder:
+        assert folder == tmp_path
+
+
+def test_compiled_programs_lie_in_the_users_cache(monkeypatch, tmp_path):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    chosen = compilation_cache.choose(None)
+    assert chosen is not None
+    assert chosen.parent == tmp_path / "prompt_tuning"
+    assert chosen == compilation_cache.choose(None)
+    assert compilation_cache.choose("off") is None
+    assert compilation_cache.choose(str(tmp_path / "mine")) == tmp_path / "mine"
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "theirs")
+    assert compilation_cache.choose(None) is None
+
+
+def test_a_second_process_finds_what_the_first_has_compiled(tmp_path):
+    code = (
+        "import sys, jax, jax.numpy as jnp\n"
+        "from prompt_tuning.launch import compilation_cache\n"
+        "compilation_cache.use(sys.argv[1])\n"
+        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)\n"
+        "print(jax.jit(lambda x: jnp.sin(x) @ x.T)(jnp.ones((8, 8)))[0, 0])\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(HERE.parent)}
+    times = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", code, str(tmp_path)],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        entries = sorted(p.name for p in tmp_path.iterdir() if p.name.endswith("-cache"))
+        times.append(entries)
+    assert times[0] == times[1] != []
+
+
+def test_the_guard_hands_on_the_exit_code_and_translates_an_abort(capfd, monkeypatch):
+    assert guard.run_guarded("t5x list-tasks", ["list-taskz"]) == 2
+    monkeypatch.setattr(sys, "executable", "/bin/sh")  # `sh -m prompt_tuning.cli -c ...`
+    assert guard.run_guarded("t5x train", ["-c", "kill -ABRT $$"]) in (guard.LOST, 2, 127)
+
+
+# Whole runs.
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("processes")
+    write_t5x(folder / "checkpoint_9", random_params(), 9)
+    macros = {
+        **{name.upper(): value for name, value in to_dict(CONFIG).items()},
+        "VOCABULARY": "bytes",
+        "MIXTURE_OR_TASK_NAME": "two_as",
+        "MIXTURE_OR_TASK_MODULE": "user_tasks",
+        "TASK_FEATURE_LENGTHS": {"inputs": 16, "targets": 5},
+        "BATCH_SIZE": 8,
+        "PROMPT_LENGTH": 4,
+        "EVAL_PERIOD": 6,
+        "EVAL_BASELINES": False,
+        "CHECKPOINT_PERIOD": 3,
+        "INITIAL_CHECKPOINT_PATH": "checkpoint_9",
+    }
+    text = "".join(f"{name} = {value!r}\n" for name, value in macros.items())
+    (folder / "small.gin").write_text(text)
+    return folder
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def start(work, model_dir, *, model=8, devices=(4, 4), steps=STEPS):
+    """One process for each number of devices; a single one joins nobody."""
+    port = free_port()
+    started = []
+    for index, count in enumerate(devices):
+        flags = [
+            "--multiprocess_gpu",
+            f"--coordinator_address=127.0.0.1:{port}",
+            f"--process_count={len(devices)}",
+            f"--process_index={index}",
+        ]
+        command = [
+            *(sys.executable, "-m", "prompt_tuning.cli", "train"),
+            *("--gin_file=runs/prompt_tune.gin", "--gin_file=small.gin"),
+            f"--gin.MODEL_DIR={model_dir!r}",
+            f"--gin.NUM_MODEL_PARTITIONS={model}",
+            f"--gin.TRAIN_STEPS_RELATIVE={steps}",
+            *(flags if len(devices) > 1 else []),
+        ]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
+        }
+        started.append(
+            subprocess.Popen(
+                command,
+                cwd=work,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    return started
+
+
+def finish(work, model_dir, *, steps=STEPS, **how):
+    started = start(work, model_dir, steps=steps, **how)
+    said = [process.communicate(timeout=400)[0] for process in started]
+    assert [process.returncode for process in started] == [0] * len(started), said
+    prompt, _ = load_prompt(work / model_dir / "prompts" / f"step_{9 + steps:06d}")
+    return prompt, said
+
+
+@pytest.fixture(scope="module")
+def straight(work):
+    """Two processes, one copy of the model over both."""
+    return finish(work, "straight")
+
+
+def test_two_processes_are_one(work, straight):
+    prompt, said = straight
+    alone, _ = finish(work, "alone", model=8, devices=(8,))
+    np.testing.assert_allclose(prompt, alone, atol=1e-4 * np.abs(alone).max())
+    # One of them writes and speaks; the records stand there once.
+    assert "two_as" in said[0]
+    assert "two_as" not in said[1]
+    lines = [(work / name / "metrics.jsonl").read_text() for name in ("straight", "alone")]
+    assert len(lines[0].splitlines()) == len(lines[1].splitlines()) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [{"model": 1}, {"model": 2}, {"model": 4, "devices": (2, 6)}])
+def test_other_meshes_and_unequal_hosts(work, straight, how):
+    name = "_".join(map(str, how.values())).replace(" ", "")
+    prompt, _ = finish(work, f"other_{name}", **how)
+    np.testing.assert_allclose(prompt, straight[0], atol=1e-4 * np.abs(prompt).max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1], ids=["coordinator", "worker"])
+def test_when_one_is_killed_all_end_and_a_restart_continues(work, victim):
+    steps = 600
+    expected, _ = finish(work, f"whole_{victim}", steps=steps)
+    name = f"killed_{victim}"
+    started = start(work, name, steps=steps)
+    deadline = time.monotonic() + 300
+    while max(saved(work / name), default=0) < 9 + 6:
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in started)
+        time.sleep(0.05)
+    started[victim].send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    said, _ = started[1 - victim].communicate(timeout=120)
+    assert time.monotonic() - killed < 60, said
+    assert started[1 - victim].returncode == guard.LOST, said
+    assert "Start all processes again with the same command" in said.strip().splitlines()[-1]
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        started[victim].communicate(timeout=60)
+    assert max(saved(work / name)) < 9 + steps
+    again, _ = finish(work, name, steps=steps)
+    np.testing.assert_array_equal(again, expected)
+
+
+def saved(folder: Path) -> list[int]:
+    return [int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]
