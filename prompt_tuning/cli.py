@@ -63,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             if guard.is_child():
                 guard.leave_if_lost(name, error)
             code, message = _explain(error)
-            print(f"{name}: {message}", file=sys.stderr)
+            print(f"{name}: {message}", file=sys.stderr, flush=True)
+            if argv is None and isinstance(error, signals.Stopped):
+                os._exit(code)  # the libraries' threads would take their time to end
             return code
 
 
