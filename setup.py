@@ -68,6 +68,7 @@ setup(
         "test": TEST,
         "dev": [*TEST, "ruff", "pyright[nodejs]", "pre-commit"],
         "t5x": [T5X],
+        "bench": ["peft", "torch", "transformers"],  # what benchmarks/ compares with
         "plan": ["libtpu"],  # the TPU's compiler, for `t5x plan --topology=v5e:...`
     },
     entry_points={

@@ -6,6 +6,9 @@ wrote in other years are made here from one checkpoint, by rewriting its index.
 
 import http.server
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 import urllib.parse
@@ -24,6 +27,7 @@ from flax import serialization, traverse_util
 from flax.linen.partitioning import AxisMetadata
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from prompt_tuning.api import model_config
 from prompt_tuning.checkpoint import t5x
 from prompt_tuning.checkpoint.t5x import (
     read_param,
@@ -32,7 +36,8 @@ from prompt_tuning.checkpoint.t5x import (
     read_t5x,
     write_t5x,
 )
-from prompt_tuning.config import ConfigError, ModelConfig
+from prompt_tuning.config import ConfigError, ModelConfig, to_dict
+from prompt_tuning.model import t5
 from prompt_tuning.model.t5 import param_shapes
 
 MODEL = ModelConfig(
@@ -642,3 +647,29 @@ def test_upstream_reads_what_we_write(tmp_path: Path, params: Params, dtype: str
         assert int(restored.step) == 7
         read = flax.core.unfreeze(restored.params)
         assert_equal(traverse_util.flatten_dict(read, sep="/"), expected)
+
+
+# ---- memory
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", ["large", "xl"])
+def test_a_restore_needs_little_more_than_the_backbone(size: str, tmp_path: Path) -> None:
+    """Over eight devices in bfloat16: its size and twice its largest parameter, at the peak."""
+    config = model_config(size)  # type: ignore[arg-type]
+    shapes = t5.param_shapes(config)
+    random = np.random.default_rng(0)
+    rows = {n: random.standard_normal(s.shape[-1]).astype(np.float32) for n, s in shapes.items()}
+    params = {name: np.broadcast_to(row, shapes[name].shape) for name, row in rows.items()}
+    write_t5x(tmp_path / "checkpoint_1", params, 1)
+    script = Path(__file__).parent / "restore_peak.py"
+    settings = json.dumps(to_dict(config))
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "checkpoint_1"), settings],
+        env={**os.environ, "PYTHONPATH": str(script.parents[1])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    whole, largest = (2 * f(s.size for s in shapes.values()) for f in (sum, max))
+    assert json.loads(done.stdout)["peak"] <= whole + 2 * largest

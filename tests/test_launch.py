@@ -208,7 +208,7 @@ def test_other_meshes_and_unequal_hosts(work, straight, how):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1], ids=["coordinator", "worker"])
 def test_when_one_is_killed_all_end_and_a_restart_continues(work, victim):
-    steps = 600
+    steps = 120
     expected, _ = finish(work, f"whole_{victim}", steps=steps)
     name = f"killed_{victim}"
     started = start(work, name, steps=steps)

@@ -309,7 +309,7 @@ def train_groups(
     inputs, targets = _step_rows(rows, rates, seed, step, batch_size)
     groups = cut_batch([len(x) for x in inputs], [len(x) for x in targets], cutting)
     return [
-        _pad_batch(
+        pad_batch(
             [inputs[i] for i in group.rows],
             [targets[i] for i in group.rows],
             group.inputs,
@@ -359,15 +359,16 @@ def make_batch(
     """
     longest = max((len(row) for row in inputs), default=0)
     width = fitting_width(longest, input_widths(lengths["inputs"]))
-    return _pad_batch(inputs, targets, width, lengths["targets"])
+    return pad_batch(inputs, targets, width, lengths["targets"])
 
 
-def _pad_batch(
+def pad_batch(
     inputs: Sequence[Sequence[int] | Tokens],
     targets: Sequence[Sequence[int] | Tokens],
     input_width: int,
     target_width: int,
 ) -> Batch:
+    """The rows as arrays of these widths, which have to hold them."""
     target_tokens = _pad(targets, target_width)
     return Batch(
         encoder_input_tokens=_pad(inputs, input_width),

@@ -1,0 +1,26 @@
+"""The machine's peak of matrix products as JAX reaches it: what a step's share is taken of."""
+
+import json
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+
+
+def main() -> None:
+    """Prints FLOP/s of the best of some square products."""
+    dtype, best = sys.argv[1], 0.0
+    multiply = jax.jit(lambda a, b: a @ b)
+    for size in (1024, 2048, 4096):
+        a = jnp.ones((size, size), dtype)
+        jax.block_until_ready(multiply(a, a))
+        for _ in range(5):
+            begin = time.perf_counter()
+            jax.block_until_ready(multiply(a, a))
+            best = max(best, 2 * size**3 / (time.perf_counter() - begin))
+    print(json.dumps({"dtype": dtype, "flops_per_second": best}))
+
+
+if __name__ == "__main__":
+    main()
