@@ -1,4 +1,4 @@
-"""Eight devices in three meshes do what one does, each holding its share."""
+"""Eight devices in four meshes do what one does, each holding its share."""
 
 import functools
 
@@ -12,7 +12,7 @@ from prompt_tuning.model import decode, sharding, t5
 from prompt_tuning.model.loss import loss_fn
 from prompt_tuning.training import optim, step
 
-MESHES = {(8, 1): 1, (4, 2): 2, (1, 8): 8}
+MESHES = {(8, 1): 1, (4, 2): 2, (2, 4): 4, (1, 8): 8}
 pytestmark = pytest.mark.skipif(
     len(jax.devices()) != 8,
     reason="needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8",
