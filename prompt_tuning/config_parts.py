@@ -110,8 +110,9 @@ NO_FILES = FileTask()
 class Decoding:
     """How answers are generated, but for their number; the names are those of T5X's functions."""
 
-    method: Literal["beam", "sample"] = "beam"  # a beam of one is greedy
-    alpha: float = 0.6  # beam: exponent of the length penalty
+    # A beam of one is greedy; "transformers_beam" searches by the rules of Hugging Face's library.
+    method: Literal["beam", "transformers_beam", "sample"] = "beam"
+    alpha: float = 0.6  # beams: exponent of the length penalty
     temperature: float = 1.0  # sample: logits are divided by it; 0 takes the most probable token
     topk: int = 0  # sample: only from so many most probable tokens; 0: from all
     topp: float = 0.0  # sample: only from the most probable tokens with this share; 0: from all
@@ -128,11 +129,11 @@ class Decoding:
             not (self.topk and self.topp),
             f"TOPK ({self.topk}) and TOPP ({self.topp}) are both set: give at most one, as in T5X.",
         )
-        unused = {"beam": ("temperature", "topk", "topp", "rescale_log_probs", "seed")}
-        for name in unused.get(self.method, ("alpha",)):
+        of_samples = ("temperature", "topk", "topp", "rescale_log_probs", "seed")
+        for name in ("alpha",) if self.method == "sample" else of_samples:
             value, default = getattr(self, name), type(self).__dataclass_fields__[name].default
             macro = "DECODE_SEED" if name == "seed" else name.upper()
-            other = "sample" if self.method == "beam" else "beam"
+            other = "beam" if self.method == "sample" else "sample"
             check(
                 value == default,
                 f"{macro} is set ({value}), but DECODING is {self.method!r}, which does not read "

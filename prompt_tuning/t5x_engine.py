@@ -157,6 +157,8 @@ def _compare_scoring(run: Run) -> list[str]:
     default, problems = EvalConfig(), []
     if run.eval.method == "rank" or run.eval.rank_score != default.rank_score:
         problems.append("EVAL_METHOD = 'rank', RANK_SCORE: it generates only")
+    if run.eval.decoding.method == "transformers_beam":
+        problems.append("DECODING = 'transformers_beam': its beam search has rules of its own")
     if run.eval.bootstrap != default.bootstrap:
         problems.append("EVAL_BOOTSTRAP: it gives no intervals")
     if isinstance(run, EvalRun) and run.pairs != "all":

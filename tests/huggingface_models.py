@@ -56,10 +56,7 @@ def make_tokens(rng, rows=4, vocabulary=VOCABULARY):
 
 @torch.no_grad()
 def run(model, inputs, targets):
-    """float32 logits, greedy outputs, and beam outputs with their scores.
-
-    With a length penalty of 0 transformers and T5X score a beam alike: by its log probability.
-    """
+    """float32 logits, greedy outputs, and beam outputs with their scores."""
     model = model.float()
     tokens, mask = torch.tensor(inputs), torch.tensor(inputs > 0).long()
     logits = model(input_ids=tokens, attention_mask=mask, decoder_input_ids=torch.tensor(targets))
@@ -70,7 +67,6 @@ def run(model, inputs, targets):
         input_ids=tokens,
         attention_mask=mask,
         num_beams=3,
-        length_penalty=0.0,
         early_stopping=False,
         output_scores=True,
         return_dict_in_generate=True,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_models import CONFIG, random_batch, random_params, random_prompt
 
-from prompt_tuning.model import decode, prompt, t5
+from prompt_tuning.model import beam, decode, prompt, t5
 
 
 def encoded(params, tokens, rows):
@@ -38,7 +38,9 @@ def test_beam_search_equals_t5x(shared_dir, beams):
     def step(last, cache, index):
         return t5.apply(CONFIG, params, "decode_step", last, cache, index)
 
-    sequences, scores = decode.beam_search(step, cache, 3, beams=beams, length=8)
+    sequences, scores = beam.beam_search(
+        step, cache, 3, beams=beams, length=8, rules=beam.t5x_rules()
+    )
     np.testing.assert_array_equal(sequences, expected[f"beam{beams}/decodes"])
     np.testing.assert_allclose(scores, expected[f"beam{beams}/scores"], rtol=1e-5)
     greedy, _ = decode.greedy(step, cache, 3, length=8)
@@ -68,7 +70,9 @@ def all_ended(log_p, length):
 def test_wide_beams_find_what_brute_force_finds(seed):
     step, cache, log_p = markov(seed)
     length, beams = 3, 40
-    sequences, scores = decode.beam_search(step, cache, 2, beams=beams, length=length)
+    sequences, scores = beam.beam_search(
+        step, cache, 2, beams=beams, length=length, rules=beam.t5x_rules()
+    )
     for row in range(2):
         ranked = sorted(
             (
@@ -110,7 +114,7 @@ def test_scores_ascend_and_nothing_follows_the_end():
         logits, cache = t5.apply(CONFIG, params, "decode_step", last, cache, index)
         return logits.at[:, 1].add(4.0), cache  # make ends likely
 
-    sequences, scores = decode.beam_search(step, cache, 4, beams=4, length=6)
+    sequences, scores = beam.beam_search(step, cache, 4, beams=4, length=6, rules=beam.t5x_rules())
     assert (np.diff(scores, axis=1) >= 0).all()
     for tokens in np.asarray(sequences).reshape(-1, 6):
         end = np.flatnonzero(tokens == 1)

@@ -197,6 +197,7 @@ def test_every_module_has_a_test_of_its_name():
         "storage": "checkpoint_t5x",
         "replace_folder": "checkpoint_t5x",
         "mixed_batch": "predictor",
+        "beam": "decode",
         **dict.fromkeys(("npy", "prompt_array"), "prompt_file"),
         **dict.fromkeys(("embedding", "inspection_text", "picture"), "inspection"),
         **dict.fromkeys(("attention", "layers"), "t5"),

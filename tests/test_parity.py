@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from prompt_tuning.config import ModelConfig, OptimizerConfig
-from prompt_tuning.model import decode, t5
+from prompt_tuning.model import beam, t5
 from prompt_tuning.model.loss import forward, loss_fn, sequence_log_likelihood
 from prompt_tuning.training import optim
 
@@ -74,7 +74,9 @@ def test_beams(t5x):
     def step(last, cache, index):
         return t5.apply(CONFIG, params, "decode_step", last, cache, index)
 
-    sequences, scores = decode.beam_search(step, cache, len(tokens), beams=beams, length=length)
+    sequences, scores = beam.beam_search(
+        step, cache, len(tokens), beams=beams, length=length, rules=beam.t5x_rules()
+    )
     np.testing.assert_array_equal(sequences, t5x["beams/tokens"])
     close(scores, t5x["beams/scores"])
 

@@ -15,7 +15,7 @@ from test_decode import markov
 from tiny_models import CONFIG, random_batch, random_params, random_prompt
 
 from prompt_tuning.config import ConfigError, DataConfig, Decoding, EvalConfig, Experiment
-from prompt_tuning.model import decode, sharding, t5
+from prompt_tuning.model import beam, decode, sharding, t5
 from prompt_tuning.model.prompt import encode_prompted
 from prompt_tuning.model.sample import mask_logits, row_keys, temperature_sample
 from prompt_tuning.scoring.evaluate import Evaluator, evaluate
@@ -57,8 +57,13 @@ def test_samples_are_t5xs(name, draws):
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 2.0])
 def test_beams_are_t5xs_for_every_alpha(alpha):
-    tokens, scores = decode.beam_search(
-        table_step, {"table": jnp.asarray(GOLDEN["table"])}, 3, beams=3, length=7, alpha=alpha
+    tokens, scores = beam.beam_search(
+        table_step,
+        {"table": jnp.asarray(GOLDEN["table"])},
+        3,
+        beams=3,
+        length=7,
+        rules=beam.t5x_rules(alpha),
     )
     np.testing.assert_array_equal(tokens, GOLDEN[f"beam_{alpha}/tokens"])
     np.testing.assert_allclose(scores, GOLDEN[f"beam_{alpha}/scores"], rtol=1e-5)

@@ -1,6 +1,6 @@
-"""From encoded input to generated tokens: greedy and beam search with T5X's semantics.
+"""From encoded input to generated tokens: greedy decoding, and the choice between the ways.
 
-Both search over a `step` function, so they know nothing of T5, as `sample.py` does not;
+Greedy decoding, `beam.py` and `sample.py` search over a `step` function and know nothing of T5;
 `generate_all` joins the two.
 """
 
@@ -13,13 +13,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from prompt_tuning.config import BEAM, Decoding, ModelConfig
+from prompt_tuning.model import beam, t5
 from prompt_tuning.model import prompt as prompts
-from prompt_tuning.model import t5
 from prompt_tuning.model.sample import EOS_ID, Step, temperature_sample
-
-NEG_INF = -1.0e7  # of an empty beam, as in T5X; finite so that dividing by a length keeps it
-# Equal for all beams of a row, so never reordered.
-_PER_ROW = frozenset({"cross_key", "cross_value", "valid"})
 
 
 class GreedyState(NamedTuple):
@@ -29,20 +25,6 @@ class GreedyState(NamedTuple):
     tokens: Int[Array, "B L"]
     scores: Float[Array, "B"]
     done: Bool[Array, "B"]
-    cache: t5.Cache
-
-
-class BeamState(NamedTuple):
-    """Where the beam search stands; beams in ascending order of score, K of them.
-
-    Sequences carry the begin token in front: L + 1.
-    """
-
-    index: Int[Array, ""]
-    live: Int[Array, "B K L"]
-    live_scores: Float[Array, "B K"]  # log p
-    finished: Int[Array, "B K L"]
-    finished_scores: Float[Array, "B K"]  # log p / length penalty; NEG_INF where empty
     cache: t5.Cache
 
 
@@ -77,92 +59,6 @@ def greedy(
     )
     end = jax.lax.while_loop(more, body, start)
     return end.tokens, end.scores
-
-
-def length_penalty(length: Array | int, alpha: float) -> Array:
-    """What a log probability is divided by: ((5 + length) / 6)^alpha (Wu et al. 2016, 7)."""
-    return jnp.power((5.0 + length) / 6.0, alpha)
-
-
-def beam_search(
-    step: Step,
-    cache: t5.Cache,
-    batch: int,
-    *,
-    beams: int,
-    length: int,
-    alpha: float = 0.6,
-) -> tuple[Int[Array, "B K L"], Float[Array, "B K"]]:
-    """The best `beams` sequences, worst first, so `[:, -1]` is the best, and their scores.
-
-    A row in which nothing reached end-of-sequence returns its live beams. `step` takes rows
-    repeated for each beam, [B * beams]; the search stops early once no live beam can win.
-    """
-
-    def more(state: BeamState) -> Array:
-        best_live = state.live_scores[:, -1:] / length_penalty(length + 1, alpha)
-        full = state.finished_scores > NEG_INF
-        worst = jnp.where(full, state.finished_scores.min(axis=1, keepdims=True), NEG_INF)
-        return (state.index < length) & ~(worst > best_live).all()
-
-    def body(state: BeamState) -> BeamState:
-        return _beam_step(step, state, alpha=alpha)
-
-    empty = jnp.zeros((batch, beams, length + 1), jnp.int32)
-    start = BeamState(
-        jnp.int32(0),
-        empty,
-        # One live beam; the others are filled by its continuations.
-        jnp.full((batch, beams), NEG_INF).at[:, 0].set(0.0),
-        empty,
-        jnp.full((batch, beams), NEG_INF),
-        {name: jnp.repeat(leaf, beams, axis=0) for name, leaf in cache.items()},
-    )
-    end = jax.lax.while_loop(more, body, start)
-    any_finished = (end.finished_scores > NEG_INF).any(axis=1)
-    tokens = jnp.where(any_finished[:, None, None], end.finished, end.live)[:, :, 1:]
-    return tokens, jnp.where(any_finished[:, None], end.finished_scores, end.live_scores)
-
-
-def _beam_step(step: Step, state: BeamState, *, alpha: float) -> BeamState:
-    """One more token: 2K continuations, of which the K best go on and the ended ones compete."""
-    batch, beams, _ = state.live.shape
-    last = state.live[:, :, state.index].reshape(batch * beams)
-    logits, cache = step(last, state.cache, state.index)
-    vocab = logits.shape[-1]
-    log_p = jax.nn.log_softmax(logits).reshape(batch, beams, vocab)
-    total = (log_p + state.live_scores[..., None]).reshape(batch, beams * vocab)
-    # 2K: even if K of them end here, K are left to go on.
-    scores, flat = jax.lax.top_k(total, min(2 * beams, beams * vocab))
-    parent, token = flat // vocab, (flat % vocab).astype(jnp.int32)
-    extended = _take(state.live, parent).at[:, :, state.index + 1].set(token)
-    ended = token == EOS_ID
-
-    live_scores, order = _ascending_top(scores + ended * NEG_INF, beams)
-    chosen = _take(parent, order)
-    rows = (jnp.arange(batch)[:, None] * beams + chosen).reshape(-1)
-    cache = {
-        name: leaf if name in _PER_ROW else jnp.take(leaf, rows, axis=0)
-        for name, leaf in cache.items()
-    }
-
-    ended_scores = scores / length_penalty(state.index + 1, alpha) + ~ended * NEG_INF
-    all_scores = jnp.concatenate([state.finished_scores, ended_scores], axis=1)
-    finished_scores, best = _ascending_top(jnp.maximum(all_scores, NEG_INF), beams)
-    finished = _take(jnp.concatenate([state.finished, extended], axis=1), best)
-    return BeamState(
-        state.index + 1, _take(extended, order), live_scores, finished, finished_scores, cache
-    )
-
-
-def _take(x: Array, beam: Int[Array, "B K"]) -> Array:
-    """`x[b, beam[b, k]]`."""
-    return x[jnp.arange(x.shape[0])[:, None], beam]
-
-
-def _ascending_top(scores: Float[Array, "B N"], k: int) -> tuple[Array, Array]:
-    best, order = jax.lax.top_k(scores, k)
-    return best[:, ::-1], order[:, ::-1]
 
 
 class Search(NamedTuple):
@@ -217,4 +113,6 @@ def generate_all(
     if num_decodes == 1:
         tokens, scores = greedy(step, cache, batch, length=length)
         return tokens[:, None], scores[:, None]
-    return beam_search(step, cache, batch, beams=num_decodes, length=length, alpha=decoding.alpha)
+    make_rules = beam.t5x_rules if decoding.method == "beam" else beam.transformers_rules
+    rules = make_rules(decoding.alpha)
+    return beam.beam_search(step, cache, batch, beams=num_decodes, length=length, rules=rules)

@@ -15,7 +15,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from huggingface_models import FAMILIES, make_model, make_tokens, run
 
-# Their outputs end at various lengths, and beams end where T5X's do (docs/checkpoints.md).
 SEEDS = {"t5_1_0": 7, "t5_1_1": 4, "flan_t5": 0, "mt5": 11, "byt5": 11}
 DTYPES = {"flan_t5": torch.bfloat16, "byt5": torch.float16}
 
