@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
-from prompt_tuning.commands import backbones, data, plan, prompts, runs, safety, submit
+from prompt_tuning.commands import backbones, data, plan, prompts, runs, safety, submit, world
 from prompt_tuning.config import ConfigError
 from prompt_tuning.launch import guard
 from prompt_tuning.safety import signals
@@ -22,6 +22,7 @@ from prompt_tuning.safety import signals
 COMMANDS = {
     **runs.COMMANDS,
     **plan.COMMANDS,
+    **world.COMMANDS,
     **prompts.COMMANDS,
     **backbones.COMMANDS,
     **data.COMMANDS,

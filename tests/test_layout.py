@@ -21,7 +21,7 @@ ALLOWED = {
     "gin_settings": set(),
     "gin_config": {"backbones", "gin_settings"},  # for sizes that are to come from a checkpoint
     "model": set(),
-    "world": {"checkpoint", "model"},  # `pretrain.py` writes a checkpoint; the rest is plain Python
+    "world": {"checkpoint", "model"},  # `probe.py` runs a model; the rest is plain Python
     "exchange": set(),  # files of others: what they mean here is `checkpoint`'s to say
     "checkpoint": {"exchange", "model"},
     "backbones": {"checkpoint", "model", "world"},
@@ -47,7 +47,9 @@ ALLOWED = {
             "world",
         ),
     },
-    "pretraining": {"backbones", "checkpoint", "data", "model", "safety", "training"},
+    "pretraining": {
+        *("backbones", "checkpoint", "data", "launch", "model", "safety", "training", "world"),
+    },
     "evaluation": {"checkpoint", "data", "launch", "model", "scoring", "text", "training"},
     "t5x_inputs": {"backbones", "checkpoint", "data", "model", "training"},
     "t5x_plugin": {"checkpoint", "model", "t5x_inputs", "training"},
@@ -66,6 +68,7 @@ ALLOWED = {
         "serving",
         "t5x_engine",
         "training",
+        "world",
     },
     "planning": {"data", "model", "training"},
     "cli": {"commands", "launch", "safety"},
@@ -192,6 +195,7 @@ def test_every_module_has_a_test_of_its_name():
         **dict.fromkeys(("glue", "qa"), "tasks"),
         **dict.fromkeys(("layouts", "chunks"), "checkpoint_t5x"),
         "segments": "examples",
+        **dict.fromkeys(("language", "make"), "miniatures"),
         **dict.fromkeys(("curves", "run", "slots"), "pretrain"),
         "t5x": "checkpoint_t5x",
         "storage": "checkpoint_t5x",
@@ -204,7 +208,7 @@ def test_every_module_has_a_test_of_its_name():
         "sizes": "gin_config",
         **dict.fromkeys(("architecture", "names", "safetensors_files", "load"), "huggingface"),
         "backbones": "conversion",
-        **dict.fromkeys(("assets", "generator", "objectives", "pretrain", "probe"), "world"),
+        **dict.fromkeys(("assets", "generator", "probe", "tiny"), "world"),
     }
     names = {p.stem for p in SOURCES} - {"__init__"}
     assert {name for name in names if elsewhere.get(name, name) not in tested} == set()

@@ -27,6 +27,7 @@ from prompt_tuning.checkpoint import identity
 from prompt_tuning.checkpoint import t5x as t5x_checkpoint
 from prompt_tuning.config import ConfigError, Experiment, to_dict
 from prompt_tuning.data import vocabulary as vocabularies
+from prompt_tuning.launch import processes
 from prompt_tuning.model import loss, sharding, t5
 from prompt_tuning.pretraining import curves, documents, examples, slots
 from prompt_tuning.safety import lock, signals
@@ -91,6 +92,11 @@ def pretrain(experiment: Experiment, *, config_text: str = "") -> PretrainResult
     """
     # ---- devices, steps, folder: what can be refused before anything is read
     _check(experiment)
+    if processes.count() > 1:
+        raise ConfigError(
+            f"OBJECTIVE = {experiment.corpus.objective!r}: pre-training runs in one process, with "
+            f"all devices of its machine; there are {processes.count()}."
+        )
     mesh = sharding.make_mesh(experiment.num_model_partitions)
     sharding.check_batch_size(experiment.data.batch_size, mesh)
     _check_microbatches(experiment, mesh)

@@ -29,7 +29,7 @@ def tiny_checkpoint() -> str:
         raise ConfigError(
             f"expected one checkpoint_<step> folder in {FOLDER}, found {len(found)}: the "
             "installation is incomplete. Reinstall the package, or make the backbone with "
-            "`python -m prompt_tuning.world.pretrain`."
+            "`python -m prompt_tuning.pretraining.tiny`."
         )
     return str(found[0])
 

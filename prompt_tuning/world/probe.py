@@ -19,10 +19,11 @@ from sklearn.preprocessing import StandardScaler
 
 from prompt_tuning.config import ModelConfig
 from prompt_tuning.model import t5
-from prompt_tuning.world import generator, objectives
+from prompt_tuning.world import generator
 
 Tokenize = Callable[[Sequence[str]], list[np.ndarray]]
 FEW = 32
+EOS_ID = 1
 
 
 def encode_mean(
@@ -40,10 +41,10 @@ def features(
     config: ModelConfig, params: t5.Params, texts: Sequence[str], tokenize: Tokenize
 ) -> Float[np.ndarray, "B D"]:
     """`encode_mean` of texts."""
-    empty = np.zeros(0, np.int32)
-    pairs = [(np.append(ids, objectives.EOS_ID), empty) for ids in tokenize(texts)]
-    length = max(len(given) for given, _ in pairs)
-    tokens = objectives.make_batch(pairs, (length, 1))["encoder_input_tokens"]
+    rows = [np.append(ids, EOS_ID) for ids in tokenize(texts)]
+    tokens = np.zeros((len(rows), max(map(len, rows))), np.int32)
+    for padded, row in zip(tokens, rows, strict=True):
+        padded[: len(row)] = row
     return np.asarray(jax.jit(encode_mean, static_argnums=0)(config, params, jnp.asarray(tokens)))
 
 
