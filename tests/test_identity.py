@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from prompt_tuning.checkpoint.identity import backbone_identity
+from prompt_tuning.checkpoint.identity import backbone_identity, vocabulary_identity
 from prompt_tuning.checkpoint.t5x import read_t5x, write_t5x
+from prompt_tuning.exchange.tokenizer_json import ModelProto
 
 SHAPES = {
     "token_embedder/embedding": (384, 32),
@@ -92,3 +93,17 @@ def test_reads_little() -> None:
     array = Counted()
     backbone_identity({"kernel": array})  # type: ignore[dict-item]
     assert array.taken == 20_000  # the first and the last row
+
+
+def test_the_algorithm_of_a_vocabulary_counts_where_it_is_not_t5s() -> None:
+    model = ModelProto()
+    for number, piece in enumerate(("<pad>", "</s>", "<unk>", "\u2581a", "b", "\u2581ab")):
+        kind = {0: 3, 1: 3, 2: 2}.get(number, 1)  # control, unknown, normal
+        model.pieces.add(piece=piece, score=-float(number), type=kind)
+    model.trainer_spec.pad_id, model.trainer_spec.eos_id, model.trainer_spec.unk_id = 0, 1, 2
+    known = vocabulary_identity(model.SerializeToString())  # Unigram is protobuf's default
+    assert known == "20c226d0f5e9d5c2dd4e98e76e7afe92b39548a28c8f8bc2ef4f9195fe30d9a7"
+    model.trainer_spec.model_type = model.trainer_spec.UNIGRAM
+    assert vocabulary_identity(model.SerializeToString()) == known
+    model.trainer_spec.model_type = model.trainer_spec.BPE
+    assert vocabulary_identity(model.SerializeToString()) != known
