@@ -274,8 +274,16 @@ def test_damaged_and_absent_files_are_named(folder):
     assert "cannot be read as the index" in refusal(path)
     (path / "config.json").write_text('{"model_type":')
     assert "config.json cannot be read" in refusal(path)
+    (path / "config.json").write_text("[" * 100_000)
+    assert "config.json cannot be read" in refusal(path)
     (path / "config.json").unlink()
     assert "has no config.json" in refusal(path)
+
+
+def test_one_file_of_a_model_is_not_the_model(folder):
+    file = folder() / "model.safetensors"
+    assert huggingface.is_huggingface(file)
+    assert f"give its folder, {file.parent}" in refusal(file)
 
 
 def test_weights_in_pickles_only_say_what_to_do(folder):

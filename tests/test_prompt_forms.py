@@ -113,6 +113,7 @@ def test_a_prompt_of_the_release_is_refused_by_the_tiny_model(
     assert "the model needs (any, 128)" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # a second run; the one above trains on from another form
 def test_training_goes_on_from_a_prompt_of_the_release(tmp_path: Path) -> None:
     """On a model as wide as T5 1.1 base, and small otherwise."""
     small = {"num_encoder_layers": 1, "num_decoder_layers": 1, "num_heads": 1, "mlp_dim": 8}

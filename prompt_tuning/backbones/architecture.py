@@ -64,7 +64,7 @@ def read_json(folder: Path) -> dict[str, Any]:
         raise ConfigError(
             f"{folder} has no {CONFIG}, which says what model it is: copy it from the model's page."
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read ({error}). Copy it again.") from error
     if not isinstance(found, dict):
         raise ConfigError(f"{path} must hold an object, found {type(found).__name__}.")
@@ -207,7 +207,7 @@ def read_saved_step(raw: Mapping[str, Any], where: str) -> int:
       ConfigError: it is no step.
     """
     step = raw.get(STEP, 0)
-    if type(step) is not int or step < 0:
+    if type(step) is not int or not 0 <= step < 2**31:
         raise ConfigError(f"{where}: {STEP} must be a step, found {step!r}.")
     return step
 

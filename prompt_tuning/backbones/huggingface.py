@@ -88,6 +88,8 @@ def is_huggingface(path: str | os.PathLike[str]) -> bool:
     folder = Path(text).expanduser()
     if (folder / "checkpoint").is_file() or (folder / "state").is_dir():
         return False  # T5X's; `t5x convert` leaves a config.json in it
+    if folder.suffix in (".safetensors", ".bin") and folder.is_file():
+        return True
     files = ("config.json", SINGLE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
     return any((folder / name).is_file() for name in files)
 
@@ -100,7 +102,10 @@ def local_folder(path: str | os.PathLike[str]) -> Path:
     """
     text = os.fspath(path)
     if not text.startswith("hf://"):
-        return Path(text).expanduser().absolute()
+        folder = Path(text).expanduser().absolute()
+        if folder.is_file():
+            raise ConfigError(f"{folder} is one file of a model: give its folder, {folder.parent}.")
+        return folder
     match = ADDRESS.fullmatch(text)
     if match is None:
         raise ConfigError(

@@ -31,6 +31,7 @@ DTYPES: Mapping[str, np.dtype] = {
 }
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 Index = tuple[slice, ...]
+_MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +125,7 @@ def _read_index(folder: Path) -> Mapping[str, str]:
         if not all(isinstance(name, str) for name in weight_map.values()):
             raise ValueError("a file name is no string")
         return weight_map
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (*_MALFORMED, OSError) as error:
         raise ConfigError(
             f"{folder / INDEX} cannot be read as the index of a checkpoint ({error!r}). "
             "Copy it again."

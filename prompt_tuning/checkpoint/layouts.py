@@ -84,7 +84,7 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     parent = Folder(posixpath.dirname(folder.path), folder.bucket)
     name = posixpath.basename(folder.path)
     if name and (index := parent.read(name)) is not None:
-        return _from_msgpack(index, parent)
+        return _from_msgpack(index, parent, name)
     raise ConfigError(_absent(folder))
 
 
@@ -104,8 +104,8 @@ def _absent(folder: Folder) -> str:
     return message + f" It is a folder of {len(steps)} checkpoints; give one of them: {shown}."
 
 
-def _from_msgpack(data: bytes, folder: Folder) -> Checkpoint:
-    where = f"{folder.url}/{INDEX}"
+def _from_msgpack(data: bytes, folder: Folder, name: str = INDEX) -> Checkpoint:
+    where = f"{folder.url}/{name}"
     if data.startswith(_TF_MAGIC):
         raise ConfigError(
             f"{where} belongs to a TensorFlow checkpoint, and T5X's format is needed. The released "
@@ -123,8 +123,8 @@ def _from_msgpack(data: bytes, folder: Folder) -> Checkpoint:
         ) from error
     database = _uses_database(flat, folder)
     params = {
-        name: _leaf(value, name, folder, database)
-        for name, value in flat.items()
+        param: _leaf(value, param, folder, database)
+        for param, value in flat.items()
         if value is not None
     }
     if not params:

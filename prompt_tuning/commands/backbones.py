@@ -39,8 +39,8 @@ def _add_flags(command: argparse.ArgumentParser) -> None:
 def _convert(args: argparse.Namespace, rest: list[str]) -> int:
     from prompt_tuning.backbones.conversion import convert
 
-    if args.step is not None and args.step < 0:
-        raise ConfigError(f"--step must be at least 0, found {args.step}.")
+    if args.step is not None and not 0 <= args.step < 2**31:  # T5X keeps it in 32 bits
+        raise ConfigError(f"--step must be between 0 and {2**31 - 1}, found {args.step}.")
     limit = _parse_size(args.max_shard_size)
     done = convert(args.input, args.output, dtype=args.dtype, step=args.step, max_file_bytes=limit)
     print(done)
