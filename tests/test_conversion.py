@@ -161,7 +161,8 @@ def test_the_command(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "expected"),
     [
-        (["--step=-1"], "--step must be at least 0"),
+        (["--step=-1"], "--step must be between 0 and 2147483647"),
+        (["--step=2147483648"], "found 2147483648"),
         (["--max_shard_size=5"], "--max_shard_size must be like 5GB"),
         (["--dtype=int8"], "invalid choice"),
         (["--output=gs://bucket/x"], "--output must be a local folder"),
@@ -197,13 +198,13 @@ def test_a_t5x_tree_that_is_no_t5_is_listed(tmp_path):
     model = huggingface.open_folder(GOLDEN / "t5_1_1").model
     params = dict(t5.init_params(model, jax.random.key(0)))
     del params["decoder/layers_0/mlp/wo/kernel"]
-    params["encoder/prompt/prompt/prompt"] = params["encoder/encoder_norm/scale"]
+    params["encoder/adapter/scale"] = params["encoder/encoder_norm/scale"]
     params["encoder/layers_1/mlp/wi_0/kernel"] = params["encoder/layers_1/mlp/wi_0/kernel"][1:]
     t5x.write_t5x(tmp_path / "source", params, step=1)
     with pytest.raises(ConfigError) as error:
         convert(str(tmp_path / "source"), str(tmp_path / "out"))
     assert "missing in the checkpoint (1): decoder/layers_0/mlp/wo/kernel" in str(error.value)
-    assert "unknown to the model (1): encoder/prompt/prompt/prompt" in str(error.value)
+    assert "unknown to the model (1): encoder/adapter/scale" in str(error.value)
     assert "encoder/layers_1/mlp/wi_0/kernel has shape (11, 14)" in str(error.value)
 
 

@@ -50,7 +50,9 @@ ALLOWED = {
     "pretraining": {
         *("backbones", "checkpoint", "data", "launch", "model", "safety", "training", "world"),
     },
-    "evaluation": {"checkpoint", "data", "launch", "model", "scoring", "text", "training"},
+    "evaluation": {
+        *("backbones", "checkpoint", "data", "launch", "model", "scoring", "text", "training"),
+    },
     "t5x_inputs": {"backbones", "checkpoint", "data", "model", "training"},
     "t5x_plugin": {"checkpoint", "model", "t5x_inputs", "training"},
     "t5x_engine": {"checkpoint", "gin_config", "gin_settings", "t5x_inputs", "training"},

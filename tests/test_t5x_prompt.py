@@ -5,8 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tiny_models import CONFIG as MODEL
 from tiny_models import random_params
 
+from prompt_tuning.backbones import load
+from prompt_tuning.backbones.conversion import convert
 from prompt_tuning.checkpoint.identity import backbone_identity
 from prompt_tuning.checkpoint.prompt_file import load_prompt, read_prompt
 from prompt_tuning.checkpoint.t5x import write_t5x
@@ -81,3 +84,29 @@ def test_a_damaged_array(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_the_identity_of_the_model_around_it(checkpoint: Path) -> None:
     assert read_identity(checkpoint) == backbone_identity(random_params())
+
+
+def test_the_model_around_it_loads_and_says_so(checkpoint: Path) -> None:
+    params, step = load.read_backbone(checkpoint, MODEL)
+    assert step == 7
+    assert params.keys() == random_params().keys()
+    said = load.say_unused_prompt(checkpoint, [])
+    assert f"{checkpoint} holds a prompt as well" in said
+    assert f"--gin.PROMPT_FILE=\"'{checkpoint}'\"" in said
+    assert load.say_unused_prompt(checkpoint, [checkpoint.parent / "other"]) == said
+    for named in (checkpoint, f"{checkpoint}/", checkpoint / "target.encoder.prompt.prompt.prompt"):
+        assert not load.say_unused_prompt(checkpoint, [named])
+    assert not load.say_unused_prompt("tiny", [])
+
+
+def test_no_other_parameter_is_let_through(tmp_path: Path) -> None:
+    write_t5x(tmp_path / "c", {**random_params(), f"{PROMPT}_2": ROWS}, 0)
+    with pytest.raises(ConfigError, match=r"unknown to the model \(1\): encoder/.*prompt_2"):
+        load.read_backbone(tmp_path / "c", MODEL)
+
+
+def test_a_conversion_says_that_the_prompt_stays(checkpoint: Path, tmp_path: Path) -> None:
+    done = convert(str(checkpoint), str(tmp_path / "hf"))
+    assert f"t5x convert-prompt --input={checkpoint}" in str(done)
+    found, _ = load.read_backbone(tmp_path / "hf", MODEL)
+    assert backbone_identity(found) == read_identity(checkpoint)

@@ -23,6 +23,7 @@ from prompt_tuning.backbones.load import find_path
 from prompt_tuning.checkpoint import layouts, t5x
 from prompt_tuning.checkpoint.replace_folder import local_folder, replace_folder
 from prompt_tuning.checkpoint.storage import explain
+from prompt_tuning.checkpoint.t5x_prompt import PROMPT
 from prompt_tuning.config import ConfigError, ModelConfig
 from prompt_tuning.model import t5
 
@@ -47,12 +48,19 @@ class Converted:
     num_arrays: int
     num_bytes: int
     step: int
+    left_out: str = ""  # the checkpoint whose prompt did not come along
 
     def __str__(self) -> str:
         kinds = " and ".join(self.dtypes)
-        return (
+        said = (
             f"{self.output}: {self.format}, {self.num_arrays} arrays, {kinds}, "
             f"{self.num_bytes:,} bytes, step {self.step}"
+        )
+        if not self.left_out:
+            return said
+        return (
+            f"{said}\nleft out: the prompt in it; t5x convert-prompt --input={self.left_out} "
+            "--format=peft --output=... writes that"
         )
 
 
@@ -144,7 +152,8 @@ def _to_huggingface(
     path: str, place: Path, dtype: np.dtype | None, choices: tuple[int | None, int]
 ) -> Converted:
     checkpoint = layouts.find_checkpoint(path)
-    stores = layouts.open_leaves(checkpoint.params, ts.Context())
+    params = {name: leaf for name, leaf in checkpoint.params.items() if name != PROMPT}
+    stores = layouts.open_leaves(params, ts.Context())
     beside = Path(path) if os.path.isdir(path) else None
     raw, model = _describe(checkpoint.folder.url, beside, stores)
     step = t5x.read_step(path) if choices[0] is None else choices[0]
@@ -189,6 +198,7 @@ def _to_huggingface(
         num_arrays=len(planned),
         num_bytes=total,
         step=step,
+        left_out=path if PROMPT in checkpoint.params else "",
     )
 
 

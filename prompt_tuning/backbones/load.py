@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from jaxtyping import Array
 
 from prompt_tuning.backbones import architecture, huggingface
 from prompt_tuning.checkpoint import t5x
+from prompt_tuning.checkpoint.layouts import find_checkpoint
+from prompt_tuning.checkpoint.storage import open_folder
+from prompt_tuning.checkpoint.t5x_prompt import PROMPT
 from prompt_tuning.config import FROM_CHECKPOINT, TINY, ConfigError, ModelConfig
 from prompt_tuning.model import t5
 from prompt_tuning.world import assets
@@ -37,7 +40,8 @@ def read_backbone(
 ) -> tuple[dict[str, Array], int]:
     """All parameters of a T5, straight to their dtype and their place, and the step.
 
-    The step of a Hugging Face folder is 0, unless it was made of a T5X checkpoint.
+    The step of a Hugging Face folder is 0, unless it was made of a T5X checkpoint. A prompt that
+    lies in a T5X checkpoint as well is not read: `say_unused_prompt` is for the user.
 
     Raises:
       ConfigError: there is no such checkpoint, it is damaged, or it is not of this model.
@@ -47,7 +51,26 @@ def read_backbone(
     if huggingface.is_huggingface(path):
         folder = huggingface.open_folder(path, model)
         return huggingface.read_params(folder, dtype=dtype, shardings=shardings), folder.step
-    return t5x.read_t5x(path, t5.param_shapes(model), dtype=dtype, shardings=shardings)
+    shapes = t5.param_shapes(model)
+    return t5x.read_t5x(path, shapes, dtype=dtype, shardings=shardings, unread=(PROMPT,))
+
+
+def say_unused_prompt(spec: PathLike, prompt_files: Iterable[PathLike]) -> str:
+    """A line about a prompt that lies in the backbone's checkpoint and in none of the files named.
+
+    The original's checkpoints hold model and prompt. Here the prompt is asked for by name, so that
+    no run has one without its user's knowledge; empty where there is none, or it is asked for.
+    """
+    path = find_path(spec)
+    if huggingface.is_huggingface(path) or PROMPT not in find_checkpoint(path).params:
+        return ""
+    own = f"{open_folder(path).url}/"
+    if any(f"{open_folder(file).url}/".startswith(own) for file in prompt_files):
+        return ""
+    return (
+        f"backbone: {path} holds a prompt as well ({PROMPT}), which is not used: "
+        f"--gin.PROMPT_FILE=\"'{path}'\" names it"
+    )
 
 
 def read_step(spec: PathLike) -> int:

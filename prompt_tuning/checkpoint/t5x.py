@@ -13,7 +13,7 @@ import difflib
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,12 +47,14 @@ def read_t5x(
     *,
     dtype: DTypeLike | None = None,
     shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+    unread: Collection[str] = (),
 ) -> tuple[dict[str, Array], int]:
     """The parameters named by `shapes`, and the step, of the checkpoint at a path or gs:// address.
 
     Loading is exact: nothing is skipped, and nothing keeps an initial value. Each device receives
     the bytes of its own shard only, cast on the way; without `shardings` the first device receives
-    everything. Without `dtype` the dtypes are those of `shapes`.
+    everything. Without `dtype` the dtypes are those of `shapes`. What `unread` names may be there
+    besides.
 
     Raises:
       ConfigError: there is no such checkpoint; its names or shapes are not exactly the model's; it
@@ -65,7 +67,8 @@ def read_t5x(
     found: dict[str, tuple[tuple[int, ...], Any]] = {
         name: (tuple(store.shape), store.dtype.numpy_dtype) for name, store in stores.items()
     }
-    unknown = {name: ((), np.dtype("float32")) for name in checkpoint.params if name not in shapes}
+    others = set(checkpoint.params) - set(shapes) - set(unread)
+    unknown = {name: ((), np.dtype("float32")) for name in others}
     needed = {name: tuple(shape.shape) for name, shape in shapes.items()}
     check_tree(checkpoint.folder.url, {**found, **unknown}, needed)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])

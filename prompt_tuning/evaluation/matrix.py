@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from prompt_tuning.backbones import load
 from prompt_tuning.config import ConfigError, EvalRun
 from prompt_tuning.evaluation import pictures
 from prompt_tuning.evaluation.prompts import (
@@ -47,6 +48,8 @@ def run_eval(run: EvalRun, *, config_text: str = "") -> Matrix:
     files = find_prompts(run.prompt_file)
     data = setup.load_data(experiment, train=False)
     backbone = setup.load_backbone(experiment, mesh)
+    if said := load.say_unused_prompt(run.checkpoint_path, files):
+        print(said, flush=True)
     prompts = load_prompts(files, run.model.embed_dim, backbone, data.vocabulary_identity)
     pairs = _pair(run, prompts, data.eval_tasks)
     if run.eval.baselines or not prompts:

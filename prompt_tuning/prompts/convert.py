@@ -136,7 +136,12 @@ def _losses(
         said.append(f"{what}: the last {stored.unused_rows} rows, which PEFT never uses")
     if form == "t5x":
         said.append(f"step of the checkpoint: {metadata.step}; optimizer state: left out")
-    kept = {"ours": _fields(metadata), "peft": _fields(metadata), "npy": [], "t5x": ["step"]}[form]
+    kept = {
+        "ours": _fields(metadata),
+        "peft": _fields(metadata),
+        "npy": [],
+        "t5x": ["step", "backbone"],
+    }[form]
     lost = [name for name in _fields(metadata) if name not in kept]
     if stored.base_model and form in ("npy", "t5x"):
         lost.append("base_model_name_or_path")

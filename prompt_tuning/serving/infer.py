@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import tqdm
 
+from prompt_tuning.backbones import load
 from prompt_tuning.checkpoint import prompt_file
 from prompt_tuning.checkpoint.replace_folder import local_folder
 from prompt_tuning.config import ConfigError, InferRun
@@ -60,6 +61,8 @@ def run_infer(
     """
     asked = [_read_file(run, input)] if input else _read_tasks(run)
     prompts = {name: name for questions in asked for name in questions.prompts if name}
+    if said := load.say_unused_prompt(run.checkpoint_path, prompts):
+        print(said, file=sys.stderr)
     with contextlib.ExitStack() as stack:
         files = _open_outputs(run, [questions.name for questions in asked], output, stack)
         predictor = Predictor.from_checkpoint(

@@ -76,7 +76,7 @@ def train(
     groups.make_cutting(experiment, mesh.shape["data"])
     start = load.read_step(experiment.checkpoint)
     end = setup.last_step(experiment.train, start)
-    if said := setup.say_start(experiment, start):
+    for said in setup.say_start(experiment, start):
         print(said, flush=True)
     model_dir = setup.make_dir(experiment.model_dir, "MODEL_DIR")
     signals.current().saved = lambda: describe_saved(model_dir)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,20 +90,23 @@ def load_backbone(experiment: Experiment, mesh: Mesh) -> Backbone:
     return Backbone(params, step, identity.backbone_identity(params))
 
 
-def say_start(experiment: Experiment, step: int) -> str:
-    """The step that the backbone stands at, and with it the optimiser; empty where all is plain.
+def say_start(experiment: Experiment, step: int) -> Iterator[str]:
+    """Lines on the backbone's step, and with it the optimiser's, and on a prompt beside it.
 
     A Hugging Face folder holds no step, so the paper's optimiser is a choice that has to be made.
+    There are no lines where all is plain.
     """
+    given = [experiment.prompt.file] if experiment.prompt.init == "file" else []
+    if unused := load.say_unused_prompt(experiment.checkpoint, given):
+        yield unused
     path = load.find_path(experiment.checkpoint)
     optimizer = experiment.optimizer
     if step or optimizer.name != "adafactor" or not huggingface.is_huggingface(path):
-        return ""
+        return
     if optimizer.start_step is not None:
-        return (
-            f"backbone: a Hugging Face folder, step 0; Adafactor starts at {optimizer.start_step}"
-        )
-    return (
+        yield f"backbone: a Hugging Face folder, step 0; Adafactor starts at {optimizer.start_step}"
+        return
+    yield (
         "backbone: a Hugging Face folder, which holds no step, so steps and Adafactor begin at 0. "
         "The paper's Adafactor began at the step of the LM-adapted checkpoint: "
         "--gin.OPTIMIZER_START_STEP=1100000"
