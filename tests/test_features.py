@@ -217,6 +217,8 @@ def test_a_mixture_reads_the_tasks_that_have_the_split(tmp_path):
     assert rates == [1.0]
     with pytest.raises(ConfigError, match=r"no task of taskless.* has the split 'dev': set EVAL_S"):
         features.load_eval_rows(dataclasses.replace(config, eval_split="dev"))
+    with pytest.raises(ConfigError, match="MIXTURE_OR_TASK_NAME is empty"):
+        features.load_eval_rows(dataclasses.replace(config, mixture_or_task_name=()))
     with pytest.raises(ConfigError, match=r"no task of the mixture .*'dev': set TRAIN_SPLIT"):
         features.load_training_rows(name, "dev", LENGTHS)
 

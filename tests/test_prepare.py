@@ -87,7 +87,12 @@ def test_a_bad_row_is_named_and_nothing_is_written(case, jsonl_dir, tmp_path):
     assert not (tmp_path / "tfds").exists()
 
 
-@pytest.mark.parametrize("line", [b"{", b"", b'"\xff"', b"premise,hypothesis"])
+# The last three are what a reader of bytes may take for JSON, and TFDS' builder does not.
+NOT_JSON = [b"{", b"", b'"\xff"', b"premise,hypothesis"]
+NOT_JSON += [b"\xef\xbb\xbf{}", "{}".encode("utf-16"), b"[" * 100_000]
+
+
+@pytest.mark.parametrize("line", NOT_JSON, ids=range(len(NOT_JSON)))
 def test_a_line_that_is_not_json(line, jsonl_dir, tmp_path):
     path = jsonl_dir / "RTE" / "train.jsonl"
     path.write_bytes(path.read_bytes() + line + b"\n")
@@ -231,6 +236,8 @@ NESTED = {
     ],
     "ReCoRD": [
         ("passage.entities.0.end", "x", r"'passage.entities\[0\].end' must be a whole number"),
+        ("passage.entities.1.start", 2, r"'passage.entities\[1\].start' and 'end' must be places"),
+        ("passage.entities.2.end", 999, r"found 25 and 999; the text has 83 characters"),
         ("qas", del_, "'qas' must be a list, found None"),
         ("qas.1.query", None, r"'qas\[1\].query' must be text"),
         ("qas.1.answers", del_, r"'qas\[1\].answers' must be a list"),

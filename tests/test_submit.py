@@ -12,7 +12,10 @@ from prompt_tuning import cli
 from prompt_tuning.checkpoint.prompt_file import PromptMetadata, save_prompt
 from prompt_tuning.checkpoint.t5x import write_t5x
 from prompt_tuning.config import ConfigError, to_dict
+from prompt_tuning.data import tasks
 from prompt_tuning.evaluation import submission_format as form
+from prompt_tuning.evaluation import submit as submit_command
+from prompt_tuning.evaluation.prompts import Prompt
 
 TASKS = ("boolq", "cb", "copa", "multirc", "record", "rte", "wic")
 NAMES = {task: f"taskless_super_glue_{task}_v102" for task in TASKS}
@@ -112,6 +115,16 @@ def test_two_prompts_for_one_task_are_refused(work, submission, capsys):
     assert "are both for super_glue_cb_v102" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["v102_proportional", "v102_proportional_examples"])
+def test_one_prompt_of_a_mixture_answers_all_tasks(name):
+    """The mixture has the diagnostics itself, and WSC's training half, which has no test rows."""
+    tasks.register("bytes")
+    array = np.ones((2, CONFIG.embed_dim), np.float32)
+    found = submit_command.assign_tasks([Prompt("one", array, 0, f"taskless_super_glue_{name}")])
+    assert sorted(map(form.find_task, found)) == sorted(form.FILES)
+    assert not [name for name in found if "train" in name]
+
+
 def test_flags_that_are_missing_are_named(capsys):
     assert cli.main(["submit-superglue", "--gin_file=runs/eval.gin"]) == 2
     assert "give --submission_dir=FOLDER to write, or --check" in capsys.readouterr().err
@@ -157,6 +170,19 @@ def test_lines_of_multirc_are_nested_and_sorted():
     text = form.to_lines("multirc", answers)
     assert [json.loads(line)["idx"] for line in text] == [0, 1]
     assert form.check_file("multirc", "\n".join(text), set(answers)) == []
+
+
+def test_only_a_line_feed_ends_a_line(tmp_path):
+    """Others, such as U+2028, stand in JSON as they are."""
+    (tmp_path / "ReCoRD").mkdir()
+    rows = [{"passage": {"text": "a\u2028b\x85"}, "qas": [{"idx": 4}]}, {"qas": [{"idx": 5}]}]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / "ReCoRD" / "test.jsonl").write_text(text, encoding="utf-8")
+    keys = form.expected_keys("record", tmp_path)
+    assert keys == {(4,), (5,)}
+    lines = form.to_lines("record", dict.fromkeys(keys, "a\u2028b\x85"))
+    assert form.check_file("record", "\n".join(lines) + "\n", keys) == []
+    assert form.check_file("record", "", keys) == ["2 idx not answered: 4, 5"]
 
 
 def test_a_place_that_is_no_submission(tmp_path):

@@ -265,6 +265,8 @@ def load_eval_rows(
     vocabulary = load_vocabulary(config.vocabulary)
     check_label_words(config.files.words, vocabulary, config.task_feature_lengths)
     loaded = []
+    if not config.names:
+        raise ConfigError("MIXTURE_OR_TASK_NAME is empty: name the tasks or mixtures to score.")
     names = [task for name in config.names for task in _with_split(name, config.eval_split)]
     if not names:
         raise ConfigError(

@@ -169,8 +169,8 @@ def _rows(file: File) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a JSONL file with their line numbers, counted from 1."""
     for line, data in enumerate(file.path.read_bytes().splitlines(), start=1):
         try:
-            row = json.loads(data)
-        except ValueError as error:  # not JSON, or not UTF-8
+            row = json.loads(data.decode("utf-8"))  # bytes might be UTF-16, or begin with a mark
+        except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deeply
             where = f"{file.shown}, line {line}"
             raise ConfigError(f"{where}: this is not JSON ({error}).") from error
         if not isinstance(row, dict):

@@ -153,10 +153,11 @@ def superglue_task(name: str) -> str:
 
     >>> [superglue_task(f"super_glue_{x}_v102") for x in ("cb", "record", "axb")]
     ['cb', 'record', '']
-    >>> superglue_task("taskless_super_glue_wsc_v102_simple_eval")
+    >>> superglue_task("taskless_super_glue_wsc_v102_simple_eval_examples")
     'wsc'
     """
-    found = re.fullmatch(r"(?:taskless_)?super_glue_([a-z]+)_v102(?:_simple_eval)?", name)
+    pattern = r"(?:taskless_)?super_glue_([a-z]+)_v102(?:_simple_eval)?(?:_examples)?"
+    found = re.fullmatch(pattern, name)
     return found.group(1) if found and found.group(1) in SUPERGLUE else ""
 
 

@@ -104,7 +104,7 @@ def check_file(task: str, text: str, expected: set[Key] | None = None) -> list[s
     form = FILES[task]
     problems: list[str] = []
     seen: dict[Key, int] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(_lines(text), start=1):
         try:
             found = list(_parse(task, line))
         except (ValueError, KeyError, TypeError) as error:
@@ -124,6 +124,11 @@ def check_file(task: str, text: str, expected: set[Key] | None = None) -> list[s
         problems += _describe_keys("not answered", expected - set(seen))
         problems += _describe_keys("not of the test set", set(seen) - expected)
     return problems[:20]
+
+
+def _lines(text: str) -> list[str]:
+    """The lines between line feeds: JSON may hold other ends of lines (U+2028) as they are."""
+    return text.removesuffix("\n").split("\n") if text else []
 
 
 def _describe_keys(what: str, keys: set[Key]) -> list[str]:
@@ -174,7 +179,7 @@ def expected_keys(task: str, jsonl_dir: str | os.PathLike[str]) -> set[Key]:
         raise ConfigError(f"--jsonl_dir: there is no test.jsonl in {folder}.")
     keys: collections.Counter[Key] = collections.Counter()
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in _lines(path.read_text(encoding="utf-8")):
             keys.update(_asked(task, json.loads(line)))
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is not the test file of {form.name}: {error!r}.") from error

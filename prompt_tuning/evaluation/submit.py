@@ -48,7 +48,7 @@ def run_submit(run: EvalRun, submission_dir: str, *, make_zip: bool = False) -> 
     prompts = load_prompts(files, run.model.embed_dim, backbone, vocabulary)
     evaluator = Evaluator(experiment, mesh)
     written = []
-    for name, prompt in _find_tasks(prompts).items():
+    for name, prompt in assign_tasks(prompts).items():
         task = _load(run, name)
         if task is not None:
             array = jax.device_put(prompt.array, sharding.replicated(mesh))
@@ -77,12 +77,16 @@ def _write(folder: Path, key: str, answers: form.Answers) -> Path:
     return path
 
 
-def _find_tasks(prompts: list[Prompt]) -> dict[str, Prompt]:
-    """The seqio tasks to answer, each with its prompt."""
+def assign_tasks(prompts: list[Prompt]) -> dict[str, Prompt]:
+    """The seqio tasks to answer, each with its prompt; a mixture's prompt answers all of it.
+
+    Raises:
+      ConfigError: a prompt is for no task of SuperGLUE, or two are for one.
+    """
     found: dict[str, Prompt] = {}
     for prompt in prompts:
         names = [name for name in sorted(own_tasks(prompt)) if form.find_task(name)]
-        names = [name for name in names if not name.endswith("_simple_train")]
+        names = [name for name in names if "_simple_train" not in name]
         if not names:
             raise ConfigError(f"{prompt.name} was tuned for {prompt.task}, no task of SuperGLUE.")
         names += [
@@ -91,7 +95,7 @@ def _find_tasks(prompts: list[Prompt]) -> dict[str, Prompt]:
             for diagnostic in DIAGNOSTICS
             if form.find_task(name) == "rte"
         ]
-        for name in names:
+        for name in dict.fromkeys(names):  # a mixture may have the diagnostics itself
             if name in found:
                 raise ConfigError(
                     f"{found[name].name} and {prompt.name} are both for {name}: give one of them."

@@ -112,7 +112,7 @@ def make_eval_tasks(
         if config.method == "rank" or len(without) == len(tasks):
             raise ConfigError(
                 f"ranking needs the label words of {', '.join(without)}, and none are known: set "
-                "CLASS_LABELS, or EVAL_METHOD = 'generate'."
+                "EVAL_METHOD = 'generate', or, if it is a task of your own, CLASS_LABELS."
             )
         print(f"{', '.join(without)}: scored by generation only, since any text is an answer")
     return tasks

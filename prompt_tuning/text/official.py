@@ -116,10 +116,14 @@ def record(row: Any, labelled: bool) -> Iterator[Key]:
     fields = Fields(row)
     passage = fields.object("passage")
     fields.whole("idx")
-    passage.text("text")
+    text = passage.text("text")
     for entity in passage.objects("entities"):
-        entity.whole("start")
-        entity.whole("end")
+        start, end = entity.whole("start"), entity.whole("end")
+        if not 0 <= start <= end < len(text):
+            raise ConfigError(
+                f"the fields {entity.path + '.start'!r} and 'end' must be places in the text, "
+                f"found {start} and {end}; the text has {len(text)} characters."
+            )
     for query in fields.objects("qas"):
         query.text("query")
         if labelled or "answers" in query.values:
