@@ -127,6 +127,7 @@ class DataConfig:
     vocabulary: str = OFFICIAL_VOCABULARY
     batch_size: int = 32
     tfds_data_dir: str | None = None
+    sentinel_targets: bool = False  # targets begin with T5's first sentinel
     train_split: str = "train"
     eval_split: str = "validation"
     files: FileTask = NO_FILES  # a task of the user's own files, where there is one

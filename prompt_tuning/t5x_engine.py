@@ -124,19 +124,27 @@ def _require_t5x() -> None:
         raise ConfigError(f"--engine=t5x: {error}") from error
 
 
+def _compare_targets(run: Run) -> list[str]:
+    """What the embedded engine alone can ask a model for."""
+    problems = []
+    if isinstance(run, Experiment) and run.corpus.objective != "task":
+        problems.append(f"OBJECTIVE = {run.corpus.objective!r}: it trains on tasks here")
+    if run.data.sentinel_targets:
+        problems.append("SENTINEL_TARGETS: its targets have the vocabulary of the inputs")
+    return problems
+
+
 def _refuse_unknown_to_t5x(run: Run) -> None:
     """Stops at settings that would have no effect under T5X."""
     config, model = run.eval, run.model
     default = EvalConfig()
-    problems = _compare_scoring(run)
+    problems = _compare_scoring(run) + _compare_targets(run)
     if isinstance(run, InferRun) and config.num_examples != default.num_examples:
         problems.append("EVALUATOR_NUM_EXAMPLES: it answers whole splits, or EVAL_SPLIT's slice")
     if isinstance(run, InferRun) and run.return_all_decodes:
         problems.append("RETURN_ALL_DECODES: its infer writes one answer")
     if isinstance(run, Experiment):
         problems += _compare_periods(config.period, run.train.checkpoint_period)
-        if run.corpus.objective != "task":
-            problems.append(f"OBJECTIVE = {run.corpus.objective!r}: it trains on tasks here")
     if config.early_stopping_evals != default.early_stopping_evals:
         problems.append("EARLY_STOPPING_EVALS: it trains to the last step")
     if model.relative_attention_num_buckets != _BUCKETS:

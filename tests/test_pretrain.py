@@ -273,3 +273,30 @@ def test_eight_devices_give_the_same_run(tmp_path, text, straight):
     expected = arrays(straight.model_dir / "checkpoint_3")
     for name, value in arrays(done.checkpoint).items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.t5x
+def test_upstream_t5x_reads_the_checkpoint_and_goes_on(straight):
+    """Its Adafactor takes the moments as they are, and makes the next update that ours makes."""
+    pytest.importorskip("t5x.checkpoints", reason="upstream T5X is not installed")
+    from flax.traverse_util import flatten_dict
+    from t5x import adafactor, checkpoints
+
+    saved = checkpoints.load_t5x_checkpoint(str(straight.checkpoint), lazy_parameters=False)
+    assert saved["state"]["step"] == 6
+    params = jax.tree.map(jax.numpy.asarray, saved["target"])
+    theirs = adafactor.Adafactor(learning_rate=0.01, decay_rate=0.8, step_offset=0).create(params)
+    wanted = flatten_dict(theirs.state_dict()["state"]["param_states"], sep="/")
+    moments = flatten_dict(saved["state"]["param_states"], sep="/")
+    assert {n: np.shape(v) for n, v in wanted.items()} == {n: v.shape for n, v in moments.items()}
+    gradients = jax.tree.map(lambda x: 0.01 * x + 0.001, params)
+    moved = theirs.restore_state(saved).apply_gradient(gradients, learning_rate=0.01)
+
+    config = OptimizerConfig(learning_rate=0.01, weight_decay=0.0, multiply_by_parameter_scale=True)
+    ours = optim.make_optimizer(config, optim.MODEL_RULES, start_step=6)
+    flat = flatten_dict(params, sep="/")
+    arrays_of = {name: jax.numpy.asarray(value) for name, value in moments.items()}
+    state = slots.set_slots(ours.init(flat), arrays_of, count=0)
+    updates, _ = ours.update(flatten_dict(gradients, sep="/"), state, flat)
+    for name, value in flatten_dict(moved.target, sep="/").items():
+        np.testing.assert_allclose(flat[name] + updates[name], value, atol=1e-6, err_msg=name)

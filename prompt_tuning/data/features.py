@@ -258,7 +258,11 @@ def load_eval_rows(
     Raises:
       ConfigError: a task, its data or its vocabulary is missing or does not fit.
     """
-    register(config.vocabulary, tfds_data_dir=config.tfds_data_dir)
+    register(
+        config.vocabulary,
+        tfds_data_dir=config.tfds_data_dir,
+        sentinel_targets=config.sentinel_targets,
+    )
     register_files(config)
     if config.mixture_or_task_module:
         import_task_module(config.mixture_or_task_module)

@@ -14,9 +14,9 @@ import seqio
 import tensorflow as tf
 from seqio.utils import Feature
 
-from prompt_tuning.config import ConfigError, DataConfig, FileTask
+from prompt_tuning.config import ConfigError, DataConfig
 from prompt_tuning.data import tasks
-from prompt_tuning.data.vocabulary import lazy_vocabulary
+from prompt_tuning.data.vocabulary import lazy_vocabulary, target_vocabulary
 from prompt_tuning.tables.examples import EVAL, TRAIN, as_columns, load_split
 from prompt_tuning.tables.scores import exact_match_and_f1, macro_f1
 from prompt_tuning.text import answers, metrics
@@ -47,14 +47,16 @@ def register_files(config: DataConfig) -> None:
             f"there is a task {name!r} already: give the one of your files another name, as "
             "MIXTURE_OR_TASK_NAME, or as TASK_NAME where the run is on several."
         )
-    task = _make_task(name, files, config.vocabulary)
+    task = _make_task(config)
     seqio.TaskRegistry.add_provider(name, task)
     tasks.own_words[name] = files.words
     _ours.append(task)
 
 
-def _make_task(name: str, files: FileTask, vocabulary: str) -> seqio.Task:
-    found = lazy_vocabulary(vocabulary)
+def _make_task(config: DataConfig) -> seqio.Task:
+    name, files = config.file_task_name, config.files
+    found = lazy_vocabulary(config.vocabulary)
+    targets = target_vocabulary(found, config.sentinel_targets)
 
     def rows(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
         del shuffle_files, seed
@@ -72,7 +74,10 @@ def _make_task(name: str, files: FileTask, vocabulary: str) -> seqio.Task:
             seqio.CacheDatasetPlaceholder(),
             seqio.preprocessors.append_eos_after_trim,
         ],
-        output_features={key: Feature(found, add_eos=True) for key in ("inputs", "targets")},
+        output_features={
+            "inputs": Feature(found, add_eos=True),
+            "targets": Feature(targets, add_eos=True),
+        },
         postprocess_fn=functools.partial(_postprocess, words=words),
         metric_fns=[metrics.accuracy, macro_f1(len(words))] if words else [exact_match_and_f1],
     )

@@ -22,7 +22,7 @@ from seqio.utils import Feature
 
 from prompt_tuning.config import OFFICIAL_VOCABULARY, ConfigError
 from prompt_tuning.data import graph
-from prompt_tuning.data.vocabulary import lazy_vocabulary
+from prompt_tuning.data.vocabulary import lazy_vocabulary, target_vocabulary
 from prompt_tuning.text import answers, glue, metrics, qa, superglue
 from prompt_tuning.text.spec import TaskSpec
 from prompt_tuning.world import generator
@@ -37,25 +37,35 @@ ALIAS = "_examples"
 
 # What `register` added, and with which settings: the only state of this module.
 _ours: list[Provider] = []
-_settings: dict[str, str | None] = {}
+_settings: dict[str, str | bool | None] = {}
 own_words: dict[str, tuple[str, ...]] = {}  # the label words of tasks that `file_tasks.py` adds
 
 
-def register(vocabulary: str = OFFICIAL_VOCABULARY, *, tfds_data_dir: str | None = None) -> None:
+def register(
+    vocabulary: str = OFFICIAL_VOCABULARY,
+    *,
+    tfds_data_dir: str | None = None,
+    sentinel_targets: bool = False,
+) -> None:
     """Adds all tasks and mixtures of the project to seqio's registries.
 
     A second call changes nothing, or, with another vocabulary or directory, replaces what the
     first one added. A name that someone else has registered stays theirs. `tfds_data_dir` holds
-    for the user's own TFDS tasks as well, as T5X's flag does.
+    for the user's own TFDS tasks as well, as T5X's flag does. With `sentinel_targets` every target
+    begins with the first sentinel.
     """
-    settings = {"vocabulary": vocabulary, "tfds_data_dir": tfds_data_dir}
+    settings = {
+        "vocabulary": vocabulary,
+        "tfds_data_dir": tfds_data_dir,
+        "sentinel_targets": sentinel_targets,
+    }
     if settings == _settings and all(_is_registered(ours) for ours in _ours):
         return
     loaded = lazy_vocabulary(vocabulary)  # may fail: before anything is changed
     _keep_accelerators_for_jax()
     _point_tfds_at(tfds_data_dir)
     _remove_ours()
-    _add_all(loaded)
+    _add_all(loaded, sentinel_targets)
     _settings.update(settings)
 
 
@@ -102,11 +112,11 @@ def _remove_ours() -> None:
     _ours.clear()
 
 
-def _add_all(vocabulary: seqio.Vocabulary) -> None:
+def _add_all(vocabulary: seqio.Vocabulary, sentinel_targets: bool = False) -> None:
     features = {
         # As in T5: a task may do without inputs.
         "inputs": Feature(vocabulary, add_eos=True, required=False),
-        "targets": Feature(vocabulary, add_eos=True),
+        "targets": Feature(target_vocabulary(vocabulary, sentinel_targets), add_eos=True),
     }
     for name in generator.DEMO_TASKS:
         _add(_demo_task(name, features))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import seqio
@@ -79,11 +80,74 @@ def same_vocabulary(one: seqio.Vocabulary, other: seqio.Vocabulary) -> bool:
 
     seqio calls two SentencePiece vocabularies equal only if their paths are.
     """
+    one, other = (v.inner if isinstance(v, SentinelTargets) else v for v in (one, other))
     if isinstance(one, seqio.SentencePieceVocabulary) and isinstance(
         other, seqio.SentencePieceVocabulary
     ):
         return one.sp_model == other.sp_model
     return one == other
+
+
+class SentinelTargets(seqio.Vocabulary):
+    """A vocabulary that begins every text with the first sentinel, and takes it off again.
+
+    For the targets of a task: a model that was pre-trained on span corruption alone has only ever
+    answered in that form (the paper's "span corruption + sentinel", 3.3).
+    """
+
+    def __init__(self, inner: seqio.Vocabulary) -> None:
+        super().__init__(extra_ids=0)
+        self.inner = inner
+
+    @property
+    def sentinel(self) -> int:
+        """T5's first sentinel: the last id."""
+        return self.inner.vocab_size - 1
+
+    @property
+    def bos_id(self) -> int | None:
+        """The inner vocabulary's."""
+        return self.inner.bos_id
+
+    @property
+    def eos_id(self) -> int | None:
+        """The inner vocabulary's."""
+        return self.inner.eos_id
+
+    @property
+    def unk_id(self) -> int | None:
+        """The inner vocabulary's."""
+        return self.inner.unk_id
+
+    @property
+    def _base_vocab_size(self) -> int:
+        return self.inner.vocab_size
+
+    def _encode(self, s: str) -> list[int]:
+        return [self.sentinel, *self.inner.encode(s)]
+
+    def _decode(self, ids: Iterable[int]) -> str:
+        values = list(ids)
+        return self.inner.decode(values[1:] if values[:1] == [self.sentinel] else values)
+
+    def _encode_tf(self, s: tf.Tensor) -> tf.Tensor:
+        ids = self.inner.encode_tf(s)
+        first = tf.fill([1], tf.cast(self.sentinel, ids.dtype))
+        return tf.concat([first, ids], axis=0)
+
+    def _decode_tf(self, ids: tf.Tensor) -> tf.Tensor:
+        return tf.py_function(lambda x: self.decode(x.numpy().tolist()), [ids], tf.string)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SentinelTargets) and self.inner == other.inner
+
+    def __hash__(self) -> int:
+        return id(self.inner)
+
+
+def target_vocabulary(vocabulary: seqio.Vocabulary, sentinel_targets: bool) -> seqio.Vocabulary:
+    """The vocabulary of a task's targets, as SENTINEL_TARGETS says."""
+    return SentinelTargets(vocabulary) if sentinel_targets else vocabulary
 
 
 def lazy_vocabulary(spec: str) -> seqio.Vocabulary:
