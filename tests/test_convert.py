@@ -179,6 +179,10 @@ def test_mistakes(
     assert "must be a local folder" in refusal(
         capsys, source, "--output=gs://bucket/p", "--format=npy"
     )
+    (tmp_path / "file").write_text("")
+    for form in ("npy", "ours", "peft"):
+        under = f"--output={tmp_path / 'file' / 'new'}"
+        assert "cannot be written" in refusal(capsys, source, under, f"--format={form}")
     np.save(tmp_path / "wide.npy", np.ones((100, 768), np.float32))
     wide = refusal(
         capsys, f"--input={tmp_path / 'wide.npy'}", target, "--format=ours", "--checkpoint=tiny"

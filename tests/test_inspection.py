@@ -156,6 +156,7 @@ def test_the_command(prompt: Path, tmp_path: Path, capsys: pytest.CaptureFixture
         (["--checkpoint=tiny", "--vocabulary=bytes"], "was trained with another vocabulary"),
         (["--checkpoint=tiny", "--label_words=up", "--neighbours=0"], "must be at least 1"),
         (["--checkpoint=tiny", "--plot=gs://a/b.png"], "--plot must be a local file"),
+        (["--checkpoint=tiny", "--plot=/tmp/p.picture"], "found .picture"),
         ([], "the following arguments are required: --checkpoint"),
     ],
 )

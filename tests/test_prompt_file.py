@@ -315,6 +315,13 @@ def test_files_of_a_prompt_do_not_lie_elsewhere(folder: Path, tmp_path: Path) ->
         load_prompt(folder)
 
 
+def test_metadata_in_another_encoding_is_refused(folder: Path) -> None:
+    file = folder / "prompt_tuning.json"
+    file.write_text(file.read_text(encoding="utf-8"), encoding="utf-16")
+    with pytest.raises(ConfigError, match="is not what was written"):
+        load_prompt(folder)
+
+
 def test_metadata_of_another_prompt_is_refused(folder: Path, prompt: np.ndarray) -> None:
     safetensors.numpy.save_file({"prompt_embeddings": prompt + 1}, folder / WEIGHTS)
     with pytest.raises(ConfigError, match=r"prompt_tuning\.json describes another prompt"):

@@ -253,7 +253,7 @@ def _read_metadata(
     values = parse_object(text, where)
     own = values.pop("sha256", None)
     whole = to_json({**values, "sha256": _sha256(to_json(values).encode())})
-    if own is not None and whole != (text if isinstance(text, str) else text.decode()):
+    if own is not None and whole.encode() != (text.encode() if isinstance(text, str) else text):
         raise ConfigError(
             f"{where} is not what was written, by its SHA-256: it is damaged, or was edited. Copy "
             'it again; if the change is yours, delete its entry "sha256".'

@@ -73,9 +73,11 @@ def _add_inspect_flags(command: argparse.ArgumentParser) -> None:
 
 
 def _inspect(args: argparse.Namespace, rest: list[str]) -> int:
-    from prompt_tuning.prompts import inspection, inspection_text
+    from prompt_tuning.prompts import inspection, inspection_text, picture
 
     plot = local_file(args.plot, "--plot") if args.plot else None
+    if plot:
+        picture.check_suffix(plot)
     values = local_file(args.json, "--json") if args.json else None
     found = inspection.inspect_prompts(
         args.paths,
@@ -90,8 +92,6 @@ def _inspect(args: argparse.Namespace, rest: list[str]) -> int:
         text = json.dumps(found.to_json(), indent=1, ensure_ascii=False)
         values.write_text(text + "\n", encoding="utf-8")
     if plot:
-        from prompt_tuning.prompts import picture
-
         picture.draw(found, plot)
     return 0
 

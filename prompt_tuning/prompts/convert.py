@@ -58,14 +58,17 @@ def convert_prompt(
         backbone = os.fspath(path)  # the one around it
     if backbone:
         metadata = _fit(stored, metadata, backbone, path)
-    if form == "ours":
-        prompt_file.save_prompt(place, stored.array, metadata, base_model=stored.base_model)
-    elif form == "peft":
-        _save_peft(place, stored, metadata, dead_half=dead_half)
-    elif form == "npy":
-        npy.write_npy(place, stored.array)
-    else:
-        metadata = _splice(place, stored, metadata, backbone)
+    try:
+        if form == "ours":
+            prompt_file.save_prompt(place, stored.array, metadata, base_model=stored.base_model)
+        elif form == "peft":
+            _save_peft(place, stored, metadata, dead_half=dead_half)
+        elif form == "npy":
+            npy.write_npy(place, stored.array)
+        else:
+            metadata = _splice(place, stored, metadata, backbone)
+    except OSError as error:
+        raise ConfigError(f"--output {place} cannot be written: {error.strerror}.") from error
     shape = f"float32{list(stored.array.shape)}"
     said = f"{path}: {_NAMES[stored.form]}, {shape}\n{place}: {_NAMES[form]}, the same values"
     return [said, *_losses(stored, metadata, form, dead_half=dead_half)]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from prompt_tuning.config import ConfigError
 from prompt_tuning.prompts.inspection import Inspected, Inspection, Neighbour, unit
 
 MAX_ROWS = 50  # more would be too small to read; the text names them all
@@ -16,11 +17,23 @@ _LABEL = "#c8500a"  # a piece of a label word
 _BAR = "#4063d8"
 
 
+def check_suffix(file: Path) -> None:
+    """Raises ConfigError where matplotlib draws no such kind of file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    known = FigureCanvasAgg.get_supported_filetypes()
+    if file.suffix and file.suffix[1:].lower() not in known:
+        raise ConfigError(
+            f"--plot={file}: expected a file name that ends in one of {', '.join(sorted(known))}, "
+            f"found {file.suffix}."
+        )
+
+
 def draw(found: Inspection, file: Path) -> None:
     """Writes a PNG (or what else the suffix says).
 
-    For every prompt, from the left: the norm of each row, in front of the middle nine tenths of
-    the vocabulary's norms; and its nearest pieces, darker where nearer, those of label words in
+    For every prompt, from the left: the norm of each row, in front of the range of the
+    vocabulary's norms; and its nearest pieces, darker where nearer, those of label words in
     orange. Last, the cosines between all rows of all prompts, with SPoT's measures beside it.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
