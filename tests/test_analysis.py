@@ -25,10 +25,16 @@ def no_rows(split, shuffle_files=False, seed=None):
     raise AssertionError("nothing here reads rows")
 
 
-def make_task(targets, words=("no", "yes"), metric_fns=(metrics.accuracy,), postprocess=as_is):
+def make_task(
+    targets,
+    words=("no", "yes"),
+    metric_fns=(metrics.accuracy,),
+    postprocess=as_is,
+    name="made_up",
+):
     """A task with these targets; its rows have no inputs, which nothing here looks at."""
     task = seqio.Task(
-        "made_up",
+        name,
         source=seqio.FunctionDataSource(no_rows, splits=["validation"]),
         preprocessors=[],
         output_features=FEATURES,
@@ -37,9 +43,8 @@ def make_task(targets, words=("no", "yes"), metric_fns=(metrics.accuracy,), post
     )
     nothing = [np.zeros(0, np.int32)] * len(targets)
     examples = [{"number": row} for row in range(len(targets))]
-    rows = features.Rows(
-        "made_up", nothing, nothing, [""] * len(targets), list(targets), examples, 0, 0
-    )
+    texts = [""] * len(targets)
+    rows = features.Rows(name, nothing, nothing, texts, list(targets), examples, 0, 0)
     return EvalTask(task, rows, list(targets), label_words=words)
 
 
@@ -194,6 +199,15 @@ def test_a_task_of_any_text_is_generated_beside_others_that_are_ranked(capsys):
     assert "made_up: scored by generation only" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="ranking needs the label words of made_up"):
         make_eval_tasks(loaded, EvalConfig(method="rank"))
+
+
+def test_a_task_of_the_project_may_be_of_any_text_and_alone(capsys):
+    """`EVAL_METHOD = 'both'` suits all of them; here there is nothing to rank."""
+    squad = one_task(["Ann"], words=(), name="squad_v010_allanswers")
+    assert len(make_eval_tasks([squad], EvalConfig(method="both"))) == 1
+    assert "squad_v010_allanswers: scored by generation only" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="ranking needs the label words of squad_v010"):
+        make_eval_tasks([squad], EvalConfig(method="rank"))
 
 
 def broken_metric(targets, predictions):

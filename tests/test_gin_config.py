@@ -5,7 +5,6 @@ change of the recipes: `python tests/test_gin_config.py` writes them anew.
 """
 
 import dataclasses
-import itertools
 import re
 import sys
 from pathlib import Path
@@ -82,9 +81,12 @@ def write(path: Path, text: str) -> str:
 # The project's own files
 
 
-@pytest.mark.parametrize(("model", "prompt"), list(itertools.product(MODELS, PROMPTS)))
-def test_every_combination_resolves_and_nothing_clobbers(model, prompt):
-    for task in TASKS:
+@pytest.mark.parametrize("model", MODELS)
+def test_every_combination_resolves_and_nothing_clobbers(model):
+    """Every two of a model, a prompt and a task, since it takes two files to clobber a macro."""
+    number = MODELS.index(model)
+    for i, task in enumerate(TASKS):
+        prompt = PROMPTS[(number + i) % len(PROMPTS)]
         where = WHERE[:1] if "tiny" in model else WHERE
         bindings = [*where, *PROMPT_NEEDS.get(prompt, [])]
         loaded = gin_config.load([model, prompt, task, RECIPE], bindings)

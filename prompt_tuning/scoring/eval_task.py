@@ -13,6 +13,7 @@ import numpy as np
 
 from prompt_tuning.config import ConfigError, EvalConfig
 from prompt_tuning.data import features
+from prompt_tuning.data.tasks import find_spec, own_words
 from prompt_tuning.text.answers import text
 
 
@@ -109,7 +110,9 @@ def make_eval_tasks(
     tasks = tuple(make_eval_task(found, config) for found in scored)
     without = [task.name for task in tasks if not task.can_rank]
     if without and config.method != "generate":
-        if config.method == "rank" or len(without) == len(tasks):
+        # Of the project's tasks and of files it is known that any text is an answer.
+        unknown = [name for name in without if not (find_spec(name) or name in own_words)]
+        if config.method == "rank" or (unknown and len(without) == len(tasks)):
             raise ConfigError(
                 f"ranking needs the label words of {', '.join(without)}, and none are known: set "
                 "EVAL_METHOD = 'generate', or, if it is a task of your own, CLASS_LABELS."
