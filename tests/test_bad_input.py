@@ -19,6 +19,7 @@ from tiny_models import random_params
 
 from prompt_tuning import cli, gin_config
 from prompt_tuning.checkpoint.prompt_file import PromptMetadata, load_prompt, save_prompt
+from prompt_tuning.checkpoint.replace_folder import replace_text
 from prompt_tuning.checkpoint.t5x import read_step, read_t5x, write_t5x
 from prompt_tuning.config import ConfigError
 from prompt_tuning.serving.lines import read_lines
@@ -42,6 +43,9 @@ def run(capsys, *arguments: str) -> str:
     [
         ("BATCH_SIZE=0", "BATCH_SIZE must be at least 1, found 0"),
         ("BATCH_SIZE=3", "BATCH_SIZE = 3 does not divide by the 8 data-parallel devices"),
+        ("BATCH_SIZE=8000000000", "BATCH_SIZE = 8000000000 with rows of 84 + 8 tokens"),
+        ("EVAL_BATCH_SIZE=8000000000", "lower EVAL_BATCH_SIZE or the lengths"),
+        ("PROMPT_LENGTH=8000000000", "lower BATCH_SIZE or the lengths"),
         ("PROMPT_LENGTH=-1", "PROMPT_LENGTH must be at least 0, found -1"),
         ("EVAL_PERIOD=0", "EvalConfig.period must be >= 1, found 0"),
         ("CHECKPOINT_PERIOD=-2", "CHECKPOINT_PERIOD must be >= 1, found -2"),
@@ -236,3 +240,14 @@ def test_a_disk_that_is_full(tmp_path):
     )
     assert (done.returncode, done.stdout) == (0, "File too large\n"), done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path):
+    file = tmp_path / "matrix.txt"
+    replace_text(file, "old\n")
+    with pytest.raises(UnicodeEncodeError):
+        replace_text(file, "new \ud800")
+    with pytest.raises(OSError, match="too long"):
+        replace_text(tmp_path / ("a" * 300), "new")
+    assert file.read_text() == "old\n"
+    assert [p.name for p in tmp_path.iterdir()] == ["matrix.txt"]

@@ -1,4 +1,4 @@
-"""A folder that appears whole or not at all: how checkpoints and prompts are written."""
+"""Files and folders that appear whole or not at all: how all that a run leaves is written."""
 
 from __future__ import annotations
 
@@ -57,3 +57,15 @@ def replace_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         path.rename(old)
     new.rename(path)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file beside `path` and gives it its name, so that nobody ever reads half of it."""
+    new = path.with_name(f".{path.name}.tmp")
+    try:
+        new.write_bytes(text.encode("utf-8"))
+        new.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            new.unlink(missing_ok=True)
+        raise

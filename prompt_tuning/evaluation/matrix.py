@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from prompt_tuning.backbones import load
+from prompt_tuning.checkpoint.replace_folder import replace_text
 from prompt_tuning.config import ConfigError, EvalRun
 from prompt_tuning.evaluation import pictures
 from prompt_tuning.evaluation.prompts import (
@@ -44,6 +45,7 @@ def run_eval(run: EvalRun, *, config_text: str = "") -> Matrix:
     """
     experiment = run.experiment
     mesh = sharding.make_mesh(experiment.num_model_partitions)
+    setup.check_memory(experiment, mesh)
     evaluator = Evaluator(experiment, mesh)
     files = find_prompts(run.prompt_file)
     data = setup.load_data(experiment, train=False)
@@ -61,7 +63,7 @@ def run_eval(run: EvalRun, *, config_text: str = "") -> Matrix:
     _refuse_model_dir(output_dir)
     with processes.writing_folder(output_dir) as folder:
         if config_text:
-            (folder / "config.gin").write_text(config_text, encoding="utf-8")
+            replace_text(folder / "config.gin", config_text)
         log = report.RunLog(folder, step=-1)
         matrix = Matrix({}, methods=methods(run.eval))
         if run.eval.baselines:
@@ -139,7 +141,7 @@ def _finish(matrix: Matrix, output_dir: Path) -> None:
         if (text := describe(cell.analysis))
     ]
     text = "\n\n".join([str(matrix), *details])
-    (output_dir / "matrix.txt").write_text(text + "\n", encoding="utf-8")
+    replace_text(output_dir / "matrix.txt", text + "\n")
     shown = text if len(cells) <= 2 else str(matrix)
     print(f"{shown}\nrows and metrics: {output_dir}", flush=True)
     if picture is not None:

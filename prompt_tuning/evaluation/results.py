@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
 import re
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from prompt_tuning.checkpoint.replace_folder import replace_text
 from prompt_tuning.scoring.analysis import Analysis, illegal_line, to_json
 from prompt_tuning.scoring.evaluate import task_score
 from prompt_tuning.scoring.intervals import Interval
@@ -98,10 +100,11 @@ class Matrix:
     def write(self, folder: Path) -> None:
         """`matrix.json`, all of it, and `matrix.csv`, a line for each number."""
         lines = list(self._lines())
-        with (folder / "matrix.csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(lines[0]) if lines else [])
-            writer.writeheader()
-            writer.writerows(lines)
+        file = io.StringIO(newline="")
+        writer = csv.DictWriter(file, list(lines[0]) if lines else [])
+        writer.writeheader()
+        writer.writerows(lines)
+        replace_text(folder / "matrix.csv", file.getvalue())
         prompts = {
             prompt: {
                 task: {
@@ -116,7 +119,7 @@ class Matrix:
         means = {method: self._mean_json(method) for method in self.methods}
         content = {"prompts": prompts, "majority": self.majority, "means": means}
         text = json.dumps(content, ensure_ascii=False, indent=1)
-        (folder / "matrix.json").write_text(text + "\n", encoding="utf-8")
+        replace_text(folder / "matrix.json", text + "\n")
 
     def _mean_json(self, method: str) -> dict[str, Any]:
         found: dict[str, Any] = {}

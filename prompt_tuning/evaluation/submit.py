@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from prompt_tuning.checkpoint.replace_folder import replace_text
 from prompt_tuning.config import ConfigError, EvalRun
 from prompt_tuning.data import features, tasks
 from prompt_tuning.evaluation import submission_format as form
@@ -73,7 +74,7 @@ def _write(folder: Path, key: str, answers: form.Answers) -> Path:
     text = "".join(line + "\n" for line in form.to_lines(key, answers))
     if problems := form.check_file(key, text, set(answers)):
         raise ConfigError(f"{path.name} would not be taken: " + "; ".join(problems))
-    path.write_text(text, encoding="utf-8")
+    replace_text(path, text)
     return path
 
 

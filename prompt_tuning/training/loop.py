@@ -73,6 +73,7 @@ def train(
     # ---- devices, steps, folder: what can be refused before anything is read
     mesh = sharding.make_mesh(experiment.num_model_partitions)
     sharding.check_batch_size(experiment.data.batch_size, mesh)
+    setup.check_memory(experiment, mesh)
     groups.make_cutting(experiment, mesh.shape["data"])
     start = load.read_step(experiment.checkpoint)
     end = setup.last_step(experiment.train, start)

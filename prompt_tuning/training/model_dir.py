@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from prompt_tuning.checkpoint.replace_folder import replace_text
 from prompt_tuning.config import ConfigError, Experiment, flatten, to_dict
 from prompt_tuning.model import sharding
 from prompt_tuning.scoring.intervals import Interval
@@ -95,7 +96,7 @@ def write_info(
 ) -> None:
     """Writes config.gin, which can be fed back, and T5X's list of variables."""
     if config_text:
-        (model_dir / "config.gin").write_text(config_text, encoding="utf-8")
+        replace_text(model_dir / "config.gin", config_text)
     lines = []
     for name, value in sorted(params.items()):
         axes = zip(sharding.logical_axes(name), value.shape, strict=True)

@@ -17,6 +17,8 @@ from typing import Any
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from prompt_tuning.checkpoint.replace_folder import replace_text
+
 METRICS = "metrics.jsonl"
 NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 
@@ -87,9 +89,8 @@ class RunLog:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / f"{task}-metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
-        with (folder / f"{task}-{step:06d}.jsonl").open("w", encoding="utf-8") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        replace_text(folder / f"{task}-{step:06d}.jsonl", "".join(lines))
 
     def analysis(self, step: int, task: str, counts: Mapping[str, Any]) -> None:
         """Writes what stands behind the scores: confusions, illegal outputs, agreement."""

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from prompt_tuning.checkpoint.replace_folder import local_folder
 from prompt_tuning.config import ConfigError, Experiment, TrainConfig, config_hash
 from prompt_tuning.data import features, tasks
 from prompt_tuning.data import vocabulary as vocabularies
+from prompt_tuning.launch import processes
 from prompt_tuning.model import prompt as prompts
 from prompt_tuning.model import sharding, t5
 from prompt_tuning.scoring.eval_task import EvalTask, make_eval_tasks
@@ -48,6 +50,43 @@ class Data:
     vocabulary: Any  # seqio's, of the inputs
     vocabulary_identity: str
     files_identity: str = ""  # of the user's own files, where the rows are from there
+
+
+def check_memory(experiment: Experiment, mesh: Mesh) -> None:
+    """Refuses rows whose first activations alone cannot fit the devices, before anything is read.
+
+    A lower bound by far: the inputs' embeddings and the targets' logits of the smallest part that a
+    batch may be cut into. What passes may still be too large; what does not was mistyped.
+
+    Raises:
+      ConfigError: BATCH_SIZE, EVAL_BATCH_SIZE, TASK_FEATURE_LENGTHS or PROMPT_LENGTH is too large.
+    """
+    model, data, train = experiment.model, experiment.data, experiment.train
+    inputs = data.task_feature_lengths["inputs"] + experiment.prompt.length
+    targets = data.task_feature_lengths.get("targets", 1)
+    row = 4 * targets * model.num_embeddings  # logits are float32
+    row += {"float32": 4, "bfloat16": 2}[model.dtype] * inputs * model.embed_dim
+    rows = max(1, data.batch_size // (train.microbatches * train.length_groups))
+    evaluated = experiment.eval.batch_size or data.batch_size
+    memory = _memory(mesh)
+    for name, number, needed in (
+        ("BATCH_SIZE", data.batch_size, rows * row),
+        ("EVAL_BATCH_SIZE", evaluated, evaluated * 4 * inputs),
+    ):
+        if needed > memory:
+            raise ConfigError(
+                f"{name} = {number} with rows of {inputs} + {targets} tokens (TASK_FEATURE_LENGTHS "
+                f"and PROMPT_LENGTH) needs more than {needed / 2**30:,.0f} GiB for a step, and the "
+                f"{mesh.size} devices have {memory / 2**30:,.0f} GiB: lower {name} or the lengths."
+            )
+
+
+def _memory(mesh: Mesh) -> int:
+    """Bytes of all devices of the mesh; the machine's where they are its processors."""
+    limits = [(d.memory_stats() or {}).get("bytes_limit", 0) for d in mesh.local_devices]
+    if all(limits):
+        return sum(limits) * mesh.size // len(limits)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * processes.count()
 
 
 def make_dir(name: str, macro: str) -> Path:
