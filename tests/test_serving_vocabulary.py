@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from prompt_tuning.checkpoint.identity import vocabulary_identity
 from prompt_tuning.config import OFFICIAL_VOCABULARY, ConfigError
 from prompt_tuning.data import vocabulary as training
+from prompt_tuning.exchange.tokenizer_json import ModelProto
 from prompt_tuning.serving.vocabulary import ByteVocabulary, load_vocabulary
 
 SMALL = str(
@@ -141,6 +142,16 @@ def test_a_file_that_is_no_model(tmp_path):
         (tmp_path / "broken.model").write_bytes(content)
         with pytest.raises(ConfigError, match=r"broken.model \(\d+ bytes\) is not a SentencePiece"):
             load_vocabulary(str(tmp_path / "broken.model"))
+
+
+def test_a_model_that_was_cut_between_two_pieces(tmp_path):
+    whole, path = Path(SMALL).read_bytes(), tmp_path / "cut.model"
+    head = ModelProto(pieces=ModelProto.FromString(whole).pieces[:300]).SerializeToString()
+    assert whole.startswith(head)
+    path.write_bytes(head)
+    for load in (load_vocabulary, training.load_vocabulary):
+        with pytest.raises(ConfigError, match=r"cut\.model.*ends too early"):
+            load(str(path))
 
 
 @pytest.mark.parametrize("spec", ["nowhere.model", "ftp://a/b.model", "/"])

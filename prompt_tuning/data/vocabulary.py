@@ -18,6 +18,7 @@ from prompt_tuning.config import TINY, ConfigError
 from prompt_tuning.exchange.tokenizer_json import (
     BYTES,
     find_vocabulary,
+    is_cut,
     is_tokenizer_json,
     to_sentencepiece,
 )
@@ -206,6 +207,8 @@ def _missing_sentinels(path: str) -> int:
 
     try:
         model = sentencepiece.SentencePieceProcessor(model_file=path)
+        if is_cut(Path(path).read_bytes()):
+            raise RuntimeError("the file ends too early: copy it again")
     except RuntimeError as error:
         raise ConfigError(
             f"VOCABULARY: {path} is no SentencePiece model ({first_line(error)})."

@@ -67,6 +67,14 @@ def is_tokenizer_json(data: bytes) -> bool:
     return data[:1] == b"{" or data.lstrip()[:1] == b"{"
 
 
+def is_cut(data: bytes) -> bool:
+    """Whether a SentencePiece model ends with its pieces: what trained it stands behind them.
+
+    A file that was cut between two pieces is a valid one to the library, with fewer pieces.
+    """
+    return not ModelProto.FromString(data).HasField("trainer_spec")
+
+
 def to_sentencepiece(data: bytes, where: str | Path) -> bytes:
     """The SentencePiece model of a tokenizer.json: the same pieces, scores and normalisation.
 

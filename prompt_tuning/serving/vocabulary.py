@@ -22,6 +22,7 @@ from prompt_tuning.exchange.tokenizer_json import (
     BYTES,
     ModelProto,
     find_vocabulary,
+    is_cut,
     is_tokenizer_json,
     to_sentencepiece,
 )
@@ -159,6 +160,8 @@ def load_vocabulary(spec: str) -> Vocabulary:
     if is_tokenizer_json(data):
         data = to_sentencepiece(data, path)
     try:
+        if is_cut(data):
+            raise RuntimeError("the file ends too early")
         model = ModelProto.FromString(data)
         _add_sentinels(model)
         processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
