@@ -189,6 +189,10 @@ class TrainConfig:
         ):
             value = getattr(self, name)
             _check(value is None or value >= 1, f"{name.upper()} must be >= 1, found {value}.")
+            _check(
+                value is None or value < 2**30,  # steps are counted in 32 bits
+                f"{name.upper()} must be less than 2**30, found {value}.",
+            )
         _check(
             self.train_steps is None or self.train_steps_relative is None,
             f"TRAIN_STEPS ({self.train_steps}) and TRAIN_STEPS_RELATIVE "

@@ -23,6 +23,7 @@ from prompt_tuning.checkpoint.replace_folder import replace_text
 from prompt_tuning.checkpoint.t5x import read_step, read_t5x, write_t5x
 from prompt_tuning.config import ConfigError
 from prompt_tuning.serving.lines import read_lines
+from prompt_tuning.training.model_dir import mend_best
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ("train", "--gin_file=demo.gin")
@@ -55,6 +56,7 @@ def run(capsys, *arguments: str) -> str:
         ("RANDOM_SEED=-1", "RANDOM_SEED must lie in [0, 2**32)"),
         ("NUM_MODEL_PARTITIONS=3", "does not divide the 8 devices"),
         ("TASK_FEATURE_LENGTHS={'input': 8}", "TASK_FEATURE_LENGTHS must be"),
+        ("TRAIN_STEPS_RELATIVE=1000000000000", "TRAIN_STEPS_RELATIVE must be less than 2**30"),
         ("TRAIN_STEPS_RELATIVE=0", "TRAIN_STEPS_RELATIVE must be >= 1"),
         ("BATCH_SIZE=10**9", "cannot read `BATCH_SIZE=10**9`"),
         ("BATCH_SIZ=8", "Did you mean BATCH_SIZE?"),
@@ -251,3 +253,39 @@ def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path):
         replace_text(tmp_path / ("a" * 300), "new")
     assert file.read_text() == "old\n"
     assert [p.name for p in tmp_path.iterdir()] == ["matrix.txt"]
+
+
+def test_the_best_prompt_is_made_anew_where_it_was_damaged(tmp_path, capsys):
+    folder = tmp_path / "prompts"
+    for name in ("best", "step_000012"):
+        save_prompt(folder / name, np.ones((4, 8), np.float32), PromptMetadata(task="x"))
+    file = folder / "best" / "adapter_model.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1] + b"x")
+    mend_best(tmp_path, 12)
+    assert file.read_bytes() == whole
+    assert "made anew from step_000012" in capsys.readouterr().out
+    shutil.rmtree(folder / "best")
+    mend_best(tmp_path, 12)
+    assert file.read_bytes() == whole
+    file.write_bytes(b"")
+    shutil.rmtree(folder / "step_000012")
+    with pytest.raises(ConfigError, match="step_000012"):
+        mend_best(tmp_path, 12)
+
+
+def test_a_prompt_that_does_not_fit_the_disk_is_an_error_of_the_disk(tmp_path):
+    """Which the run answers by saving its state elsewhere."""
+    code = (
+        "import resource, signal, sys, numpy as np\n"
+        "from prompt_tuning.checkpoint.prompt_file import PromptMetadata, save_prompt\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        "try: save_prompt(sys.argv[1], np.ones((100, 128), np.float32), PromptMetadata(task='x'))\n"
+        "except OSError as error: print('refused', error.errno)\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "p")], capture_output=True, text=True, cwd=ROOT
+    )
+    assert ran.stdout == "refused 27\n", ran.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -72,7 +72,8 @@ def write_peft(
     (folder / CONFIG).write_text(to_json(config))
     described = {"format": "pt"} | ({HEADER: header} if header else {})
     rows = np.concatenate([prompt] * submodules)
-    safetensors.numpy.save_file({TENSOR: rows}, folder / WEIGHTS, metadata=described)
+    # Not `save_file`: what a full disk says would be no OSError.
+    (folder / WEIGHTS).write_bytes(safetensors.numpy.save({TENSOR: rows}, metadata=described))
 
 
 def to_json(value: Mapping[str, Any]) -> str:

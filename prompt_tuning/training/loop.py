@@ -123,6 +123,7 @@ def _train(
         if store.latest_step() is not None:
             course = courses.restore(store, state)
             course.standing = judge(course.standing, experiment.eval)
+            model_dirs.mend_best(model_dir, course.standing.best_step)
         run = Run(
             experiment=experiment,
             mesh=mesh,

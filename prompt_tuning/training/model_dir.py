@@ -13,6 +13,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from prompt_tuning.checkpoint import prompt_file
 from prompt_tuning.checkpoint.replace_folder import replace_text
 from prompt_tuning.config import ConfigError, Experiment, flatten, to_dict
 from prompt_tuning.model import sharding
@@ -106,6 +107,21 @@ def write_info(
     total = sum(value.size for value in params.values())
     lines.append(f"Total number of parameters: {total}")
     (model_dir / "model-info.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def mend_best(model_dir: Path, best_step: int | None) -> None:
+    """Takes the prompt of the best step anew where `prompts/best` was damaged or removed."""
+    best, source = (model_dir / "prompts" / n for n in ("best", f"step_{best_step or 0:06d}"))
+    if best_step is None or not (best.exists() or source.exists()):  # a run that has no prompt
+        return
+    try:
+        prompt_file.load_prompt(best)
+    except ConfigError as error:
+        array, metadata = prompt_file.load_prompt(source)
+        if metadata is None:  # no prompt of a run's: it holds no checksum of its own
+            raise
+        prompt_file.save_prompt(best, array, metadata)
+        print(f"{best} was made anew from {source.name}, since it was damaged: {error}", flush=True)
 
 
 def result_text(
