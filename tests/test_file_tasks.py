@@ -188,6 +188,20 @@ def test_overview_suggests_classes(folder):
     assert "note: only 2 different answers; LABEL_WORDS would make classes of them" in text
 
 
+def test_overview_names_answers_that_are_cut_or_long(folder):
+    config = data_config(folder, label_words={"good": "positive", "bad": "down"})
+    config = dataclasses.replace(config, task_feature_lengths={"inputs": 64, "targets": 16})
+    data = setup.load_data(experiment(config))
+    text = overview.describe_data(data, config.task_feature_lengths, "validation")
+    assert f"of many tokens: 'positive' ({len(data.vocabulary.encode('positive'))});" in text
+    assert "answers of train are cut" not in text
+    config = data_config(folder, label_words=(), input_template="{id}", target_field="review")
+    data = setup.load_data(experiment(config))
+    text = overview.describe_data(data, config.task_feature_lengths, "validation")
+    rows = data.train[0]
+    assert f"note: {len(rows)} of the {len(rows)} answers of train are cut" in text
+
+
 def test_overview_of_free_text(folder):
     config = data_config(folder, label_words=(), input_template="{id}", target_field="review")
     config = dataclasses.replace(config, task_feature_lengths={"inputs": 8, "targets": 64})

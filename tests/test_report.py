@@ -2,11 +2,13 @@
 
 import io
 import json
+import re
 
 import pytest
+from matplotlib.figure import Figure
 
 from prompt_tuning.scoring.score_table import score_table
-from prompt_tuning.training import report
+from prompt_tuning.training import model_dir, report
 
 
 def write(folder, step=-1):
@@ -66,6 +68,43 @@ def test_piped_progress_is_plain_lines(monkeypatch, capsys):
     assert "examples/s" in first
     assert first.endswith(" s left")
     assert second == "step 21/40: accuracy 50.0"
+
+
+def test_progress_before_the_first_value_is_no_empty_list(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    progress = report.Progress(start=0, total=40, rows_per_step=8)
+    progress._last_line -= 5.0
+    progress.update(1)
+    assert re.match(r"step 1/40: \d+ examples/s, ", capsys.readouterr().out)
+
+
+def test_the_legend_names_each_score_and_each_kind_of_baseline_once():
+    axes = Figure().subplots()
+    names = ("cb accuracy/generate", "cb accuracy/rank")
+    scores = {name: [(1, 50.0), (2, 75.0)] for name in names}
+    report.draw_scores(axes, scores, {name: {"majority": 40.0, "none": 0.0} for name in names})
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == [
+        *names,
+        "majority class",
+        "no prompt",
+    ]
+    styles = [line.get_linestyle() for line in axes.get_lines()]
+    assert styles == ["-", "--", ":", "-", "--", ":", "--", ":"]
+
+
+def summary(folder, tuned):
+    log = report.RunLog(folder, step=-1)
+    log.scores(0, {"accuracy/rank": 50.0}, task="cb", split="validation", prompt="majority")
+    log.scores(4, {"accuracy/rank": tuned}, task="cb", split="validation")
+    log.close()
+    return model_dir.result_text(folder, 4, None)
+
+
+@pytest.mark.parametrize(("tuned", "said"), [(49.0, True), (50.0, True), (51.0, False)])
+def test_a_prompt_that_does_not_beat_the_majority_is_said(tmp_path, tuned, said):
+    assert ("note: no score of the best prompt on cb is above" in summary(tmp_path, tuned)) == said
 
 
 def test_there_is_no_picture_without_records(tmp_path):

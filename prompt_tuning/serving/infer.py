@@ -84,7 +84,8 @@ def run_infer(
         config = local_folder(run.infer_output_dir, "INFER_OUTPUT_DIR") / "config.gin"
         config.write_text(config_text, encoding="utf-8")
     if output != lines.STANDARD:
-        print(f"{len(answers)} answers: {output or run.infer_output_dir}", flush=True)
+        how = "" if prompts else ", without a prompt"
+        print(f"{len(answers)} answers{how}: {output or run.infer_output_dir}", flush=True)
     return answers
 
 

@@ -104,10 +104,11 @@ def _read_table(path: str, text: str, config: FileTask) -> Iterator[Row]:
         raise ConfigError(f"{where}: the header names {_quoted(twice)} twice: {_quoted(names)}.")
     for where, values in records:
         if len(values) != len(names):
+            cure = _separator(names)
+            cure = cure or " A field that holds the delimiter or a line break must be in quotes."
             raise ConfigError(
                 f"{where}: found {len(values)} fields where the header has {len(names)} "
-                f"({_quoted(names)}); the line begins {_short(values[0])}. A field that holds the "
-                f"delimiter or a line break must be in quotes."
+                f"({_quoted(names)}); the line begins {_short(values[0])}.{cure}"
             )
         yield Row(where, dict(zip(names, values, strict=True)), header=True)
 
@@ -213,8 +214,12 @@ def text_of(row: Row, name: str, used_by: str) -> str:
     finite = not isinstance(value, float) or math.isfinite(value)
     if isinstance(value, (bool, int, float)) and finite:
         return json.dumps(value)
+    cure = ' Nothing at all is "".' if value is None else ""
+    if isinstance(value, (dict, list)):
+        cure = " What is inside cannot be named: give it a field of its own."
     raise ConfigError(
-        f"{row.where}: the field {name!r} holds {_short(json.dumps(value))}; {used_by} needs text."
+        f"{row.where}: the field {name!r} holds {_short(json.dumps(value))}; {used_by} needs "
+        f"text.{cure}"
     )
 
 
@@ -229,15 +234,25 @@ def value_of(row: Row, name: str, used_by: str) -> Any:
     names = [field for field in row.fields if field]
     near = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=1)
     hint = next((f" Did you mean {n!r}?" for n in names if near and n.lower() == near[0]), "")
-    marks = [mark for mark in ";\t|," if len(names) == 1 and mark in names[0]]
-    if marks:
-        hint = f" If that is what separates its columns, set DELIMITER = {marks[0]!r}."
+    inside = next((n for n in names if name.startswith((f"{n}.", f"{n}["))), None)
+    if separator := _separator(names):
+        hint = separator
+    elif isinstance(row.fields.get(inside or ""), (dict, list)):
+        hint = f" What is inside {inside!r} cannot be named: give it a field of its own."
     elif not hint and row.header:
         hint = " (The first line of a table names its columns.)"
     raise ConfigError(
         f"{row.where}: there is no field {name!r}, which {used_by} names; there are "
         f"{_quoted(names)}.{hint}"
     )
+
+
+def _separator(names: Sequence[str]) -> str:
+    """What to do about a header that is a single name with another delimiter in it."""
+    marks = [mark for mark in ";\t|," if len(names) == 1 and mark in names[0]]
+    if not marks:
+        return ""
+    return f" If {marks[0]!r} is what separates its columns, set DELIMITER = {marks[0]!r}."
 
 
 def _quoted(names: Sequence[str]) -> str:

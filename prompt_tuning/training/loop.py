@@ -174,6 +174,8 @@ def _begin(run: Run, course: Course, end: int) -> None:
         print(say_stopped(course.standing, run.experiment.eval), flush=True)
     elif course.step < end:
         print(f"continuing at step {course.step}", flush=True)
+    elif not course.standing.evaluation_due:
+        print(f"nothing is left to train: the run is at its last step, {course.step}", flush=True)
 
 
 def _loop(run: Run, course: Course, optimizer: Any, end: int) -> None:

@@ -156,9 +156,21 @@ def result_text(
         best_row = f"tuned, best (step {best_step})"
         text.append(score_table(task, rows, {best_row: intervals}))
         text += [description] if description else []
+        if not _beats(rows.get(best_row, {}), rows.get("majority class", {})):
+            text.append(
+                f"note: no score of the best prompt on {task} is above the majority class: it has "
+                "not learned the task. Label words of one or two tokens, more steps, another "
+                "LEARNING_RATE or a larger backbone may help."
+            )
     best = model_dir / "prompts" / "best"
     if best.exists():
         text.append(f"prompt: {best}")
     if curves:
         text.append(f"curves: {curves}")
     return "\n".join(text)
+
+
+def _beats(scores: Mapping[str, float], bar: Mapping[str, float]) -> bool:
+    """Whether any score is above its bar, or there is nothing to compare."""
+    both = scores.keys() & bar.keys()
+    return not both or any(scores[name] > bar[name] for name in both)

@@ -14,6 +14,7 @@ from prompt_tuning.data import features
 from prompt_tuning.training.setup import Data
 
 CLASSES = 10  # more different answers are free text
+LONG = 4  # tokens of a label word, so many that another word would do better
 SHOWN = 400  # characters of a text
 
 
@@ -94,6 +95,7 @@ def _find_faults(splits: Mapping[str, features.Rows], words: Sequence[str]) -> I
             yield f"note: {len(empty)} rows of {split} have an empty text{where}"
         if absent := [word for word in words if word not in rows.target_texts]:
             yield f"note: no row of {split} has the answer {', '.join(map(repr, absent))}"
+    yield from _find_bad_targets(splits, words)
     if "train" not in splits:
         return
     different = len(set(splits["train"].target_texts))
@@ -115,6 +117,21 @@ def _find_faults(splits: Mapping[str, features.Rows], words: Sequence[str]) -> I
                 f"note: {common} of the {len(rows)} texts of {split} are training texts as well: "
                 "its scores are too good"
             )
+
+
+def _find_bad_targets(splits: Mapping[str, features.Rows], words: Sequence[str]) -> Iterable[str]:
+    for split, rows in splits.items():
+        if cut := rows.truncated_targets:
+            yield (
+                f"note: {cut} of the {len(rows)} answers of {split} are cut and cannot be given "
+                "whole: raise TASK_FEATURE_LENGTHS['targets']"
+            )
+    if "train" not in splits or "row" not in splits["train"].examples[0]:
+        return  # the words of a registered task are T5's
+    train = splits["train"]
+    tokens = {t: len(ids) - 1 for t, ids in zip(train.target_texts, train.targets, strict=True)}
+    if long := [f"{word!r} ({tokens[word]})" for word in words if tokens.get(word, 0) >= LONG]:
+        yield f"note: label words of many tokens: {', '.join(long)}; one or two are easier to learn"
 
 
 def _is_empty(rows: features.Rows, row: int) -> bool:

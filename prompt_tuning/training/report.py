@@ -10,7 +10,7 @@ import re
 import sys
 import time
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from prompt_tuning.checkpoint.replace_folder import replace_text
 
 METRICS = "metrics.jsonl"
+BASELINES = {"majority": ("--", "majority class"), "none": (":", "no prompt")}  # lines of curves
 NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 
 
@@ -184,10 +185,10 @@ class Progress:
     def _print(self) -> None:
         per_second = (self._step - self._start) / max(time.monotonic() - self._began, 1e-9)
         left = (self._total - self._step) / per_second if per_second else float("nan")
-        values = ", ".join(f"{name} {value}" for name, value in self._shown.items())
+        values = "".join(f"{name} {value}, " for name, value in self._shown.items())
         speed = per_second * self._rows_per_step
         print(
-            f"step {self._step}/{self._total}: {values}, {speed:.0f} examples/s, {left:.0f} s left",
+            f"step {self._step}/{self._total}: {values}{speed:.0f} examples/s, {left:.0f} s left",
             flush=True,
         )
 
@@ -200,13 +201,13 @@ def draw_curves(model_dir: Path) -> Path | None:
     records = read_records(model_dir / METRICS)
     loss = [(r["step"], r["value"]) for r in records if r["name"] == "loss"]
     scores: dict[str, list[tuple[int, float]]] = {}
-    baselines: dict[str, float] = {}
+    baselines: dict[str, dict[str, float]] = {}
     for r in records:
         if not is_score(r):
             continue
         name = f"{r['task']} {r['name']}"
         if "prompt" in r:
-            baselines[f"{name}, {r['prompt']}"] = r["value"]
+            baselines.setdefault(name, {})[r["prompt"]] = r["value"]
         else:
             scores.setdefault(name, []).append((r["step"], r["value"]))
     if not loss and not scores:
@@ -221,23 +222,31 @@ def draw_curves(model_dir: Path) -> Path | None:
     if loss:
         left.plot(*zip(*loss, strict=True), color="#4063d8")
     left.set(title="training", xlabel="step", ylabel="loss per target token")
-    for number, (name, points) in enumerate(sorted(scores.items())):
-        right.plot(*zip(*points, strict=True), marker="o", color=f"C{number}", label=name)
-        for (base, value), style in zip(
-            ((b, v) for b, v in sorted(baselines.items()) if b.startswith(name + ",")),
-            ("--", ":"),
-            strict=False,
-        ):
-            right.axhline(value, ls=style, lw=1, color=f"C{number}", label=base)
-    right.set(title="validation", xlabel="step", ylabel="per cent")
-    if scores:
-        right.legend(fontsize="small")
+    draw_scores(right, scores, baselines)
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     path = model_dir / "curves.png"
     figure.savefig(path, dpi=150)
     return path
+
+
+def draw_scores(
+    axes: Any,
+    scores: Mapping[str, Sequence[tuple[int, float]]],
+    baselines: Mapping[str, Mapping[str, float]],
+) -> None:
+    """Draws scores over steps in a colour each; a baseline is a line of the same colour."""
+    for number, (name, points) in enumerate(sorted(scores.items())):
+        axes.plot(*zip(*points, strict=True), marker="o", color=f"C{number}", label=name)
+        for base, value in baselines.get(name, {}).items():
+            axes.axhline(value, ls=BASELINES[base][0], lw=1, color=f"C{number}")
+    for base, (style, label) in BASELINES.items():  # once, in grey: the colours say of what
+        if any(base in values for values in baselines.values()):
+            axes.plot([], [], ls=style, lw=1, color="grey", label=label)
+    axes.set(title="validation", xlabel="step", ylabel="per cent")
+    if scores:
+        axes.legend(fontsize="small")
 
 
 def is_score(record: Mapping[str, Any]) -> bool:
