@@ -268,6 +268,7 @@ def test_a_checkpoint_without_moments_is_named(tmp_path, text):
         run.pretrain(adapted)
 
 
+@pytest.mark.slow
 def test_eight_devices_give_the_same_run(tmp_path, text, straight):
     done = run.pretrain(experiment(tmp_path, text, steps=3, num_model_partitions=4))
     expected = arrays(straight.model_dir / "checkpoint_3")

@@ -166,6 +166,7 @@ def test_ties_at_the_edge_stay_together():
 # In the model
 
 
+@pytest.mark.slow
 def test_evaluation_draws_the_same_with_any_batch_size():
     data = DataConfig(
         mixture_or_task_name="tiny_mood",
