@@ -163,8 +163,10 @@ def _refuse_unknown_to_t5x(run: Run) -> None:
 
 def _compare_scoring(run: Run) -> list[str]:
     default, problems = EvalConfig(), []
-    if run.eval.method == "rank" or run.eval.rank_score != default.rank_score:
-        problems.append("EVAL_METHOD = 'rank', RANK_SCORE: it generates only")
+    if run.eval.method == "rank":
+        problems.append("EVAL_METHOD = 'rank': it generates only")
+    if run.eval.rank_score != default.rank_score:
+        problems.append("RANK_SCORE: it generates only")
     if run.eval.decoding.method == "transformers_beam":
         problems.append("DECODING = 'transformers_beam': its beam search has rules of its own")
     if run.eval.bootstrap != default.bootstrap:

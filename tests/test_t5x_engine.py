@@ -68,7 +68,8 @@ def test_other_modes_have_files_of_their_own(arguments, tmp_path, mode, run, fol
 @pytest.mark.parametrize(
     ("binding", "message"),
     [
-        ("EVAL_METHOD='rank'", "EVAL_METHOD = 'rank'.*it generates only"),
+        ("EVAL_METHOD='rank'", "EVAL_METHOD = 'rank': it generates only"),
+        ("RANK_SCORE='mean'", "RANK_SCORE: it generates only"),
         ("CHECKPOINT_PERIOD=300", "one must be a multiple of the other"),
         ("TRAIN_SPLIT='trian'", "has no split 'trian'"),
         ("NUM_EMBEDDINGS=128", "ids, the model only 128|does not fit the model"),

@@ -421,15 +421,7 @@ def _log_training(run: Run, progress: Progress) -> float:
             f"{error}. What was saved before is in {run.log.model_dir}. Start again in another "
             "MODEL_DIR with a lower LEARNING_RATE, more WARMUP_STEPS, or DTYPE = 'float32'."
         ) from error
-    totals = {k: float(sum(one[k] for one in sums)) for k in sums[0]}
-    tokens = max(totals["tokens"], 1.0)
-    values = {
-        "loss": totals["loss"] / tokens,
-        "cross_entropy": totals["cross_entropy"] / tokens,
-        "z_loss": totals["z_loss"] / tokens,
-        "token_accuracy": 100.0 * totals["correct"] / tokens,
-        "gradient_norm": totals["gradient_norm"] / len(sums),
-    }
+    values = report.mean_values(sums)
     run.log.training(progress.step, values, task=run.corpus.name)
     return values["loss"]
 

@@ -248,15 +248,7 @@ def _log_training(run: Run, course: Course) -> float:
     """Records the means since the last record and returns the loss per target token."""
     sums = jax.device_get(course.sums)
     health.check_finite(sums, course.step)
-    totals = {k: float(sum(m[k] for m in sums)) for k in sums[0]}
-    tokens = max(totals["tokens"], 1.0)
-    values = {
-        "loss": totals["loss"] / tokens,
-        "cross_entropy": totals["cross_entropy"] / tokens,
-        "z_loss": totals["z_loss"] / tokens,
-        "token_accuracy": 100.0 * totals["correct"] / tokens,
-        "gradient_norm": totals["gradient_norm"] / len(sums),
-    }
+    values = report.mean_values(sums)
     run.log.training(course.step, values, task=run.experiment.data.names[0])
     course.sums = []
     return values["loss"]

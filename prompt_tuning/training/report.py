@@ -193,6 +193,22 @@ class Progress:
         )
 
 
+def mean_values(sums: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What is recorded of some steps, given what `loss_fn` sums: means over their target tokens.
+
+    The gradient's norm is a mean over the steps.
+    """
+    totals = {name: float(sum(one[name] for one in sums)) for name in sums[0]}
+    tokens = max(totals["tokens"], 1.0)
+    return {
+        "loss": totals["loss"] / tokens,
+        "cross_entropy": totals["cross_entropy"] / tokens,
+        "z_loss": totals["z_loss"] / tokens,
+        "token_accuracy": 100.0 * totals["correct"] / tokens,
+        "gradient_norm": totals["gradient_norm"] / len(sums),
+    }
+
+
 def draw_curves(model_dir: Path) -> Path | None:
     """Draws loss and validation metrics over steps to curves.png; None with nothing to draw.
 
