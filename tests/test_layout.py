@@ -198,7 +198,7 @@ def test_every_module_has_a_test_of_its_name():
         **dict.fromkeys(("layouts", "chunks"), "checkpoint_t5x"),
         "segments": "examples",
         **dict.fromkeys(("language", "make"), "miniatures"),
-        **dict.fromkeys(("curves", "run", "slots"), "pretrain"),
+        **dict.fromkeys(("curves", "run", "saved", "slots"), "pretrain"),
         "t5x": "checkpoint_t5x",
         "storage": "checkpoint_t5x",
         "replace_folder": "checkpoint_t5x",

@@ -18,7 +18,7 @@ from seqio.utils import Feature
 
 from prompt_tuning.config import ConfigError, DataConfig
 from prompt_tuning.data.file_tasks import check_label_words, register_files
-from prompt_tuning.data.groups import Cutting, cut_batch, fitting_width, input_widths
+from prompt_tuning.data.groups import Cutting, cut_batch, fill_up, fitting_width, input_widths
 from prompt_tuning.data.order import row_order
 from prompt_tuning.data.sources import check_source, has_split
 from prompt_tuning.data.tasks import (
@@ -311,17 +311,22 @@ def train_groups(
     step: int,
     batch_size: int,
 ) -> list[Batch]:
-    """The same batch as length groups: every row in one of them, and their losses add up to its."""
+    """The same batch as length groups: every row in one of them, and their losses add up to its.
+
+    A group that does not divide by the mesh is filled up at its end, as in `eval_batches`: its own
+    rows draw the same dropout as without.
+    """
     inputs, targets = _step_rows(rows, rates, seed, step, batch_size)
     groups = cut_batch([len(x) for x in inputs], [len(x) for x in targets], cutting)
     return [
         pad_batch(
-            [inputs[i] for i in group.rows],
-            [targets[i] for i in group.rows],
+            [inputs[i] for i in (*group.rows, *group.rows[-1:] * fill)],
+            [*(targets[i] for i in group.rows), *[np.zeros(0, np.int32)] * fill],
             group.inputs,
             group.targets,
         )
         for group in groups
+        for fill in [fill_up(cutting, len(group.rows))]
     ]
 
 

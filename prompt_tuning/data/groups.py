@@ -9,7 +9,7 @@ and a resumed run cuts as the first one did. `features.py` makes the arrays of a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -37,6 +37,7 @@ class Cutting:
     prompt: int  # rows of the prompt: every row of a batch pays for them
     fewest: int = 1  # groups a batch is cut into whatever its lengths
     most: int = 1  # groups it is cut into where that saves padding
+    data_parts: int = 1  # of the mesh: a group's rows are filled up to a multiple of it
 
     @property
     def max_shapes(self) -> int:
@@ -69,7 +70,30 @@ def make_cutting(experiment: Experiment, data_parts: int) -> Cutting:
     )
     prompt = experiment.prompt.length if train.trainable == "prompt" else 0
     lengths = data.task_feature_lengths
-    return Cutting(lengths["inputs"], lengths["targets"], prompt, fewest, most)
+    return Cutting(lengths["inputs"], lengths["targets"], prompt, fewest, most, data_parts)
+
+
+def continue_cutting(cutting: Cutting, recorded: Mapping[str, int] | None) -> Cutting:
+    """The cutting of a run that goes on, perhaps on another mesh: into as many groups as before.
+
+    Dropout is drawn for each group, so another number of groups would be another course of the run.
+    Where the groups are too small for the mesh, they are filled up.
+    """
+    return dataclasses.replace(cutting, **(recorded or {}))
+
+
+def record_cutting(cutting: Cutting) -> dict[str, int]:
+    """What `continue_cutting` needs; the rest follows from the settings and the mesh."""
+    return {"fewest": cutting.fewest, "most": cutting.most}
+
+
+def fill_up(cutting: Cutting, rows: int) -> int:
+    """How many empty rows a group of so many needs to divide by the data-parallel devices.
+
+    >>> fill_up(Cutting(512, 8, prompt=0, most=4, data_parts=8), rows=12)
+    4
+    """
+    return -rows % cutting.data_parts
 
 
 def cut_batch(inputs: Sequence[int], targets: Sequence[int], cutting: Cutting) -> tuple[Group, ...]:

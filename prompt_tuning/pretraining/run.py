@@ -10,8 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,13 +27,12 @@ from prompt_tuning.config import ConfigError, Experiment, to_dict
 from prompt_tuning.data import vocabulary as vocabularies
 from prompt_tuning.launch import processes
 from prompt_tuning.model import loss, sharding, t5
-from prompt_tuning.pretraining import curves, documents, examples, slots
-from prompt_tuning.safety import lock, signals
+from prompt_tuning.pretraining import curves, documents, examples, saved, slots
+from prompt_tuning.safety import lock, records, signals
 from prompt_tuning.training import health, optim, report, setup
 from prompt_tuning.training import model_dir as model_dirs
 from prompt_tuning.training import step as steps
 
-RUN_FILE = "run.json"  # in each checkpoint: what the run is, and how it stands
 HELD_OUT = "held_out"
 
 
@@ -101,7 +98,7 @@ def pretrain(experiment: Experiment, *, config_text: str = "") -> PretrainResult
     sharding.check_batch_size(experiment.data.batch_size, mesh)
     _check_microbatches(experiment, mesh)
     model_dir = setup.make_dir(experiment.model_dir, "MODEL_DIR")
-    signals.current().saved = lambda: describe_saved(model_dir)
+    signals.current().saved = lambda: saved.describe_saved(model_dir)
     with lock.hold(model_dir, "MODEL_DIR"):
         return _pretrain(experiment, mesh, model_dir, config_text)
 
@@ -110,8 +107,8 @@ def _pretrain(
     experiment: Experiment, mesh: Mesh, model_dir: Path, config_text: str
 ) -> PretrainResult:
     """`pretrain`, in a MODEL_DIR that is this run's alone."""
-    saved = find_checkpoints(model_dir)
-    old = _read_meta(saved[-1]) if saved else None
+    folders = saved.find_checkpoints(model_dir)
+    old = saved.read_meta(folders)
     model_dirs.refuse_other_experiment(old, experiment, model_dir)
     start = 0 if experiment.from_scratch else load.read_step(experiment.checkpoint)
     end = setup.last_step(experiment.train, start)
@@ -130,11 +127,13 @@ def _pretrain(
 
     # ---- resume, or begin
     _refuse_other_contents(old, meta, model_dir)
-    if saved:
-        state = _restore(saved, state, start)
+    if folders:
+        state, old = saved.restore(folders, state, start)
         if int(state.step) < end:
             print(f"continuing at step {int(state.step)}", flush=True)
-    log = report.RunLog(model_dir, step=int(state.step) if saved else -1)
+    log = report.RunLog(
+        model_dir, step=int(state.step) if old else -1, saved=(old or {}).get(records.KEY)
+    )
     run = Run(experiment, mesh, corpus, start, meta, log)
     model_dirs.write_info(model_dir, state.trainable, mesh, config_text)
 
@@ -145,7 +144,7 @@ def _pretrain(
             _loop(run, progress, optimizer, end)
         except signals.Stopped as stopped:
             _save_what_there_is(run, progress)
-            raise signals.Stopped(stopped.signum, describe_saved(model_dir)) from None
+            raise signals.Stopped(stopped.signum, saved.describe_saved(model_dir)) from None
 
     # ---- result
     log.close()
@@ -234,25 +233,6 @@ def _first_state(experiment: Experiment, mesh: Mesh, start: int) -> tuple[steps.
     return state, optimizer
 
 
-# Checkpoints ------------------------------------------------------------------------------------
-
-
-def find_checkpoints(model_dir: Path) -> list[Path]:
-    """The checkpoints that runs of this kind have written, in the order of their steps."""
-    folders = [path.parent for path in model_dir.glob(f"checkpoint_*/{RUN_FILE}")]
-    return sorted(folders, key=lambda folder: int(folder.name.removeprefix("checkpoint_")))
-
-
-def _read_meta(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{folder / RUN_FILE} cannot be read ({error}): the checkpoint is damaged. Delete the "
-            "folder to go on from the one before."
-        ) from error
-
-
 def _refuse_other_contents(
     old: Mapping[str, Any] | None, new: Mapping[str, Any], model_dir: Path
 ) -> None:
@@ -266,43 +246,11 @@ def _refuse_other_contents(
             )
 
 
-def _restore(saved: list[Path], state: steps.TrainState, start: int) -> steps.TrainState:
-    """The newest state that can be read."""
-    for folder in reversed(saved):
-        try:
-            shapes = {
-                name: jax.ShapeDtypeStruct(value.shape, value.dtype)
-                for name, value in state.trainable.items()
-            }
-            places = {name: value.sharding for name, value in state.trainable.items()}
-            params, step = t5x_checkpoint.read_t5x(str(folder), shapes, shardings=places)
-            found = t5x_checkpoint.read_slots(str(folder), slots.get_slots(state.opt_state))
-        except ConfigError as error:
-            if folder is saved[0]:
-                raise
-            print(f"{folder} cannot be read, going back to the one before: {error}", flush=True)
-            continue
-        opt_state = slots.set_slots(state.opt_state, found, count=step - start)
-        counted = jax.device_put(jnp.int32(step), state.step.sharding)
-        return steps.TrainState(counted, params, opt_state)
-    raise AssertionError("there is a checkpoint, so the loop returns or raises")
-
-
 def _save(run: Run, state: steps.TrainState) -> None:
-    """Writes the checkpoint of this step, and removes what is beyond KEEP_CHECKPOINTS."""
-    model_dir, step = run.log.model_dir, int(state.step)
+    meta = {**run.meta, records.KEY: run.log.pack()}
     signals.current().unsaved = True
-    t5x_checkpoint.write_t5x(
-        str(model_dir / f"checkpoint_{step}"),
-        state.trainable,
-        step,
-        slots=slots.get_slots(state.opt_state),
-        files={RUN_FILE: json.dumps(run.meta, indent=1, sort_keys=True) + "\n"},
-    )
+    saved.save(run.log.model_dir, state, meta, run.experiment.train.keep_checkpoints)
     signals.current().unsaved = False
-    keep = run.experiment.train.keep_checkpoints
-    for folder in find_checkpoints(model_dir)[: -keep if keep else 0]:
-        shutil.rmtree(folder)
 
 
 # The loop ---------------------------------------------------------------------------------------
@@ -351,14 +299,6 @@ def _finish_step(run: Run, progress: Progress, score: Any, bar: report.Progress,
     if saves:
         _save(run, progress.state)
     bar.update(done, shown)
-
-
-def describe_saved(model_dir: Path) -> str:
-    """What a run that is stopped leaves, as a sentence."""
-    saved = find_checkpoints(model_dir)
-    if not saved:
-        return "Nothing is saved yet."
-    return f"{saved[-1]} is saved, and the same command continues from there."
 
 
 def _save_what_there_is(run: Run, progress: Progress) -> None:

@@ -6,17 +6,21 @@ checkpoints are read from end to end as well, which finds what is truncated or m
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from prompt_tuning.checkpoint import prompt_file, run_state, t5x
 from prompt_tuning.config import ConfigError
-from prompt_tuning.safety import manifest
+from prompt_tuning.safety import manifest, records
 
 STATES = "checkpoints"  # of a MODEL_DIR
+RUN_FILE = "run.json"  # in a checkpoint that pre-training has written
 
 Check = tuple[str, Callable[[], str]]  # of what, and what says how it was found to be good
 
@@ -56,7 +60,7 @@ def verify(path: str, *, write: bool = False) -> tuple[list[str], list[str]]:
 
 def _find_checks(place: Path) -> Iterator[Check]:
     """What there is to check without a manifest."""
-    if (place / STATES).is_dir() or (place / "prompts").is_dir():
+    if (place / STATES).is_dir() or (place / "prompts").is_dir() or _checkpoints(place):
         yield from _in_model_dir(place)
     elif place.name == STATES and place.is_dir():
         yield from _states(place)
@@ -73,10 +77,58 @@ def _in_model_dir(place: Path) -> Iterator[Check]:
         yield from _states(place / STATES)
     for folder in sorted((place / "prompts").glob("[!.]*")):
         yield f"prompt {folder}", lambda folder=folder: _read_prompt(folder)
-    for folder in sorted(place.glob("checkpoint_*")):
+    for folder in _checkpoints(place):
         yield f"checkpoint {folder}", lambda folder=folder: _read_through(folder)
         if manifest.path_of(folder).exists():
             yield f"{folder}, by its manifest", lambda folder=folder: _by_manifest(folder)
+
+    config = place / "config.gin"
+    if manifest.path_of(config).exists():
+        yield f"{config}, by its manifest", lambda: _by_manifest(config)
+    if texts := _saved_records(place):
+        yield f"records of {place}", lambda: _compare_records(place, texts)
+
+
+def _checkpoints(place: Path) -> list[Path]:
+    """Those of a MODEL_DIR, in the order of their steps."""
+    found = {p: p.name.removeprefix("checkpoint_") for p in place.glob("checkpoint_*")}
+    return sorted((p for p, step in found.items() if step.isdigit()), key=lambda p: int(found[p]))
+
+
+def _compare_records(place: Path, texts: Mapping[str, str]) -> str:
+    """Holds metrics.jsonl and its like against what the newest state says of them."""
+    bad = [records.describe_damage(place / name, text) for name, text in texts.items()]
+    if said := [damage for damage in bad if damage]:
+        raise ConfigError(
+            f"{'; '.join(said)}. The `t5x train` command of the run makes them anew from its "
+            "newest state."
+        )
+    return f"{', '.join(texts)}, as the newest state has them"
+
+
+def _saved_records(place: Path) -> dict[str, str]:
+    meta: Any = None
+    found = [folder for folder in _checkpoints(place) if (folder / RUN_FILE).exists()]
+    if (place / STATES).is_dir():
+        with run_state.RunStateStore(place / STATES, read_only=True) as store:
+            meta = store.read_meta()
+    elif found:
+        with contextlib.suppress(OSError, ValueError):
+            meta = json.loads((found[-1] / RUN_FILE).read_bytes())
+    packed = meta.get(records.KEY) if isinstance(meta, dict) else None
+    return records.unpack(packed) if isinstance(packed, str) else {}
+
+
+def _read_run_file(folder: Path) -> str:
+    """What a pre-training keeps in a checkpoint."""
+    try:
+        step = json.loads((folder / RUN_FILE).read_bytes())["start"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{folder / RUN_FILE} is damaged ({error}): delete {folder} to go on from the "
+            "checkpoint before."
+        ) from error
+    return f"of a run that began at step {step}"
 
 
 def _states(directory: Path) -> Iterator[Check]:

@@ -21,7 +21,7 @@ from prompt_tuning.checkpoint import prompt_file, run_state
 from prompt_tuning.checkpoint import t5x as t5x_checkpoint
 from prompt_tuning.config import EvalConfig, Experiment, to_dict
 from prompt_tuning.data import groups
-from prompt_tuning.safety import manifest
+from prompt_tuning.safety import manifest, records
 from prompt_tuning.scoring.evaluate import Evaluator
 from prompt_tuning.training import report, setup
 from prompt_tuning.training import step as steps
@@ -66,6 +66,7 @@ class Course:
     standing: Standing
     sums: list[Mapping[str, Any]]  # of each step since the last record, see model/loss.py
     saved: tuple[int, Standing] | None = None  # what the newest saved state is of
+    records: str | None = None  # that were saved with it, see safety/records.py
 
 
 def restore(store: run_state.RunStateStore, state: steps.TrainState) -> Course:
@@ -76,7 +77,7 @@ def restore(store: run_state.RunStateStore, state: steps.TrainState) -> Course:
         {k: np.float32(v) for k, v in one.items()} for one in meta["sums"]
     ]
     step = int(state.step)
-    return Course(step, state, standing, sums, saved=(step, standing))
+    return Course(step, state, standing, sums, (step, standing), meta.get(records.KEY))
 
 
 def save(run: Run, course: Course) -> None:
@@ -110,6 +111,8 @@ def _describe(run: Run, course: Course) -> dict[str, Any]:
         "experiment": to_dict(run.experiment),
         "standing": dataclasses.asdict(course.standing),
         "sums": [{k: float(v) for k, v in one.items()} for one in sums],
+        "cutting": groups.record_cutting(run.cutting),
+        records.KEY: run.log.pack(course.step if course.standing.evaluation_due else None),
         "backbone": run.backbone.identity,
         "vocabulary": run.data.vocabulary_identity,
         "files": run.data.files_identity,

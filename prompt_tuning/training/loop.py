@@ -127,7 +127,9 @@ def _train(
         run = Run(
             experiment=experiment,
             mesh=mesh,
-            cutting=groups.make_cutting(experiment, mesh.shape["data"]),
+            cutting=groups.continue_cutting(
+                groups.make_cutting(experiment, mesh.shape["data"]), (meta or {}).get("cutting")
+            ),
             data=data,
             backbone=backbone,
             frozen=frozen,
@@ -161,8 +163,9 @@ def _open_log(model_dir: Path, course: Course) -> report.RunLog:
 
     Without a saved state, what is there was written by a run that was killed before its first.
     """
+    due = course.standing.evaluation_due
     step = -1 if course.saved is None else course.step
-    return report.RunLog(model_dir, step=step, evaluation_due=course.standing.evaluation_due)
+    return report.RunLog(model_dir, step=step, evaluation_due=due, saved=course.records)
 
 
 def _begin(run: Run, course: Course, end: int) -> None:

@@ -17,6 +17,7 @@ from prompt_tuning.checkpoint import prompt_file
 from prompt_tuning.checkpoint.replace_folder import replace_text
 from prompt_tuning.config import ConfigError, Experiment, flatten, to_dict
 from prompt_tuning.model import sharding
+from prompt_tuning.safety import manifest
 from prompt_tuning.scoring.intervals import Interval
 from prompt_tuning.scoring.score_table import score_table
 from prompt_tuning.training import report, setup
@@ -97,7 +98,7 @@ def write_info(
 ) -> None:
     """Writes config.gin, which can be fed back, and T5X's list of variables."""
     if config_text:
-        replace_text(model_dir / "config.gin", config_text)
+        write_config(model_dir / "config.gin", config_text)
     lines = []
     for name, value in sorted(params.items()):
         axes = zip(sharding.logical_axes(name), value.shape, strict=True)
@@ -106,7 +107,29 @@ def write_info(
         lines.append(f"Variable {name:<70} size {value.size:<12} shape ({shape}) spec {spec}")
     total = sum(value.size for value in params.values())
     lines.append(f"Total number of parameters: {total}")
-    (model_dir / "model-info.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    replace_text(model_dir / "model-info.txt", "\n".join(lines) + "\n")
+
+
+def write_config(path: Path, text: str) -> None:
+    """Writes config.gin and its manifest; says so if what is there is not what was written.
+
+    The manifest goes first and comes last, so that a kill in between leaves none, not a wrong one.
+    """
+    mark = manifest.path_of(path)
+    if mark.exists():
+        try:
+            manifest.check(path)
+            if path.read_bytes() == text.encode():
+                return
+        except ConfigError:
+            print(
+                f"{path} is not what this run has written there (it was damaged or edited): it is "
+                "written anew, from the settings of now",
+                flush=True,
+            )
+        mark.unlink()
+    replace_text(path, text)
+    manifest.record(path)
 
 
 def mend_best(model_dir: Path, best_step: int | None) -> None:

@@ -18,8 +18,10 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from prompt_tuning.checkpoint.replace_folder import replace_text
+from prompt_tuning.safety import records
 
 METRICS = "metrics.jsonl"
+EVALUATIONS = "inference_eval"
 BASELINES = {"majority": ("--", "majority class"), "none": (":", "no prompt")}  # lines of curves
 NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 
@@ -27,21 +29,36 @@ NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 class RunLog:
     """The records of one MODEL_DIR, and the same numbers as TensorBoard events."""
 
-    def __init__(self, model_dir: Path, *, step: int, evaluation_due: bool = False) -> None:
+    def __init__(
+        self, model_dir: Path, *, step: int, evaluation_due: bool = False, saved: str | None = None
+    ) -> None:
         """Opens the logs, dropping records beyond `step`, the last one of which all is saved.
 
         A run killed between an evaluation and its saved state repeats that evaluation; what it had
         written of it would otherwise stand there twice. With `evaluation_due` that of `step` itself
-        will be repeated.
+        will be repeated. `saved` is what `pack` gave for the state: files that differ are made anew
+        from it, and a line says so.
         """
         self.model_dir = model_dir
         self._step = step
         self._writers: dict[str, SummaryWriter] = {}
+        for said in records.restore(model_dir, records.unpack(saved), step) if saved else ():
+            print(said, flush=True)
         scored = step - 1 if evaluation_due else step
-        rewind(model_dir / METRICS, step, scored)
-        for kind in ("metrics", "analysis"):
-            for path in (model_dir / "inference_eval").glob(f"*-{kind}.jsonl"):
-                rewind(path, scored)
+        self._texts: dict[str, list[str]] = {}  # all that was written, by the name of the file
+        for path in _record_files(model_dir):
+            text = rewind(path, step, scored)
+            self._texts[path.relative_to(model_dir).as_posix()] = [text]
+
+    def pack(self, due: int | None = None) -> str:
+        """All that was written so far, to be kept in the run's state.
+
+        `due` is a step whose evaluation was broken off; what was written of that is left out.
+        """
+        texts = {name: "".join(parts) for name, parts in self._texts.items()}
+        if due is not None:
+            texts = {name: keep_lines(name, text, due, due - 1) for name, text in texts.items()}
+        return records.pack(texts)
 
     def training(self, step: int, values: Mapping[str, float], *, task: str) -> None:
         """Writes what was measured while training up to `step`, one line for each value."""
@@ -60,7 +77,7 @@ class RunLog:
         self._write(head, values, {"prompt": prompt} if prompt else {})
         if not prompt:
             drawn = {f"eval/{name}": value for name, value in values.items()}
-            self._draw(f"inference_eval/{task}", step, drawn)
+            self._draw(f"{EVALUATIONS}/{task}", step, drawn)
 
     def _write(
         self,
@@ -68,10 +85,15 @@ class RunLog:
         values: Mapping[str, float],
         tail: Mapping[str, Any] = NOTHING,
     ) -> None:
-        with (self.model_dir / METRICS).open("a", encoding="utf-8") as file:
-            for name, value in values.items():
-                line = {**head, "name": name, "value": float(value), **tail}
-                file.write(json.dumps(line) + "\n")
+        lines = [{**head, "name": n, "value": float(v), **tail} for n, v in values.items()]
+        self._append(METRICS, "".join(json.dumps(line) + "\n" for line in lines))
+
+    def _append(self, name: str, text: str) -> None:
+        path = self.model_dir / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+        self._texts.setdefault(name, []).append(text)
 
     def _draw(self, folder: str, step: int, values: Mapping[str, float]) -> None:
         if folder not in self._writers:
@@ -86,22 +108,19 @@ class RunLog:
         self, step: int, task: str, metrics: Mapping[str, float], rows: Iterable[Mapping[str, Any]]
     ) -> None:
         """Writes T5X's two files of an evaluation: its metrics, and every row with its output."""
-        folder = self.model_dir / "inference_eval"
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / f"{task}-metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        name = f"{EVALUATIONS}/{task}-metrics.jsonl"
+        self._append(name, json.dumps({"step": step, **metrics}) + "\n")
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        replace_text(folder / f"{task}-{step:06d}.jsonl", "".join(lines))
+        replace_text(self.model_dir / EVALUATIONS / f"{task}-{step:06d}.jsonl", "".join(lines))
 
     def analysis(self, step: int, task: str, counts: Mapping[str, Any]) -> None:
         """Writes what stands behind the scores: confusions, illegal outputs, agreement."""
-        folder = self.model_dir / "inference_eval"
-        with (folder / f"{task}-analysis.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **counts}, ensure_ascii=False) + "\n")
+        line = json.dumps({"step": step, **counts}, ensure_ascii=False)
+        self._append(f"{EVALUATIONS}/{task}-analysis.jsonl", line + "\n")
 
     def read_predictions(self, step: int, task: str) -> list[dict[str, Any]]:
         """The rows that `predictions` wrote; none where they are gone."""
-        return read_records(self.model_dir / "inference_eval" / f"{task}-{step:06d}.jsonl")
+        return read_records(self.model_dir / EVALUATIONS / f"{task}-{step:06d}.jsonl")
 
     def close(self) -> None:
         """Flushes and closes the event files."""
@@ -110,37 +129,56 @@ class RunLog:
         self._writers.clear()
 
 
+def _record_files(model_dir: Path) -> list[Path]:
+    """The files that grow line by line."""
+    found = (model_dir / EVALUATIONS).glob("*.jsonl")
+    grow = [path for path in found if path.stem.endswith(("-metrics", "-analysis"))]
+    return [path for path in (model_dir / METRICS, *sorted(grow)) if path.exists()]
+
+
 def read_records(path: Path) -> list[dict[str, Any]]:
     """The JSON lines of a file; one that a kill or a bad disk has damaged is left out."""
-    records = []
-    data = path.read_bytes() if path.exists() else b""
-    for line in data.decode("utf-8", errors="replace").splitlines():
+    return [record for _, record in _parse_lines(path.name, _read(path))]
+
+
+def _read(path: Path) -> str:
+    return path.read_bytes().decode("utf-8", errors="replace") if path.exists() else ""
+
+
+def _parse_lines(name: str, text: str) -> list[tuple[str, dict[str, Any]]]:
+    """Each line that holds a record, and the record."""
+    found = []
+    wanted = {"step", "name", "value", "task"} if name == METRICS else {"step"}
+    for line in text.split("\n"):  # not `splitlines`: a row's text may hold other line ends
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        wanted = {"step", "name", "value", "task"} if path.name == METRICS else {"step"}
         if isinstance(record, dict) and wanted <= record.keys() and type(record["step"]) is int:
-            records.append(record)
-    return records
+            found.append((line, record))
+    return found
 
 
-def rewind(path: Path, step: int, scored: int | None = None) -> None:
-    """Drops the records of later steps from a JSON-lines file, atomically.
+def keep_lines(name: str, text: str, step: int, scored: int) -> str:
+    """The lines of a file of records without those of later steps.
 
-    Scores of the run's own prompt are dropped from behind `scored`.
+    Scores of the run's own prompt, which are all that the files of evaluations hold, are dropped
+    from behind `scored`.
     """
-    if not path.exists():
-        return
 
     def kept(record: Mapping[str, Any]) -> bool:
-        own_score = "/" in str(record.get("name")) and "prompt" not in record
-        return record["step"] <= (scored if own_score and scored is not None else step)
+        own = name != METRICS or ("/" in str(record["name"]) and "prompt" not in record)
+        return record["step"] <= (scored if own else step)
 
-    text = "".join(json.dumps(record) + "\n" for record in read_records(path) if kept(record))
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    return "".join(line + "\n" for line, record in _parse_lines(name, text) if kept(record))
+
+
+def rewind(path: Path, step: int, scored: int) -> str:
+    """`keep_lines` of a file, atomically; returns what is left."""
+    text = keep_lines(path.name, found := _read(path), step, scored)
+    if found != text:
+        replace_text(path, text)
+    return text
 
 
 class Progress:
