@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -37,12 +37,16 @@ class Mlp(nn.Module):
         """The block's output, to be added to `x` by the layer."""
         c = self.config
         names = ["wi"] if len(c.mlp_activations) == 1 else _numbered(len(c.mlp_activations))
-        parts = [
-            ACTIVATIONS[activation](dense(c.mlp_dim, c, fan_in(), name)(x))
-            for activation, name in zip(c.mlp_activations, names, strict=True)
-        ]
-        hidden = dropout(c)(functools.reduce(operator.mul, parts), deterministic=not train)
+        parts = [dense(c.mlp_dim, c, fan_in(), name)(x) for name in names]
+        # Backward it is computed again: cheaper than to keep the parts of every activation.
+        activate = jax.checkpoint(functools.partial(_activate, c.mlp_activations))
+        hidden = dropout(c)(activate(*parts), deterministic=not train)
         return dense(c.embed_dim, c, fan_in(), "wo")(hidden)
+
+
+def _activate(names: Sequence[str], *parts: Float[Array, "B S F"]) -> Float[Array, "B S F"]:
+    activated = [ACTIVATIONS[name](part) for name, part in zip(names, parts, strict=True)]
+    return functools.reduce(operator.mul, activated)
 
 
 def _numbered(count: int) -> list[str]:
