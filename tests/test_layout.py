@@ -24,7 +24,7 @@ ALLOWED = {
     "world": {"checkpoint", "model"},  # `probe.py` runs a model; the rest is plain Python
     "exchange": set(),  # files of others: what they mean here is `checkpoint`'s to say
     "checkpoint": {"exchange", "model"},
-    "backbones": {"checkpoint", "model", "world"},
+    "backbones": {"checkpoint", "launch", "model", "world"},
     "prompts": {"backbones", "checkpoint", "exchange", "serving"},
     "safety": {"checkpoint"},
     "launch": set(),
@@ -63,6 +63,7 @@ ALLOWED = {
         "evaluation",
         "gin_config",
         "launch",
+        "model",  # its mesh
         "planning",
         "pretraining",
         "prompts",

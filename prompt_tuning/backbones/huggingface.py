@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -220,13 +220,13 @@ def _drop_copies(folder: Path, left: dict[str, Stored], *, tied: bool) -> None:
             raise ConfigError(f"{folder}: {name} differs from {names.SHARED}, and {why}.")
 
 
-def read_params(
+def iter_params(
     folder: Folder,
     *,
     dtype: DTypeLike,
     shardings: Mapping[str, jax.sharding.Sharding] | None = None,
-) -> dict[str, Array]:
-    """Every parameter: each device receives its own share, cast on the way.
+) -> Iterator[tuple[str, Array]]:
+    """One parameter after another: each device receives its own share, cast on the way.
 
     Raises:
       ConfigError: a file is damaged.
@@ -248,4 +248,5 @@ def read_params(
 
         return jax.make_array_from_callback(source.shape, sharding, fetch)
 
-    return {name: place(name, source) for name, source in sorted(folder.sources.items())}
+    for name, source in sorted(folder.sources.items()):
+        yield name, place(name, source)

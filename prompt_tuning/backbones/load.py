@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
@@ -19,8 +20,9 @@ from prompt_tuning.checkpoint import t5x
 from prompt_tuning.checkpoint.layouts import find_checkpoint
 from prompt_tuning.checkpoint.storage import open_folder
 from prompt_tuning.checkpoint.t5x_prompt import PROMPT
-from prompt_tuning.config import FROM_CHECKPOINT, TINY, ConfigError, ModelConfig
-from prompt_tuning.model import t5
+from prompt_tuning.config import FROM_CHECKPOINT, TINY, ConfigError, Experiment, ModelConfig
+from prompt_tuning.launch.ahead import Ahead
+from prompt_tuning.model import sharding, t5
 from prompt_tuning.world import assets
 
 PathLike = str | os.PathLike[str]
@@ -46,13 +48,43 @@ def read_backbone(
     Raises:
       ConfigError: there is no such checkpoint, it is damaged, or it is not of this model.
     """
+    return dict(iter_backbone(spec, model, dtype=dtype, shardings=shardings)), read_step(spec)
+
+
+def iter_backbone(
+    spec: PathLike,
+    model: ModelConfig,
+    *,
+    dtype: DTypeLike | None = None,
+    shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+) -> Iterator[tuple[str, Array]]:
+    """The parameters of `read_backbone`, each as soon as it is in its place."""
     path = find_path(spec)
     dtype = model.dtype if dtype is None else dtype
     if huggingface.is_huggingface(path):
         folder = huggingface.open_folder(path, model)
-        return huggingface.read_params(folder, dtype=dtype, shardings=shardings), folder.step
+        yield from huggingface.iter_params(folder, dtype=dtype, shardings=shardings)
+        return
     shapes = t5.param_shapes(model)
-    return t5x.read_t5x(path, shapes, dtype=dtype, shardings=shardings, unread=(PROMPT,))
+    yield from t5x.iter_t5x(path, shapes, dtype=dtype, shardings=shardings, unread=(PROMPT,))
+
+
+def read_ahead(experiment: Experiment, mesh: Mesh) -> Ahead[tuple[str, Array]]:
+    """The backbone of a run, read in the background from now on; `dict` of it waits for all.
+
+    Weights that are to be trained are float32; frozen ones have the dtype of the model.
+    """
+
+    def items() -> Iterator[tuple[str, Array]]:
+        model, trained = experiment.model, experiment.train.trainable == "model"
+        yield from iter_backbone(
+            experiment.checkpoint,
+            model,
+            dtype="float32" if trained else model.dtype,
+            shardings=sharding.param_shardings(t5.param_shapes(model), mesh),
+        )
+
+    return Ahead(items())
 
 
 def say_unused_prompt(spec: PathLike, prompt_files: Iterable[PathLike]) -> str:

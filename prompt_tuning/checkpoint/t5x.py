@@ -13,7 +13,7 @@ import difflib
 import itertools
 import math
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,14 +42,21 @@ _READ = {"file_io_concurrency": {"limit": 64}}
 
 
 def read_t5x(
+    path: PathLike, shapes: Mapping[str, jax.ShapeDtypeStruct], **how: Any
+) -> tuple[dict[str, Array], int]:
+    """All that `iter_t5x` gives, which has the arguments, and the step."""
+    return dict(iter_t5x(path, shapes, **how)), read_step(path)
+
+
+def iter_t5x(
     path: PathLike,
     shapes: Mapping[str, jax.ShapeDtypeStruct],
     *,
     dtype: DTypeLike | None = None,
     shardings: Mapping[str, jax.sharding.Sharding] | None = None,
     unread: Collection[str] = (),
-) -> tuple[dict[str, Array], int]:
-    """The parameters named by `shapes`, and the step, of the checkpoint at a path or gs:// address.
+) -> Iterator[tuple[str, Array]]:
+    """The parameters named by `shapes`, of the checkpoint at a path or gs:// address, as they come.
 
     Loading is exact: nothing is skipped, and nothing keeps an initial value. Each device receives
     the bytes of its own shard only, cast on the way; without `shardings` the first device receives
@@ -78,7 +85,7 @@ def read_t5x(
         store = ts.cast(stores[name], wanted.name)
         sharding = device if shardings is None else shardings[name]
         requests.append(_Request(name, known[name], store, sharding, wanted))
-    return dict(_restore(requests)), _step(checkpoint.step)
+    yield from _restore(requests)
 
 
 def read_slots(path: PathLike, like: Mapping[str, Array]) -> dict[str, Array]:

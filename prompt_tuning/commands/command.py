@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,11 @@ class Command:
 
 
 def import_tensorflow() -> None:
-    """Imports TensorFlow without the lines that it writes before it reads its log level."""
+    """Imports TensorFlow without the lines that it writes before it reads its log level.
+
+    And without what Keras imports for pictures and for wrappers of scikit-learn: a third of the
+    time.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     noise = re.compile(rb"I\d{4} |WARNING: All log messages before absl::InitializeLog")
     sys.stderr.flush()
@@ -33,10 +38,23 @@ def import_tensorflow() -> None:
     with tempfile.TemporaryFile() as log:
         os.dup2(log.fileno(), 2)
         try:
-            import tensorflow  # noqa: F401
+            with _hidden("matplotlib", "sklearn"):
+                import tensorflow  # noqa: F401
         finally:
             sys.stderr.flush()
             os.dup2(stderr, 2)
             os.close(stderr)
             log.seek(0)
             os.write(2, b"".join(line for line in log if not noise.match(line)))
+
+
+@contextlib.contextmanager
+def _hidden(*names: str) -> Iterator[None]:
+    """Within it these packages cannot be imported, unless they are already."""
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # as the import system has it
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]

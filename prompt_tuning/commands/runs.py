@@ -173,9 +173,21 @@ def _start(args: argparse.Namespace, rest: list[str]) -> tuple[gin_config.Loaded
     from prompt_tuning.launch import compilation_cache
 
     compilation_cache.use(args.compilation_cache)
-    if args.mode != "infer" or not args.input:  # the rows of a task; answering needs none
-        import_tensorflow()
     return loaded, gin_config.to_gin(loaded.run)
+
+
+def _read_ahead(experiment: Experiment) -> Any:
+    """The backbone, read in the background from now on, while TensorFlow is imported.
+
+    Raises:
+      ConfigError: the devices do not fit, or there is no checkpoint.
+    """
+    from prompt_tuning.backbones import load
+    from prompt_tuning.model import sharding
+
+    mesh = sharding.make_mesh(experiment.num_model_partitions)
+    load.read_step(experiment.checkpoint)
+    return load.read_ahead(experiment, mesh)
 
 
 def _print_devices(experiment: Experiment) -> None:
@@ -189,10 +201,14 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
     if (started := _start(args, rest)) is not None:
         loaded, text = started
         if loaded.run.corpus.objective == "task":
-            from prompt_tuning.training import loop
+            with _read_ahead(loaded.run) as reading:
+                import_tensorflow()
+                from prompt_tuning.training import loop
 
-            loop.train(loaded.run, config_text=text, debug_nans=args.debug_nans)
+                nans = args.debug_nans
+                loop.train(loaded.run, config_text=text, debug_nans=nans, reading=reading)
         else:
+            import_tensorflow()
             from prompt_tuning.pretraining import run
 
             run.pretrain(loaded.run, config_text=text)
@@ -201,15 +217,19 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _eval(args: argparse.Namespace, rest: list[str]) -> int:
     if (started := _start(args, rest)) is not None:
-        from prompt_tuning.evaluation import matrix
-
         loaded, text = started
-        matrix.run_eval(loaded.run, config_text=text)
+        with _read_ahead(loaded.experiment) as reading:
+            import_tensorflow()
+            from prompt_tuning.evaluation import matrix
+
+            matrix.run_eval(loaded.run, config_text=text, reading=reading)
     return 0
 
 
 def _infer(args: argparse.Namespace, rest: list[str]) -> int:
     if (started := _start(args, rest)) is not None:
+        if not args.input:  # the rows of a task; answering a file needs none
+            import_tensorflow()
         from prompt_tuning.serving import infer
 
         loaded, text = started

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from prompt_tuning.backbones import load
@@ -24,6 +25,7 @@ from prompt_tuning.evaluation.prompts import (
 )
 from prompt_tuning.evaluation.results import Cell, Matrix
 from prompt_tuning.launch import processes
+from prompt_tuning.launch.ahead import Ahead
 from prompt_tuning.model import sharding
 from prompt_tuning.scoring.analysis import analyse, describe, to_json
 from prompt_tuning.scoring.eval_task import EvalTask
@@ -34,11 +36,16 @@ from prompt_tuning.training import report, setup
 NO_PROMPT = "no prompt"
 
 
-def run_eval(run: EvalRun, *, config_text: str = "") -> Matrix:
+def run_eval(
+    run: EvalRun,
+    *,
+    config_text: str = "",
+    reading: Ahead[tuple[str, jax.Array]] | None = None,
+) -> Matrix:
     """Scores every prompt of `run` on every task and writes EVAL_OUTPUT_DIR.
 
     Without a prompt the model is scored as it is; with `eval.baselines` that line and the majority
-    class stand above the prompts too.
+    class stand above the prompts too. `reading` is the backbone, where its reading has begun.
 
     Raises:
       ConfigError: a prompt, task or checkpoint is missing or does not fit the others.
@@ -48,8 +55,9 @@ def run_eval(run: EvalRun, *, config_text: str = "") -> Matrix:
     setup.check_memory(experiment, mesh)
     evaluator = Evaluator(experiment, mesh)
     files = find_prompts(run.prompt_file)
-    data = setup.load_data(experiment, train=False)
-    backbone = setup.load_backbone(experiment, mesh)
+    with reading or load.read_ahead(experiment, mesh) as reading:
+        data = setup.load_data(experiment, train=False)
+        backbone = setup.load_backbone(experiment, mesh, reading)
     if said := load.say_unused_prompt(run.checkpoint_path, files):
         print(said, flush=True)
     prompts = load_prompts(files, run.model.embed_dim, backbone, data.vocabulary_identity)

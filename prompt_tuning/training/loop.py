@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from prompt_tuning.checkpoint import prompt_file, run_state
 from prompt_tuning.config import Experiment
 from prompt_tuning.data import features, groups
 from prompt_tuning.launch import processes
+from prompt_tuning.launch.ahead import Ahead
 from prompt_tuning.model import sharding
 from prompt_tuning.safety import lock, signals
 from prompt_tuning.scoring.analysis import analyse, describe, illegal_line, to_json
@@ -46,6 +48,9 @@ from prompt_tuning.training.course import (
 )
 from prompt_tuning.training.ending import end_badly
 
+Reading = Ahead[tuple[str, jax.Array]]
+BATCHES = 2  # that are made ahead of the step: one to be computed next, one that is being made
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainResult:
@@ -59,13 +64,17 @@ class TrainResult:
 
 
 def train(
-    experiment: Experiment, *, config_text: str = "", debug_nans: bool = False
+    experiment: Experiment,
+    *,
+    config_text: str = "",
+    debug_nans: bool = False,
+    reading: Reading | None = None,
 ) -> TrainResult:
     """Trains what the mask allows, evaluates as it goes, and leaves everything in MODEL_DIR.
 
     The same experiment again continues a killed run, prints the result of a finished one, and goes
     on where more steps are asked for. With `debug_nans` JAX looks for NaNs after each operation of
-    a step that ends in one.
+    a step that ends in one. `reading` is the backbone, where its reading has begun already.
 
     Raises:
       ConfigError: the experiment, its data, its checkpoint or its MODEL_DIR does not fit.
@@ -88,22 +97,27 @@ def train(
         lock.hold(folder, "MODEL_DIR"),
         jax.debug_nans(debug_nans),
     ):
-        return _train(experiment, mesh, (model_dir, folder), end, config_text)
+        return _train(experiment, mesh, (model_dir, folder), end, (config_text, reading))
 
 
 def _train(
-    experiment: Experiment, mesh: Mesh, folders: tuple[Path, Path], end: int, config_text: str
+    experiment: Experiment,
+    mesh: Mesh,
+    folders: tuple[Path, Path],
+    end: int,
+    given: tuple[str, Reading | None],
 ) -> TrainResult:
     """`train`, in a MODEL_DIR that is this run's alone, and where this process writes of it."""
-    shared, model_dir = folders
+    (shared, model_dir), (config_text, reading) = folders, given
     store = run_state.RunStateStore(str(shared / "checkpoints"))
     meta = store.read_meta()
     model_dirs.refuse_other_experiment(meta, experiment, shared)
 
     # ---- data, backbone, first prompt
-    data, lengths = setup.load_data(experiment), experiment.data.task_feature_lengths
-    print(overview.describe_data(data, lengths, experiment.data.eval_split), flush=True)
-    backbone = setup.load_backbone(experiment, mesh)
+    with reading or load.read_ahead(experiment, mesh) as reading:
+        data, lengths = setup.load_data(experiment), experiment.data.task_feature_lengths
+        print(overview.describe_data(data, lengths, experiment.data.eval_split), flush=True)
+        backbone = setup.load_backbone(experiment, mesh, reading)
     model_dirs.refuse_other_contents(meta, backbone, data, shared)
     prompt, init = setup.first_prompt(experiment, backbone, data)
     print(f"prompt: {prompt.shape[0]} x {prompt.shape[1]}, {init}", flush=True)
@@ -195,26 +209,33 @@ def _loop(run: Run, course: Course, optimizer: Any, end: int) -> None:
     )
     if course.standing.evaluation_due:
         _finish_step(run, course, progress, end)
-    while course.step < end and not course.standing.stopped_early:
-        watch.check()
-        cut = features.train_groups(
-            run.data.train,
-            run.data.rates,
-            run.cutting,
-            seed=experiment.train.random_seed,
-            step=course.step - start,
-            batch_size=config.batch_size,
-        )
-        placed = [sharding.shard_batch(group, run.mesh) for group in cut]
-        course.state, metrics = steps.run_step(programs, course.state, run.frozen, placed)
-        course.sums.append(metrics)
-        course.step += 1
-        watch.unsaved = True
-        _finish_step(run, course, progress, end)
+    with Ahead(_batches(run, range(course.step - start, end - start)), most=BATCHES) as batches:
+        while course.step < end and not course.standing.stopped_early:
+            watch.check()
+            groups = next(batches)
+            course.state, metrics = steps.run_step(programs, course.state, run.frozen, groups)
+            course.sums.append(metrics)
+            course.step += 1
+            watch.unsaved = True
+            _finish_step(run, course, progress, end)
     watch.check()
     progress.close()
     if course.standing.stopped_early:
         print(say_stopped(course.standing, experiment.eval), flush=True)
+
+
+def _batches(run: Run, numbers: range) -> Iterator[list[dict[str, jax.Array]]]:
+    """The length groups of one step after another, on the devices."""
+    for number in numbers:
+        cut = features.train_groups(
+            run.data.train,
+            run.data.rates,
+            run.cutting,
+            seed=run.experiment.train.random_seed,
+            step=number,
+            batch_size=run.experiment.data.batch_size,
+        )
+        yield [sharding.shard_batch(group, run.mesh) for group in cut]
 
 
 def _finish_step(run: Run, course: Course, progress: report.Progress, end: int) -> None:

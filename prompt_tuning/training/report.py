@@ -12,13 +12,15 @@ import time
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from prompt_tuning.checkpoint.replace_folder import replace_text
 from prompt_tuning.safety import records
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 METRICS = "metrics.jsonl"
 EVALUATIONS = "inference_eval"
@@ -96,6 +98,8 @@ class RunLog:
         self._texts.setdefault(name, []).append(text)
 
     def _draw(self, folder: str, step: int, values: Mapping[str, float]) -> None:
+        from tensorboardX import SummaryWriter  # which imports PyTorch, where that is installed
+
         if folder not in self._writers:
             self._writers[folder] = SummaryWriter(
                 str(self.model_dir / folder), purge_step=self._step + 1

@@ -25,8 +25,9 @@ from prompt_tuning.config import ConfigError, Experiment, TrainConfig, config_ha
 from prompt_tuning.data import features, tasks
 from prompt_tuning.data import vocabulary as vocabularies
 from prompt_tuning.launch import processes
+from prompt_tuning.launch.ahead import Ahead
 from prompt_tuning.model import prompt as prompts
-from prompt_tuning.model import sharding, t5
+from prompt_tuning.model import sharding
 from prompt_tuning.scoring.eval_task import EvalTask, make_eval_tasks
 from prompt_tuning.tables import examples
 
@@ -114,18 +115,16 @@ def refuse_many_processes(experiment: Experiment) -> None:
         )
 
 
-def load_backbone(experiment: Experiment, mesh: Mesh) -> Backbone:
+def load_backbone(
+    experiment: Experiment, mesh: Mesh, reading: Ahead[tuple[str, Array]] | None = None
+) -> Backbone:
     """Restores the whole T5, straight to its dtype and its place on the mesh, or stops.
 
-    Weights that are to be trained are float32; frozen ones have the dtype of the model.
+    Where it is being read already, `reading` is that; see `load.read_ahead`.
     """
-    shapes = t5.param_shapes(experiment.model)
-    params, step = load.read_backbone(
-        experiment.checkpoint,
-        experiment.model,
-        dtype="float32" if experiment.train.trainable == "model" else experiment.model.dtype,
-        shardings=sharding.param_shardings(shapes, mesh),
-    )
+    with reading or load.read_ahead(experiment, mesh) as items:
+        params = dict(items)
+    step = load.read_step(experiment.checkpoint)
     return Backbone(params, step, identity.backbone_identity(params))
 
 
