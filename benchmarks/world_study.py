@@ -52,6 +52,7 @@ def run(args: argparse.Namespace, key: dict) -> list[dict]:
         "PROMPT_LENGTH": 20 if key["method"] == "prompt tuning" else 0,
         "DROPOUT_RATE": 0.0,
         "WARMUP_STEPS": 0,
+        "LEARNING_RATE": args.rate if key["method"] == "prompt tuning" else args.model_rate,
         "RANDOM_SEED": key["seed"],
     }
     files = [f"models/world_{key['size']}.gin", f"superglue/{key['task']}.gin"]
@@ -159,6 +160,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=600, help="of prompt tuning")
     parser.add_argument("--model_steps", type=int, default=300, help="of model tuning")
+    parser.add_argument("--rate", type=float, default=0.1, help="learning rate of prompt tuning")
+    parser.add_argument("--model_rate", type=float, default=0.01, help="of model tuning")
     parser.add_argument("--report", action="store_true")
     args = parser.parse_args()
     report_table(args) if args.report else study(args)

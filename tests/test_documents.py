@@ -6,7 +6,6 @@ import sys
 import types
 from pathlib import Path
 
-import numpy as np
 import pytest
 import seqio
 
@@ -29,9 +28,12 @@ def data(**settings) -> DataConfig:
 
 
 def load(corpus: CorpusConfig, **settings) -> tuple[str, list[str], list[str]]:
-    name, train, held_out = documents.load_documents(corpus, data(**settings))
+    name, _ = documents.describe(corpus, data(**settings))
     decode = load_vocabulary("bytes").decode
-    return name, [decode(ids) for ids in train], [decode(ids) for ids in held_out]
+    parts: dict[bool, list[str]] = {False: [], True: []}
+    for held_out, ids in documents.read_documents(corpus, data(**settings)):
+        parts[held_out].append(decode(ids))
+    return name, parts[False], parts[True]
 
 
 def refusal(corpus: CorpusConfig, **settings) -> str:
@@ -177,7 +179,8 @@ def test_a_tfds_corpus(tmp_path: Path):
 def test_ids_are_those_of_the_vocabulary(tmp_path: Path):
     (tmp_path / "a.txt").write_text("lovely soup.\n\nnasty cake.")
     corpus = CorpusConfig(files=str(tmp_path / "a.txt"))
-    _, train, _ = documents.load_documents(corpus, data(vocabulary="tiny"))
+    (_, ids), (held_out, _) = documents.read_documents(corpus, data(vocabulary="tiny"))
     vocabulary = load_vocabulary("tiny")
-    assert train == [list(vocabulary.encode("lovely soup."))]
-    assert np.max(train) < vocabulary.vocab_size
+    assert list(ids) == list(vocabulary.encode("lovely soup."))
+    assert max(ids) < vocabulary.vocab_size
+    assert held_out

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import several_processes
 from tiny_models import CONFIG, random_params
 
 from prompt_tuning.checkpoint.prompt_file import load_prompt
@@ -135,53 +135,20 @@ def work(tmp_path_factory):
     return folder
 
 
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
 def start(work, model_dir, *, model=8, devices=(4, 4), steps=STEPS):
-    """One process for each number of devices; a single one joins nobody."""
-    port = free_port()
-    started = []
-    for index, count in enumerate(devices):
-        flags = [
-            "--multiprocess_gpu",
-            f"--coordinator_address=127.0.0.1:{port}",
-            f"--process_count={len(devices)}",
-            f"--process_index={index}",
-        ]
-        command = [
-            *(sys.executable, "-m", "prompt_tuning.cli", "train"),
-            *("--gin_file=runs/prompt_tune.gin", "--gin_file=small.gin"),
-            f"--gin.MODEL_DIR={model_dir!r}",
-            f"--gin.NUM_MODEL_PARTITIONS={model}",
-            f"--gin.TRAIN_STEPS_RELATIVE={steps}",
-            *(flags if len(devices) > 1 else []),
-        ]
-        environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}",
-        }
-        started.append(
-            subprocess.Popen(
-                command,
-                cwd=work,
-                env=environment,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-            )
-        )
-    return started
+    arguments = [
+        "--gin_file=runs/prompt_tune.gin",
+        "--gin_file=small.gin",
+        f"--gin.MODEL_DIR={model_dir!r}",
+        f"--gin.NUM_MODEL_PARTITIONS={model}",
+        f"--gin.TRAIN_STEPS_RELATIVE={steps}",
+    ]
+    return several_processes.start(work, arguments, devices)
 
 
 def finish(work, model_dir, *, steps=STEPS, **how):
     started = start(work, model_dir, steps=steps, **how)
-    said = [process.communicate(timeout=400)[0] for process in started]
-    assert [process.returncode for process in started] == [0] * len(started), said
+    said = several_processes.finish(started)
     prompt, _ = load_prompt(work / model_dir / "prompts" / f"step_{9 + steps:06d}")
     return prompt, said
 

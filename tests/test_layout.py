@@ -81,8 +81,8 @@ USES_DATA = {
     "commands/data.py",
     "evaluation/prompts.py",
     "evaluation/submit.py",
+    "pretraining/corpus.py",
     "pretraining/documents.py",
-    "pretraining/run.py",
     "planning/devices.py",  # for `groups.py`, which is numpy alone
     "scoring/eval_task.py",
     "scoring/evaluate.py",

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import several_processes
 
 from prompt_tuning.checkpoint import t5x as t5x_checkpoint
 from prompt_tuning.config import (
@@ -24,6 +25,7 @@ from prompt_tuning.config import (
     OptimizerConfig,
     PromptConfig,
     TrainConfig,
+    to_dict,
 )
 from prompt_tuning.model import t5
 from prompt_tuning.pretraining import run, saved, slots
@@ -254,6 +256,21 @@ def test_another_corpus_in_the_same_folder_is_refused(tmp_path, text, straight):
         Path(text).write_text(before)
 
 
+def test_a_run_of_a_version_with_fewer_settings_goes_on(tmp_path, text, straight):
+    shutil.copytree(straight.model_dir, tmp_path / "run")
+    for path in (tmp_path / "run").glob(f"checkpoint_*/{saved.RUN_FILE}"):
+        meta = json.loads(path.read_text())
+        assert meta["experiment"]["data"].pop("sentinel_targets") is False
+        assert meta["experiment"]["corpus"].pop("noise_density") == 0.15
+        path.write_text(json.dumps(meta))
+    run.pretrain(experiment(tmp_path / "run", text))
+    corpus = CorpusConfig(
+        objective="span_corruption", files=text, documents="line", noise_density=0.2
+    )
+    with pytest.raises(ConfigError, match=r"noise_density: 0\.15 there, 0\.2 now"):
+        run.pretrain(experiment(tmp_path / "run", text, corpus=corpus))
+
+
 def test_a_checkpoint_without_moments_is_named(tmp_path, text):
     params = t5.init_params(MODEL, jax.random.key(0))
     t5x_checkpoint.write_t5x(tmp_path / "checkpoint_5", params, 5)
@@ -273,6 +290,54 @@ def test_eight_devices_give_the_same_run(tmp_path, text, straight):
     expected = arrays(straight.model_dir / "checkpoint_3")
     for name, value in arrays(done.checkpoint).items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_and_go_on_alone(tmp_path, text):
+    """A model whose matrices lie across processes is trained, saved, restored, and goes on."""
+    corpus = {"TEXT_FILES": text, "DOCUMENTS": "line", "VOCABULARY": "tiny"}
+    sizes = {name.upper(): value for name, value in to_dict(MODEL).items()}
+    macros = {
+        **sizes,
+        **corpus,
+        "NUM_HEADS": 8,  # a head for each device
+        "TASK_FEATURE_LENGTHS": {"inputs": 32},
+        "BATCH_SIZE": 8,
+        "NUM_MODEL_PARTITIONS": 8,
+        "EVAL_PERIOD": 2,
+        "CHECKPOINT_PERIOD": 2,
+        "EVALUATOR_NUM_EXAMPLES": 16,
+    }
+    lines = "".join(f"{name} = {value!r}\n" for name, value in macros.items())
+    (tmp_path / "small.gin").write_text(lines)
+
+    def train(model_dir, steps, devices):
+        arguments = [
+            "--gin_file=runs/pretrain.gin",
+            "--gin_file=small.gin",
+            f"--gin.MODEL_DIR={model_dir!r}",
+            f"--gin.TRAIN_STEPS={steps}",
+        ]
+        said = several_processes.finish(several_processes.start(tmp_path, arguments, devices))
+        return tmp_path / model_dir / f"checkpoint_{steps}", said
+
+    def read(folder):
+        shapes = t5.param_shapes(dataclasses.replace(MODEL, num_heads=8))
+        return t5x_checkpoint.read_t5x(folder, shapes)[0]
+
+    (two, _), (one, _) = (train(name, 4, d) for name, d in (("two", (4, 4)), ("one", (8,))))
+    train("resumed", 2, (4, 4))
+    resumed, said = train("resumed", 4, (4, 4))
+    assert "continuing at step 2" in said[0]
+    assert "cross entropy" in said[0]
+    assert "cross entropy" not in said[1]
+    expected = read(one)
+    for name, value in read(two).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
+    for name, value in read(resumed).items():
+        np.testing.assert_array_equal(value, read(two)[name], err_msg=name)
+    lines = [len(records(tmp_path / name)) for name in ("one", "two", "resumed")]
+    assert lines[0] == lines[1] == lines[2] > 0
 
 
 @pytest.mark.t5x

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 from flax import serialization, traverse_util
+from jax.experimental import multihost_utils
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
@@ -293,22 +294,33 @@ def write_t5x(
 
     Without `slots`, the optimizer's float32 arrays, upstream finetuning needs a
     `RestoreCheckpointConfig` that says so. `files` are texts that lie beside, which T5X does not
-    look at.
+    look at. Of several processes all take part, and the first writes.
 
     Raises:
       ConfigError: the path is not a local folder.
     """
+    whole = ((name, _gather(param)) for name, param in sorted(params.items()))
+    moments = ((name, _gather(slot)) for name, slot in sorted((slots or {}).items()))
+    if jax.distributed.is_initialized() and jax.process_index() != 0:
+        collections.deque(itertools.chain(whole, moments), maxlen=0)
+        return
     with replace_folder(path) as folder:
         writer = Writer(folder)
-        for name, param in sorted(params.items()):
-            array = np.asarray(param)
+        for name, array in whole:
             array = array if dtype is None else array.astype(np.dtype(dtype))
             writer.add(name, array.shape, array.dtype, array.__getitem__)
-        for name, slot in sorted((slots or {}).items()):
-            writer.add_slot(name, np.asarray(slot))
+        for name, slot in moments:
+            writer.add_slot(name, slot)
         for name, text in (files or {}).items():
             (folder / name).write_text(text, encoding="utf-8")
         writer.close(step)
+
+
+def _gather(value: Array | np.ndarray) -> np.ndarray:
+    """The array on this host; one that several processes share is brought together by all."""
+    if isinstance(value, jax.Array) and not value.is_fully_addressable:
+        return np.asarray(multihost_utils.process_allgather(value, tiled=True))
+    return np.asarray(value)
 
 
 class Writer:

@@ -125,6 +125,27 @@ def _unreachable(url: str) -> str | None:
 # Text to pre-train on ------------------------------------------------------------------------
 
 
+def describe_tfds(name: str, directory: str | None) -> str:
+    """Name, version and place of a TFDS data set, whose rows never change.
+
+    Raises:
+      ConfigError: TFDS does not know it.
+    """
+    try:
+        builder: Any = tfds.builder(name, data_dir=directory)
+    except Exception as error:  # whatever TFDS raises, the cure is the same
+        raise ConfigError(_unreadable(f"{name!r}", error)) from error
+    return f"{builder.info.full_name} in {builder.data_dir}"
+
+
+def _unreadable(what: str, error: Exception) -> str:
+    return (
+        f"TFDS_CORPUS: {what} cannot be read ({type(error).__name__}: {first_line(error)}). Give "
+        "the directory that holds it with --tfds_data_dir, and its splits with TRAIN_SPLIT and "
+        "EVAL_SPLIT."
+    )
+
+
 def read_tfds(name: str, split: str, field: str, directory: str | None) -> Iterator[str]:
     """The texts of a split of a TFDS data set, in the order of its files.
 
@@ -137,11 +158,7 @@ def read_tfds(name: str, split: str, field: str, directory: str | None) -> Itera
             builder.download_and_prepare()
         rows = builder.as_dataset(split=split, shuffle_files=False)
     except Exception as error:  # whatever TFDS raises, the cure is the same
-        raise ConfigError(
-            f"TFDS_CORPUS: the split {split!r} of {name!r} cannot be read "
-            f"({type(error).__name__}: {first_line(error)}). Give the directory that holds it with "
-            "--tfds_data_dir, and its splits with TRAIN_SPLIT and EVAL_SPLIT."
-        ) from error
+        raise ConfigError(_unreadable(f"the split {split!r} of {name!r}", error)) from error
     if not isinstance(rows.element_spec, Mapping) or field not in rows.element_spec:
         names = ", ".join(rows.element_spec) if isinstance(rows.element_spec, Mapping) else "none"
         raise ConfigError(f"TEXT_FIELD: {name} has no field {field!r}; its fields: {names}.")
@@ -149,8 +166,8 @@ def read_tfds(name: str, split: str, field: str, directory: str | None) -> Itera
         yield row[field].decode("utf-8", errors="replace")
 
 
-def read_text_task(task: Any, split: str, vocabulary: seqio.Vocabulary) -> list[list[int]]:
-    """The tokens of a task that gives text as `targets`, whole and without EOS.
+def read_text_task(task: Any, split: str, vocabulary: seqio.Vocabulary) -> Iterator[list[int]]:
+    """The tokens of a task that gives text as `targets`, whole and without EOS, row by row.
 
     Raises:
       ConfigError: the task gives something else, or cannot be read.
@@ -169,26 +186,32 @@ def read_text_task(task: Any, split: str, vocabulary: seqio.Vocabulary) -> list[
     check_source(task, split)
     try:
         dataset = task.get_dataset(None, split=split, use_cached=False, shuffle=False, seed=0)
-        rows = list(dataset.as_numpy_iterator())
+        for row in dataset.as_numpy_iterator():
+            yield _without_eos(_text_of(task, row), vocabulary.eos_id)
     except (tf.errors.OpError, ValueError, AssertionError, KeyError, TypeError) as error:
+        if isinstance(error, ConfigError):
+            raise
         raise ConfigError(
             f"the split {split!r} of the task {task.name} cannot be read: {first_line(error)}. As a"
             " corpus it has to give whole documents, without knowing TASK_FEATURE_LENGTHS."
         ) from error
-    if any(len(row.get("inputs", ())) for row in rows):
+
+
+def _text_of(task: seqio.Task, row: Mapping[str, Any]) -> np.ndarray:
+    """The token ids of a row that has no inputs."""
+    if len(row.get("inputs", ())):
         raise ConfigError(
             f"the task {task.name} has inputs: pre-training makes inputs and targets itself, of "
             "the text that a task gives as 'targets'. (A task with both is trained on with "
             "runs/model_tune.gin.)"
         )
-    kinds = {np.asarray(row.get("targets")).dtype.kind for row in rows}
-    if kinds - {"i"}:
+    targets = np.asarray(row.get("targets"))
+    if targets.dtype.kind != "i":
         raise ConfigError(
             f"the task {task.name} must give 'targets' as token ids: does it lack "
             "seqio.preprocessors.tokenize?"
         )
-    eos = vocabulary.eos_id
-    return [_without_eos(np.asarray(row["targets"]), eos) for row in rows]
+    return targets
 
 
 def _without_eos(ids: np.ndarray, eos: int | None) -> list[int]:

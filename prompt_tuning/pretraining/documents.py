@@ -1,87 +1,105 @@
 """The documents of a corpus as token ids: text files, a TFDS data set, or the user's seqio task.
 
-What a pre-training run reads, once, into memory; `pretraining/examples.py` comes after.
+One after the other, so that a corpus may be larger than the memory; `token_store.py` comes after.
 """
 
 from __future__ import annotations
 
 import glob
 import gzip
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TextIO
 
 from prompt_tuning.config import ConfigError, CorpusConfig, DataConfig
 from prompt_tuning.data import sources, tasks
 from prompt_tuning.data.vocabulary import load_vocabulary
 
 HELD_OUT = 100  # without files of its own, every so many documents one is kept for evaluation
-Tokens = list[list[int]]
+Tokens = Sequence[int]
 
 
-def load_documents(
-    corpus: CorpusConfig, data: DataConfig, *, limit: int | None = None
-) -> tuple[str, Tokens, Tokens]:
-    """A name of the corpus, and its documents to train on and to evaluate on, without EOS.
+def describe(corpus: CorpusConfig, data: DataConfig) -> tuple[str, dict[str, Any] | None]:
+    """A name of the corpus, and all that its documents follow from.
 
-    With a `limit` only so many documents of the second kind.
+    None for a seqio task: nobody can tell whether a function gives what it gave.
 
     Raises:
-      ConfigError: the corpus is not named or not there, or it has no text.
+      ConfigError: no corpus is named, or its files are not there.
     """
-    vocabulary = load_vocabulary(data.vocabulary)
-    splits = (data.train_split, data.eval_split)
-
-    def encode(texts: Iterator[str]) -> Tokens:
-        found = (vocabulary.encode(text) for text in texts)
-        return [list(ids) for ids in found if len(ids)]
-
     if corpus.tfds:
-        train, held_out = (
-            encode(sources.read_tfds(corpus.tfds, split, corpus.field, data.tfds_data_dir))
-            for split in splits
-        )
-        return corpus.tfds, *_checked(train, held_out, limit)
+        splits = [data.train_split, data.eval_split]
+        version = sources.describe_tfds(corpus.tfds, data.tfds_data_dir)
+        return corpus.tfds, {"tfds": version, "splits": splits, "field": corpus.field}
     if corpus.files:
-        documents = encode(read_texts(corpus.files, corpus))
-        if corpus.eval_files:
-            held_out = encode(read_texts(corpus.eval_files, corpus, macro="EVAL_TEXT_FILES"))
-        else:
-            documents, held_out = _hold_out(documents)
-        return _short_name(corpus.files), *_checked(documents, held_out, limit)
+        eval_files = find_files(corpus.eval_files, "EVAL_TEXT_FILES")
+        made_of = {
+            "files": [_stamp(path) for path in find_files(corpus.files)],
+            "eval_files": [_stamp(path) for path in eval_files],
+            "field": corpus.field,
+            "documents": corpus.documents,
+        }
+        return _short_name(corpus.files), made_of
     if not data.names or not data.names[0]:
         raise ConfigError(
             "there is no corpus: set TEXT_FILES, TFDS_CORPUS, or MIXTURE_OR_TASK_NAME (a seqio "
             "task whose targets are the text)."
         )
-    tasks.register(data.vocabulary, tfds_data_dir=data.tfds_data_dir)
-    if data.mixture_or_task_module:
-        tasks.import_task_module(data.mixture_or_task_module)
-    task = tasks.resolve(data.names[0])
-    train, held_out = (sources.read_text_task(task, split, vocabulary) for split in splits)
-    return data.names[0], *_checked(train, held_out, limit)
+    return data.names[0], None
 
 
-def _checked(documents: Tokens, held_out: Tokens, limit: int | None) -> tuple[Tokens, Tokens]:
-    for what, found in (("train on", documents), ("evaluate on", held_out)):
-        if not any(len(ids) > 1 for ids in found):
-            raise ConfigError(
-                f"the corpus has no text to {what}: {len(found)} documents, none of more than one "
-                "token. Check TEXT_FILES, DOCUMENTS and VOCABULARY, or the splits."
-            )
-    return documents, held_out[:limit]
+def read_documents(corpus: CorpusConfig, data: DataConfig) -> Iterator[tuple[bool, Tokens]]:
+    """Whether it is held out for evaluation, and the ids without EOS, of every document.
+
+    Raises:
+      ConfigError: the corpus is not there, or cannot be read.
+    """
+    vocabulary = load_vocabulary(data.vocabulary)
+    splits = ((False, data.train_split), (True, data.eval_split))
+
+    def encode(texts: Iterable[str]) -> Iterator[Tokens]:
+        found = (vocabulary.encode(text) for text in texts)
+        return (ids for ids in found if len(ids))
+
+    if corpus.tfds:
+        for held_out, split in splits:
+            texts = sources.read_tfds(corpus.tfds, split, corpus.field, data.tfds_data_dir)
+            yield from ((held_out, ids) for ids in encode(texts))
+    elif corpus.eval_files:
+        yield from ((False, ids) for ids in encode(read_texts(corpus.files, corpus)))
+        texts = read_texts(corpus.eval_files, corpus, macro="EVAL_TEXT_FILES")
+        yield from ((True, ids) for ids in encode(texts))
+    elif corpus.files:
+        yield from _hold_out(encode(read_texts(corpus.files, corpus)))
+    else:
+        tasks.register(data.vocabulary, tfds_data_dir=data.tfds_data_dir)
+        if data.mixture_or_task_module:
+            tasks.import_task_module(data.mixture_or_task_module)
+        task = tasks.resolve(data.names[0])
+        for held_out, split in splits:
+            rows = sources.read_text_task(task, split, vocabulary)
+            yield from ((held_out, ids) for ids in rows)
 
 
-def _hold_out(documents: Tokens) -> tuple[Tokens, Tokens]:
-    if len(documents) < 2:
+def _hold_out(documents: Iterator[Tokens]) -> Iterator[tuple[bool, Tokens]]:
+    """Every hundredth is held out; of fewer, the last."""
+    first = list(itertools.islice(documents, HELD_OUT))
+    if len(first) < 2:
         raise ConfigError(
-            f"TEXT_FILES have {len(documents)} documents, so none can be held out for evaluation: "
+            f"TEXT_FILES have {len(first)} documents, so none can be held out for evaluation: "
             "give EVAL_TEXT_FILES, or cut the text into more of them (DOCUMENTS = 'paragraph')."
         )
-    step = min(HELD_OUT, len(documents))
-    held_out = documents[step - 1 :: step]
-    return [ids for i, ids in enumerate(documents) if (i + 1) % step], held_out
+    for number, ids in enumerate(itertools.chain(first, documents), start=1):
+        yield number % len(first) == 0, ids
+
+
+def _stamp(path: str) -> list[Any]:
+    """What changes when a file is written to."""
+    status = os.stat(path)
+    return [path, status.st_size, status.st_mtime_ns]
 
 
 def _short_name(files: str | tuple[str, ...]) -> str:
@@ -125,30 +143,30 @@ def read_texts(
         try:
             opener = gzip.open if path.endswith(".gz") else open
             with opener(path, "rt", encoding="utf-8-sig") as file:
-                text = file.read()
+                if re.search(r"\.(jsonl|json)(\.gz)?$", path):
+                    yield from _json_texts(path, file, corpus.field)
+                else:
+                    yield from split_documents(file, corpus.documents)
         except (OSError, EOFError, UnicodeDecodeError) as error:
             raise ConfigError(f"{macro}: {path} cannot be read as UTF-8 text: {error}.") from error
-        if re.search(r"\.(jsonl|json)(\.gz)?$", path):
-            yield from _json_texts(path, text, corpus.field)
-        else:
-            yield from split_documents(text, corpus.documents)
 
 
-def split_documents(text: str, kind: str) -> list[str]:
-    r"""The documents of a text; a paragraph ends at an empty line.
+def split_documents(lines: Iterable[str], kind: str) -> Iterator[str]:
+    r"""The documents of a text, which is given line by line; a paragraph ends at an empty line.
 
-    >>> split_documents("one\ntwo\n\nthree\n", "paragraph")
+    >>> list(split_documents(["one\n", "two\n", "\n", "three\n"], "paragraph"))
     ['one\ntwo', 'three']
     """
-    if kind == "file":
-        parts = [text]
+    if kind == "line":
+        parts = iter(lines)
     else:
-        parts = text.splitlines() if kind == "line" else re.split(r"\n[^\S\n]*\n\s*", text)
-    return [part.strip() for part in parts if part.strip()]
+        ends = str.isspace if kind == "paragraph" else lambda line: False
+        parts = ("".join(part) for _, part in itertools.groupby(lines, ends))
+    return (part.strip() for part in parts if part.strip())
 
 
-def _json_texts(path: str, text: str, field: str) -> Iterator[str]:
-    for number, line in enumerate(text.split("\n"), start=1):
+def _json_texts(path: str, lines: TextIO, field: str) -> Iterator[str]:
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:

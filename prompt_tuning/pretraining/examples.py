@@ -1,12 +1,14 @@
 """From documents to the batch of a step: chunks, what is hidden in them, and packed rows.
 
-Documents are tokenised once and kept as one array. Which chunk stands where, and what is hidden of
-it, is arithmetic on (seed, epoch, position), and which rows a step takes on (seed, step): a run
-resumes without anything having been saved. `objectives.py` comes before, `run.py` after.
+The tokens of all documents lie in one array (`token_store.py`). Which chunk stands where, and what
+is hidden of it, is arithmetic on (seed, epoch, position), and which rows a step takes on (seed,
+step): a run resumes without anything having been saved. `objectives.py` comes before, `run.py`
+after.
 """
 
 from __future__ import annotations
 
+import array
 import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
@@ -118,16 +120,25 @@ class Epoch:
         )
 
     @functools.cached_property
-    def rows(self) -> list[range]:
-        """The places that stand in each row: one, or with packing as many as fit."""
-        if not self.shape.config.pack:
-            return [range(i, i + 1) for i in range(len(self.starts))]
-        inputs, targets = self._sizes()
-        return _pack(inputs[self._order], targets[self._order], self.shape)
+    def num_rows(self) -> int:
+        """How many rows the examples fill: one each, or with packing as few as they fit."""
+        return len(self._rows) - 1
+
+    def places(self, row: int) -> range:
+        """The places that stand in a row."""
+        return range(self._rows[row], self._rows[row + 1])
 
     def row(self, number: int) -> list[Pair]:
         """The examples of a row."""
-        return [self.pair(place) for place in self.rows[number]]
+        return [self.pair(place) for place in self.places(number)]
+
+    @functools.cached_property
+    def _rows(self) -> Int[np.ndarray, "R+1"]:
+        """The place with which each row begins, and the end."""
+        if not self.shape.config.pack:
+            return np.arange(len(self.starts) + 1)
+        inputs, targets = self._sizes()
+        return _pack(inputs[self._order], targets[self._order], self.shape)
 
     @functools.cached_property
     def _order(self) -> Int[np.ndarray, "N"]:
@@ -158,7 +169,7 @@ class Epoch:
     def _tokens(self, chunk: int) -> Int[np.ndarray, "T"]:
         start, stop = self.starts[chunk], self.starts[chunk] + self.lengths[chunk]
         if not self.shape.config.merge_documents:
-            return self.documents.tokens[start:stop]
+            return np.asarray(self.documents.tokens[start:stop], np.int32)
         order, ends = self._merged
         first, last = np.searchsorted(ends, [start, stop - 1], side="right")
         parts = []
@@ -166,7 +177,7 @@ class Epoch:
             begin, end = self.documents.starts[order[place] : order[place] + 2]
             shift = begin - (ends[place] - (end - begin))  # from the epoch's text to the corpus'
             parts.append(self.documents.tokens[max(start + shift, begin) : min(stop + shift, end)])
-        return np.concatenate(parts)
+        return np.concatenate(parts, dtype=np.int32)
 
     @functools.cached_property
     def _merged(self) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "N"]]:
@@ -211,7 +222,7 @@ class Examples:
     def batches(self, epoch: int, batch_size: int, *, limit: int | None = None) -> Iterator[Batch]:
         """All rows of an epoch, or the first `limit`, in batches; the last is filled up."""
         found = self.epoch(epoch)
-        rows = range(len(found.rows))[:limit]
+        rows = range(found.num_rows)[:limit]
         for start in range(0, len(rows), batch_size):
             chosen = [found.row(i) for i in rows[start:][:batch_size]]
             yield self._arrays(chosen + [[]] * (batch_size - len(chosen)))
@@ -219,8 +230,8 @@ class Examples:
     def _row(self, position: int) -> list[Pair]:
         """The examples of a row of the endless sequence; an epoch has the rows that it packs."""
         while self._rows_before[-1] <= position:
-            rows = self.epoch(len(self._rows_before) - 1).rows
-            self._rows_before.append(self._rows_before[-1] + len(rows))
+            rows = self.epoch(len(self._rows_before) - 1).num_rows
+            self._rows_before.append(self._rows_before[-1] + rows)
         epoch = int(np.searchsorted(self._rows_before, position, side="right")) - 1
         return self.epoch(epoch).row(position - self._rows_before[epoch])
 
@@ -240,16 +251,18 @@ def _cut(
     return starts[sizes > 1], sizes[sizes > 1]
 
 
-def _pack(inputs: Int[np.ndarray, "N"], targets: Int[np.ndarray, "N"], shape: Shape) -> list[range]:
-    """Runs of places whose examples fit one row together, taken greedily (as seqio packs)."""
-    rows, start, used = [], 0, (0, 0)
+def _pack(
+    inputs: Int[np.ndarray, "N"], targets: Int[np.ndarray, "N"], shape: Shape
+) -> Int[np.ndarray, "R+1"]:
+    """Where rows begin that take as many examples, in order, as fit (as seqio packs)."""
+    begins, used = array.array("q", [0]), (0, 0)
     for place, size in enumerate(zip(inputs.tolist(), targets.tolist(), strict=True)):
         total = used[0] + size[0], used[1] + size[1]
-        if place > start and (total[0] > shape.inputs or total[1] > shape.targets):
-            rows.append(range(start, place))
-            start, total = place, size
+        if place > begins[-1] and (total[0] > shape.inputs or total[1] > shape.targets):
+            begins.append(place)
+            total = size
         used = total
-    return [*rows, range(start, len(inputs))]
+    return np.array([*begins, len(inputs)])
 
 
 def make_arrays(
@@ -277,8 +290,8 @@ def make_arrays(
             for side, arrays in parts.items():
                 stop = at[side] + len(arrays[0])
                 here = (row, slice(at[side], stop))
-                for name, array in zip(_TOKENS[side], arrays, strict=True):
-                    batch[name][here] = array
+                for name, ids in zip(_TOKENS[side], arrays, strict=True):
+                    batch[name][here] = ids
                 if packed:
                     batch[f"{side}_segment_ids"][here] = segment
                     batch[f"{side}_positions"][here] = np.arange(len(arrays[0]))

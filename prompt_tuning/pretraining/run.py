@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,10 @@ from prompt_tuning.backbones import load
 from prompt_tuning.checkpoint import identity
 from prompt_tuning.checkpoint import t5x as t5x_checkpoint
 from prompt_tuning.config import ConfigError, Experiment, to_dict
-from prompt_tuning.data import vocabulary as vocabularies
 from prompt_tuning.launch import processes
 from prompt_tuning.model import loss, sharding, t5
-from prompt_tuning.pretraining import curves, documents, examples, saved, slots
+from prompt_tuning.pretraining import corpus as corpora
+from prompt_tuning.pretraining import curves, examples, saved, slots
 from prompt_tuning.safety import lock, records, signals
 from prompt_tuning.training import health, optim, report, setup
 from prompt_tuning.training import model_dir as model_dirs
@@ -37,23 +36,12 @@ HELD_OUT = "held_out"
 
 
 @dataclasses.dataclass(frozen=True)
-class Corpus:
-    """The examples of a run, and what tells one corpus from another."""
-
-    name: str
-    train: examples.Examples
-    held_out: examples.Examples
-    identity: str
-    described: str
-
-
-@dataclasses.dataclass(frozen=True)
 class Run:
     """The fixed parts of a run."""
 
     experiment: Experiment
     mesh: Mesh
-    corpus: Corpus
+    corpus: corpora.Corpus
     start: int  # the step of the checkpoint that it began with
     meta: Mapping[str, Any]
     log: report.RunLog
@@ -89,32 +77,28 @@ def pretrain(experiment: Experiment, *, config_text: str = "") -> PretrainResult
     """
     # ---- devices, steps, folder: what can be refused before anything is read
     _check(experiment)
-    if processes.count() > 1:
-        raise ConfigError(
-            f"OBJECTIVE = {experiment.corpus.objective!r}: pre-training runs in one process, with "
-            f"all devices of its machine; there are {processes.count()}."
-        )
     mesh = sharding.make_mesh(experiment.num_model_partitions)
     sharding.check_batch_size(experiment.data.batch_size, mesh)
     _check_microbatches(experiment, mesh)
     model_dir = setup.make_dir(experiment.model_dir, "MODEL_DIR")
     signals.current().saved = lambda: saved.describe_saved(model_dir)
-    with lock.hold(model_dir, "MODEL_DIR"):
-        return _pretrain(experiment, mesh, model_dir, config_text)
+    with processes.writing_folder(model_dir) as folder, lock.hold(folder, "MODEL_DIR"):
+        return _pretrain(experiment, mesh, (model_dir, folder), config_text)
 
 
 def _pretrain(
-    experiment: Experiment, mesh: Mesh, model_dir: Path, config_text: str
+    experiment: Experiment, mesh: Mesh, places: tuple[Path, Path], config_text: str
 ) -> PretrainResult:
-    """`pretrain`, in a MODEL_DIR that is this run's alone."""
-    folders = saved.find_checkpoints(model_dir)
+    """`pretrain`, in a MODEL_DIR that is this run's alone, and where this process writes of it."""
+    shared, model_dir = places
+    folders = saved.find_checkpoints(shared)
     old = saved.read_meta(folders)
-    model_dirs.refuse_other_experiment(old, experiment, model_dir)
+    model_dirs.refuse_other_experiment(old, experiment, shared)
     start = 0 if experiment.from_scratch else load.read_step(experiment.checkpoint)
     end = setup.last_step(experiment.train, start)
 
     # ---- corpus, weights, optimiser
-    corpus = load_corpus(experiment)
+    corpus = corpora.load_corpus(experiment, model_dir)
     print(corpus.described, flush=True)
     state, optimizer = _first_state(experiment, mesh, start)
     meta = {
@@ -126,7 +110,7 @@ def _pretrain(
     }
 
     # ---- resume, or begin
-    _refuse_other_contents(old, meta, model_dir)
+    _refuse_other_contents(old, meta, shared)
     if folders:
         state, old = saved.restore(folders, state, start)
         if int(state.step) < end:
@@ -144,11 +128,11 @@ def _pretrain(
             _loop(run, progress, optimizer, end)
         except signals.Stopped as stopped:
             _save_what_there_is(run, progress)
-            raise signals.Stopped(stopped.signum, saved.describe_saved(model_dir)) from None
+            raise signals.Stopped(stopped.signum, saved.describe_saved(shared)) from None
 
     # ---- result
     log.close()
-    return _result(run, progress.step)
+    return _result(run, progress.step, shared)
 
 
 def _check(experiment: Experiment) -> None:
@@ -177,37 +161,6 @@ def _check_microbatches(experiment: Experiment, mesh: Mesh) -> None:
             f"{mesh.shape['data']} data-parallel devices: choose a multiple of "
             f"{parts * mesh.shape['data']}."
         )
-
-
-def load_corpus(experiment: Experiment) -> Corpus:
-    """The documents, tokenised, as endless training examples and as held-out ones.
-
-    Raises:
-      ConfigError: the corpus is not there, or vocabulary, lengths and model do not fit.
-    """
-    config = experiment.data
-    vocabulary = vocabularies.load_vocabulary(config.vocabulary)
-    setup.check_vocabulary_size(vocabulary, experiment)
-    lengths = dict(config.task_feature_lengths)
-    shape = examples.make_shape(experiment.corpus, lengths, vocabulary.vocab_size)
-    name, texts, unseen = documents.load_documents(experiment.corpus, config)
-    train, held_out = (
-        examples.join_documents(part, found)
-        for part, found in ((name, texts), (f"{name}, held out", unseen))
-    )
-    digest = hashlib.sha256(train.tokens.tobytes() + held_out.tokens.tobytes()).hexdigest()
-    described = (
-        f"{name}: {len(train)} documents, {len(train.tokens)} tokens; held out: {len(held_out)} "
-        f"documents, {len(held_out.tokens)} tokens; inputs {shape.inputs}, targets {shape.targets}"
-    )
-    seed = experiment.train.random_seed
-    return Corpus(
-        name,
-        examples.Examples(train, shape, seed),
-        examples.Examples(held_out, shape, 0),  # the same whatever the seed of the run
-        digest,
-        described,
-    )
 
 
 def _first_state(experiment: Experiment, mesh: Mesh, start: int) -> tuple[steps.TrainState, Any]:
@@ -303,7 +256,8 @@ def _finish_step(run: Run, progress: Progress, score: Any, bar: report.Progress,
 
 def _save_what_there_is(run: Run, progress: Progress) -> None:
     """After a signal: the steps since the last checkpoint are not lost."""
-    if signals.current().unsaved:
+    # A checkpoint takes all processes, and the others may be at another step, or gone.
+    if signals.current().unsaved and processes.count() == 1:
         if progress.sums:
             _log_training(run, progress)
         _save(run, progress.state)
@@ -366,10 +320,9 @@ def _log_training(run: Run, progress: Progress) -> float:
     return values["loss"]
 
 
-def _result(run: Run, step: int) -> PretrainResult:
-    model_dir = run.log.model_dir
+def _result(run: Run, step: int, model_dir: Path) -> PretrainResult:
     points = curves.held_out_points(model_dir)
-    picture = curves.draw_losses(model_dir)
+    picture = curves.draw_losses(run.log.model_dir) if processes.is_first() else None
     checkpoint = model_dir / f"checkpoint_{step}"
     last, value = points[-1]
     first = f", {points[0][1]:.3f} at {points[0][0]}" if len(points) > 1 else ""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,7 +57,9 @@ def refuse_other_experiment(
                 "--engine=t5x, or choose another MODEL_DIR."
             )
         return
-    old, new = flatten(meta["experiment"]), flatten(to_dict(experiment))
+    new = flatten(to_dict(experiment))
+    # A setting that the run's version did not have yet stood at what is now its default.
+    old = _defaults(experiment) | flatten(meta["experiment"])
     changed = [
         f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
         for key in sorted(old.keys() | new.keys())
@@ -68,6 +71,18 @@ def refuse_other_experiment(
             + "\n  ".join(changed)
             + "\nChoose another MODEL_DIR, or remove that one."
         )
+
+
+def _defaults(config: Any, prefix: str = "") -> dict[str, Any]:
+    """The settings that have a default, with dotted names, at their defaults."""
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            found |= _defaults(value, f"{prefix}{field.name}.")
+        elif field.default is not dataclasses.MISSING:
+            found |= flatten(to_dict({f"{prefix}{field.name}": field.default}))
+    return found
 
 
 def refuse_other_contents(
