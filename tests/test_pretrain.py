@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import several_processes
 
+from prompt_tuning.checkpoint import slots
 from prompt_tuning.checkpoint import t5x as t5x_checkpoint
 from prompt_tuning.config import (
     ConfigError,
@@ -28,7 +29,7 @@ from prompt_tuning.config import (
     to_dict,
 )
 from prompt_tuning.model import t5
-from prompt_tuning.pretraining import run, saved, slots
+from prompt_tuning.pretraining import run, saved
 from prompt_tuning.safety import signals
 from prompt_tuning.training import optim, report, step
 from prompt_tuning.world import generator

@@ -20,13 +20,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from prompt_tuning.backbones import load
-from prompt_tuning.checkpoint import identity
+from prompt_tuning.checkpoint import identity, slots
 from prompt_tuning.checkpoint import t5x as t5x_checkpoint
 from prompt_tuning.config import ConfigError, Experiment, to_dict
 from prompt_tuning.launch import processes
 from prompt_tuning.model import loss, sharding, t5
 from prompt_tuning.pretraining import corpus as corpora
-from prompt_tuning.pretraining import curves, examples, saved, slots
+from prompt_tuning.pretraining import curves, examples, saved
 from prompt_tuning.safety import lock, records, signals
 from prompt_tuning.training import health, optim, report, setup
 from prompt_tuning.training import model_dir as model_dirs

@@ -15,9 +15,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from prompt_tuning.checkpoint import slots
 from prompt_tuning.checkpoint import t5x as t5x_checkpoint
 from prompt_tuning.config import ConfigError
-from prompt_tuning.pretraining import slots
 from prompt_tuning.training import step as steps
 
 RUN_FILE = "run.json"  # in each checkpoint: what the run is, and how it stands
