@@ -63,14 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (KeyboardInterrupt, Exception) as error:
             if guard.is_child():
                 guard.leave_if_lost(name, error)
-            code, message = _explain(error)
+            code, message = _explain(error, command)
             print(f"{name}: {message}", file=sys.stderr, flush=True)
             if argv is None and isinstance(error, signals.Stopped):
                 os._exit(code)  # the libraries' threads would take their time to end
             return code
 
 
-def _explain(error: BaseException) -> tuple[int, str]:
+def _explain(error: BaseException, command: str) -> tuple[int, str]:
     """The exit code and the one message of a command that has failed."""
     if isinstance(error, ConfigError):
         return 2, f"error: {error}"
@@ -82,7 +82,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return 1, str(error)
     from prompt_tuning.safety import crash
 
-    if (refused := crash.describe_refusal(error)) is not None:
+    if (refused := crash.describe_refusal(error, continues=command == "train")) is not None:
         return 2, f"error: {refused}"
     return 1, crash.describe(error)
 
@@ -111,7 +111,7 @@ class _Parser(argparse.ArgumentParser):
     """Raises where argparse would print its usage and exit."""
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(message)
+        raise ConfigError(f"{message}. See {self.prog} --help.")
 
 
 def _make_parser(program: str) -> argparse.ArgumentParser:

@@ -84,6 +84,8 @@ def find_file(name: str, search_paths: Sequence[str] = ()) -> Path:
     Raises:
       ConfigError: there is none; the message names the places and the nearest files.
     """
+    if not name.strip():
+        raise ConfigError("--gin_file is empty: give the path of a gin file, such as demo.gin.")
     path = Path(name).expanduser()
     shipped = gin_folder()
     folders = [Path(), *(Path(folder).expanduser() for folder in search_paths), shipped]
@@ -99,7 +101,7 @@ def find_file(name: str, search_paths: Sequence[str] = ()) -> Path:
     same_name = sorted(file for file in files if Path(file).name == path.name)
     near = same_name or difflib.get_close_matches(name, sorted(files), n=2, cutoff=0.75)
     places = ", ".join(str(folder.resolve()) for folder in folders)
-    hint = f" Did you mean {' or '.join(near)}?" if near else ""
+    hint = f" Did you mean {' or '.join(near)}?" if near else " Check its name."
     raise ConfigError(f"gin file {name} not found. Searched in {places}.{hint}")
 
 

@@ -141,7 +141,11 @@ def infer_model(
         joined = shapes["encoder/layers_0/attention/query/kernel"][1]
         mlp_dim = shapes["encoder/layers_0/mlp/wo/kernel"][0]
     except (KeyError, ValueError, IndexError) as error:
-        raise ConfigError(f"{where} does not hold the parameters of a T5: {error!r}.") from error
+        lacking = f"there is no {error.args[0]}" if isinstance(error, KeyError) else "its shapes"
+        raise ConfigError(
+            f"{where} does not hold the parameters of a T5 ({lacking}). Were parameters renamed or "
+            "lost? Copy the checkpoint again."
+        ) from error
     beside = None if raw is None else parse_config(raw, f"{where}/{CONFIG}")
     gated = "encoder/layers_0/mlp/wi_0/kernel" in shapes
     model = ModelConfig(

@@ -21,7 +21,7 @@ from prompt_tuning.backbones import architecture, huggingface, names
 from prompt_tuning.backbones import safetensors_files as files
 from prompt_tuning.backbones.load import find_path
 from prompt_tuning.checkpoint import layouts, t5x
-from prompt_tuning.checkpoint.replace_folder import local_folder, replace_folder
+from prompt_tuning.checkpoint.replace_folder import local_folder, replace_folder, writing
 from prompt_tuning.checkpoint.storage import explain
 from prompt_tuning.checkpoint.t5x_prompt import PROMPT
 from prompt_tuning.config import ConfigError, ModelConfig
@@ -86,12 +86,10 @@ def convert(
     if place.exists():
         raise ConfigError(f"--output {place} is there already. Choose another, or remove it.")
     wanted = None if dtype is None else np.dtype(dtype)
-    try:
+    with writing(f"--output {place}"):
         if huggingface.is_huggingface(path):
             return _to_t5x(path, place, wanted, step)
         return _to_huggingface(path, place, wanted, (step, max_file_bytes))
-    except OSError as error:
-        raise ConfigError(f"--output {place} cannot be written: {error.strerror}.") from error
 
 
 def _cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:

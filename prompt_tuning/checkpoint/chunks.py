@@ -73,8 +73,11 @@ def _fault(file: Path, size: int, contents: bool) -> str:
             opened.seek(0)
             try:
                 with gzip.open(opened) as unpacked:
-                    while unpacked.read(2**20):
-                        pass
-            except (OSError, EOFError, zlib.error) as error:
-                return f"the checksum differs ({error})"
+                    left = size
+                    while left >= 0 and (part := unpacked.read(2**20)):
+                        left -= len(part)  # no more than that is unpacked, whatever is in it
+                    if left:
+                        return f"it unpacks to other than {size} bytes"
+            except (OSError, EOFError, zlib.error):
+                return "the checksum differs"
     return ""

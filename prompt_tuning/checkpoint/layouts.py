@@ -18,6 +18,7 @@ import json
 import os
 import posixpath
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -26,13 +27,14 @@ import tensorstore as ts
 from flax import serialization
 
 from prompt_tuning.checkpoint.chunks import check_chunks
-from prompt_tuning.checkpoint.storage import Folder, explain, open_folder
+from prompt_tuning.checkpoint.storage import Folder, check_inside, explain, open_folder, reason_of
 from prompt_tuning.config import ConfigError
 
 INDEX = "checkpoint"  # T5X's msgpack file
 METADATA = "_METADATA"  # Orbax's list of leaves
 _PLACEHOLDER = "PLACEHOLDER://"
 _TF_MAGIC = b"model_checkpoint_path"
+TARGET = "target."  # how the folders of parameters begin, in T5X's layout
 _MALFORMED = (ValueError, KeyError, TypeError, SyntaxError, AttributeError, RecursionError)
 
 
@@ -44,6 +46,17 @@ class Leaf:
     folder: Folder
     spec: dict[str, Any] | None = None
     value: np.ndarray | None = None
+    declared: tuple[int, ...] | None = None  # its shape, where the index says it
+
+    def check_files(self) -> None:
+        """Returns if the files of an array that lies in a local folder can be read, and are its.
+
+        Raises:
+          ConfigError: one is a pipe or the like, or a link out of the checkpoint's folder.
+        """
+        store = (self.spec or {}).get("kvstore", {})
+        if store.get("driver") == "file":
+            check_inside(Path(store["path"]), Path(self.folder.path), self.what)
 
     def open(self, context: ts.Context) -> ts.Future[ts.TensorStore] | ts.TensorStore:
         """A TensorStore of the array; slices of it are read on demand."""
@@ -118,8 +131,8 @@ def _from_msgpack(data: bytes, folder: Folder, name: str = INDEX) -> Checkpoint:
         flat = _flatten(target)
     except (*_MALFORMED, msgpack.exceptions.UnpackException) as error:
         raise ConfigError(
-            f"{where} is not the index of a T5X checkpoint, or it is truncated: "
-            f"{type(error).__name__}: {error}. Copy the checkpoint again."
+            f"{where} is not the index of a T5X checkpoint, or it is truncated or damaged "
+            f"({_say(error)}). Copy the checkpoint again."
         ) from error
     database = _uses_database(flat, folder)
     params = {
@@ -127,6 +140,7 @@ def _from_msgpack(data: bytes, folder: Folder, name: str = INDEX) -> Checkpoint:
         for param, value in flat.items()
         if value is not None
     }
+    _check_names(params, folder)
     if not params:
         raise ConfigError(f"{where} lists no parameters: its 'target' is empty.")
     states = root["state"].get("param_states") or {}
@@ -136,6 +150,12 @@ def _from_msgpack(data: bytes, folder: Folder, name: str = INDEX) -> Checkpoint:
         if value is not None
     }
     return Checkpoint(folder, params, _leaf(step, "state/step", folder, database), slots)
+
+
+def _say(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it has no {error.args[0]!r:.80}"
+    return f"{reason_of(error):.200}"
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -166,10 +186,52 @@ def _leaf(value: Any, name: str, folder: Folder, database: bool) -> Leaf:
         path = value.get("path") or (store.get("path") if isinstance(store, Mapping) else None)
         if value["driver"] != "zarr" or not isinstance(path, str):
             raise ConfigError(f"{what} is stored as {value!r}: expected a zarr array with a path.")
-        return Leaf(what, folder, spec=_zarr(folder, path, what))
+        spec = _zarr(folder, path, what)
+        return Leaf(what, folder, spec=spec, declared=_declared_shape(value))
     if isinstance(value, (np.ndarray, np.generic, int, float)):
         return Leaf(what, folder, value=np.asarray(value))
     raise ConfigError(f"{what} is neither an array nor a TensorStore spec: found {value!r:.80}.")
+
+
+def _declared_shape(spec: Mapping[str, Any]) -> tuple[int, ...] | None:
+    metadata = spec.get("metadata")
+    shape = metadata.get("shape") if isinstance(metadata, Mapping) else None
+    if not isinstance(shape, (list, tuple)) or not all(type(size) is int for size in shape):
+        return None
+    return tuple(shape)
+
+
+def _check_names(params: Mapping[str, Leaf], folder: Folder) -> None:
+    """Returns if every parameter lies where its name says, and no other one lies beside them.
+
+    T5X names the folder of a parameter after it. (Where a name was longer than file names may be,
+    or the index is another program's, folders do not begin so, and nothing can be said.)
+
+    Raises:
+      ConfigError: with both names.
+    """
+    places = {name: _place(leaf) for name, leaf in params.items() if leaf.spec is not None}
+    for name, place in places.items():
+        own = f"{TARGET}{name.replace('/', '.')}"
+        if place.startswith(TARGET) and place != own:
+            raise ConfigError(
+                f"the checkpoint {folder.url} gives the parameter {name} the array {place}, which "
+                f"belongs to {place.removeprefix(TARGET).replace('.', '/')}: something was renamed "
+                "in its index. Copy the checkpoint again."
+            )
+    known = {f"{TARGET}{name.replace('/', '.')}" for name in params}
+    beside = sorted(set(folder.local_names(TARGET)) - known - set(places.values()))
+    if beside and any(place.startswith(TARGET) for place in places.values()):
+        raise ConfigError(
+            f"the checkpoint {folder.url} holds arrays that its index does not list: "
+            f"{', '.join(beside[:5])}. Were they renamed or put there later? Copy the checkpoint "
+            "again, or move them away."
+        )
+
+
+def _place(leaf: Leaf) -> str:
+    store = (leaf.spec or {}).get("kvstore", {})
+    return posixpath.basename(str(store.get("path", "")).rstrip("/"))
 
 
 def _zarr(
@@ -178,7 +240,10 @@ def _zarr(
     """The spec of a zarr array at a path relative to the checkpoint's folder."""
     path = path.rstrip("/")
     if not path or path.startswith("/") or ".." in path.split("/"):
-        raise ConfigError(f"{what} points outside of the checkpoint's folder: {path!r}.")
+        raise ConfigError(
+            f"{what} points outside of the checkpoint's folder: {path!r}. "
+            "Arrays must lie in it: take another copy."
+        )
     if database:
         store = {"driver": "ocdbt", "base": folder.spec(), "path": f"{path}/"}
     else:
@@ -199,7 +264,7 @@ def _from_orbax(data: bytes, folder: Folder) -> Checkpoint:
     except _MALFORMED as error:
         raise ConfigError(
             f"{folder.url}/{METADATA} is not Orbax's list of a checkpoint's arrays, or it is "
-            f"truncated: {type(error).__name__}: {error}. Copy the checkpoint again."
+            f"truncated or damaged ({_say(error)}). Copy the checkpoint again."
         ) from error
 
     def leaf(key: tuple[str, ...]) -> Leaf:
@@ -217,6 +282,14 @@ def _from_orbax(data: bytes, folder: Folder) -> Checkpoint:
     return Checkpoint(folder, params, leaf(("state", "step")), slots)
 
 
+def _check_declared(leaf: Leaf, store: ts.TensorStore) -> None:
+    if leaf.declared is not None and leaf.declared != tuple(store.shape):
+        raise ConfigError(
+            f"{leaf.what} has shape {tuple(store.shape)}, and the checkpoint's index says "
+            f"{leaf.declared}: one of the two is of another checkpoint. Copy it again."
+        )
+
+
 def open_leaves(
     leaves: Mapping[str, Leaf], context: ts.Context, *, contents: bool = False
 ) -> dict[str, ts.TensorStore]:
@@ -227,6 +300,8 @@ def open_leaves(
     Raises:
       ConfigError: an array's metadata is missing or damaged.
     """
+    for leaf in leaves.values():
+        leaf.check_files()
     opening = {name: leaf.open(context) for name, leaf in leaves.items()}
 
     def opened(name: str) -> ts.TensorStore:
@@ -234,6 +309,7 @@ def open_leaves(
         if isinstance(store, ts.TensorStore):
             return store
         check_chunks(store.result(), leaves[name].what, contents=contents)
+        _check_declared(leaves[name], store.result())
         return store.result()
 
     return {

@@ -25,6 +25,7 @@ from beartype.roar import BeartypeException
 from jaxtyping import Float
 
 from prompt_tuning.checkpoint.replace_folder import replace_folder
+from prompt_tuning.checkpoint.storage import check_file
 from prompt_tuning.checkpoint.t5x_prompt import read_t5x_prompt, read_zarr_prompt
 from prompt_tuning.config import ConfigError, from_dict, to_dict
 from prompt_tuning.exchange import npy, peft
@@ -71,7 +72,7 @@ def save_prompt(
     """
     prompt = check_array(np.asarray(prompt), f"the prompt for {os.fspath(folder)}")
     with replace_folder(folder) as new:
-        peft.write_peft(new, prompt, base_model=base_model)
+        peft.write_peft(new, prompt, base_model=base_model, header={peft.BESIDE: METADATA})
         files = {file.name: _sha256(file.read_bytes()) for file in sorted(new.iterdir())}
         (new / METADATA).write_text(describe(prompt, metadata, files))
 
@@ -161,6 +162,8 @@ def recognise(place: Path) -> tuple[Form, Path]:
     Raises:
       ConfigError: there is nothing, or nothing of these.
     """
+    for file in (place, *(place / name for name in (METADATA, peft.CONFIG, peft.WEIGHTS))):
+        check_file(file)
     if place.is_file():
         return _recognise_file(place)
     if (place / METADATA).is_file():
@@ -212,6 +215,11 @@ def _nearby(place: Path, arrays: list[Path]) -> str:
 def _read_folder(folder: Path, form: Form) -> StoredPrompt:
     _refuse_links(folder)
     adapter = peft.read_peft(folder)
+    if form == "peft" and adapter.beside == METADATA:
+        raise ConfigError(
+            f"the prompt at {folder} has no {METADATA}, which holds its checksums and names its "
+            "backbone, and which it was written with. Copy the folder again."
+        )
     prompt = adapter.prompt
     metadata = None
     if form == "ours":
@@ -262,7 +270,7 @@ def _read_metadata(
         raise ConfigError(
             f"{where} describes another prompt than {peft.WEIGHTS} (the SHA-256 of the array "
             "prompt_embeddings differs): one of the two was replaced or damaged. Copy the folder "
-            "again, or delete the former."
+            "again."
         )
     files = values.pop("files", {})
     if folder is not None and isinstance(files, dict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import uuid
@@ -26,6 +27,34 @@ def local_folder(path: str | os.PathLike[str], what: str) -> Path:
             "`gsutil -m cp -r`."
         )
     return Path(path).expanduser().absolute()
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
+_REFUSALS = (*_FULL, *_FORBIDDEN, errno.EIO, errno.ESTALE, errno.ENOTDIR, errno.EEXIST)
+_REFUSALS += (errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOENT, errno.ENOTEMPTY)
+
+
+@contextlib.contextmanager
+def writing(what: str, *, opened: bool = False) -> Iterator[None]:
+    """Names what is written where the operating system refuses it; for blocks that only write.
+
+    With `opened` for blocks that also read: what an open file refuses names no path.
+
+    Raises:
+      ConfigError: the disk is full, or the place may not or cannot be written to.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _REFUSALS or (opened and error.filename is not None):
+            raise
+        cure = "Give another place"
+        if error.errno in _FULL:
+            cure = "Free some space, or give another place"
+        elif error.errno in _FORBIDDEN:
+            cure = "Change its permissions, or give another place"
+        raise ConfigError(f"{what} cannot be written ({error.strerror}). {cure}.") from error
 
 
 @contextlib.contextmanager

@@ -3,7 +3,8 @@
 `training/loop.py` saves what it trains, the optimizer's state and the step here; when only a prompt
 is trained that is a few hundred kilobytes. A save happens in the background and appears whole or
 not at all; the last two are kept, so that a damaged one costs one period and not the run. Every
-array is saved with its SHA-256, since Orbax's have no checksum.
+array is saved with its SHA-256, since Orbax's have no checksum; once a state is complete the files
+of it are listed too (`file_list.py`), which is what finds damage outside of the arrays.
 """
 
 from __future__ import annotations
@@ -26,13 +27,16 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from prompt_tuning.exchange import file_list
 from prompt_tuning.checkpoint.replace_folder import local_folder
+from prompt_tuning.checkpoint.storage import reason_of
 from prompt_tuning.config import ConfigError
 
 TreeT = TypeVar("TreeT")
 
 KEPT = 2
 SHOWN = 5  # differences, in an error
+LISTED_BYTES = 2**28  # of a state whose files are listed; of a larger one only arrays are checked
 _MAY_PASS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOENT, errno.ENOTCONN, errno.EAGAIN}
 _logger = logging.getLogger(__name__)
 
@@ -66,6 +70,7 @@ class RunStateStore:
     def __init__(self, directory: str | os.PathLike[str], *, read_only: bool = False) -> None:
         self._directory = local_folder(directory, "the place of a run's state")
         logging.getLogger("absl").addFilter(_is_not_orbaxs)  # a filter is only added once
+        self._unlisted: set[int] = set()  # steps saved here whose files are not listed yet
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else KEPT,
             create=not read_only,
@@ -114,19 +119,31 @@ class RunStateStore:
                     return
                 self._manager.wait_until_finished()
                 self._manager.delete(step)
+            self._finish_saves()
             leaves = _nonempty(_named_leaves(state))
-            content = _seal({"meta": dict(meta or {}), "arrays": _digests(leaves)})
+            content = _seal({"step": step, "meta": dict(meta or {}), "arrays": _digests(leaves)})
             saved = self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(content)
                 ),
             )
+        self._unlisted.add(step)
         if not saved:
             raise ValueError(
                 f"step {step} lies before the newest state in {self._directory}, "
                 f"{self.latest_step()}: states are saved in order."
             )
+
+    def _finish_saves(self) -> None:
+        """Waits for what is being saved, and lists the files of what is complete."""
+        self._manager.wait_until_finished()
+        complete = set(saved_steps(self._directory))
+        while self._unlisted:
+            folder = self._directory / str(step := self._unlisted.pop())
+            if step in complete and jax.process_index() == 0 and _size(folder) <= LISTED_BYTES:
+                with contextlib.suppress(OSError):  # a full disk: the arrays have their checksums
+                    file_list.write(folder / file_list.NAME, {"files": file_list.describe(folder)})
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -188,8 +205,9 @@ class RunStateStore:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
             for step in sorted(self._manager.all_steps(), reverse=True):
                 try:
+                    self._check_files(step)
                     content = reader.restore(self._directory / str(step) / "meta")
-                    _check_seal(content)
+                    _check_seal(content, step)
                     return content["meta"]
                 except Exception:
                     _logger.debug("the JSON values of step %d are damaged", step, exc_info=True)
@@ -202,6 +220,7 @@ class RunStateStore:
           ConfigError: it is damaged.
         """
         try:
+            self._check_files(step)
             # Without the shardings: they are of the devices that it was saved from.
             stored = {
                 name: _target(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
@@ -212,11 +231,30 @@ class RunStateStore:
             raise
         except Exception as error:
             raise ConfigError(
-                f"the saved state {self._directory}/{step} is damaged ({_brief(error)})."
+                f"the saved state {self._directory}/{step} is damaged: {_brief(error)}. A run that "
+                "goes on takes the one before it; to keep this one, restore it from a copy."
             ) from error
         return sorted(stored)
 
+    def _check_files(self, step: int) -> None:
+        """Compares the files of a state with their list, where it has one.
+
+        Raises:
+          ValueError: one differs; or, with a list or without, something is there that is no file.
+        """
+        folder = self._directory / str(step)
+        if not folder.is_dir():
+            raise ValueError("it is no folder")
+        for file in folder.rglob("*"):
+            if not file.is_dir() and not file_list.is_file(file):
+                raise ValueError(f"{file.relative_to(folder)} is no file")
+        if (folder / file_list.NAME).exists():
+            expected = file_list.read(folder / file_list.NAME)["files"]
+            if problems := file_list.compare(expected, file_list.describe(folder)):
+                raise ValueError("; ".join(problems[:SHOWN]))
+
     def _restore(self, step: int, abstract: TreeT) -> tuple[TreeT, dict[str, Any]]:
+        self._check_files(step)
         named = _named_leaves(abstract)
         leaves = {name: _target(leaf) for name, leaf in _nonempty(named).items()}
         _check_same(self._stored(step), leaves, f"{self._directory}/{step}")
@@ -233,7 +271,7 @@ class RunStateStore:
             ),
         )
         content = restored.meta
-        _check_seal(content)
+        _check_seal(content, step)
         expected, found = content["arrays"], _digests(restored.state)
         wrong = [n for n in sorted(expected | found) if expected.get(n) != found.get(n)]
         if wrong:
@@ -270,21 +308,26 @@ class RunStateStore:
           SaveError: it cannot be written.
         """
         with self._explained():
-            self._manager.wait_until_finished()
+            self._finish_saves()
 
     def close(self) -> None:
         """Waits for what is being saved and ends the background threads."""
         with self._explained():
+            self._finish_saves()
             self._manager.close()
 
 
 def _is_not_orbaxs(record: logging.LogRecord) -> bool:
-    """Orbax logs the traceback of every error that it raises as well."""
-    return "orbax" not in record.pathname or record.levelno < logging.ERROR
+    """Orbax logs the traceback of every error that it raises as well, and that it only reads."""
+    return "orbax" not in record.pathname or record.levelno < logging.WARNING
 
 
 def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {error!s:.200}"
+    return f"{reason_of(error):.300}"
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file_list.is_file(file))
 
 
 def _os_error(error: Exception) -> int | None:
@@ -356,10 +399,12 @@ def _seal(content: dict[str, Any]) -> dict[str, Any]:
     return {**content, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def _check_seal(content: Mapping[str, Any]) -> None:
+def _check_seal(content: Mapping[str, Any], step: int) -> None:
     rest = {key: value for key, value in content.items() if key != "sha256"}
     if _seal(rest) != content:
         raise ValueError("its JSON values are not what was saved, by their SHA-256")
+    if content.get("step", step) != step:
+        raise ValueError(f"it is the state of step {content['step']}, under another name")
 
 
 def _check_same(stored: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:

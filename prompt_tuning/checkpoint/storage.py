@@ -10,6 +10,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tensorstore as ts
@@ -45,7 +46,13 @@ class Folder:
         return {"driver": "gcs", "bucket": self.bucket, "path": f"{path}/" if path else ""}
 
     def read(self, name: str) -> bytes | None:
-        """The contents of a file, or None where there is no such file."""
+        """The contents of a file, or None where there is no such file.
+
+        Raises:
+          ConfigError: it cannot be read, or is a pipe or a circle of links.
+        """
+        if self.bucket is None:
+            check_file(Path(self.path, name))
 
         def fetch() -> bytes | None:
             store = ts.KvStore.open(self.spec(), context=_PROBE).result()
@@ -53,6 +60,15 @@ class Folder:
             return found.value if found.state == "value" else None
 
         return explain(fetch, self, f"{self.url}/{name}")
+
+    def local_names(self, prefix: str) -> list[str]:
+        """Names in the folder that begin so; none of a bucket, which would be asked for long."""
+        if self.bucket is not None:
+            return []
+        try:
+            return [name for name in os.listdir(self.path) if name.startswith(prefix)]
+        except OSError:
+            return []
 
     def numbered(self, prefix: str) -> list[str]:
         """Names of the folders `<prefix><number>` in this one, in order of their numbers.
@@ -69,6 +85,48 @@ class Folder:
         pattern = re.compile(rf"{re.escape(prefix)}(\d+)/")
         numbers = {int(m.group(1)) for key in keys if (m := pattern.match(key.decode()))}
         return [f"{prefix}{number}" for number in sorted(numbers)]
+
+
+def check_file(file: Path) -> None:
+    """Returns if there is a file or a folder or nothing: of all else a read may never end.
+
+    Raises:
+      ConfigError: it is a pipe, a device, or a link to nowhere.
+    """
+    try:
+        ends = file.is_file() or file.is_dir() or not os.path.lexists(file)
+    except (OSError, RuntimeError):  # a folder that may not be read; links in a circle
+        ends = not os.path.islink(file)
+    if not ends:
+        raise ConfigError(
+            f"{file} is no file that can be read, but a pipe, a device or a link that leads "
+            "nowhere. Copy the file itself."
+        )
+
+
+def check_inside(folder: Path, home: Path, what: str) -> None:
+    """Returns if the files of a folder end, and lie in `home` or the cache of Hugging Face.
+
+    Raises:
+      ConfigError: names the file.
+    """
+    try:
+        entries = [folder, *folder.iterdir()] if folder.is_dir() else [folder]
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {what}: {folder} ({error.strerror}). Change its permissions, or copy the "
+            "checkpoint."
+        ) from error
+    for entry in entries:
+        check_file(entry)
+        if not entry.is_symlink():
+            continue
+        target, own = entry.resolve(), home.resolve()
+        if own not in target.parents and "blobs" not in target.parts:
+            raise ConfigError(
+                f"cannot read {what}: {entry} is a link out of the checkpoint's folder, to "
+                f"{target}. Copy the file itself."
+            )
 
 
 def open_folder(path: str | os.PathLike[str]) -> Folder:
@@ -100,16 +158,18 @@ def explain(action: Callable[[], ValueT], folder: Folder, what: str) -> ValueT:
         raise
     except STORAGE_ERRORS as error:
         raise ConfigError(
-            f"cannot read {what}: {_reason(error)}. {_cure(folder, error)}"
+            f"cannot read {what}: {reason_of(error)}. {_cure(folder, error)}"
         ) from error
 
 
-def _reason(error: Exception) -> str:
-    """TensorStore's message without the specs and source lines that it appends."""
+def reason_of(error: Exception) -> str:
+    """A library's message without the specs, source lines and names of types in it."""
     text = re.split(
         r" \[(?:tensorstore_spec|source locations|http_response|curl_code)=", str(error)
     )
-    return text[0].strip().rstrip(".") or type(error).__name__
+    said = re.sub(r"\b[A-Z][A-Za-z]*(?:Error|Exception): ", "", text[0])
+    said = re.sub(r"^[A-Z_]{4,}: ", "", " ".join(said.split()))
+    return said.rstrip(". ") or "no reason is given"
 
 
 def _cure(folder: Folder, error: Exception) -> str:

@@ -196,7 +196,8 @@ def check_tree(
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise ConfigError(
             f"the checkpoint {where} does not fit the model:\n{listed}\n"
-            "Do the model's sizes (the gin file in models/) belong to this checkpoint?"
+            "Do the model's sizes (the gin file in models/) belong to this checkpoint? If so, it "
+            "is damaged: copy it again."
         )
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
+from prompt_tuning.checkpoint.replace_folder import replace_text, writing
 from prompt_tuning.commands.command import Command
 from prompt_tuning.config import ConfigError
 
@@ -90,9 +91,11 @@ def _inspect(args: argparse.Namespace, rest: list[str]) -> int:
     print(inspection_text.describe(found))
     if values:
         text = json.dumps(found.to_json(), indent=1, ensure_ascii=False)
-        values.write_text(text + "\n", encoding="utf-8")
+        with writing(f"--json={values}"):
+            replace_text(values, text + "\n")
     if plot:
-        picture.draw(found, plot)
+        with writing(f"--plot={plot}"):
+            picture.draw(found, plot)
     return 0
 
 
@@ -105,10 +108,8 @@ def local_file(path: str, flag: str) -> Path:
     file = Path(path).expanduser()
     if "://" in path or file.is_dir():
         raise ConfigError(f"{flag} must be a local file, found {path}.")
-    try:
+    with writing(f"{flag}={path}"):
         file.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{flag}={path} cannot be written ({error.strerror}).") from error
     return file
 
 

@@ -103,7 +103,10 @@ def prepare_superglue(
             try:
                 prepared.append(_prepare(task, files, target, counts[task]))
             except OSError as error:
-                message = f"--tfds_data_dir: {target} cannot be written: {error}."
+                message = (
+                    f"--tfds_data_dir: {target} cannot be written ({error.strerror or error}): "
+                    "free some space, or give another place."
+                )
                 raise ConfigError(message) from error
             print(prepared[-1], flush=True)
     return prepared

@@ -200,8 +200,8 @@ def _missing_sentinels(path: str) -> int:
         return 0 if "100extra" in path else EXTRA_IDS
     if not Path(path).is_file():
         raise ConfigError(
-            f"VOCABULARY: there is no SentencePiece model {path!r}. VOCABULARY is the path of one "
-            f"(local or gs://), a Hugging Face folder, 'bytes' or '{TINY}'."
+            f"VOCABULARY: there is no SentencePiece model {path!r}. Set VOCABULARY to the path of "
+            f"one (local or gs://), a Hugging Face folder, 'bytes' or '{TINY}'."
         )
     import sentencepiece
 
@@ -211,11 +211,17 @@ def _missing_sentinels(path: str) -> int:
             raise RuntimeError("the file ends too early: copy it again")
     except RuntimeError as error:
         raise ConfigError(
-            f"VOCABULARY: {path} is no SentencePiece model ({first_line(error)})."
+            f"VOCABULARY: {path} is no SentencePiece model ({_plain(error)}). Give the path of "
+            f"one, a Hugging Face folder, 'bytes' or '{TINY}'."
         ) from error
     pieces = ("<extra_id_0>", "\u2581<extra_id_0>")
     has = any(model.piece_to_id(piece) != model.unk_id() for piece in pieces)
     return 0 if has else EXTRA_IDS
+
+
+def _plain(error: Exception) -> str:
+    """SentencePiece's words without the names of its classes and status codes."""
+    return "it cannot be parsed" if "ModelProto" in str(error) else first_line(error)
 
 
 def first_line(error: Exception) -> str:

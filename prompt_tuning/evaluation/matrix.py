@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from prompt_tuning.backbones import load
-from prompt_tuning.checkpoint.replace_folder import replace_text
+from prompt_tuning.checkpoint.replace_folder import replace_text, writing
 from prompt_tuning.config import ConfigError, EvalRun
 from prompt_tuning.evaluation import pictures
 from prompt_tuning.evaluation.prompts import (
@@ -69,7 +69,8 @@ def run_eval(
 
     output_dir = setup.make_dir(run.eval_output_dir, "EVAL_OUTPUT_DIR")
     _refuse_model_dir(output_dir)
-    with processes.writing_folder(output_dir) as folder:
+    what = f"EVAL_OUTPUT_DIR {output_dir}"
+    with writing(what), processes.writing_folder(output_dir) as folder:
         if config_text:
             replace_text(folder / "config.gin", config_text)
         log = report.RunLog(folder, step=-1)

@@ -206,7 +206,11 @@ def _read(place: Path) -> dict[str, str]:
         with zipfile.ZipFile(place) as archive:
             return {name: archive.read(name).decode("utf-8") for name in archive.namelist()}
     except (OSError, zipfile.BadZipFile, UnicodeDecodeError) as error:
-        raise ConfigError(f"{place} is no folder and no zip of a submission: {error}.") from error
+        said = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"{place} is no folder and no zip of a submission ({said}). Give what `t5x "
+            "submit-superglue --submission_dir` has written, or its zip."
+        ) from error
 
 
 def find_task(name: str) -> str:

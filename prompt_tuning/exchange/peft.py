@@ -11,6 +11,7 @@ alone unless asked otherwise: PEFT loads both. `checkpoint/prompt_file.py` build
 from __future__ import annotations
 
 import json
+import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ WEIGHTS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
 TENSOR = "prompt_embeddings"
 HEADER = "prompt_tuning"  # our metadata in the header of the weights: PEFT leaves it unread
+BESIDE = "described_in"  # or the name of the file beside them that has it
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": jnp.bfloat16}
 
 
@@ -41,6 +43,7 @@ class Adapter(NamedTuple):
     base_model: str | None
     init: str  # how it began, in words
     header: str  # our metadata, where this project wrote the file; else ""
+    beside: str = ""  # the file that has it instead
 
 
 def write_peft(
@@ -49,12 +52,12 @@ def write_peft(
     *,
     base_model: str | None = None,
     submodules: int = 1,
-    header: str = "",
+    header: Mapping[str, str] = types.MappingProxyType({}),
 ) -> None:
     """Writes PEFT's two files into a folder; with two `submodules` the prompt stands there twice.
 
     `base_model` is the Hugging Face name of the backbone (google/t5-base-lm-adapt, ...): PEFT only
-    shows it.
+    shows it. `header` holds texts for the header of the weights.
     """
     length, embed_dim = prompt.shape
     config = {
@@ -70,7 +73,7 @@ def write_peft(
         "tokenizer_name_or_path": None,
     }
     (folder / CONFIG).write_text(to_json(config))
-    described = {"format": "pt"} | ({HEADER: header} if header else {})
+    described = {"format": "pt", **header}
     rows = np.concatenate([prompt] * submodules)
     # Not `save_file`: what a full disk says would be no OSError.
     (folder / WEIGHTS).write_bytes(safetensors.numpy.save({TENSOR: rows}, metadata=described))
@@ -90,13 +93,14 @@ def read_peft(folder: Path) -> Adapter:
     _check_files(folder)
     config = parse_object((folder / CONFIG).read_bytes(), str(folder / CONFIG))
     length = _check_config(config, folder / CONFIG)
-    stored, header = _read_safetensors(folder / WEIGHTS)
+    stored, described = _read_safetensors(folder / WEIGHTS)
     array = check_array(stored, str(folder / WEIGHTS))
     _check_sizes(array.shape, length, config.get("token_dim"), folder / WEIGHTS)
     base_model = config.get("base_model_name_or_path")
     named = base_model if isinstance(base_model, str) and base_model else None
     prompt, dtype = array[:length].copy(), stored.dtype.name
-    return Adapter(prompt, len(array), dtype, named, _describe_init(config), header)
+    header, beside = (str(described.get(name, "")) for name in (HEADER, BESIDE))
+    return Adapter(prompt, len(array), dtype, named, _describe_init(config), header, beside)
 
 
 def _describe_init(config: Mapping[str, Any]) -> str:
@@ -159,8 +163,8 @@ def _check_config(config: Mapping[str, Any], file: Path) -> int:
     return length
 
 
-def _read_safetensors(file: Path) -> tuple[Shaped[np.ndarray, "..."], str]:
-    """The one tensor, and our metadata of the header."""
+def _read_safetensors(file: Path) -> tuple[Shaped[np.ndarray, "..."], Mapping[str, Any]]:
+    """The one tensor, and the metadata of the header."""
     try:
         data = file.read_bytes()
         # The library compares the header with the file's size before it allocates.
@@ -178,7 +182,7 @@ def _read_safetensors(file: Path) -> tuple[Shaped[np.ndarray, "..."], str]:
     tensor = tensors[TENSOR]
     dtype = np.dtype(_DTYPES[tensor["dtype"]])
     array = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
-    return array, str(described.get(HEADER, ""))
+    return array, described
 
 
 def parse_object(text: bytes | str, where: str) -> dict[str, Any]:
@@ -190,7 +194,9 @@ def parse_object(text: bytes | str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where} is not JSON: {error}. Copy it again.") from error
+        raise ConfigError(f"{where} is not JSON ({error}). Copy it again.") from error
     if not isinstance(value, dict):
-        raise ConfigError(f"{where} must hold a JSON object, found a {type(value).__name__}.")
+        raise ConfigError(
+            f"{where} must hold a JSON object, found a {type(value).__name__}. Copy it again."
+        )
     return value

@@ -63,7 +63,9 @@ def parse_topology(name: str) -> Topology:
         )
     devices = math.prod(int(n) for n in found.group(2).split("x"))
     if devices < 1:
-        raise ConfigError(f"--topology={name} has no device.")
+        raise ConfigError(
+            f"--topology={name} has no device: it must be a count of 1 or more, such as cpu:8."
+        )
     chip = CHIPS[found.group(1)]
     # v4 and v5p count chips; each is one JAX device. v3 counts chips of two cores.
     return Topology(name, chip, devices * (2 if found.group(1) == "v3" else 1))

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import glob
 import gzip
+import io
 import itertools
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
@@ -19,6 +21,7 @@ from prompt_tuning.data import sources, tasks
 from prompt_tuning.data.vocabulary import load_vocabulary
 
 HELD_OUT = 100  # without files of its own, every so many documents one is kept for evaluation
+MOST_UNPACKED = 200  # times its size that a gzipped text may be; text is 2 to 20 times
 Tokens = Sequence[int]
 
 
@@ -141,14 +144,47 @@ def read_texts(
     """
     for path in find_files(patterns, macro):
         try:
-            opener = gzip.open if path.endswith(".gz") else open
-            with opener(path, "rt", encoding="utf-8-sig") as file:
+            with _open(path) as file:
                 if re.search(r"\.(jsonl|json)(\.gz)?$", path):
                     yield from _json_texts(path, file, corpus.field)
                 else:
                     yield from split_documents(file, corpus.documents)
-        except (OSError, EOFError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{macro}: {path} cannot be read as UTF-8 text: {error}.") from error
+        except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"{macro}: {path} cannot be read as UTF-8 text: {_reason(error)}. Copy it again, or "
+                "save it as UTF-8."
+            ) from error
+
+
+def _open(path: str) -> TextIO:
+    if not path.endswith(".gz"):
+        return open(path, encoding="utf-8-sig")
+    return io.TextIOWrapper(_Gzipped(path), encoding="utf-8-sig")
+
+
+class _Gzipped(gzip.GzipFile):
+    """A gzipped file, which has to be of a size that text can have."""
+
+    def read1(self, size: int = -1) -> bytes:
+        """What `io.TextIOWrapper` reads by.
+
+        Raises:
+          ConfigError: it unpacks to far more than it should.
+        """
+        data = super().read1(size)
+        if self.tell() > MOST_UNPACKED * os.path.getsize(str(self.name)) + 2**26:
+            raise ConfigError(
+                f"{self.name} unpacks to more than {MOST_UNPACKED} times its size, which text does "
+                "not: it is damaged, or was made to fill the memory. If it is meant, unpack it and "
+                "give the file."
+            )
+        return data
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is none of UTF-8 ({error.reason})"
+    return getattr(error, "strerror", None) or str(error).rstrip(".")
 
 
 def split_documents(lines: Iterable[str], kind: str) -> Iterator[str]:
@@ -172,7 +208,10 @@ def _json_texts(path: str, lines: TextIO, field: str) -> Iterator[str]:
         try:
             row = json.loads(line)
         except ValueError as error:
-            raise ConfigError(f"{path}, line {number}: this is not JSON ({error}).") from error
+            raise ConfigError(
+                f"{path}, line {number}: this is not JSON ({error}). Every line must "
+                "hold an object."
+            ) from error
         value = row.get(field) if isinstance(row, dict) else None
         if not isinstance(value, str):
             raise ConfigError(

@@ -6,13 +6,13 @@ What it writes is a VOCABULARY like any other; the 100 sentinels follow its last
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal
 
 import sentencepiece
 
+from prompt_tuning.checkpoint.replace_folder import writing
 from prompt_tuning.config import ConfigError
 
 EXTRA_IDS = 100
@@ -84,12 +84,15 @@ def write_vocabulary(
     path = Path(output).expanduser().absolute()
     if path.is_dir():
         raise ConfigError(f"--output: {path} is a folder; give the name of a file, like en.model.")
+    if size < 1:
+        raise ConfigError(f"--size must be at least 1, found {size}: T5's vocabulary has 32000.")
     model = train_pieces(texts, size, model_type=model_type)
     temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with writing(f"--output: {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(model)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise ConfigError(f"--output: {path} cannot be written ({error.strerror}).") from error
+        try:
+            temporary.write_bytes(model)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     return path

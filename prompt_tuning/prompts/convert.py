@@ -13,7 +13,7 @@ from prompt_tuning.backbones.huggingface import is_huggingface
 from prompt_tuning.backbones.load import find_path
 from prompt_tuning.checkpoint import prompt_file, t5x, t5x_prompt
 from prompt_tuning.checkpoint.prompt_file import PromptMetadata, StoredPrompt
-from prompt_tuning.checkpoint.replace_folder import local_folder, replace_folder
+from prompt_tuning.checkpoint.replace_folder import local_folder, replace_folder, writing
 from prompt_tuning.config import ConfigError
 from prompt_tuning.exchange import npy, peft
 from prompt_tuning.prompts.embedding import open_embedding, read_identity
@@ -58,7 +58,7 @@ def convert_prompt(
         backbone = os.fspath(path)  # the one around it
     if backbone:
         metadata = _fit(stored, metadata, backbone, path)
-    try:
+    with writing(f"--output {place}"):
         if form == "ours":
             prompt_file.save_prompt(place, stored.array, metadata, base_model=stored.base_model)
         elif form == "peft":
@@ -67,8 +67,6 @@ def convert_prompt(
             npy.write_npy(place, stored.array)
         else:
             metadata = _splice(place, stored, metadata, backbone)
-    except OSError as error:
-        raise ConfigError(f"--output {place} cannot be written: {error.strerror}.") from error
     shape = f"float32{list(stored.array.shape)}"
     said = f"{path}: {_NAMES[stored.form]}, {shape}\n{place}: {_NAMES[form]}, the same values"
     return [said, *_losses(stored, metadata, form, dead_half=dead_half)]
@@ -104,7 +102,7 @@ def _save_peft(
             stored.array,
             base_model=stored.base_model,
             submodules=2 if dead_half else 1,
-            header=header,
+            header={peft.HEADER: header},
         )
 
 

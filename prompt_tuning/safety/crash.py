@@ -28,18 +28,21 @@ _CURES = {
 }
 
 
-def describe_refusal(error: BaseException) -> str | None:
-    """One message where the operating system has refused to read or write; None otherwise."""
+def describe_refusal(error: BaseException, *, continues: bool = True) -> str | None:
+    """One message where the operating system has refused to read or write; None otherwise.
+
+    `continues`: the command is one that goes on from what it has saved.
+    """
     if isinstance(error, ValueError) and "embedded null" in str(error):
         return "a path holds a NUL character. Give the path without it."
     if not isinstance(error, OSError) or error.errno not in _CURES:
         return None
     place = error.filename2 or error.filename
     where = f" ({os.fsdecode(place)})" if isinstance(place, (str, bytes)) else ""
-    return (
-        f"{error.strerror}{where}. {_CURES[error.errno]}. What was saved before is whole, and the "
-        "same command continues from there."
-    )
+    kept = "What was saved before is whole, and the same command continues from there."
+    if not continues:
+        kept = "What was there before is as it was."
+    return f"{error.strerror}{where}. {_CURES[error.errno]}. {kept}"
 
 
 def describe(error: BaseException) -> str:

@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from prompt_tuning.backbones.architecture import infer_model
 from prompt_tuning.checkpoint import prompt_file, run_state, t5x
 from prompt_tuning.config import ConfigError
+from prompt_tuning.model import t5
 from prompt_tuning.safety import manifest, records
 
 STATES = "checkpoints"  # of a MODEL_DIR
@@ -40,7 +42,7 @@ def verify(path: str, *, write: bool = False) -> tuple[list[str], list[str]]:
         )
     place = Path(path).expanduser()
     if not place.exists():
-        raise ConfigError(f"there is nothing at {place}.")
+        raise ConfigError(f"there is nothing at {place}. Check the path.")
     checks = list(_find_checks(place))
     if not write and manifest.path_of(place).exists():
         checks.append((f"{place}, by its manifest", lambda: _by_manifest(place)))
@@ -64,7 +66,7 @@ def _find_checks(place: Path) -> Iterator[Check]:
         yield from _in_model_dir(place)
     elif place.name == STATES and place.is_dir():
         yield from _states(place)
-    elif place.name.isdigit() and place.parent.name == STATES:
+    elif _is_state(place):
         yield _state(place.parent, int(place.name))
     elif _is_checkpoint(place):
         yield f"checkpoint {place}", lambda: _read_through(place)
@@ -147,7 +149,13 @@ def _state(directory: Path, step: int) -> Check:
     return f"state {directory}/{step}", check
 
 
+def _is_state(place: Path) -> bool:
+    return place.name.isdigit() and place.parent.name == STATES
+
+
 def _is_checkpoint(place: Path) -> bool:
+    if _is_state(place.absolute()):  # Orbax's files as well
+        return False
     names = ("checkpoint", "_METADATA", "state/checkpoint", "state/_METADATA")
     return any((place / name).is_file() for name in names)
 
@@ -168,9 +176,25 @@ def _read_prompt(place: Path) -> str:
 
 def _read_through(place: Path) -> str:
     count = len(digest_arrays(place))
+    _check_model(place)
     has = manifest.path_of(place).exists()
     more = "" if has else "; bits that flipped show against a manifest only (--write)"
     return f"{count} arrays, step {t5x.read_step(place)}, all can be read{more}"
+
+
+def _check_model(place: Path) -> None:
+    """Returns if the parameters are all of a T5's, and no others but a prompt's.
+
+    Raises:
+      ConfigError: names those that are missing, unknown or of another shape.
+    """
+    found = {name: shape for name, shape in t5x.read_shapes(place).items() if "prompt" not in name}
+    needed = t5.param_shapes(infer_model(found, None, f"the checkpoint {place}"))
+    t5x.check_tree(
+        str(place),
+        {name: (shape, np.dtype("float32")) for name, shape in found.items()},
+        {name: tuple(shape.shape) for name, shape in needed.items()},
+    )
 
 
 def digest_arrays(place: Path) -> dict[str, str]:
@@ -182,6 +206,11 @@ def digest_arrays(place: Path) -> dict[str, str]:
     digests = {}
     for name in t5x.read_shapes(place, contents=True):
         array = t5x.read_param(place, name)
+        if array.dtype.kind not in "fV":  # bfloat16 is a V
+            raise ConfigError(
+                f"{name} of the checkpoint {place} holds {array.dtype}, expected floating-point "
+                "numbers: it is damaged, or no model. Copy it again."
+            )
         if not np.isfinite(array.astype(np.float32)).all():
             raise ConfigError(
                 f"{name} of the checkpoint {place} holds values that are not finite: its training "

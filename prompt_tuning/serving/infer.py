@@ -17,7 +17,7 @@ import tqdm
 
 from prompt_tuning.backbones import load
 from prompt_tuning.checkpoint import prompt_file
-from prompt_tuning.checkpoint.replace_folder import local_folder
+from prompt_tuning.checkpoint.replace_folder import local_folder, replace_text, writing
 from prompt_tuning.config import ConfigError, InferRun
 from prompt_tuning.serving import lines
 from prompt_tuning.serving.predictor import Predictor
@@ -82,7 +82,8 @@ def run_infer(
                 answers.append(answer)
     if config_text and not output:
         config = local_folder(run.infer_output_dir, "INFER_OUTPUT_DIR") / "config.gin"
-        config.write_text(config_text, encoding="utf-8")
+        with writing(str(config)):
+            replace_text(config, config_text)
     if output != lines.STANDARD:
         how = "" if prompts else ", without a prompt"
         print(f"{len(answers)} answers{how}: {output or run.infer_output_dir}", flush=True)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from prompt_tuning.checkpoint.replace_folder import writing
 from prompt_tuning.config import ConfigError
 
 STANDARD = "-"  # standard input, standard output
@@ -65,7 +66,10 @@ def _read(path: str) -> list[bytes]:
         file = None if path == STANDARD else Path(path).expanduser()
         data = sys.stdin.buffer.read() if file is None else file.read_bytes()
     except OSError as error:
-        raise ConfigError(f"--input: {path} cannot be read ({error.strerror}).") from error
+        raise ConfigError(
+            f"--input: {path} cannot be read ({error.strerror}). Give a file of texts or JSON "
+            "lines, or - for standard input."
+        ) from error
     lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
     return [line.removesuffix(b"\r") for line in (lines if lines[-1] else lines[:-1])]
 
@@ -133,10 +137,11 @@ def replace_file(path: str | Path) -> Iterator[TextIO]:
         reason = f"{error.strerror}: choose another place"
         raise ConfigError(f"the answers cannot be written to {path} ({reason}).") from error
     try:
-        with file:
-            yield file
-        if plain:
-            new.replace(place)
+        with writing(f"the answers in {path}", opened=True):
+            with file:
+                yield file
+            if plain:
+                new.replace(place)
     finally:
         if plain:
             new.unlink(missing_ok=True)

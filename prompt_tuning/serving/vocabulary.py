@@ -196,8 +196,8 @@ def _read(path: str) -> bytes:
     except OSError as error:
         raise ConfigError(
             f"VOCABULARY: the SentencePiece model {path!r} cannot be read ({error.strerror}). "
-            f"VOCABULARY is the path of one (local or gs://), a Hugging Face folder, '{BYTES}' or "
-            f"'{TINY}'."
+            f"Set VOCABULARY to the path of one (local or gs://), a Hugging Face folder, '{BYTES}' "
+            f"or '{TINY}'."
         ) from error
 
 

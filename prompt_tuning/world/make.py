@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from prompt_tuning.checkpoint.replace_folder import local_folder, replace_folder
+from prompt_tuning.checkpoint.replace_folder import local_folder, replace_folder, writing
 from prompt_tuning.config import ConfigError
 from prompt_tuning.world import language, miniatures
 from prompt_tuning.world.generator import Draw
@@ -39,7 +39,7 @@ def make_world(seed: int, out: str, *, texts: int = TEXTS, train_rows: int = ROW
             f"--seed must be 0 or more, --texts and --rows 1 or more; found {seed}, {texts} and "
             f"{train_rows}."
         )
-    with replace_folder(folder) as new:
+    with writing(f"--out {folder}"), replace_folder(folder) as new:
         _write_lines(new / "corpus.txt", language.corpus(texts, 4 * seed))
         _write_lines(new / "held_out.txt", language.corpus(HELD_OUT, 4 * seed + 1))
         sizes = {**ROWS, "train": train_rows}
