@@ -27,10 +27,10 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from prompt_tuning.exchange import file_list
 from prompt_tuning.checkpoint.replace_folder import local_folder
 from prompt_tuning.checkpoint.storage import reason_of
 from prompt_tuning.config import ConfigError
+from prompt_tuning.exchange import file_list
 
 TreeT = TypeVar("TreeT")
 

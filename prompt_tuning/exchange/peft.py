@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.numpy
 from jaxtyping import Float, Shaped
 
 from prompt_tuning.config import ConfigError
@@ -75,8 +74,17 @@ def write_peft(
     (folder / CONFIG).write_text(to_json(config))
     described = {"format": "pt", **header}
     rows = np.concatenate([prompt] * submodules)
-    # Not `save_file`: what a full disk says would be no OSError.
-    (folder / WEIGHTS).write_bytes(safetensors.numpy.save({TENSOR: rows}, metadata=described))
+    (folder / WEIGHTS).write_bytes(_serialize(rows, described))
+
+
+def _serialize(rows: Float[np.ndarray, "R D"], described: Mapping[str, str]) -> bytes:
+    """A safetensors file; the library's own writer puts two texts of the header in any order."""
+    data = np.ascontiguousarray(rows, "<f4").tobytes()
+    tensor = {"dtype": "F32", "shape": list(rows.shape), "data_offsets": [0, len(data)]}
+    header = {"__metadata__": dict(described), TENSOR: tensor}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data
 
 
 def to_json(value: Mapping[str, Any]) -> str:

@@ -151,8 +151,8 @@ def read_texts(
                     yield from split_documents(file, corpus.documents)
         except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
             raise ConfigError(
-                f"{macro}: {path} cannot be read as UTF-8 text: {_reason(error)}. Copy it again, or "
-                "save it as UTF-8."
+                f"{macro}: {path} cannot be read as UTF-8 text: {_reason(error)}. Copy it again, "
+                "or save it as UTF-8."
             ) from error
 
 

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from prompt_tuning.config import ConfigError
 from prompt_tuning.exchange import file_list
 from prompt_tuning.exchange.file_list import NAME
-from prompt_tuning.config import ConfigError
 
 SUFFIX = ".sha256.json"
 SHOWN = 10  # problems, in an error
