@@ -1,13 +1,22 @@
 """SENTINEL_TARGETS, the paper's "span corruption + sentinel": only what is asked for begins so."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_models import CONFIG
 
-from prompt_tuning.config import DataConfig, EvalConfig
+from prompt_tuning.config import TINY, DataConfig, EvalConfig, Experiment
 from prompt_tuning.data import features, tasks
 from prompt_tuning.data.vocabulary import SentinelTargets, load_vocabulary
+from prompt_tuning.model import sharding, t5
 from prompt_tuning.scoring import ranking
 from prompt_tuning.scoring.eval_task import make_eval_task
+from prompt_tuning.scoring.evaluate import Evaluator, evaluate
+from prompt_tuning.serving import vocabulary as serving_vocabulary
+from prompt_tuning.serving.predictor import Predictor
 
 
 @pytest.mark.parametrize("spec", ["tiny", "bytes"])
@@ -48,3 +57,43 @@ def test_a_task_is_asked_and_ranked_with_it():
     words = ranking.word_ids(task)[0]
     assert all(ids[0] == first and ids[-1] == 1 for ids in words)
     assert task.postprocess(0, task.vocabulary.decode(list(words[0]))) == 0
+
+
+def test_the_predictor_answers_as_evaluation_does():
+    """Ranked and generated under the same prompt, from seqio's tokens there and from texts here."""
+    model = dataclasses.replace(CONFIG, num_embeddings=512)
+    params = t5.init_params(model, jax.random.key(0))
+    # A model that answers with a sentinel, as one that was trained on span corruption.
+    sentinel = load_vocabulary("tiny").vocab_size - 1
+    head = params["decoder/logits_dense/kernel"]
+    params["decoder/logits_dense/kernel"] = head.at[:, sentinel].multiply(8.0)
+    prompt = np.random.default_rng(0).normal(size=(3, model.embed_dim)).astype(np.float32)
+    (rows,) = features.load_eval_rows(data(True), limit=6)
+    texts = [example["inputs_pretokenized"].decode() for example in rows.rows.examples]
+    predictor = Predictor(
+        model,
+        params,
+        serving_vocabulary.load_vocabulary("tiny"),
+        {"it": prompt},
+        max_input_length=64,
+        max_target_length=8,
+        sentinel_targets=True,
+    )
+    experiment = Experiment(
+        model_dir="unused",
+        initial_checkpoint_path=TINY,
+        model=model,
+        data=dataclasses.replace(data(True), batch_size=8),
+        eval=EvalConfig(method="both"),
+    )
+    task = make_eval_task(rows, experiment.eval)
+    mesh = sharding.make_mesh(1, jax.devices()[:1])
+    found = evaluate(Evaluator(experiment, mesh), (params, jnp.asarray(prompt)), task).rows
+    labels = rows.label_words
+    scores = predictor.score(texts, labels, "it")
+    expected = [[row["label_scores"][label] for label in labels] for row in found]
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-5)
+    answers = predictor.generate_all(texts, "it")
+    assert [one.text for (one,) in answers] == [row["output"] for row in found]
+    plain = dataclasses.replace(predictor, sentinel_targets=False)
+    assert not np.allclose(plain.score(texts, labels, "it"), scores, atol=1e-3)

@@ -51,6 +51,7 @@ class Predictor:
     max_input_length: int = 512  # tokens, end-of-sequence counted and the prompt not
     max_target_length: int = 32
     batch_size: int = 32
+    sentinel_targets: bool = False  # outputs begin with T5's first sentinel, as SENTINEL_TARGETS
     table: mixed_batch.PromptTable = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -81,12 +82,13 @@ class Predictor:
         prompts: Mapping[str, str | os.PathLike[str]],
         *,
         num_model_partitions: int = 1,
-        **limits: int,
+        **settings: int,
     ) -> Predictor:
         """A predictor over a backbone and prompt folders or .npy files, by name.
 
         The backbone is a T5X checkpoint, a Hugging Face folder, an hf:// address, or "tiny".
-        `limits` are `max_input_length`, `max_target_length` and `batch_size`.
+        `settings` are `max_input_length`, `max_target_length`, `batch_size` and
+        `sentinel_targets`.
 
         Raises:
           ConfigError: something cannot be read, or a prompt was made for another model.
@@ -111,7 +113,7 @@ class Predictor:
                 where=prompts[name],
             )
         arrays = {name: prompt for name, (prompt, _) in loaded.items()}
-        return cls(config, backbone, loaded_vocabulary, arrays, **limits)
+        return cls(config, backbone, loaded_vocabulary, arrays, **settings)
 
     def generate(
         self,
@@ -214,7 +216,7 @@ class Predictor:
             )
             for place, ids, scores in zip(places, *jax.device_get(found), strict=False):
                 pairs = zip(ids.tolist(), scores.tolist(), strict=True)
-                results[place] = [Generated(self.vocabulary.decode(i), s) for i, s in pairs][::-1]
+                results[place] = [Generated(self._decode(i), s) for i, s in pairs][::-1]
         return [results[place] for place in range(len(rows))]
 
     def score_rows(
@@ -242,11 +244,21 @@ class Predictor:
     def _label_tokens(self, labels: Sequence[str]) -> Int[np.ndarray, "C L"]:
         if isinstance(labels, str) or not labels:
             raise ConfigError(f"expected a list of labels to rank, found {labels!r}.")
-        ids = [[*self.vocabulary.encode(label), self.vocabulary.eos_id] for label in labels]
+        first = [self._sentinel] if self.sentinel_targets else []
+        eos = self.vocabulary.eos_id
+        ids = [[*first, *self.vocabulary.encode(label), eos] for label in labels]
         tokens = np.zeros((len(ids), max(map(len, ids))), np.int32)
         for row, label in zip(tokens, ids, strict=True):
             row[: len(label)] = label
         return tokens
+
+    @property
+    def _sentinel(self) -> int:
+        return self.vocabulary.vocab_size - 1
+
+    def _decode(self, ids: list[int]) -> str:
+        starts_so = self.sentinel_targets and ids[:1] == [self._sentinel]
+        return self.vocabulary.decode(ids[1:] if starts_so else ids)
 
     def _batches(
         self, rows: Sequence[Sequence[int]], prompts: PromptNames
