@@ -11,7 +11,7 @@ import difflib
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -82,7 +82,7 @@ class Predictor:
         prompts: Mapping[str, str | os.PathLike[str]],
         *,
         num_model_partitions: int = 1,
-        **settings: int,
+        **settings: Any,
     ) -> Predictor:
         """A predictor over a backbone and prompt folders or .npy files, by name.
 
