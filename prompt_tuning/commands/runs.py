@@ -211,7 +211,7 @@ def _train(args: argparse.Namespace, rest: list[str]) -> int:
             import_tensorflow()
             from prompt_tuning.pretraining import run
 
-            run.pretrain(loaded.run, config_text=text)
+            run.pretrain(loaded.run, config_text=text, debug_nans=args.debug_nans)
     return 0
 
 

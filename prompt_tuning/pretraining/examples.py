@@ -179,6 +179,16 @@ class Epoch:
             parts.append(self.documents.tokens[max(start + shift, begin) : min(stop + shift, end)])
         return np.concatenate(parts, dtype=np.int32)
 
+    def sources(self, place: int) -> list[int]:
+        """The numbers of the documents, from 0, that the example at a place is made of."""
+        chunk = int(self._order[place])
+        start, stop = self.starts[chunk], self.starts[chunk] + self.lengths[chunk]
+        if not self.shape.config.merge_documents:
+            return [int(np.searchsorted(self.documents.starts, start, side="right")) - 1]
+        order, ends = self._merged
+        first, last = np.searchsorted(ends, [start, stop - 1], side="right")
+        return order[first : last + 1].tolist()
+
     @functools.cached_property
     def _merged(self) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "N"]]:
         """The documents in the order of the epoch, and where each ends in its text."""
@@ -227,13 +237,26 @@ class Examples:
             chosen = [found.row(i) for i in rows[start:][:batch_size]]
             yield self._arrays(chosen + [[]] * (batch_size - len(chosen)))
 
+    def sources(self, step: int, batch_size: int) -> list[list[int]]:
+        """The numbers of the documents, from 0, behind each row of a step."""
+        found = map(self._find, range(step * batch_size, (step + 1) * batch_size))
+        return [
+            sorted({source for place in epoch.rows[row] for source in epoch.sources(place)})
+            for epoch, row in found
+        ]
+
     def _row(self, position: int) -> list[Pair]:
-        """The examples of a row of the endless sequence; an epoch has the rows that it packs."""
+        """The examples of a row of the endless sequence."""
+        epoch, row = self._find(position)
+        return epoch.row(row)
+
+    def _find(self, position: int) -> tuple[Epoch, int]:
+        """Epoch and number in it of a row; an epoch has the rows that it packs."""
         while self._rows_before[-1] <= position:
             rows = self.epoch(len(self._rows_before) - 1).num_rows
             self._rows_before.append(self._rows_before[-1] + rows)
         epoch = int(np.searchsorted(self._rows_before, position, side="right")) - 1
-        return self.epoch(epoch).row(position - self._rows_before[epoch])
+        return self.epoch(epoch), position - self._rows_before[epoch]
 
     def _arrays(self, rows: Sequence[Sequence[Pair]]) -> Batch:
         shape = self.shape

@@ -67,10 +67,13 @@ class PretrainResult:
     summary: str
 
 
-def pretrain(experiment: Experiment, *, config_text: str = "") -> PretrainResult:
+def pretrain(
+    experiment: Experiment, *, config_text: str = "", debug_nans: bool = False
+) -> PretrainResult:
     """Trains every weight on a corpus and leaves T5X checkpoints in MODEL_DIR.
 
     The same experiment again continues a killed run, or goes on where more steps are asked for.
+    With `debug_nans` JAX looks for NaNs after each operation of a step that ends in one.
 
     Raises:
       ConfigError: the experiment, its corpus, its checkpoint or its MODEL_DIR does not fit.
@@ -82,7 +85,11 @@ def pretrain(experiment: Experiment, *, config_text: str = "") -> PretrainResult
     _check_microbatches(experiment, mesh)
     model_dir = setup.make_dir(experiment.model_dir, "MODEL_DIR")
     signals.current().saved = lambda: saved.describe_saved(model_dir)
-    with processes.writing_folder(model_dir) as folder, lock.hold(folder, "MODEL_DIR"):
+    with (
+        processes.writing_folder(model_dir) as folder,
+        lock.hold(folder, "MODEL_DIR"),
+        jax.debug_nans(debug_nans),
+    ):
         return _pretrain(experiment, mesh, (model_dir, folder), config_text)
 
 
@@ -129,6 +136,8 @@ def _pretrain(
         except signals.Stopped as stopped:
             _save_what_there_is(run, progress)
             raise signals.Stopped(stopped.signum, saved.describe_saved(shared)) from None
+        except FloatingPointError as error:
+            raise _describe_divergence(run, progress, error) from error
 
     # ---- result
     log.close()
@@ -308,16 +317,24 @@ def _log_held_out(run: Run, step: int, values: Mapping[str, float]) -> str:
 def _log_training(run: Run, progress: Progress) -> float:
     """Records the means since the last record and returns the loss per target token."""
     sums, progress.sums = jax.device_get(progress.sums), []
-    try:
-        health.check_finite(sums, progress.step - run.start)
-    except health.NotFiniteError as error:
-        raise FloatingPointError(
-            f"{error}. What was saved before is in {run.log.model_dir}. Start again in another "
-            "MODEL_DIR with a lower LEARNING_RATE, more WARMUP_STEPS, or DTYPE = 'float32'."
-        ) from error
+    health.check_finite(sums, progress.step)
     values = report.mean_values(sums)
     run.log.training(progress.step, values, task=run.corpus.name)
     return values["loss"]
+
+
+def _describe_divergence(
+    run: Run, progress: Progress, error: FloatingPointError
+) -> FloatingPointError:
+    """The error with the step, the documents of its rows, and what is saved."""
+    step, said = health.describe_not_finite(error, progress.step)
+    rows = run.corpus.train.sources(step - 1 - run.start, run.experiment.data.batch_size)
+    named = "; ".join(", ".join(map(str, row)) for row in rows)
+    return FloatingPointError(
+        f"{said}. The documents of {run.corpus.name} in the rows of its batch, from 0: {named}. "
+        f"{saved.describe_saved(Path(run.experiment.model_dir), go_on=False)} Start again in another MODEL_DIR "
+        "with a lower LEARNING_RATE, more WARMUP_STEPS, or DTYPE = 'float32'."
+    )
 
 
 def _result(run: Run, step: int, model_dir: Path) -> PretrainResult:

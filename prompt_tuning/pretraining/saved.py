@@ -111,9 +111,9 @@ def save(
         shutil.rmtree(folder)
 
 
-def describe_saved(model_dir: Path) -> str:
-    """What a run that is stopped leaves, as a sentence."""
-    saved = find_checkpoints(model_dir)
-    if not saved:
+def describe_saved(model_dir: Path, *, go_on: bool = True) -> str:
+    """What a run leaves that has to end, as a sentence; without `go_on` it cannot."""
+    found = find_checkpoints(model_dir)
+    if not found:
         return "Nothing is saved yet."
-    return f"{saved[-1]} is saved, and the same command continues from there."
+    return f"{found[-1]} is saved{', and the same command continues from there' * go_on}."

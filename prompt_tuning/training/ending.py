@@ -57,11 +57,7 @@ def _keep(run: Run, course: Course) -> str:
 
 def _describe_divergence(run: Run, course: Course, error: FloatingPointError) -> FloatingPointError:
     """The error with the step, its rows, and the last good prompt, which is written."""
-    if isinstance(error, health.NotFiniteError):
-        step, said = error.step, f"{error}; --debug-nans shows where the first NaN comes from"
-    else:  # JAX's own, for --debug-nans
-        step = course.step + 1
-        said = f"the run diverged in step {step}, {health.locate(error)}"
+    step, said = health.describe_not_finite(error, course.step)
     rows = health.name_rows(run.data, run.experiment, step - run.backbone.step)
     return FloatingPointError(
         f"{said}. The rows of its batch: {rows}. {_keep_last_good(run, course)} Start again in "

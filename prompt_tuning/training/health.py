@@ -18,16 +18,16 @@ from prompt_tuning.data import features
 from prompt_tuning.data.order import row_order
 from prompt_tuning.training import setup
 
-FEWEST = 8  # records of the loss to judge by
-WINDOW = 10  # records of the loss that are compared with as many before
-FLAT = 0.97  # of the loss a window earlier: less has not moved
+FEWEST = 8  # losses to judge by, of steps or of records
+WINDOW = 10  # losses that are compared with as many before, in a short run
+FLAT = 0.97  # of the loss a window earlier: more has not moved
 NEAR = 0.9  # of the entropy of the targets
 RISEN = 1.5  # times the lowest loss of a window
 MANY = 100  # different targets: their frequencies are no baseline any more
 
 
 class NotFiniteError(FloatingPointError):
-    """The loss or its gradient became NaN or infinite at `step`, counted from 1 in this run."""
+    """The loss or its gradient became NaN or infinite in the step that ends at `step`."""
 
     def __init__(self, step: int, said: str) -> None:
         self.step = step
@@ -45,6 +45,13 @@ def check_finite(sums: Sequence[Mapping[str, Any]], step: int) -> None:
         if bad:
             values = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in bad.items())
             raise NotFiniteError(number, f"the run diverged in step {number} ({values})")
+
+
+def describe_not_finite(error: FloatingPointError, done: int) -> tuple[int, str]:
+    """The step that was not finite, and what is known of it, after `done` whole steps."""
+    if isinstance(error, NotFiniteError):
+        return error.step, f"{error}; --debug-nans shows where the first NaN comes from"
+    return done + 1, f"the run diverged in step {done + 1}, {locate(error)}"  # JAX's own
 
 
 def name_rows(data: setup.Data, experiment: Experiment, step: int) -> str:
@@ -91,21 +98,27 @@ def target_entropy(rows: Sequence[features.Rows], rates: Sequence[float]) -> flo
 def describe_trouble(losses: Sequence[float], entropy: float | None) -> str | None:
     """What is wrong with the course of a cross entropy per token, as a sentence; None if nothing.
 
+    The last quarter is compared with the one before. A fall counts when it is more than the noise
+    of the steps: twice the standard error of the difference.
+
     >>> describe_trouble([0.7] * 20, entropy=0.69)[:26]
     'the run is not learning: t'
     """
     if len(losses) < FEWEST:
         return None
-    size = min(WINDOW, len(losses) // 2)
+    size = min(max(WINDOW, len(losses) // 4), len(losses) // 2)
     ends = range(len(losses), size - 1, -size)
-    means = [float(np.mean(losses[end - size : end])) for end in ends]
+    windows = [np.asarray(losses[end - size : end], np.float64) for end in ends]
+    means = [float(window.mean()) for window in windows]
     now, before, lowest = means[0], means[1], min(means)
+    noise = 2.0 * math.sqrt((windows[0].var() + windows[1].var()) / size)
+    falls = before - now > max((1.0 - FLAT) * before, noise)
     if now > RISEN * lowest and now >= FLAT * before and (entropy is None or now > entropy):
         return (
             f"the run is diverging: the cross entropy per token was {lowest:.3f} and is {now:.3f}. "
             "A lower LEARNING_RATE or a warm-up (WARMUP_STEPS) may help."
         )
-    if entropy is None or now < NEAR * entropy or now < FLAT * before:
+    if entropy is None or now < NEAR * entropy or falls:
         return None
     where = "at" if now < entropy / NEAR else "above"
     return (

@@ -256,22 +256,25 @@ def _finish_step(run: Run, course: Course, progress: report.Progress, end: int) 
         course.standing, said = _evaluate(run, course)
         shown["best"] = f"{course.standing.best_score:.1f}"
         progress.say(f"step {done}/{total} ({course.step}): {said}")
-        if trouble := health.describe_trouble(_losses(run), run.entropy):
+        if trouble := health.describe_trouble(_losses(run, course), run.entropy):
             progress.say(f"step {done}/{total}: {trouble}")
     if saves:
         courses.save(run, course)
     progress.update(done, shown)
 
 
-def _losses(run: Run) -> list[float]:
+def _losses(run: Run, course: Course) -> list[float]:
+    """Cross entropies per token of each step; soon after a new start, of each record."""
     records = report.read_records(run.log.model_dir / report.METRICS)
-    return [r["value"] for r in records if r["name"] == "cross_entropy"]
+    recorded = [r["value"] for r in records if r["name"] == "cross_entropy"]
+    return max(course.losses, recorded, key=len)
 
 
 def _log_training(run: Run, course: Course) -> float:
     """Records the means since the last record and returns the loss per target token."""
     sums = jax.device_get(course.sums)
     health.check_finite(sums, course.step)
+    course.losses += [float(one["cross_entropy"] / max(one["tokens"], 1.0)) for one in sums]
     values = report.mean_values(sums)
     run.log.training(course.step, values, task=run.experiment.data.names[0])
     course.sums = []
