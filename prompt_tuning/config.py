@@ -248,6 +248,7 @@ class Experiment:
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     num_model_partitions: int = 1
+    verify_checkpoint: bool = False  # hold the backbone's files against their manifest first
 
     @property
     def from_scratch(self) -> bool:
@@ -302,6 +303,7 @@ class EvalRun:
     data: DataConfig
     eval: EvalConfig = EvalConfig()
     num_model_partitions: int = 1
+    verify_checkpoint: bool = False
 
     @property
     def experiment(self) -> Experiment:
@@ -323,6 +325,7 @@ class InferRun:
     return_all_decodes: bool = False  # all beams or samples of a row, the best first
     eval: EvalConfig = EvalConfig()
     num_model_partitions: int = 1
+    verify_checkpoint: bool = False
 
     def __post_init__(self) -> None:
         _check(
@@ -346,6 +349,7 @@ def _as_experiment(run: EvalRun | InferRun, directory: str) -> Experiment:
         prompt=PromptConfig(class_labels=run.class_labels),
         eval=run.eval,
         num_model_partitions=run.num_model_partitions,
+        verify_checkpoint=run.verify_checkpoint,
     )
 
 
@@ -370,6 +374,7 @@ _PLACES = frozenset(
         "model_dir",
         "initial_checkpoint_path",
         "num_model_partitions",
+        "verify_checkpoint",
         "data.vocabulary",
         "data.tfds_data_dir",
         "data.files.train_file",

@@ -147,6 +147,8 @@ def _refuse_unknown_to_t5x(run: Run) -> None:
         problems += _compare_periods(config.period, run.train.checkpoint_period)
     if config.early_stopping_evals != default.early_stopping_evals:
         problems.append("EARLY_STOPPING_EVALS: it trains to the last step")
+    if run.verify_checkpoint:
+        problems.append("VERIFY_CHECKPOINT: hold it against its manifest with `t5x verify`")
     if model.relative_attention_num_buckets != _BUCKETS:
         problems.append(f"RELATIVE_ATTENTION_NUM_BUCKETS: its network has {_BUCKETS}")
     if model.relative_attention_max_distance != _DISTANCE:

@@ -31,7 +31,16 @@ ALLOWED = {
     "text": set(),
     "tables": {"text"},
     "data": {"exchange", "tables", "text", "world"},
-    "serving": {"backbones", "checkpoint", "data", "exchange", "model", "tables", "world"},
+    "serving": {
+        "backbones",
+        "checkpoint",
+        "data",
+        "exchange",
+        "model",
+        "safety",
+        "tables",
+        "world",
+    },
     "scoring": {"data", "model", "text"},
     "training": {
         *(

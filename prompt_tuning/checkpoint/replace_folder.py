@@ -90,9 +90,16 @@ def replace_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 def replace_text(path: Path, text: str) -> None:
     """Writes a file beside `path` and gives it its name, so that nobody ever reads half of it."""
+    with replace_file(path) as new:
+        new.write_bytes(text.encode("utf-8"))
+
+
+@contextlib.contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Where to write a file that takes the name `path` when the block ends without an error."""
     new = path.with_name(f".{path.name}.tmp")
     try:
-        new.write_bytes(text.encode("utf-8"))
+        yield new
         new.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):

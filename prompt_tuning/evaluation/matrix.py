@@ -73,7 +73,7 @@ def run_eval(
     with writing(what), processes.writing_folder(output_dir) as folder:
         if config_text:
             replace_text(folder / "config.gin", config_text)
-        log = report.RunLog(folder, step=-1)
+        log = report.RunLog.of_evaluation(folder)
         matrix = Matrix({}, methods=methods(run.eval))
         if run.eval.baselines:
             for task in data.eval_tasks:
@@ -88,6 +88,7 @@ def run_eval(
                 cell = _write(run, log, (prompt, task), scored, suffix)
                 matrix.metrics.setdefault(prompt.name, {})[task.name] = scored.metrics
                 matrix.cells.setdefault(prompt.name, {})[task.name] = cell
+        log.replace()
         log.close()
         _finish(matrix, folder)
         return matrix

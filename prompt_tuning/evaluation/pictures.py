@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from prompt_tuning.checkpoint.replace_folder import replace_file
 from prompt_tuning.scoring.analysis import ILLEGAL, Analysis
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ def draw_matrix(matrix: Matrix, folder: Path) -> Path | None:
         _label(panel, tasks, [_tail(name) for name in means])
         panel.set_title(f"mean of metrics, {method}", fontsize="medium")
     path = folder / "matrix.png"
-    figure.savefig(path, dpi=150)
+    with replace_file(path) as new:
+        figure.savefig(new, dpi=150, format="png")
     return path
 
 
@@ -46,7 +48,8 @@ def draw_confusion(analysis: Analysis, name: str, folder: Path) -> Path | None:
         panel.set(xlabel="answer", ylabel="target")
         panel.set_title(f"{name}, {method}", fontsize="medium")
     path = folder / f"{name}-confusion.png"
-    figure.savefig(path, dpi=150)
+    with replace_file(path) as new:
+        figure.savefig(new, dpi=150, format="png")
     return path
 
 

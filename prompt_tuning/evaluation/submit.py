@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from prompt_tuning.checkpoint.replace_folder import replace_text
+from prompt_tuning.checkpoint.replace_folder import replace_file, replace_text
 from prompt_tuning.config import ConfigError, EvalRun
 from prompt_tuning.data import features, tasks
 from prompt_tuning.evaluation import submission_format as form
@@ -39,6 +39,7 @@ def run_submit(run: EvalRun, submission_dir: str, *, make_zip: bool = False) -> 
     """
     experiment = run.experiment
     mesh = sharding.make_mesh(experiment.num_model_partitions)
+    setup.check_memory(experiment, mesh)
     files = find_prompts(run.prompt_file)
     if not files:
         raise ConfigError("there is nothing to submit: PROMPT_FILE names no prompt.")
@@ -62,7 +63,10 @@ def run_submit(run: EvalRun, submission_dir: str, *, make_zip: bool = False) -> 
     if missing:
         print(f"no answers for {', '.join(missing)}: the server wants all eight tasks", flush=True)
     if make_zip:
-        with zipfile.ZipFile(folder / "submission.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        with (
+            replace_file(folder / "submission.zip") as new,
+            zipfile.ZipFile(new, "w", zipfile.ZIP_DEFLATED) as archive,
+        ):
             for path in written:
                 archive.write(path, path.name)
         print(f"zip: {folder / 'submission.zip'}", flush=True)

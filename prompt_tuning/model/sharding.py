@@ -6,6 +6,7 @@ annotations; XLA propagates what is said here of parameters and batch.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -83,6 +84,30 @@ def param_shardings(
         name: NamedSharding(mesh, partition_spec(name, value.shape, mesh))
         for name, value in shapes.items()
     }
+
+
+def check_memory(mesh: Mesh, needed: int, what: str, lengths: tuple[int, int]) -> None:
+    """Refuses a setting that needs more bytes than there are, for rows of these lengths.
+
+    Raises:
+      ConfigError: `what` is too large.
+    """
+    memory, (inputs, targets) = memory_of(mesh), lengths
+    if needed > memory:
+        raise ConfigError(
+            f"{what} with rows of {inputs} + {targets} tokens (TASK_FEATURE_LENGTHS and "
+            f"PROMPT_LENGTH) needs more than {needed / 2**30:,.0f} GiB for a step, and the "
+            f"{mesh.size} devices have {memory / 2**30:,.0f} GiB: lower {what.split(' ')[0]} or "
+            "the lengths."
+        )
+
+
+def memory_of(mesh: Mesh) -> int:
+    """Bytes of all devices of the mesh; the machine's where they are its processors."""
+    limits = [(d.memory_stats() or {}).get("bytes_limit", 0) for d in mesh.local_devices]
+    if all(limits):
+        return sum(limits) * mesh.size // len(limits)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * jax.process_count()
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from prompt_tuning.checkpoint.replace_folder import replace_file
 from prompt_tuning.training import report
 
 _HELD_OUT = "cross_entropy/held_out"
@@ -36,5 +37,6 @@ def draw_losses(model_dir: Path) -> Path | None:
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     path = model_dir / "curves.png"
-    figure.savefig(path, dpi=150)
+    with replace_file(path) as new:
+        figure.savefig(new, dpi=150, format="png")
     return path

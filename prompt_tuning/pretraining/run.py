@@ -181,6 +181,7 @@ def _first_state(experiment: Experiment, mesh: Mesh, start: int) -> tuple[steps.
         key = jax.random.key(experiment.train.random_seed)
         params = jax.jit(make, out_shardings=places)(key)
     else:
+        setup.verify_checkpoint(experiment)
         params, _ = load.read_backbone(
             experiment.checkpoint, experiment.model, dtype="float32", shardings=places
         )

@@ -61,6 +61,28 @@ def check(place: Path, arrays: Mapping[str, str] = NO_ARRAYS) -> int:
     return len(expected)
 
 
+def check_checkpoint(spec: str) -> str:
+    """Holds the files of a checkpoint against their manifest, before it is loaded; says so.
+
+    Raises:
+      ConfigError: they differ, there is no manifest, or the checkpoint is not on this machine.
+    """
+    if "://" in spec:
+        raise ConfigError(
+            f"VERIFY_CHECKPOINT = True: {spec} is not on this machine, so its files cannot be held "
+            "against a manifest. Copy it here, or set VERIFY_CHECKPOINT = False."
+        )
+    place = Path(spec).expanduser()
+    if place.exists() and not path_of(place).exists():
+        raise ConfigError(
+            f"VERIFY_CHECKPOINT = True, and {place} has no manifest. While the checkpoint is known "
+            f"to be good, record one: `t5x verify {place} --write`."
+        )
+    if not place.exists():
+        return ""  # whoever loads it says so better
+    return f"backbone: {check(place)} files of {place}, all with the SHA-256 that was recorded"
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         return file_list.read(path)

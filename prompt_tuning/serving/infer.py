@@ -19,6 +19,8 @@ from prompt_tuning.backbones import load
 from prompt_tuning.checkpoint import prompt_file
 from prompt_tuning.checkpoint.replace_folder import local_folder, replace_text, writing
 from prompt_tuning.config import ConfigError, InferRun
+from prompt_tuning.model import sharding
+from prompt_tuning.safety import manifest
 from prompt_tuning.serving import lines
 from prompt_tuning.serving.predictor import Predictor
 from prompt_tuning.tables.examples import fill_inputs
@@ -59,10 +61,13 @@ def run_infer(
     Raises:
       ConfigError: a row, a prompt, the model or the place to write to is not as it should be.
     """
+    _check_memory(run)
     asked = [_read_file(run, input)] if input else _read_tasks(run)
     prompts = {name: name for questions in asked for name in questions.prompts if name}
     if said := load.say_unused_prompt(run.checkpoint_path, prompts):
         print(said, file=sys.stderr)
+    if run.verify_checkpoint:
+        print(manifest.check_checkpoint(load.find_path(run.checkpoint_path)), file=sys.stderr)
     with contextlib.ExitStack() as stack:
         files = _open_outputs(run, [questions.name for questions in asked], output, stack)
         predictor = Predictor.from_checkpoint(
@@ -89,6 +94,16 @@ def run_infer(
         how = "" if prompts else ", without a prompt"
         print(f"{len(answers)} answers{how}: {output or run.infer_output_dir}", flush=True)
     return answers
+
+
+def _check_memory(run: InferRun) -> None:
+    """Refuses a batch whose tokens and targets' logits alone cannot fit the devices."""
+    rows = run.eval.batch_size or run.data.batch_size
+    name = "EVAL_BATCH_SIZE" if run.eval.batch_size else "BATCH_SIZE"
+    lengths = run.data.task_feature_lengths
+    sizes = lengths["inputs"], lengths["targets"]
+    mesh = sharding.make_mesh(run.num_model_partitions)
+    sharding.check_memory(mesh, 4 * rows * sum(sizes), f"{name} = {rows}", sizes)
 
 
 def _read_file(run: InferRun, path: str) -> Questions:

@@ -18,9 +18,11 @@ from prompt_tuning.data import features
 from prompt_tuning.data.order import row_order
 from prompt_tuning.training import setup
 
-FEWEST = 8  # losses to judge by, of steps or of records
-WINDOW = 10  # losses that are compared with as many before, in a short run
-FLAT = 0.97  # of the loss a window earlier: more has not moved
+FEWEST = 8  # steps before a course is judged
+PATIENCE = 100  # steps before a run could have learned: until then its loss falls to the entropy
+WINDOW = 10  # steps that are compared with as many before, in a short run
+FLAT = 0.97  # of the loss a window earlier: more has not fallen
+SLOW = 0.85  # of the loss a window earlier: more is no way to leave the entropy
 NEAR = 0.9  # of the entropy of the targets
 RISEN = 1.5  # times the lowest loss of a window
 MANY = 100  # different targets: their frequencies are no baseline any more
@@ -98,10 +100,12 @@ def target_entropy(rows: Sequence[features.Rows], rates: Sequence[float]) -> flo
 def describe_trouble(losses: Sequence[float], entropy: float | None) -> str | None:
     """What is wrong with the course of a cross entropy per token, as a sentence; None if nothing.
 
-    The last quarter is compared with the one before. A fall counts when it is more than the noise
-    of the steps: twice the standard error of the difference.
+    There is one value for each step. The last quarter is compared with the one before; a fall
+    counts when it is also more than the noise of the steps, twice the standard error of the
+    difference. A run that learns nothing creeps down to the entropy for long: a slow fall above it
+    is no sign of learning.
 
-    >>> describe_trouble([0.7] * 20, entropy=0.69)[:26]
+    >>> describe_trouble([0.7] * 200, entropy=0.69)[:26]
     'the run is not learning: t'
     """
     if len(losses) < FEWEST:
@@ -112,13 +116,13 @@ def describe_trouble(losses: Sequence[float], entropy: float | None) -> str | No
     means = [float(window.mean()) for window in windows]
     now, before, lowest = means[0], means[1], min(means)
     noise = 2.0 * math.sqrt((windows[0].var() + windows[1].var()) / size)
-    falls = before - now > max((1.0 - FLAT) * before, noise)
+    falls = before - now > max((1.0 - SLOW) * before, noise)
     if now > RISEN * lowest and now >= FLAT * before and (entropy is None or now > entropy):
         return (
             f"the run is diverging: the cross entropy per token was {lowest:.3f} and is {now:.3f}. "
             "A lower LEARNING_RATE or a warm-up (WARMUP_STEPS) may help."
         )
-    if entropy is None or now < NEAR * entropy or falls:
+    if entropy is None or len(losses) < PATIENCE or now < NEAR * entropy or falls:
         return None
     where = "at" if now < entropy / NEAR else "above"
     return (

@@ -264,10 +264,13 @@ def _finish_step(run: Run, course: Course, progress: report.Progress, end: int) 
 
 
 def _losses(run: Run, course: Course) -> list[float]:
-    """Cross entropies per token of each step; soon after a new start, of each record."""
-    records = report.read_records(run.log.model_dir / report.METRICS)
-    recorded = [r["value"] for r in records if r["name"] == "cross_entropy"]
-    return max(course.losses, recorded, key=len)
+    """The cross entropy per token of every step; of those before this start, by their records."""
+    losses, last = [], run.backbone.step
+    for record in report.read_records(run.log.model_dir / report.METRICS):
+        if record["name"] == "cross_entropy" and record["step"] <= course.step - len(course.losses):
+            losses += [record["value"]] * (record["step"] - last)
+            last = record["step"]
+    return losses + course.losses
 
 
 def _log_training(run: Run, course: Course) -> float:

@@ -31,6 +31,7 @@ _MAY_CHANGE = frozenset(
     {
         "model_dir",
         "num_model_partitions",
+        "verify_checkpoint",
         "train.train_steps",
         "train.train_steps_relative",
         "train.checkpoint_period",

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from prompt_tuning.checkpoint.replace_folder import replace_text
+from prompt_tuning.checkpoint.replace_folder import replace_file, replace_text
 from prompt_tuning.safety import records
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class RunLog:
         """
         self.model_dir = model_dir
         self._step = step
+        self._waits = False  # until `replace`
         self._writers: dict[str, SummaryWriter] = {}
         for said in records.restore(model_dir, records.unpack(saved), step) if saved else ():
             print(said, flush=True)
@@ -51,6 +52,21 @@ class RunLog:
         for path in _record_files(model_dir):
             text = rewind(path, step, scored)
             self._texts[path.relative_to(model_dir).as_posix()] = [text]
+
+    @classmethod
+    def of_evaluation(cls, folder: Path) -> RunLog:
+        """A log whose records are written by `replace`, all at once, when there are all of them."""
+        log = cls.__new__(cls)
+        log.model_dir, log._step, log._writers, log._texts, log._waits = folder, -1, {}, {}, True
+        return log
+
+    def replace(self) -> None:
+        """Writes the records in the place of those of an evaluation before."""
+        for path in _record_files(self.model_dir):
+            self._texts.setdefault(path.relative_to(self.model_dir).as_posix(), [])
+        for name, texts in self._texts.items():
+            (self.model_dir / name).parent.mkdir(parents=True, exist_ok=True)
+            replace_text(self.model_dir / name, "".join(texts))
 
     def pack(self, due: int | None = None) -> str:
         """All that was written so far, to be kept in the run's state.
@@ -93,8 +109,9 @@ class RunLog:
     def _append(self, name: str, text: str) -> None:
         path = self.model_dir / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text)
+        if not self._waits:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(text)
         self._texts.setdefault(name, []).append(text)
 
     def _draw(self, folder: str, step: int, values: Mapping[str, float]) -> None:
@@ -285,7 +302,8 @@ def draw_curves(model_dir: Path) -> Path | None:
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
     path = model_dir / "curves.png"
-    figure.savefig(path, dpi=150)
+    with replace_file(path) as new:
+        figure.savefig(new, dpi=150, format="png")
     return path
 
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,10 @@ from prompt_tuning.checkpoint.replace_folder import local_folder
 from prompt_tuning.config import ConfigError, Experiment, TrainConfig, config_hash
 from prompt_tuning.data import features, tasks
 from prompt_tuning.data import vocabulary as vocabularies
-from prompt_tuning.launch import processes
 from prompt_tuning.launch.ahead import Ahead
 from prompt_tuning.model import prompt as prompts
 from prompt_tuning.model import sharding
+from prompt_tuning.safety import manifest
 from prompt_tuning.scoring.eval_task import EvalTask, make_eval_tasks
 from prompt_tuning.tables import examples
 
@@ -69,25 +68,11 @@ def check_memory(experiment: Experiment, mesh: Mesh) -> None:
     row += {"float32": 4, "bfloat16": 2}[model.dtype] * inputs * model.embed_dim
     rows = max(1, data.batch_size // (train.microbatches * train.length_groups))
     evaluated = experiment.eval.batch_size or data.batch_size
-    memory = _memory(mesh)
     for name, number, needed in (
         ("BATCH_SIZE", data.batch_size, rows * row),
         ("EVAL_BATCH_SIZE", evaluated, evaluated * 4 * inputs),
     ):
-        if needed > memory:
-            raise ConfigError(
-                f"{name} = {number} with rows of {inputs} + {targets} tokens (TASK_FEATURE_LENGTHS "
-                f"and PROMPT_LENGTH) needs more than {needed / 2**30:,.0f} GiB for a step, and the "
-                f"{mesh.size} devices have {memory / 2**30:,.0f} GiB: lower {name} or the lengths."
-            )
-
-
-def _memory(mesh: Mesh) -> int:
-    """Bytes of all devices of the mesh; the machine's where they are its processors."""
-    limits = [(d.memory_stats() or {}).get("bytes_limit", 0) for d in mesh.local_devices]
-    if all(limits):
-        return sum(limits) * mesh.size // len(limits)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * processes.count()
+        sharding.check_memory(mesh, needed, f"{name} = {number}", (inputs, targets))
 
 
 def make_dir(name: str, macro: str) -> Path:
@@ -122,10 +107,17 @@ def load_backbone(
 
     Where it is being read already, `reading` is that; see `load.read_ahead`.
     """
+    verify_checkpoint(experiment)
     with reading or load.read_ahead(experiment, mesh) as items:
         params = dict(items)
     step = load.read_step(experiment.checkpoint)
     return Backbone(params, step, identity.backbone_identity(params))
+
+
+def verify_checkpoint(experiment: Experiment) -> None:
+    """Holds the files of the backbone against their manifest, where VERIFY_CHECKPOINT says so."""
+    if experiment.verify_checkpoint:
+        print(manifest.check_checkpoint(load.find_path(experiment.checkpoint)), flush=True)
 
 
 def say_start(experiment: Experiment, step: int) -> Iterator[str]:
