@@ -14,10 +14,24 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
-from prompt_tuning.commands import backbones, data, plan, prompts, runs, safety, submit, world
-from prompt_tuning.config import ConfigError
-from prompt_tuning.launch import guard
 from prompt_tuning.safety import signals
+
+PROGRAMS = ("t5x", "prompt-tuning")
+if __name__ == "__main__" or os.path.basename(sys.argv[0]) in PROGRAMS:
+    signals.leave_at_once()  # while the imports below take their time
+
+from prompt_tuning.commands import (  # noqa: E402
+    backbones,
+    data,
+    plan,
+    prompts,
+    runs,
+    safety,
+    submit,
+    world,
+)
+from prompt_tuning.config import ConfigError  # noqa: E402
+from prompt_tuning.launch import guard  # noqa: E402
 
 COMMANDS = {
     **runs.COMMANDS,
@@ -48,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     defect, 130 and 143 for a command that Ctrl-C or SIGTERM has stopped.
     """
     program = os.path.basename(sys.argv[0]).removesuffix(".py")
-    program = program if program in ("t5x", "prompt-tuning") else "t5x"
+    program = program if program in PROGRAMS else "t5x"
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments and arguments[0] in COMMANDS else ""
     name = f"{program} {command}".strip()

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from tiny_models import random_prompt
 from prompt_tuning.checkpoint import identity, prompt_file, t5x
 from prompt_tuning.config import ConfigError, DataConfig, Decoding, EvalConfig, InferRun
 from prompt_tuning.model.t5 import init_params
+from prompt_tuning.safety import manifest
 from prompt_tuning.serving.infer import run_infer
 from prompt_tuning.serving.predictor import Predictor
 from prompt_tuning.serving.vocabulary import ByteVocabulary
@@ -122,6 +124,39 @@ def test_standard_input_and_output(folder, predictor, monkeypatch, capsys):
     expected = predictor.generate(TEXTS, None, num_decodes=2)
     assert [a["prediction"] for a in answers] == expected
     assert [a["prompt"] for a in answers] == [None] * 4
+
+
+def test_answers_without_a_prompt_say_so(folder, tmp_path, capsys):
+    output = str(tmp_path / "answers.jsonl")
+    rows = write_rows(tmp_path / "rows.jsonl", [{"inputs": TEXTS[0]}])
+    run_infer(make_run(folder, prompt_file=""), input=rows, output=output)
+    assert capsys.readouterr().out == f"1 answers, without a prompt: {output}\n"
+
+
+def test_rows_that_no_memory_holds(folder, tmp_path):
+    run = make_run(folder, evaluation={"batch_size": 2**40})
+    rows = write_rows(tmp_path / "rows.jsonl", [{"inputs": "a"}])
+    with pytest.raises(ConfigError, match=r"EVAL_BATCH_SIZE = 1099511627776 with rows of 32 \+ 6"):
+        run_infer(run, input=rows, output=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_checkpoint_is_held_against_its_manifest_where_that_is_asked_for(folder, tmp_path):
+    place = tmp_path / "checkpoint_5"
+    shutil.copytree(folder / "checkpoint_5", place)
+    run = make_run(folder, checkpoint_path=str(place), verify_checkpoint=True)
+    rows, output = write_rows(tmp_path / "rows.jsonl", [{"inputs": "a"}]), str(tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"no manifest.*`t5x verify .*checkpoint_5 --write`"):
+        run_infer(run, input=rows, output=output)
+    manifest.record(place)
+    assert len(run_infer(run, input=rows, output=output)) == 1
+    chunk = place / "target.decoder.logits_dense.kernel" / "0.0"
+    bits = bytearray(chunk.read_bytes())
+    bits[4] ^= 1  # the time in gzip's head: the numbers are the same
+    chunk.write_bytes(bits)
+    with pytest.raises(ConfigError, match=r"kernel/0.0 has other contents \(SHA-256\)"):
+        run_infer(run, input=rows, output=output)
+    run_infer(dataclasses.replace(run, verify_checkpoint=False), input=rows, output=output)
 
 
 def test_a_file_into_the_output_folder(folder, tmp_path):

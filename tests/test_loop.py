@@ -193,7 +193,9 @@ def test_a_finished_run_prints_its_result_again(straight, experiment, capsys):
     capsys.readouterr()
     again = loop.train(experiment(folder))
     assert again.summary == result.summary
-    assert "majority class" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "majority class" in said
+    assert f"nothing is left to train: the run is at its last step, {START + 12}" in said
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
@@ -268,19 +270,41 @@ def test_training_records_do_not_depend_on_when_a_run_was_stopped(experiment, tm
     assert [r["step"] - START for r in straight] == [*range(3, 16, 3), *range(18, 31, 3)]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_before_anything_is_saved(experiment, tmp_path):
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({}, "last good prompt, of step 7, is in"),
+        pytest.param(  # in two groups, on a mesh whose parts they divide by
+            {"microbatches": 2, "parts": 2}, "last good prompt, of step 7", marks=pytest.mark.slow
+        ),
+        pytest.param({"trainable": "model"}, "last good state, of step 7", marks=pytest.mark.slow),
+    ],
+)
+def test_a_loss_that_is_not_finite_stops_the_run_before_anything_is_saved(
+    experiment, tmp_path, changes, kept
+):
+    changes = {"parts": 1, **changes}
+    parts, length = changes.pop("parts"), 0 if "trainable" in changes else 4
     params = random_params()
     params["decoder/logits_dense/kernel"] = (
         params["decoder/logits_dense/kernel"].at[0, 5].set(np.inf)
     )
     t5x.write_t5x(tmp_path / f"checkpoint_{START}", params, START)
     run = dataclasses.replace(
-        experiment(tmp_path / "run", eval=EvalConfig(period=1, method="rank", baselines=False)),
+        experiment(
+            tmp_path / "run",
+            eval=EvalConfig(period=1, method="rank", baselines=False),
+            train=TrainConfig(train_steps_relative=3, **changes),
+            prompt=PromptConfig(length=length, class_labels=("yes", "no")),
+        ),
         initial_checkpoint_path=str(tmp_path / f"checkpoint_{START}"),
+        num_model_partitions=parts,
     )
-    with pytest.raises(FloatingPointError, match=r"diverged in step 8 \(.*two_as train .*WARMUP"):
+    with pytest.raises(FloatingPointError, match=r"in step 8 \(.*two_as train .*WARMUP") as caught:
         loop.train(run)
-    assert [p.name for p in (tmp_path / "run" / "prompts").iterdir()] == ["last_good"]
+    assert kept in str(caught.value)
+    found = [p.name for p in (tmp_path / "run" / "prompts").glob("*")]
+    assert found == (["last_good"] if length else [])
     assert [p.name for p in (tmp_path / "run" / "checkpoints").glob("[0-9]*")] == [str(START)]
 
 

@@ -119,6 +119,32 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, text, straight):
     assert again == {(r["step"], r["name"]): r["value"] for r in records(straight.model_dir)}
 
 
+def test_a_loss_that_is_not_finite_names_step_and_documents(tmp_path, text, straight):
+    params, _ = t5x_checkpoint.read_t5x(straight.checkpoint, t5.param_shapes(MODEL))
+    name = "decoder/logits_dense/kernel"
+    params[name] = params[name].at[0, 5].set(np.inf)
+    t5x_checkpoint.write_t5x(tmp_path / "checkpoint_6", params, 6)
+    diverges = experiment(
+        tmp_path / "run",
+        text,
+        initial_checkpoint_path=str(tmp_path / "checkpoint_6"),
+        train=TrainConfig(trainable="model", train_steps_relative=3, microbatches=1),
+        eval=EvalConfig(period=1, num_examples=16),
+    )
+    said = r"diverged in step 7 \(.*loss nan.*--debug-nans.* in the rows of its batch, from 0: \d+"
+    with pytest.raises(FloatingPointError, match=said) as caught:
+        run.pretrain(diverges)
+    assert "Nothing is saved yet." in str(caught.value)
+    rows = str(caught.value).split("from 0: ")[1].split(". ")[0].split("; ")
+    found = run.load_corpus(diverges).train
+    assert rows == [", ".join(map(str, row)) for row in found.sources(0, 8)]
+    epoch = found.epoch(0)
+    for place in range(4):  # the text of the documents that are named is that of the chunk
+        starts, tokens = epoch.documents.starts, epoch.documents.tokens
+        named = np.concatenate([tokens[starts[d] : starts[d + 1]] for d in epoch.sources(place)])
+        assert set(epoch._tokens(int(epoch._order[place]))) <= set(named)
+
+
 def test_a_damaged_checkpoint_costs_one_period(tmp_path, text, straight, capsys):
     shutil.copytree(straight.model_dir, tmp_path / "run")
     (tmp_path / "run" / "checkpoint_6" / "target.token_embedder.embedding" / "0.0").unlink()

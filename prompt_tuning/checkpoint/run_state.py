@@ -37,7 +37,11 @@ TreeT = TypeVar("TreeT")
 KEPT = 2
 SHOWN = 5  # differences, in an error
 LISTED_BYTES = 2**28  # of a state whose files are listed; of a larger one only arrays are checked
-_MAY_PASS = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOENT, errno.ENOTCONN, errno.EAGAIN}
+# A network file system that comes back, a disk on which others make room.
+MAY_PASS = frozenset(
+    {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOENT, errno.ENOTCONN, errno.EAGAIN}
+    | {errno.ENOSPC, errno.EDQUOT}
+)
 _logger = logging.getLogger(__name__)
 
 
@@ -157,7 +161,7 @@ class RunStateStore:
                 self._manager.reload()
             code = _os_error(error)
             reason = _brief(error) if code is None else os.strerror(code)
-            raise SaveError(reason, may_pass=code in _MAY_PASS) from error
+            raise SaveError(reason, may_pass=code in MAY_PASS) from error
 
     def restore(self, abstract: TreeT) -> tuple[TreeT, dict[str, Any]]:
         """The newest undamaged state, in the structure of `abstract`, and what was saved with it.

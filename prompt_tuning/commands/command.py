@@ -11,6 +11,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 
+from prompt_tuning.safety import signals
+
 
 @dataclasses.dataclass(frozen=True)
 class Command:
@@ -35,12 +37,15 @@ def import_tensorflow() -> None:
     noise = re.compile(rb"I\d{4} |WARNING: All log messages before absl::InitializeLog")
     sys.stderr.flush()
     stderr = os.dup(2)
+    watch = signals.current()
     with tempfile.TemporaryFile() as log:
         os.dup2(log.fileno(), 2)
+        watch.stderr = stderr  # a signal that cannot wait for the import is still answered
         try:
             with _hidden("matplotlib", "sklearn"):
                 import tensorflow  # noqa: F401
         finally:
+            watch.stderr = 2
             sys.stderr.flush()
             os.dup2(stderr, 2)
             os.close(stderr)

@@ -27,7 +27,7 @@ from prompt_tuning.launch import processes
 from prompt_tuning.model import loss, sharding, t5
 from prompt_tuning.pretraining import corpus as corpora
 from prompt_tuning.pretraining import curves, examples, saved
-from prompt_tuning.safety import lock, records, signals
+from prompt_tuning.safety import lock, records, retry, signals
 from prompt_tuning.training import health, optim, report, setup
 from prompt_tuning.training import model_dir as model_dirs
 from prompt_tuning.training import step as steps
@@ -212,7 +212,9 @@ def _refuse_other_contents(
 def _save(run: Run, state: steps.TrainState) -> None:
     meta = {**run.meta, records.KEY: run.log.pack()}
     signals.current().unsaved = True
-    saved.save(run.log.model_dir, state, meta, run.experiment.train.keep_checkpoints)
+    keep = run.experiment.train.keep_checkpoints
+    save = functools.partial(saved.save, run.log.model_dir, state, meta, keep)
+    retry.retried(save, run.log.model_dir)
     signals.current().unsaved = False
 
 

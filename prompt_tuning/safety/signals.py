@@ -57,6 +57,7 @@ class Watch:
         self.program = program
         self.requested: int | None = None  # the first signal
         self.saved: Callable[[], str] = str  # what is safe by now, as a sentence
+        self.stderr = 2  # where `leave` speaks, while that one is redirected
         self.unsaved = False  # whether waiting for the main thread would save more
         self._postponed = 0
 
@@ -100,7 +101,7 @@ class Watch:
         """Ends the process from any thread, without waiting for anything."""
         text = f"{self.program}: {describe(signum, why)} {self.saved()}".rstrip() + "\n"
         with contextlib.suppress(OSError):
-            os.write(2, text.encode())
+            os.write(self.stderr, text.encode())
         os._exit(128 + signum)
 
 
@@ -110,6 +111,20 @@ _current = Watch()  # without `handled`, as in a notebook: it never receives any
 def current() -> Watch:
     """The watch of the running command."""
     return _current
+
+
+def leave_at_once() -> None:
+    """Lets a signal end the process without a traceback, until `handled` knows better."""
+
+    def leave(signum: int, frame: object) -> None:
+        del frame
+        with contextlib.suppress(OSError):
+            os.write(2, f"t5x: {describe(signum, '')}\n".encode())
+        os._exit(128 + signum)
+
+    for signum in SIGNALS:
+        if signal.getsignal(signum) != signal.SIG_IGN:
+            signal.signal(signum, leave)
 
 
 @contextlib.contextmanager

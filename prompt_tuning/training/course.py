@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,10 @@ from prompt_tuning.checkpoint import prompt_file, run_state
 from prompt_tuning.checkpoint import t5x as t5x_checkpoint
 from prompt_tuning.config import EvalConfig, Experiment, to_dict
 from prompt_tuning.data import groups
-from prompt_tuning.safety import manifest, records
+from prompt_tuning.safety import manifest, records, retry
 from prompt_tuning.scoring.evaluate import Evaluator
 from prompt_tuning.training import report, setup
 from prompt_tuning.training import step as steps
-
-RETRY_SECONDS = (1.0, 2.0, 4.0, 8.0)  # while a file system may come back
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,15 +91,11 @@ def save(run: Run, course: Course) -> None:
         keep = {course.step, course.standing.best_step}
         _write_checkpoint(run.log.model_dir, course, keep)
     replace = course.saved is not None  # so a step that is there already has to be another
-    for delay in (*RETRY_SECONDS, None):
-        try:
-            run.store.save(course.step, course.state, _describe(run, course), replace=replace)
-            break
-        except run_state.SaveError as error:
-            if delay is None or not error.may_pass:
-                raise
-            print(f"the state cannot be saved ({error}): trying again in {delay:.0f} s", flush=True)
-            time.sleep(delay)
+    described = _describe(run, course)
+    retry.retried(
+        lambda: run.store.save(course.step, course.state, described, replace=replace),
+        run.log.model_dir / "checkpoints",
+    )
     course.saved = now
 
 

@@ -24,7 +24,7 @@ from prompt_tuning.data import features, groups
 from prompt_tuning.launch import processes
 from prompt_tuning.launch.ahead import Ahead
 from prompt_tuning.model import sharding
-from prompt_tuning.safety import lock, signals
+from prompt_tuning.safety import lock, retry, signals
 from prompt_tuning.scoring.analysis import analyse, describe, illegal_line, to_json
 from prompt_tuning.scoring.evaluate import (
     Evaluator,
@@ -313,9 +313,9 @@ def _evaluate(run: Run, course: Course) -> tuple[Standing, str]:
         metadata = courses.describe_prompt(run, step, score)
         folder = run.log.model_dir / "prompts"
         array = np.asarray(jax.device_get(prompt))
-        prompt_file.save_prompt(folder / f"step_{step:06d}", array, metadata)
-        if better:
-            prompt_file.save_prompt(folder / "best", array, metadata)
+        for name in (f"step_{step:06d}", *(["best"] if better else [])):
+            save = functools.partial(prompt_file.save_prompt, folder / name, array, metadata)
+            retry.retried(save, folder)
     return judge(standing, run.experiment.eval), "; ".join(parts)
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from prompt_tuning.checkpoint.replace_folder import replace_file, replace_text
-from prompt_tuning.safety import records
+from prompt_tuning.safety import records, retry
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -108,11 +108,10 @@ class RunLog:
 
     def _append(self, name: str, text: str) -> None:
         path = self.model_dir / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        written = self._texts.setdefault(name, [])
         if not self._waits:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(text)
-        self._texts.setdefault(name, []).append(text)
+            retry.retried(lambda: _append_text(path, written, text), path)
+        written.append(text)
 
     def _draw(self, folder: str, step: int, values: Mapping[str, float]) -> None:
         from tensorboardX import SummaryWriter  # which imports PyTorch, where that is installed
@@ -132,7 +131,9 @@ class RunLog:
         name = f"{EVALUATIONS}/{task}-metrics.jsonl"
         self._append(name, json.dumps({"step": step, **metrics}) + "\n")
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        replace_text(self.model_dir / EVALUATIONS / f"{task}-{step:06d}.jsonl", "".join(lines))
+        path, text = self.model_dir / EVALUATIONS / f"{task}-{step:06d}.jsonl", "".join(lines)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        retry.retried(lambda: replace_text(path, text), path)
 
     def analysis(self, step: int, task: str, counts: Mapping[str, Any]) -> None:
         """Writes what stands behind the scores: confusions, illegal outputs, agreement."""
@@ -148,6 +149,20 @@ class RunLog:
         for writer in self._writers.values():
             writer.close()
         self._writers.clear()
+
+
+def _append_text(path: Path, written: Sequence[str], text: str) -> None:
+    """Adds to a file of records; one that is not as long as what was written is written anew.
+
+    So it is where an attempt has failed half-way, or the file system is another one by now.
+    """
+    path.parent.mkdir(exist_ok=True)
+    size = sum(len(one.encode()) for one in written)
+    if (path.stat().st_size if path.exists() else 0) == size:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    else:
+        replace_text(path, "".join([*written, text]))
 
 
 def _record_files(model_dir: Path) -> list[Path]:
