@@ -29,7 +29,7 @@ from prompt_tuning.config import (
     to_dict,
 )
 from prompt_tuning.model import t5
-from prompt_tuning.pretraining import run, saved
+from prompt_tuning.pretraining import corpus, run, saved
 from prompt_tuning.safety import signals
 from prompt_tuning.training import optim, report, step
 from prompt_tuning.world import generator
@@ -136,7 +136,7 @@ def test_a_loss_that_is_not_finite_names_step_and_documents(tmp_path, text, stra
         run.pretrain(diverges)
     assert "Nothing is saved yet." in str(caught.value)
     rows = str(caught.value).split("from 0: ")[1].split(". ")[0].split("; ")
-    found = run.load_corpus(diverges).train
+    found = corpus.load_corpus(diverges, tmp_path).train
     assert rows == [", ".join(map(str, row)) for row in found.sources(0, 8)]
     epoch = found.epoch(0)
     for place in range(4):  # the text of the documents that are named is that of the chunk

@@ -18,6 +18,7 @@ import logging
 import os
 import re
 import shutil
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -155,6 +156,7 @@ class RunStateStore:
         try:
             yield
         except Exception as error:  # OSErrors, TensorStore's ValueErrors, and wrappings of both
+            threading.excepthook = _hush  # the other threads of a save that failed fail as well
             for rest in self._directory.glob("*orbax-checkpoint-tmp*"):
                 shutil.rmtree(rest, ignore_errors=True)
             with contextlib.suppress(Exception):
@@ -319,6 +321,10 @@ class RunStateStore:
         with self._explained():
             self._finish_saves()
             self._manager.close()
+
+
+def _hush(args: threading.ExceptHookArgs) -> None:
+    _logger.debug("a thread has failed", exc_info=args.exc_value)
 
 
 def _is_not_orbaxs(record: logging.LogRecord) -> bool:

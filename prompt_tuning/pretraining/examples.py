@@ -241,7 +241,7 @@ class Examples:
         """The numbers of the documents, from 0, behind each row of a step."""
         found = map(self._find, range(step * batch_size, (step + 1) * batch_size))
         return [
-            sorted({source for place in epoch.rows[row] for source in epoch.sources(place)})
+            sorted({source for place in epoch.places(row) for source in epoch.sources(place)})
             for epoch, row in found
         ]
 

@@ -214,7 +214,10 @@ def _save(run: Run, state: steps.TrainState) -> None:
     signals.current().unsaved = True
     keep = run.experiment.train.keep_checkpoints
     save = functools.partial(saved.save, run.log.model_dir, state, meta, keep)
-    retry.retried(save, run.log.model_dir)
+    if processes.count() == 1:
+        retry.retried(save, run.log.model_dir)
+    else:  # all take part in it: one alone cannot do it again
+        save()
     signals.current().unsaved = False
 
 
@@ -333,10 +336,11 @@ def _describe_divergence(
     step, said = health.describe_not_finite(error, progress.step)
     rows = run.corpus.train.sources(step - 1 - run.start, run.experiment.data.batch_size)
     named = "; ".join(", ".join(map(str, row)) for row in rows)
+    kept = saved.describe_saved(Path(run.experiment.model_dir), go_on=False)
     return FloatingPointError(
         f"{said}. The documents of {run.corpus.name} in the rows of its batch, from 0: {named}. "
-        f"{saved.describe_saved(Path(run.experiment.model_dir), go_on=False)} Start again in another MODEL_DIR "
-        "with a lower LEARNING_RATE, more WARMUP_STEPS, or DTYPE = 'float32'."
+        f"{kept} Start again in another MODEL_DIR with a lower LEARNING_RATE, more WARMUP_STEPS, "
+        "or DTYPE = 'float32'."
     )
 
 
