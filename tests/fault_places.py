@@ -450,7 +450,7 @@ def full_disks(kind: str, draw: random.Random, cases: int, template: Path) -> It
     world = ["make-world", "--seed=1", "--out=full/world", "--texts=3000", "--rows=40"]
     pieces = ["--input=in.jsonl", "--field=inputs", "--output=full/v.model", "--size=150"]
     commands = {
-        "train": (train("full/run"), ("60k", "200k", "400k", "700k")),
+        "train": (train("full/run"), ("60k", "120k", "200k")),
         "eval": (evaluate("EVAL_OUTPUT_DIR='full/scores'"), ("4k", "20k")),
         "infer": ([*INFER, "--output=full/o.jsonl"], ("4k",)),
         "make-world": (world, ("8k", "200k")),

@@ -81,6 +81,8 @@ def read(path: Path) -> dict[str, Any]:
       ValueError: it is none.
       OSError: it cannot be read.
     """
+    if os.path.lexists(path) and not is_file(path):
+        raise ValueError("it is no file, but a folder, a pipe or a link that leads nowhere")
     try:
         values = json.loads(path.read_bytes())
         entries = values["files"].values()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def verify(path: str, *, write: bool = False) -> tuple[list[str], list[str]]:
     if not place.exists():
         raise ConfigError(f"there is nothing at {place}. Check the path.")
     checks = list(_find_checks(place))
-    if not write and manifest.path_of(place).exists():
+    if not write and os.path.lexists(manifest.path_of(place)):
         checks.append((f"{place}, by its manifest", lambda: _by_manifest(place)))
     if not checks and not write:
         manifest.check(place)  # says that there is none
@@ -81,7 +82,7 @@ def _in_model_dir(place: Path) -> Iterator[Check]:
         yield f"prompt {folder}", lambda folder=folder: _read_prompt(folder)
     for folder in _checkpoints(place):
         yield f"checkpoint {folder}", lambda folder=folder: _read_through(folder)
-        if manifest.path_of(folder).exists():
+        if os.path.lexists(manifest.path_of(folder)):
             yield f"{folder}, by its manifest", lambda folder=folder: _by_manifest(folder)
 
     config = place / "config.gin"
@@ -177,7 +178,7 @@ def _read_prompt(place: Path) -> str:
 def _read_through(place: Path) -> str:
     count = len(digest_arrays(place))
     _check_model(place)
-    has = manifest.path_of(place).exists()
+    has = os.path.lexists(manifest.path_of(place))
     more = "" if has else "; bits that flipped show against a manifest only (--write)"
     return f"{count} arrays, step {t5x.read_step(place)}, all can be read{more}"
 

@@ -60,7 +60,9 @@ def refuse_other_experiment(
         return
     new = flatten(to_dict(experiment))
     # A setting that the run's version did not have yet stood at what is now its default.
-    old = _defaults(experiment) | flatten(meta["experiment"])
+    old = flatten(meta["experiment"])
+    known = {key[:end] for key in old for end in _ends(key)}  # "x.label_words" of ".label_words.1"
+    old |= {key: value for key, value in _defaults(experiment).items() if key not in known}
     changed = [
         f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
         for key in sorted(old.keys() | new.keys())
@@ -72,6 +74,11 @@ def refuse_other_experiment(
             + "\n  ".join(changed)
             + "\nChoose another MODEL_DIR, or remove that one."
         )
+
+
+def _ends(key: str) -> list[int]:
+    """Where the names of a dotted name end."""
+    return [*(place for place, letter in enumerate(key) if letter == "."), len(key)]
 
 
 def _defaults(config: Any, prefix: str = "") -> dict[str, Any]:
