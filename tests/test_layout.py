@@ -217,7 +217,7 @@ def test_every_module_has_a_test_of_its_name():
         "beam": "decode",
         **dict.fromkeys(("npy", "prompt_array"), "prompt_file"),
         **dict.fromkeys(("embedding", "inspection_text", "picture"), "inspection"),
-        **dict.fromkeys(("attention", "layers"), "t5"),
+        "layers": "attention",
         "sizes": "gin_config",
         **dict.fromkeys(("architecture", "names", "safetensors_files", "load"), "huggingface"),
         "backbones": "conversion",

@@ -13,6 +13,7 @@ from tiny_models import CONFIG, random_params, random_prompt
 
 from prompt_tuning.config import ConfigError, DataConfig, EvalConfig, Experiment
 from prompt_tuning.data import features, tasks
+from prompt_tuning.data.groups import Cutting
 from prompt_tuning.model import loss, sharding
 from prompt_tuning.scoring import ranking
 from prompt_tuning.scoring.eval_task import EvalTask
@@ -45,14 +46,14 @@ def params():
 
 
 @functools.cache  # compiled once
-def make_evaluator(mesh=None, batch_size=8, **settings) -> Evaluator:
+def make_evaluator(mesh=None, batch_size=8, inputs=16, **settings) -> Evaluator:
     experiment = Experiment(
         model_dir="unused",
         initial_checkpoint_path="unused",
         model=CONFIG,
         data=DataConfig(
             mixture_or_task_name="two_as",
-            task_feature_lengths=LENGTHS,
+            task_feature_lengths={**LENGTHS, "inputs": inputs},
             vocabulary="bytes",
             batch_size=batch_size,
         ),
@@ -124,17 +125,82 @@ def reordered(task, order):
     )
 
 
-def test_eight_devices_score_as_one_does(ragged, params):
-    one = ranking.rank(make_evaluator(one_device()), params, ragged)
-    mesh = sharding.make_mesh(2)
+@pytest.fixture(scope="module")
+def alone(ragged, params):
+    return evaluate(make_evaluator(one_device(), method="both"), params, ragged)
+
+
+@pytest.mark.skipif(len(jax.devices()) != 8, reason="needs 8 devices")
+@pytest.mark.parametrize("shape", [(8, 1), (4, 2), (2, 4), (1, 8)], ids=str)
+def test_eight_devices_score_as_one_does(shape, ragged, params, alone):
+    mesh = sharding.make_mesh(shape[1])
+    assert tuple(mesh.shape.values()) == shape
     shardings = sharding.param_shardings(params[0], mesh)
     placed = (
         jax.device_put(params[0], shardings),
         jax.device_put(params[1], sharding.replicated(mesh)),
     )
-    assert mesh.size == 8
-    eight = ranking.rank(make_evaluator(mesh), placed, ragged)
-    np.testing.assert_allclose(np.concatenate(eight), np.concatenate(one), rtol=1e-5)
+    eight = evaluate(make_evaluator(mesh, method="both"), placed, ragged)
+    assert eight.outputs == alone.outputs
+    assert eight.metrics == alone.metrics
+    for row, expected in zip(eight.rows, alone.rows, strict=True):
+        assert row["label_scores"] == pytest.approx(expected["label_scores"], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def long_and_short(task):
+    """Rows of 2 to 64 tokens in no order, so that batches of like length have several widths."""
+    random = np.random.default_rng(3)
+    inputs = [random.integers(3, 259, n).astype(np.int32) for n in random.integers(2, 65, 24)]
+    rows = dataclasses.replace(
+        task.rows,
+        **{
+            name: getattr(task.rows, name)[:1] * 24
+            for name in ("targets", "input_texts", "target_texts", "examples")
+        },
+        inputs=inputs,
+    )
+    return dataclasses.replace(task, rows=rows, targets=list(rows.target_texts))
+
+
+def test_rows_grouped_by_length_are_answered_as_rows_of_one_width(long_and_short, params):
+    """Whole width, order of the file: the same words, the same texts, log p to 1e-5."""
+    evaluator = make_evaluator(one_device(), inputs=64, method="both")
+    grouped = evaluate(evaluator, params, long_and_short)
+    widths = {tokens.shape for tokens, _ in evaluator.batches(long_and_short.rows)}
+    assert len(widths) > 1
+    rows = long_and_short.rows
+    whole = jnp.asarray(
+        features.pad_batch(rows.inputs, rows.targets, 64, 5)["encoder_input_tokens"]
+    )
+    tokens, _ = evaluator.generate(*params, whole, np.arange(24, dtype=np.int32))
+    texts = [long_and_short.vocabulary.decode(np.asarray(row).tolist()) for row in tokens]
+    assert grouped.outputs["generate"] == texts
+    encoded = evaluator.encode(*params, whole)
+    ids = ranking.word_ids(long_and_short)
+    (chunk,) = ranking.chunks(ids, 24 * len(WORDS), max(map(len, ids[0])))
+    scores = evaluator.score_pairs(params[0], encoded, chunk.row, chunk.tokens)
+    found = np.concatenate(ranking.rank(evaluator, params, long_and_short))
+    np.testing.assert_allclose(found, np.asarray(scores)[: chunk.used], rtol=1e-5)
+    best = np.asarray(scores)[: chunk.used].reshape(24, -1).argmax(axis=1)
+    assert grouped.outputs["rank"] == [WORDS[i] for i in best]
+
+
+def test_the_loss_of_length_groups_is_that_of_rows_of_one_width(long_and_short, params):
+    rows, how = [long_and_short.rows], {"seed": 0, "step": 0, "batch_size": 24}
+    cutting = Cutting(inputs=64, targets=5, prompt=0, fewest=4, most=4)
+    groups = features.train_groups(rows, [1.0], cutting, **how)
+    assert len({group["encoder_input_tokens"].shape for group in groups}) == 4
+
+    @jax.jit
+    def total(batch):
+        return loss.loss_fn(loss.forward(CONFIG, *params, batch), batch)[1]
+
+    whole = features.train_batch(rows, [1.0], lengths={"inputs": 64, "targets": 5}, **how)
+    assert whole["encoder_input_tokens"].shape == (24, 64)
+    sums = jax.tree.map(lambda *parts: sum(parts), *map(total, groups))
+    for name, value in total(whole).items():
+        np.testing.assert_allclose(sums[name], value, rtol=1e-5, err_msg=name)
 
 
 def test_targets_do_not_reach_the_answers(task, params):

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from tiny_models import CONFIG, random_batch, random_params, random_prompt
 
+from prompt_tuning.checkpoint import t5x
+from prompt_tuning.checkpoint.run_state import RunStateStore
 from prompt_tuning.config import ConfigError, ModelConfig, OptimizerConfig, TrainConfig
 from prompt_tuning.model import decode, sharding, t5
 from prompt_tuning.model.loss import loss_fn
@@ -67,6 +69,51 @@ def test_a_mesh_equals_one_device(shape, batches, single):
         parts = 1 if name.endswith("rel_embedding") and shape[1] == 8 else shape[1]
         held = {s.data.nbytes for s in value.addressable_shards}
         assert held == {value.nbytes // parts}, name
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A checkpoint, and a state that was trained and saved on one device."""
+    folder = tmp_path_factory.mktemp("sharding")
+    t5x.write_t5x(folder / "checkpoint_9", random_params(), 9)
+    with RunStateStore(folder / "states") as store:
+        store.save(3, make_state(sharding.make_mesh(1, jax.devices()[:1])), {"is": "one"})
+        store.wait()
+    return folder
+
+
+def make_state(mesh, seed=5):
+    prompt = sharding.replicate(np.asarray(random_prompt(seed)), mesh)
+    optimizer = optim.make_optimizer(OptimizerConfig(), optim.PROMPT_RULES)
+    return jax.jit(functools.partial(step.init_state, optimizer=optimizer, step=9))(
+        {"prompt": prompt}
+    )
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+def test_a_mesh_restores_saves_and_resumes_as_one_device_does(shape, written, tmp_path):
+    mesh = sharding.make_mesh(shape[1])
+    places = sharding.param_shardings(t5.param_shapes(CONFIG), mesh)
+    found, _ = t5x.read_t5x(written / "checkpoint_9", t5.param_shapes(CONFIG), shardings=places)
+    for name, value in random_params().items():
+        assert found[name].sharding == places[name], name
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
+
+    def same(one, other):
+        for left, right in zip(*map(jax.tree.leaves, (one, other)), strict=True):
+            np.testing.assert_array_equal(left, right)
+
+    state = make_state(mesh)
+    with RunStateStore(written / "states", read_only=True) as store:
+        restored, _ = store.restore(make_state(mesh, seed=6))  # what one device saved
+    same(restored, state)
+    assert restored.trainable["prompt"].sharding.is_fully_replicated
+    assert restored.trainable["prompt"].sharding.device_set == set(jax.devices())
+    with RunStateStore(tmp_path) as store:
+        store.save(4, restored, {"is": "eight"})
+        store.wait()
+        back, _ = store.restore(make_state(sharding.make_mesh(1, jax.devices()[:1]), seed=6))
+    same(back, state)
 
 
 def test_every_parameter_has_a_rule_and_an_unknown_one_is_an_error():

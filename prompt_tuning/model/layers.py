@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
@@ -38,13 +38,16 @@ class Mlp(nn.Module):
         c = self.config
         names = ["wi"] if len(c.mlp_activations) == 1 else _numbered(len(c.mlp_activations))
         parts = [dense(c.mlp_dim, c, fan_in(), name)(x) for name in names]
-        # Backward it is computed again: cheaper than to keep the parts of every activation.
-        activate = jax.checkpoint(functools.partial(_activate, c.mlp_activations))
-        hidden = dropout(c)(activate(*parts), deterministic=not train)
+        hidden = dropout(c)(activate(c.mlp_activations, *parts), deterministic=not train)
         return dense(c.embed_dim, c, fan_in(), "wo")(hidden)
 
 
-def _activate(names: Sequence[str], *parts: Float[Array, "B S F"]) -> Float[Array, "B S F"]:
+@functools.partial(jax.checkpoint, static_argnums=0)
+def activate(names: tuple[str, ...], *parts: Float[Array, "B S F"]) -> Float[Array, "B S F"]:
+    """The product of the activated parts.
+
+    Backward it is computed again: cheaper than to keep what lies between parts and product.
+    """
     activated = [ACTIVATIONS[name](part) for name, part in zip(names, parts, strict=True)]
     return functools.reduce(operator.mul, activated)
 
