@@ -2,7 +2,6 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_models import CONFIG
@@ -25,7 +24,10 @@ def gradients(function, *arguments):
 
 def check(function, expected, *arguments):
     np.testing.assert_array_equal(jax.jit(function)(*arguments), jax.jit(expected)(*arguments))
-    (value, found), (same, wanted) = gradients(function, *arguments), gradients(expected, *arguments)
+    (value, found), (same, wanted) = (
+        gradients(function, *arguments),
+        gradients(expected, *arguments),
+    )
     np.testing.assert_allclose(value, same, rtol=1e-6)
     for one, other in zip(found, wanted, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
