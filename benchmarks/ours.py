@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 STARTED = time.perf_counter()
@@ -18,7 +19,7 @@ from prompt_tuning.checkpoint.run_state import RunStateStore  # noqa: E402
 from prompt_tuning.config import OptimizerConfig, TrainConfig  # noqa: E402
 from prompt_tuning.data import features  # noqa: E402
 from prompt_tuning.data.groups import Cutting, cut_batch  # noqa: E402
-from prompt_tuning.model import t5  # noqa: E402
+from prompt_tuning.model import sharding, t5  # noqa: E402
 from prompt_tuning.planning import flops  # noqa: E402
 from prompt_tuning.training import optim, step  # noqa: E402
 
@@ -38,6 +39,11 @@ def batches(workload: Workload, number: int) -> list[dict[str, np.ndarray]]:
     ]
 
 
+def shapes(workload: Workload, number: int) -> tuple[tuple[int, int], ...]:
+    """Rows and width of every group of a step."""
+    return tuple(b["encoder_input_tokens"].shape for b in batches(workload, number))
+
+
 def run(workload: Workload) -> dict[str, Any]:
     """Steps on a random backbone, and what they cost."""
     config = dataclasses.replace(
@@ -45,42 +51,52 @@ def run(workload: Workload) -> dict[str, Any]:
         dtype=workload.dtype,
         dropout_rate=0.0,
     )
-    make = jax.jit(lambda key: t5.init_params(config, key))
-    frozen = {n: v.astype(workload.dtype) for n, v in make(jax.random.key(0)).items()}
-    prompt = {"prompt": np.zeros((workload.prompt, config.embed_dim), np.float32)}
+    mesh = sharding.make_mesh(1)
+    assert mesh.size == workload.devices
+    places = sharding.param_shardings(t5.param_shapes(config), mesh)
+    make = jax.jit(
+        lambda key: {n: v.astype(config.dtype) for n, v in t5.init_params(config, key).items()},
+        out_shardings=places,
+    )
+    frozen = make(jax.random.key(0))
+    prompt = np.zeros((workload.prompt, config.embed_dim), np.float32)
     optimizer = optim.make_optimizer(OptimizerConfig(), optim.PROMPT_RULES)
-    state = step.init_state(prompt, optimizer, 0)  # type: ignore[arg-type]
-    programs = step.compile_step(config, TrainConfig(), optimizer)
+    state = step.init_state({"prompt": sharding.replicate(prompt, mesh)}, optimizer, 0)
+    state = jax.device_put(state, sharding.replicated(mesh))
+    programs = step.compile_step(config, TrainConfig(), optimizer, state)
 
     def one(number: int) -> None:
         nonlocal state
-        state, metrics = step.run_step(programs, state, frozen, batches(workload, number))
+        placed = [sharding.shard_batch(batch, mesh) for batch in batches(workload, number)]
+        state, metrics = step.run_step(programs, state, frozen, placed)
         jax.block_until_ready(metrics)
 
-    found = measure(workload, one, STARTED)
-    shapes = [
-        [batch["encoder_input_tokens"].shape for batch in batches(workload, number)]
-        for number in range(1, workload.steps + 1)
-    ]
-    costs = [
-        sum(
-            flops.count(
-                config, rows=r, prompt=workload.prompt, inputs=t, targets=workload.targets
-            ).step
-            for r, t in groups
-        )
-        for groups in shapes
-    ]
+    found = measure(workload, one, STARTED, lambda number: shapes(workload, number))
+    groups = [shapes(workload, number) for number in range(1, workload.steps + 1)]
+    sizes = {"prompt": workload.prompt, "targets": workload.targets}
+    costs = [sum(flops.count(config, rows=r, inputs=t, **sizes).step for r, t in g) for g in groups]
+    return (
+        found
+        | save(state)
+        | {
+            "flops_per_step": float(np.mean(costs)),
+            "encoder_tokens": float(np.mean([sum(r * t for r, t in g) for g in groups])),
+            "programs": len({shape for g in groups for shape in g}),
+        }
+    )
+
+
+def save(state: step.TrainState) -> dict[str, float]:
+    """How long saving the state of a run takes, and how large it is."""
     with tempfile.TemporaryDirectory() as folder, RunStateStore(folder) as store:
-        begin = time.perf_counter()
-        store.save(1, state)
-        store.wait()
-        saved = time.perf_counter() - begin
-    return found | {
-        "flops_per_step": float(np.mean(costs)),
-        "programs": len({shape for groups in shapes for shape in groups}),
-        "save_seconds": saved,
-    }
+        seconds = []
+        for number in range(3):  # the first one sets up Orbax
+            begin = time.perf_counter()
+            store.save(number, state)
+            store.wait()
+            seconds.append(time.perf_counter() - begin)
+        written = sum(p.stat().st_size for p in Path(folder, "2").rglob("*") if p.is_file())
+    return {"save_seconds": min(seconds), "save_bytes": float(written)}
 
 
 if __name__ == "__main__":

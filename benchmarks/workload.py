@@ -1,4 +1,4 @@
-"""What is measured: one training step on synthetic tokens of given lengths."""
+"""What is measured: one training step on tokens of given lengths."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,54 +17,80 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """One row of the table."""
+    """One row of the table, by one engine."""
 
-    engine: str  # "ours", "ours-512" (padded to 512), "peft"
+    engine: str  # "ours", "ours-512" (padded to 512), "peft", "t5x", "start" (see start.py)
     size: str = "small"
     dtype: str = "float32"
     rows: int = 8
-    inputs: int = 128  # the length of every row, or with `spread` the longest
-    targets: int = 2
+    inputs: int = 128  # the length of every row, or the longest of `lengths`
+    targets: int = 8
     prompt: int = 100
-    spread: bool = False  # lengths as SuperGLUE's: most short, some long
-    steps: int = 8
+    lengths: str = ""  # a file of row lengths, made of a real task; see suites.py
+    steps: int = 4
+    devices: int = 1
 
-    def lengths(self, step: int) -> np.ndarray:
+    @property
+    def task(self) -> str:
+        """The name of the task whose rows these are, if they are of one."""
+        return Path(self.lengths).stem if self.lengths else ""
+
+    def row_lengths(self, step: int) -> list[int]:
         """The lengths of a batch; the same for every engine."""
-        if not self.spread:
-            return np.full(self.rows, self.inputs)
-        draw = np.random.default_rng(step).lognormal(np.log(self.inputs / 4), 0.55, self.rows)
-        return np.clip(draw, 16, self.inputs).astype(int)
+        if not self.lengths:
+            return [self.inputs] * self.rows
+        batches = json.loads(Path(self.lengths).read_text())
+        return batches[step % len(batches)]
 
     def tokens(self, step: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Inputs and targets of a batch, end-of-sequence included."""
         random = np.random.default_rng(1000 + step)
-        inputs = [random.integers(3, 32000, n).astype(np.int32) for n in self.lengths(step)]
+        inputs = [random.integers(3, 32000, n).astype(np.int32) for n in self.row_lengths(step)]
         targets = [random.integers(3, 32000, self.targets).astype(np.int32)] * self.rows
         for row in (*inputs, *targets):
             row[-1] = 1
         return inputs, targets
 
 
-def measure(workload: Workload, step: Callable[[int], Any], started: float) -> dict[str, Any]:
-    """Runs the steps and returns what was seen; `step` must wait for its result."""
-    step(0)
-    first = time.perf_counter() - started
-    seconds = []
-    for number in range(1, workload.steps + 1):
-        step(number)  # new shapes are compiled here
-        begin = time.perf_counter()
-        step(number)
-        seconds.append(time.perf_counter() - begin)
-    tokens = [int(workload.lengths(n).sum()) for n in range(1, workload.steps + 1)]
+def measure(
+    workload: Workload,
+    step: Callable[[int], Any],
+    started: float,
+    shapes: Callable[[int], Hashable] = lambda number: None,
+) -> dict[str, Any]:
+    """Runs the steps and returns what was seen; `step` must wait for its result.
+
+    A step whose `shapes` are new is run once before it is timed: what it takes longer than the
+    second time is tracing and compiling.
+    """
+    numbers = range(1, workload.steps + 1)
+    seen: set[Hashable] = set()
+    seconds, compiling, first = [], 0.0, 0.0
+    for number in numbers:
+        new = shapes(number) not in seen
+        seen.add(shapes(number))
+        taken = [_time(step, number) for _ in range(2 if new else 1)]
+        first = first or time.perf_counter() - started - (taken[-1] if new else 0.0)
+        compiling += max(0.0, taken[0] - taken[-1])
+        seconds.append(taken[-1])
+    tokens = [sum(workload.row_lengths(number)) for number in numbers]
     return {
         **dataclasses.asdict(workload),
-        "seconds_per_step": statistics.median(seconds),
+        "task": workload.task,
+        # Steps on real rows differ; those of one shape do not.
+        "seconds_per_step": (statistics.mean if workload.lengths else statistics.median)(seconds),
         "seconds": seconds,
         "tokens_per_second": sum(tokens) / sum(seconds),
+        "compile_seconds": compiling,
         "first_step_after_seconds": first,
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
     }
+
+
+def _time(step: Callable[[int], Any], number: int) -> float:
+    begin = time.perf_counter()
+    step(number)
+    return time.perf_counter() - begin
 
 
 def main(run: Callable[[Workload], dict[str, Any]]) -> None:

@@ -203,5 +203,42 @@ def test_when_one_is_killed_all_end_and_a_restart_continues(work, victim):
     np.testing.assert_array_equal(again, expected)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1], ids=["coordinator", "worker"])
+def test_when_one_hangs_the_others_end(work, victim):
+    """As a host that is frozen: its connections stand, and only the heartbeat is missing."""
+    name = f"frozen_{victim}"
+    started = start(work, name, steps=5000)
+    frozen, other = started[victim], started[1 - victim]
+    deadline = time.monotonic() + 300
+    while max(saved(work / name), default=0) < 9 + 3:
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in started)
+        time.sleep(0.05)
+    stopped, followed = family(frozen.pid), family(other.pid)
+    assert len(stopped) == len(followed) == 2  # a guard and what it guards
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    began = time.monotonic()
+    try:
+        said, _ = other.communicate(timeout=120)
+        taken = time.monotonic() - began
+        print(f"gone after {taken:.1f} s: {said.strip().splitlines()[-1]}")
+        assert taken < 60, said
+        assert other.returncode == guard.LOST, said
+        assert "Start all processes again with the same command" in said.strip().splitlines()[-1]
+        assert not any(Path(f"/proc/{pid}").exists() for pid in followed)
+    finally:
+        for pid in stopped:
+            os.kill(pid, signal.SIGKILL)
+        frozen.communicate(timeout=60)
+
+
+def family(pid: int) -> list[int]:
+    """A process and its children."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *map(int, children)]
+
+
 def saved(folder: Path) -> list[int]:
     return [int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit()]

@@ -83,7 +83,7 @@ def written(tmp_path_factory):
 
 
 def make_state(mesh, seed=5):
-    prompt = sharding.replicate(np.asarray(random_prompt(seed)), mesh)
+    prompt = sharding.replicate(np.asarray(random_prompt(5, seed=seed)), mesh)
     optimizer = optim.make_optimizer(OptimizerConfig(), optim.PROMPT_RULES)
     return jax.jit(functools.partial(step.init_state, optimizer=optimizer, step=9))(
         {"prompt": prompt}

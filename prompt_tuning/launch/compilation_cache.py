@@ -37,8 +37,8 @@ def use(setting: str | None) -> Path | None:
         jax.config.update("jax_enable_compilation_cache", False)
     elif folder is not None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        # Many small programs make up a start; JAX's own limit of one second leaves them out.
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        # A hundred small programs make up a start; JAX's limit of one second leaves them out.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return folder
 
 
