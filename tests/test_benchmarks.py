@@ -1,0 +1,67 @@
+"""The benchmarks: what is measured once is kept, and a number is a median of rounds."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+import run
+import suites
+import tables
+from workload import Workload, measure
+
+sys.path.pop()
+PEAK = 1e11
+
+
+def line(number, engine, seconds, **more):
+    workload = dataclasses.replace(suites.BASE, engine=engine, **more)
+    found = {"seconds_per_step": seconds, "flops_per_step": 5e10, "task": workload.task}
+    return {"round": number, **dataclasses.asdict(workload), **found}
+
+
+def test_numbers_are_medians_and_ratios_are_of_pairs():
+    raw = [{"round": n, "flops_per_second": PEAK} for n in range(3)]
+    for number, slow in enumerate((1.0, 3.0, 1.0)):  # a round in which the machine was busy
+        raw += [line(number, "ours", slow), line(number, "peft", 2.0 * slow, dtype="bfloat16")]
+    found = tables.summarise(raw)
+    ours, peft = found["results"]
+    assert (ours["engine"], ours["seconds_per_step"], ours["rounds"]) == ("ours", 1.0, 3)
+    assert ours["share_of_peak"] == pytest.approx(0.5)
+    assert peft["beside_ours"] == pytest.approx(2.0)
+    text = tables.describe({"command": "c", "machine": {}, **found})
+    assert "| peft | bfloat16 | small | 8 | 128 |" in text
+    assert "100 GFLOP/s" in text
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path):
+    """Nothing is started here: all of it is there, or there is no time left."""
+    raw = tmp_path / "raw.jsonl"
+    suite = [Workload(engine="start", size="base")]
+    lines = [{"round": 0, "flops_per_second": PEAK}, {"round": 0, **dataclasses.asdict(suite[0])}]
+    raw.write_text("".join(json.dumps(one) + "\n" for one in lines) + '{"round": 1, "engi')
+    assert run.measure(suite, raw, rounds=1, seconds=60.0) == 0
+    assert run.measure(suite, raw, rounds=3, seconds=-1.0) == 4
+    assert len(run.read(raw)) == 2
+
+
+def test_new_shapes_are_compiled_before_they_are_timed():
+    calls = []
+    workload = Workload(engine="ours", steps=4)
+    found = measure(workload, calls.append, 0.0, lambda number: number % 2)
+    assert calls == [1, 1, 2, 2, 3, 4]
+    assert len(found["seconds"]) == 4
+
+
+def test_every_suite_names_workloads_and_what_is_drawn(tmp_path):
+    for name, (axis, workloads) in suites.SUITES.items():
+        assert bool(axis) == bool(workloads) == (name != "superglue")
+    assert {w.engine for w in suites.engines(suites.BASE)} >= {"ours"}
+    rows = dataclasses.replace(suites.BASE, lengths=str(tmp_path / "boolq.json"), rows=2)
+    Path(rows.lengths).write_text("[[7, 9], [30, 500]]")
+    assert rows.row_lengths(3) == [30, 500]
+    assert [len(x) for x in rows.tokens(2)[0]] == [7, 9]
+    assert [w.engine for w in suites.engines(rows)][:2] == ["ours", "ours-512"]
