@@ -20,6 +20,7 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from prompt_tuning.config import ModelConfig
@@ -85,7 +86,7 @@ def _once(method: Callable[..., Any], x: Array) -> Callable[..., Any]:
     Layers of a stack differ in their arrays alone. Four fifths of the time that a base takes to be
     traced, and half of the program's text, were repetitions.
     """
-    return _ONCE[method] if isinstance(x, jax.core.Tracer) else method
+    return _ONCE[method] if isinstance(x, Tracer) else method
 
 
 class Encoder(nn.Module):
