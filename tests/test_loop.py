@@ -30,7 +30,7 @@ from prompt_tuning.model import decode
 from prompt_tuning.safety import verify
 from prompt_tuning.scoring.eval_task import make_eval_task
 from prompt_tuning.scoring.evaluate import Scored, mean_score
-from prompt_tuning.training import loop, report, setup
+from prompt_tuning.training import loop, model_dir, report, setup
 
 START = 7  # the step of the backbone
 
@@ -354,6 +354,14 @@ def test_another_experiment_is_refused(straight, experiment):
         loop.train(other)
     # What may differ: how long, how often.
     loop.train(experiment(folder, eval=EvalConfig(period=6, method="both")))
+
+
+def test_a_run_of_which_only_damaged_states_are_left_does_not_begin_anew(experiment, tmp_path):
+    (tmp_path / "checkpoints" / "damaged_12").mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"can be read: there are only damaged_12\. Restore"):
+        model_dir.refuse_other_experiment(None, experiment(tmp_path), tmp_path)
+    (tmp_path / "checkpoints" / "9").mkdir()
+    model_dir.refuse_other_experiment(None, experiment(tmp_path), tmp_path)
 
 
 def test_the_same_seed_gives_the_same_prompt_and_another_one_another(

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from prompt_tuning.checkpoint import prompt_file
+from prompt_tuning.checkpoint import prompt_file, run_state
 from prompt_tuning.checkpoint.replace_folder import replace_text
 from prompt_tuning.config import ConfigError, Experiment, flatten, to_dict
 from prompt_tuning.model import sharding
@@ -57,6 +57,7 @@ def refuse_other_experiment(
                 f"MODEL_DIR {model_dir} holds a run of upstream T5X: continue it with "
                 "--engine=t5x, or choose another MODEL_DIR."
             )
+        _refuse_damaged(model_dir / "checkpoints")
         return
     new = flatten(to_dict(experiment))
     # A setting that the run's version did not have yet stood at what is now its default.
@@ -91,6 +92,16 @@ def _defaults(config: Any, prefix: str = "") -> dict[str, Any]:
         elif field.default is not dataclasses.MISSING:
             found |= flatten(to_dict({f"{prefix}{field.name}": field.default}))
     return found
+
+
+def _refuse_damaged(states: Path) -> None:
+    """Raises ConfigError where all that is left of a run is what was moved aside as damaged."""
+    aside = sorted(path.name for path in states.glob("damaged_*"))
+    if aside and not run_state.saved_steps(states):
+        raise ConfigError(
+            f"no saved state in {states} can be read: there are only {', '.join(aside)}. Restore a "
+            "state from a copy, or delete the folder to start the run from the beginning."
+        )
 
 
 def refuse_other_contents(
