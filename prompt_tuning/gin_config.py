@@ -194,7 +194,10 @@ class _Reader:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"cannot read gin file {path}: {error}") from error
+            said = getattr(error, "strerror", None) or f"it is not UTF-8: {error.reason}"  # type: ignore[union-attr]
+            raise ConfigError(
+                f"cannot read gin file {path} ({said}). Give a text file of lines NAME = VALUE."
+            ) from error
         yield from self._read_text(text, name)
         self.open_files.pop()
 

@@ -115,7 +115,7 @@ def readable_errors(text: str, place: Place) -> Iterator[None]:
         yield
     except (RecursionError, MemoryError) as error:
         raise ConfigError(
-            f"{place}: cannot read `{text[:80]}...`: it is nested too deep."
+            f"{place}: cannot read `{text[:80]}...`: it is nested too deep. Expected NAME = VALUE."
         ) from error
     except (SyntaxError, tokenize.TokenError, ValueError) as error:
         if isinstance(error, SyntaxError):
@@ -150,7 +150,8 @@ def _explain(message: str) -> str:
             "the value is not a Python literal. A string needs quotes, on the command line inside "
             "those of the shell: --gin.MODEL_DIR=\"'runs/boolq'\"."
         )
-    return (message.strip() or "malformed.").splitlines()[0]
+    said = (message.strip() or "malformed").splitlines()[0].rstrip(".")
+    return f"{said}. Expected NAME = VALUE, include 'FILE' or a comment."
 
 
 # Which setting wins -----------------------------------------------------------------------------

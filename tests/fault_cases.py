@@ -38,10 +38,11 @@ def infer(*settings: str) -> list[str]:
     return [*INFER, "--output=out.jsonl", *(f"--gin.{text}" for text in settings)]
 
 
-def make_work(folder: Path) -> Path:
+def make_work(folder: Path, *, small: bool = False) -> Path:
     """Two runs with two states each, checkpoints, a Hugging Face model, rows; made by the commands.
 
-    `straight` is what the run comes to when it goes on for three more steps.
+    `straight` is what the run comes to when it goes on for three more steps. A `small` one has
+    neither this nor the second run, and no evaluation.
     """
     from tiny_models import CONFIG, random_params
 
@@ -84,16 +85,17 @@ def make_work(folder: Path) -> Path:
     os.chdir(work)
     try:
         make(train("run"))
-        make(train("other", "RANDOM_SEED=3"))
-        shutil.copytree("run", "straight")
-        make(train("straight", "TRAIN_STEPS_RELATIVE=9"))
+        if not small:
+            make(train("other", "RANDOM_SEED=3"))
+            shutil.copytree("run", "straight")
+            make(train("straight", "TRAIN_STEPS_RELATIVE=9"))
+            make(evaluate("PROMPT_FILE='run/prompts/best'"))
         make(["convert", "--input=hf", "--output=converted"])
         for form in ("peft", "npy"):
             flags = ["--input=run/prompts/best", f"--output=prompt_{form}", f"--format={form}"]
             make(["convert-prompt", *flags])
         shutil.copytree(f"checkpoint_{START}", "recorded")
         make(["verify", "recorded", "--write"])
-        make(evaluate("PROMPT_FILE='run/prompts/best'"))
     finally:
         os.chdir(before)
     return work
@@ -292,7 +294,7 @@ def foreign_prompts(kind: str, draw: random.Random, cases: int, template: Path) 
     """Prompts of others: pickles, objects, absurd headers, other models'."""
     head = b"{'descr': '<f4', 'fortran_order': False, 'shape': (%s, 32), }"
     arrays = {
-        "objects": npy(np.array([[os, 1]], dtype=object)),
+        "objects": npy(np.array([[os.system, 1]], dtype=object)),
         "a huge shape": npy(header=head % b"1099511627776"),
         "a negative shape": npy(header=head % b"-1"),
         "code in its header": npy(header=b"__import__('os').system('touch harmed')"),
@@ -752,7 +754,8 @@ def manifests(kind: str, draw: random.Random, cases: int, template: Path) -> Ite
             f"{name} it",
             ["verify", "recorded"],
             lambda c=change: c(place, draw),
-            (REFUSED, DONE) if name == "removed" else (REFUSED,),
+            # Without it there is nothing to compare with; its last byte is the end of a line.
+            {"removed": (REFUSED, DONE), "truncated": (REFUSED, RECOVERED)}.get(name, (REFUSED,)),
             ("recorded",),
         )
     lies = {

@@ -172,8 +172,8 @@ def test_nothing_there(tmp_path: Path, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros(5, np.float32), r"has shape \(5,\); a prompt is a matrix"),
-        (np.zeros((0, 5), np.float32), r"has shape \(0, 5\); a prompt is a matrix"),
+        (np.zeros(5, np.float32), r"has shape \(5,\); a prompt must be a matrix"),
+        (np.zeros((0, 5), np.float32), r"has shape \(0, 5\); a prompt must be a matrix"),
         (np.full((2, 5), np.inf, np.float32), "holds 10 values that are not finite"),
         (np.full((2, 5), 1e300), "holds 10 values that are not finite"),
     ],
@@ -191,7 +191,7 @@ def test_an_impossible_prompt_is_refused(
 
 def test_integers_are_refused(tmp_path: Path, folder: Path) -> None:
     np.save(tmp_path / "prompt.npy", np.zeros((2, 5), np.int32))
-    with pytest.raises(ConfigError, match="holds int32; a prompt holds floating-point"):
+    with pytest.raises(ConfigError, match="holds int32; a prompt must hold floating-point"):
         load_prompt(tmp_path / "prompt.npy")
     safetensors.numpy.save_file({"prompt_embeddings": np.zeros((2, 5), np.int8)}, folder / WEIGHTS)
     with pytest.raises(ConfigError, match=r"of the types F64, F32, F16, BF16; found .*'I8'"):

@@ -16,11 +16,15 @@ def check_array(prompt: Shaped[np.ndarray, "..."], where: str) -> Float[np.ndarr
       ConfigError: it has another number of dimensions, is empty, or holds integers or NaN.
     """
     if prompt.ndim != 2 or 0 in prompt.shape:
-        raise ConfigError(f"{where} has shape {prompt.shape}; a prompt is a matrix (P, D).")
+        raise ConfigError(f"{where} has shape {prompt.shape}; a prompt must be a matrix (P, D).")
     if not jnp.issubdtype(prompt.dtype, jnp.floating):
-        raise ConfigError(f"{where} holds {prompt.dtype}; a prompt holds floating-point numbers.")
+        raise ConfigError(
+            f"{where} holds {prompt.dtype}; a prompt must hold floating-point numbers."
+        )
     with np.errstate(over="ignore"):  # what is beyond float32 is counted below
         prompt = np.array(prompt, dtype=np.float32, order="C")
     if bad := int(np.size(prompt) - np.isfinite(prompt).sum()):
-        raise ConfigError(f"{where} holds {bad} values that are not finite: training diverged.")
+        raise ConfigError(
+            f"{where} holds {bad} values that are not finite: training diverged. Take another one."
+        )
     return prompt
