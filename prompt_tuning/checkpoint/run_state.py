@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import flags
 
 from prompt_tuning.checkpoint.replace_folder import local_folder
 from prompt_tuning.checkpoint.storage import reason_of
@@ -75,6 +76,7 @@ class RunStateStore:
     def __init__(self, directory: str | os.PathLike[str], *, read_only: bool = False) -> None:
         self._directory = local_folder(directory, "the place of a run's state")
         logging.getLogger("absl").addFilter(_is_not_orbaxs)  # a filter is only added once
+        _let_hosts_differ()
         self._unlisted: set[int] = set()  # steps saved here whose files are not listed yet
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else KEPT,
@@ -325,6 +327,16 @@ class RunStateStore:
 
 def _hush(args: threading.ExceptHookArgs) -> None:
     _logger.debug("a thread has failed", exc_info=args.exc_value)
+
+
+def _let_hosts_differ() -> None:
+    """Makes Orbax wait by JAX's coordinator where hosts have different numbers of devices.
+
+    Its own way is a collective that takes them for equal, and fails.
+    """
+    hosts = [device.process_index for device in jax.devices()]
+    if len({hosts.count(host) for host in hosts}) > 1:
+        flags.FLAGS["experimental_orbax_use_distributed_barrier"].parse("true")
 
 
 def _is_not_orbaxs(record: logging.LogRecord) -> bool:
