@@ -471,6 +471,7 @@ def other_files(kind: str, draw: random.Random, cases: int, template: Path) -> I
             f"{name} run/config.gin: read",
             ["show-config", "--gin_file=run/config.gin"],
             lambda c=change: c(Path("run/config.gin"), draw),
+            (REFUSED, RECOVERED),
             names=("run/config.gin",),
         )
 

@@ -60,7 +60,17 @@ ALLOWED = {
         *("backbones", "checkpoint", "data", "launch", "model", "safety", "training", "world"),
     },
     "evaluation": {
-        *("backbones", "checkpoint", "data", "launch", "model", "scoring", "text", "training"),
+        *(
+            "backbones",
+            "checkpoint",
+            "data",
+            "exchange",
+            "launch",
+            "model",
+            "scoring",
+            "text",
+            "training",
+        ),
     },
     "t5x_inputs": {"backbones", "checkpoint", "data", "model", "training"},
     "t5x_plugin": {"checkpoint", "model", "t5x_inputs", "training"},

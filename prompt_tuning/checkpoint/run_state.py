@@ -172,7 +172,7 @@ class RunStateStore:
 
         `abstract` holds arrays or `jax.ShapeDtypeStruct`s; a leaf that has a sharding is restored
         to it, each device reading its part. NumPy leaves come back as NumPy. If a newer state is
-        damaged a warning says so and it is moved aside, so that `latest_step` is the restored step
+        damaged a line says so and it is moved aside, so that `latest_step` is the restored step
         and training can save over it again.
 
         Raises:
@@ -180,7 +180,7 @@ class RunStateStore:
             names, shapes or dtypes differ.
         """
         self.wait()  # a state that is still being written would look damaged
-        steps = sorted(self._manager.all_steps(), reverse=True)
+        steps = sorted({*self._manager.all_steps(), *saved_steps(self._directory)}, reverse=True)
         failures: dict[int, Exception] = {}
         for step in steps:
             try:
@@ -296,15 +296,13 @@ class RunStateStore:
     def _move_aside(self, failures: Mapping[int, Exception], restored: int) -> None:
         for step, error in failures.items():
             aside = self._directory / f"damaged_{step}"
-            shutil.rmtree(aside, ignore_errors=True)
+            if aside.is_dir():
+                shutil.rmtree(aside, ignore_errors=True)
             (self._directory / str(step)).rename(aside)
-            _logger.warning(
-                "the saved state of step %d is damaged (%s): continuing from step %d. It was moved "
-                "to %s.",
-                step,
-                _brief(error),
-                restored,
-                aside,
+            print(
+                f"the saved state of step {step} is damaged ({_brief(error)}): continuing from "
+                f"step {restored}. It was moved to {aside}.",
+                flush=True,
             )
         if failures:
             self._manager.reload()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prompt_tuning.commands.command import Command, import_tensorflow
@@ -147,9 +148,21 @@ def load(
         engine=engine,
         fallbacks=values,
     )
-    for override in loaded.overrides:
-        print(override, file=sys.stderr)
+    for said in (*_edited(args.gin_file), *loaded.overrides):
+        print(said, file=sys.stderr)
     return loaded
+
+
+def _edited(files: Sequence[str]) -> Iterator[str]:
+    """Says which of these a run has written, and with other contents."""
+    from prompt_tuning.safety import manifest
+
+    for file in map(Path, files):
+        if file.is_file() and manifest.path_of(file).exists():
+            try:
+                manifest.check(file)
+            except ConfigError:
+                yield f"{file} is not what was written there: it was edited since, or damaged."
 
 
 def _start(args: argparse.Namespace, rest: list[str]) -> tuple[gin_config.Loaded, str] | None:

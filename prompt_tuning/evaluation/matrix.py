@@ -31,7 +31,7 @@ from prompt_tuning.scoring.analysis import analyse, describe, to_json
 from prompt_tuning.scoring.eval_task import EvalTask
 from prompt_tuning.scoring.evaluate import Evaluator, Scored, evaluate, majority, methods
 from prompt_tuning.scoring.intervals import score_intervals
-from prompt_tuning.training import report, setup
+from prompt_tuning.training import model_dir, report, setup
 
 NO_PROMPT = "no prompt"
 
@@ -72,7 +72,7 @@ def run_eval(
     what = f"EVAL_OUTPUT_DIR {output_dir}"
     with writing(what), processes.writing_folder(output_dir) as folder:
         if config_text:
-            replace_text(folder / "config.gin", config_text)
+            model_dir.write_config(folder / "config.gin", config_text)
         log = report.RunLog.of_evaluation(folder)
         matrix = Matrix({}, methods=methods(run.eval))
         if run.eval.baselines:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from prompt_tuning.checkpoint.replace_folder import replace_text
+from prompt_tuning.exchange import seal
 from prompt_tuning.scoring.analysis import Analysis, illegal_line, to_json
 from prompt_tuning.scoring.evaluate import task_score
 from prompt_tuning.scoring.intervals import Interval
@@ -118,8 +118,7 @@ class Matrix:
         }
         means = {method: self._mean_json(method) for method in self.methods}
         content = {"prompts": prompts, "majority": self.majority, "means": means}
-        text = json.dumps(content, ensure_ascii=False, indent=1)
-        replace_text(folder / "matrix.json", text + "\n")
+        replace_text(folder / "matrix.json", seal.write(content))
 
     def _mean_json(self, method: str) -> dict[str, Any]:
         found: dict[str, Any] = {}

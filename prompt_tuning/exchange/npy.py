@@ -48,7 +48,10 @@ def read_npy(file: Path) -> Shaped[np.ndarray, "..."]:
         flat = np.frombuffer(data, dtype, offset=stream.tell())
         return flat.reshape(shape, order="F" if by_columns else "C")
     except _ERRORS as error:
-        raise ConfigError(f"the prompt file {file} is damaged: {error}. Copy it again.") from error
+        reason = str(error)
+        if " object at 0x" in reason:  # numpy's words for a header that is more than values
+            reason = "its header is not a description of an array"
+        raise ConfigError(f"the prompt file {file} is damaged: {reason}. Copy it again.") from error
 
 
 def write_npy(file: str | os.PathLike[str], prompt: Float[np.ndarray, "P D"]) -> None:

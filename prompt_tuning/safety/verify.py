@@ -19,10 +19,12 @@ import numpy as np
 from prompt_tuning.backbones.architecture import infer_model
 from prompt_tuning.checkpoint import prompt_file, run_state, t5x
 from prompt_tuning.config import ConfigError
+from prompt_tuning.exchange import seal
 from prompt_tuning.model import t5
 from prompt_tuning.safety import manifest, records
 
 STATES = "checkpoints"  # of a MODEL_DIR
+MATRIX = "matrix.json"  # of an evaluation
 RUN_FILE = "run.json"  # in a checkpoint that pre-training has written
 
 Check = tuple[str, Callable[[], str]]  # of what, and what says how it was found to be good
@@ -65,6 +67,9 @@ def _find_checks(place: Path) -> Iterator[Check]:
     """What there is to check without a manifest."""
     if (place / STATES).is_dir() or (place / "prompts").is_dir() or _checkpoints(place):
         yield from _in_model_dir(place)
+    elif (place / MATRIX).exists():
+        yield from _config(place)
+        yield f"{place / MATRIX}", lambda: _sealed(place / MATRIX)
     elif place.name == STATES and place.is_dir():
         yield from _states(place)
     elif _is_state(place):
@@ -85,11 +90,21 @@ def _in_model_dir(place: Path) -> Iterator[Check]:
         if os.path.lexists(manifest.path_of(folder)):
             yield f"{folder}, by its manifest", lambda folder=folder: _by_manifest(folder)
 
+    yield from _config(place)
+    if texts := _saved_records(place):
+        yield f"records of {place}", lambda: _compare_records(place, texts)
+
+
+def _config(place: Path) -> Iterator[Check]:
+    """The settings of a run or of an evaluation."""
     config = place / "config.gin"
     if manifest.path_of(config).exists():
         yield f"{config}, by its manifest", lambda: _by_manifest(config)
-    if texts := _saved_records(place):
-        yield f"records of {place}", lambda: _compare_records(place, texts)
+
+
+def _sealed(file: Path) -> str:
+    seal.check(file)
+    return "with the SHA-256 it was written with"
 
 
 def _checkpoints(place: Path) -> list[Path]:
