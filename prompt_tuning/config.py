@@ -266,10 +266,7 @@ class Experiment:
         return self
 
     def __post_init__(self) -> None:
-        _check(
-            self.num_model_partitions >= 1,
-            f"NUM_MODEL_PARTITIONS must be at least 1, found {self.num_model_partitions}.",
-        )
+        _check_partitions(self.num_model_partitions)
         _check(
             self.prompt.length >= 1 or self.train.trainable == "model",
             "PROMPT_LENGTH is 0 and only the prompt is trainable: there is nothing to train. Set "
@@ -305,6 +302,9 @@ class EvalRun:
     num_model_partitions: int = 1
     verify_checkpoint: bool = False
 
+    def __post_init__(self) -> None:
+        _check_partitions(self.num_model_partitions)
+
     @property
     def experiment(self) -> Experiment:
         """The same settings, for what reads a backbone and rows of an experiment."""
@@ -328,6 +328,7 @@ class InferRun:
     verify_checkpoint: bool = False
 
     def __post_init__(self) -> None:
+        _check_partitions(self.num_model_partitions)
         _check(
             not (self.return_all_decodes and self.eval.method == "rank"),
             "RETURN_ALL_DECODES asks for everything that is generated, and EVAL_METHOD = 'rank' "
@@ -338,6 +339,10 @@ class InferRun:
     def experiment(self) -> Experiment:
         """The same settings, for what reads a backbone and rows of an experiment."""
         return _as_experiment(self, self.infer_output_dir)
+
+
+def _check_partitions(number: int) -> None:
+    _check(number >= 1, f"NUM_MODEL_PARTITIONS must be at least 1, found {number}.")
 
 
 def _as_experiment(run: EvalRun | InferRun, directory: str) -> Experiment:

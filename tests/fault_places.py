@@ -184,6 +184,7 @@ def numbers(kind: str, draw: random.Random, cases: int, template: Path) -> Itera
                         "show-config",
                         f"--run_mode={mode}",
                         "--gin_file=demo.gin",
+                        *([] if mode == "train" else [f"--gin.{mode.upper()}_OUTPUT_DIR='out'"]),
                         f"--gin.{macro}={value}",
                     ],
                     allowed=(REFUSED, DONE)
