@@ -199,7 +199,7 @@ class TrainConfig:
             f"({self.train_steps_relative}) are both set. Set one: TRAIN_STEPS counts the "
             "backbone's own steps, TRAIN_STEPS_RELATIVE only this run's.",
         )
-        _check(self.z_loss >= 0, f"Z_LOSS must be >= 0, found {self.z_loss}.")
+        _check(0 <= self.z_loss < 1e30, f"Z_LOSS must lie in [0, 1e30), found {self.z_loss}.")
         _check(
             0 <= self.label_smoothing < 1,
             f"LABEL_SMOOTHING must lie in [0, 1), found {self.label_smoothing}.",

@@ -203,16 +203,16 @@ class OptimizerConfig:
         )
         least = 1 if self.schedule == "rsqrt" else 0
         check(
-            self.warmup_steps >= least,
-            f"WARMUP_STEPS must be >= {least}, found {self.warmup_steps}.",
+            least <= self.warmup_steps < 2**30,  # steps are counted in 32 bits
+            f"WARMUP_STEPS must lie in [{least}, 2**30), found {self.warmup_steps}.",
         )
         check(self.weight_decay >= 0, f"WEIGHT_DECAY must be >= 0, found {self.weight_decay}.")
         for name in ("decay_rate", "clipping_threshold"):
             value = getattr(self, name)
             check(value > 0, f"{name.upper()} must be positive, found {value}.")
         check(
-            self.start_step is None or self.start_step >= 0,
-            f"OPTIMIZER_START_STEP must be >= 0, found {self.start_step}.",
+            self.start_step is None or 0 <= self.start_step < 2**30,
+            f"OPTIMIZER_START_STEP must lie in [0, 2**30), found {self.start_step}.",
         )
 
 

@@ -142,9 +142,13 @@ def test_a_defect_is_one_message_and_a_file():
 
 
 def test_too_little_memory_is_said_in_words():
-    said = crash.describe(MemoryError("std::bad_alloc"))
-    assert "there is not enough memory" in said
-    assert "Lower BATCH_SIZE" in said
+    said = crash.describe_refusal(MemoryError("std::bad_alloc"))
+    assert "there is not enough memory. Lower BATCH_SIZE" in (said or "")
+    error = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 3221225472 bytes.")
+    error.add_note("The state of step 3 is saved.")
+    said = crash.describe_refusal(error) or ""
+    assert "memory: 3.0 GiB were asked for at once. Lower BATCH_SIZE" in said
+    assert said.endswith("The state of step 3 is saved.")
 
 
 @pytest.mark.parametrize(

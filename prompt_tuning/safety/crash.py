@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import platform
+import re
 import sys
 import tempfile
 import traceback
@@ -29,12 +30,14 @@ _CURES = {
 
 
 def describe_refusal(error: BaseException, *, continues: bool = True) -> str | None:
-    """One message where the operating system has refused to read or write; None otherwise.
+    """One message where there was no memory, space or permission; None for all else.
 
     `continues`: the command is one that goes on from what it has saved.
     """
     if isinstance(error, ValueError) and "embedded null" in str(error):
         return "a path holds a NUL character. Give the path without it."
+    if isinstance(error, MemoryError) or any(text in str(error) for text in _MEMORY):
+        return _describe_memory(error)
     if not isinstance(error, OSError) or error.errno not in _CURES:
         return None
     place = error.filename2 or error.filename
@@ -48,15 +51,20 @@ def describe_refusal(error: BaseException, *, continues: bool = True) -> str | N
 def describe(error: BaseException) -> str:
     """One message on an exception that is no `ConfigError`; writes the traceback beside it."""
     said = f"{type(error).__name__}: {_first_line(error)}"
-    if isinstance(error, MemoryError) or any(text in str(error) for text in _MEMORY):
-        return (
-            f"there is not enough memory ({said}). Lower BATCH_SIZE or TASK_FEATURE_LENGTHS, set "
-            f"DTYPE = 'bfloat16', or use more devices.{_report(error)}"
-        )
     kept = " ".join(getattr(error, "__notes__", ())) or (
         "What was saved before is whole, and the same command continues from there."
     )
     return f"unexpected error: {said}{_place(error)}. {kept}{_report(error)}"
+
+
+def _describe_memory(error: BaseException) -> str:
+    found = re.search(r"allocat\w* (\d+) bytes", str(error))
+    asked = f": {int(found.group(1)) / 2**30:,.1f} GiB were asked for at once" if found else ""
+    kept = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
+    return (
+        f"there is not enough memory{asked}. Lower BATCH_SIZE, EVAL_BATCH_SIZE, NUM_DECODES or "
+        f"TASK_FEATURE_LENGTHS, set DTYPE = 'bfloat16', or use more devices.{kept}"
+    )
 
 
 def _first_line(error: BaseException) -> str:
