@@ -384,7 +384,7 @@ def asked(kind: str, draw: random.Random, cases: int, template: Path) -> Iterato
         )
     for name, data in (
         ("another type", '{"inputs": 3}\n'),
-        ("no inputs", '{"text": "a"}\n'),
+        ("no inputs", '{"texts": "a"}\n'),
         ("a prompt that is no path", '{"inputs": "a", "prompt": 3}\n'),
         ("a huge prompt's name", json.dumps({"inputs": "a", "prompt": "x" * 10_000}) + "\n"),
     ):
@@ -449,7 +449,7 @@ def full_disks(kind: str, draw: random.Random, cases: int, template: Path) -> It
         print(f"{kind}: skipped, since a tmpfs cannot be mounted by this user", flush=True)
         return
     world = ["make-world", "--seed=1", "--out=full/world", "--texts=3000", "--rows=40"]
-    pieces = ["--input=in.jsonl", "--field=inputs", "--output=full/v.model", "--size=150"]
+    pieces = ["--input=in.jsonl", "--field=inputs", "--output=full/v.model", "--size=100"]
     commands = {
         "train": (train("full/run"), ("60k", "120k", "200k")),
         "eval": (evaluate("EVAL_OUTPUT_DIR='full/scores'"), ("4k", "20k")),

@@ -69,7 +69,10 @@ GOOD = '{"inputs": "a"}\n'
     ("content", "message"),
     [
         (GOOD + '{"inputs": "b"', r"rows.jsonl:2: not valid JSON \(Expecting ',' delimiter"),
-        (GOOD + "\nplain", r"rows.jsonl:3: not valid JSON .* Every line is {\"inputs\": \"the"),
+        (
+            GOOD + "\nplain",
+            r"rows.jsonl:3: not valid JSON .* Write each line as {\"inputs\": \"the",
+        ),
         (GOOD + "[" * 100_000, "rows.jsonl:2: not valid JSON"),
         (GOOD + r'{"inputs": "\ud800"}', "rows.jsonl:2: not valid JSON .*surrogates not allowed"),
         (GOOD + '["a"]', "rows.jsonl:2: found JSON of type list"),

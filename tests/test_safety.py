@@ -149,6 +149,8 @@ def test_too_little_memory_is_said_in_words():
     said = crash.describe_refusal(error) or ""
     assert "memory: 3.0 GiB were asked for at once. Lower BATCH_SIZE" in said
     assert said.endswith("The state of step 3 is saved.")
+    full = ValueError("RESOURCE_EXHAUSTED: Failed to write 194 bytes: No space left on device")
+    assert crash.describe_refusal(full) is None
 
 
 @pytest.mark.parametrize(

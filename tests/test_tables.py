@@ -205,7 +205,7 @@ def test_splits(tmp_path):
         ("t.jsonl", '{"text": "a", "label": 1}\n["a", 1]\n', "t.jsonl:2: expected an object"),
         ("t.jsonl", '{"text": "a", "text": "b"}\n', "t.jsonl:1: 'text' is there twice"),
         ("t.jsonl", '{"text": "\\ud800", "label": 1}\n', "t.jsonl:1: not valid JSON"),
-        ("t.json", '{"a": 1,\n"b": 2}\n', "may hold a list of them"),
+        ("t.json", '{"a": 1,\n"b": 2}\n', "or a list of them"),
         ("t.xlsx", b"PK", "expected a file that ends in .csv"),
     ],
 )

@@ -135,7 +135,13 @@ def read_prompt(path: str | os.PathLike[str]) -> StoredPrompt:
       ConfigError: there is no such prompt, or it is damaged.
     """
     place = Path(path).expanduser()
-    form, place = ("t5x", place) if "://" in os.fspath(path) else recognise(place)
+    try:
+        form, place = ("t5x", place) if "://" in os.fspath(path) else recognise(place)
+    except OSError as error:  # a name that is too long; no permission
+        raise ConfigError(
+            f"the prompt {os.fspath(path)[:100]!r} cannot be read ({error.strerror}): check the "
+            "path."
+        ) from error
     if form in ("ours", "peft"):
         return _read_folder(place, form)
     metadata = None

@@ -76,6 +76,7 @@ class RunStateStore:
     def __init__(self, directory: str | os.PathLike[str], *, read_only: bool = False) -> None:
         self._directory = local_folder(directory, "the place of a run's state")
         logging.getLogger("absl").addFilter(_is_not_orbaxs)  # a filter is only added once
+        logging.getLogger("asyncio").addFilter(_is_not_orbaxs)
         _let_hosts_differ()
         self._unlisted: set[int] = set()  # steps saved here whose files are not listed yet
         options = ocp.CheckpointManagerOptions(
@@ -339,6 +340,8 @@ def _let_hosts_differ() -> None:
 
 def _is_not_orbaxs(record: logging.LogRecord) -> bool:
     """Orbax logs the traceback of every error that it raises as well, and that it only reads."""
+    if record.name == "asyncio":  # of a save that failed, which `SaveError` says already
+        return "exception was never retrieved" not in record.getMessage()
     return "orbax" not in record.pathname or record.levelno < logging.WARNING
 
 

@@ -36,7 +36,7 @@ def describe_refusal(error: BaseException, *, continues: bool = True) -> str | N
     """
     if isinstance(error, ValueError) and "embedded null" in str(error):
         return "a path holds a NUL character. Give the path without it."
-    if isinstance(error, MemoryError) or any(text in str(error) for text in _MEMORY):
+    if _is_memory(error):
         return _describe_memory(error)
     if not isinstance(error, OSError) or error.errno not in _CURES:
         return None
@@ -55,6 +55,12 @@ def describe(error: BaseException) -> str:
         "What was saved before is whole, and the same command continues from there."
     )
     return f"unexpected error: {said}{_place(error)}. {kept}{_report(error)}"
+
+
+def _is_memory(error: BaseException) -> bool:
+    text = str(error)
+    of_disk = "No space left" in text  # TensorStore's RESOURCE_EXHAUSTED
+    return isinstance(error, MemoryError) or (any(m in text for m in _MEMORY) and not of_disk)
 
 
 def _describe_memory(error: BaseException) -> str:

@@ -16,7 +16,7 @@ from prompt_tuning.checkpoint.replace_folder import writing
 from prompt_tuning.config import ConfigError
 
 STANDARD = "-"  # standard input, standard output
-_FORM = 'Every line is {"inputs": "the text"}, with "prompt": "its folder" if you like.'
+_FORM = 'Write each line as {"inputs": "the text"}, with "prompt": "its folder" if you like.'
 
 
 class Line(NamedTuple):

@@ -184,8 +184,8 @@ def _parse(where: str, text: str) -> Any:
         raise
     except (ValueError, RecursionError) as error:
         raise ConfigError(
-            f"{where}: not valid JSON ({error}); it begins {_short(text)}. A .jsonl file holds one "
-            "object a line, a .json file may hold a list of them."
+            f"{where}: not valid JSON ({error}); it begins {_short(text)}. Write one object a line "
+            "(.jsonl), or a list of them (.json)."
         ) from error
     return value
 
