@@ -46,7 +46,7 @@ def run(args: argparse.Namespace, key: dict) -> list[dict]:
         "TFDS_DATA_DIR": str(args.world / "tfds"),
         "TASK_FEATURE_LENGTHS": {"inputs": 80, "targets": 8},
         "TRAIN_STEPS_RELATIVE": steps,
-        "EVAL_PERIOD": max(1, steps // 3),
+        "EVAL_PERIOD": max(1, steps // 2),
         "EVAL_METHOD": "rank",
         "BATCH_SIZE": 32,
         "PROMPT_LENGTH": 20 if key["method"] == "prompt tuning" else 0,
@@ -156,10 +156,10 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=Path("study.jsonl"))
     parser.add_argument("--sizes", nargs="+", default=["200k", "1m", "3m", "10m"])
-    parser.add_argument("--tasks", nargs="+", default=["boolq", "cb", "rte"])
+    parser.add_argument("--tasks", nargs="+", default=["copa", "wic", "cb"])
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=600, help="of prompt tuning")
-    parser.add_argument("--model_steps", type=int, default=300, help="of model tuning")
+    parser.add_argument("--steps", type=int, default=300, help="of prompt tuning")
+    parser.add_argument("--model_steps", type=int, default=200, help="of model tuning")
     parser.add_argument("--rate", type=float, default=0.1, help="learning rate of prompt tuning")
     parser.add_argument("--model_rate", type=float, default=0.01, help="of model tuning")
     parser.add_argument("--report", action="store_true")

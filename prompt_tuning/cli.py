@@ -8,6 +8,7 @@ the settings answer at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import os
 import sys
@@ -79,8 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 guard.leave_if_lost(name, error)
             code, message = _explain(error, command)
             print(f"{name}: {message}", file=sys.stderr, flush=True)
-            if argv is None and isinstance(error, signals.Stopped):
-                os._exit(code)  # the libraries' threads would take their time to end
+            if argv is None:  # a failed save leaves threads of Orbax's that wait for minutes
+                with contextlib.suppress(OSError, ValueError):
+                    sys.stdout.flush()
+                os._exit(code)
             return code
 
 
