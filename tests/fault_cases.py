@@ -332,7 +332,7 @@ def foreign_prompts(kind: str, draw: random.Random, cases: int, template: Path) 
         "another model": (infer(best, "CHECKPOINT_PATH='tiny'"), "tiny"),
         "another vocabulary": (
             evaluate(best, "VOCABULARY='tiny'", "NUM_EMBEDDINGS=512"),
-            "NUM_EMBEDDINGS",
+            "token_embedder/embedding",
         ),
         "a model's checkpoint as a prompt": (
             infer("PROMPT_FILE='checkpoint_9'"),
@@ -431,7 +431,7 @@ def whole_states(kind: str, draw: random.Random, cases: int, template: Path) -> 
             ["verify", "run"],
             act,
             (REFUSED, DONE) if name == "the state of another run" else (REFUSED,),
-            ("checkpoints/1",),
+            ("checkpoints/1", "run/metrics.jsonl"),
         )
         yield Case(
             kind,

@@ -131,6 +131,8 @@ def load(
             "no --gin_file is given, so there is nothing to run. Try --gin_file=demo.gin, or see "
             "--help."
         )
+    for said in _edited(args.gin_file):
+        print(said, file=sys.stderr)
     bindings = list(args.gin_bindings)
     if args.tfds_data_dir is not None:
         bindings.append(f"TFDS_DATA_DIR = {args.tfds_data_dir!r}")
@@ -148,8 +150,8 @@ def load(
         engine=engine,
         fallbacks=values,
     )
-    for said in (*_edited(args.gin_file), *loaded.overrides):
-        print(said, file=sys.stderr)
+    for override in loaded.overrides:
+        print(override, file=sys.stderr)
     return loaded
 
 
