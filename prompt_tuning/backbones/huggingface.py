@@ -128,10 +128,11 @@ def local_folder(path: str | os.PathLike[str]) -> Path:
             )
         )
     except Exception as error:  # of half a dozen libraries below it
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = re.sub(r"\b(?:Got: )?\w+Error: ", "", first)
         raise ConfigError(
-            f"{text} cannot be downloaded and is not in the local cache "
-            f"({type(error).__name__}: {str(error).strip().splitlines()[0]}). Check the name and "
-            "the network, or copy the model here and give its folder."
+            f"{text} cannot be downloaded and is not in the local cache ({reason}). Check the name "
+            "and the network, or copy the model here and give its folder."
         ) from error
 
 

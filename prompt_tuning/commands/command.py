@@ -51,6 +51,9 @@ def import_tensorflow() -> None:
             os.close(stderr)
             log.seek(0)
             os.write(2, b"".join(line for line in log if not noise.match(line)))
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)  # what TFDS and seqio warn of, we say ourselves
 
 
 @contextlib.contextmanager
