@@ -472,7 +472,7 @@ def other_files(kind: str, draw: random.Random, cases: int, template: Path) -> I
             ["show-config", "--gin_file=run/config.gin"],
             lambda c=change: c(Path("run/config.gin"), draw),
             (REFUSED, RECOVERED),
-            names=("run/config.gin",),
+            names=("run/config.gin", "what kind of run"),
         )
 
 
