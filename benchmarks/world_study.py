@@ -3,7 +3,8 @@
 For the backbones of docs/pretraining.md, in the folder in which its commands were run:
   python benchmarks/world_study.py --sizes 200k 1m --out study.jsonl
 A line of `--out` is a run; one that is there is not run again, so a study can be stopped at will.
-`--report` prints the table of what is there, means of the seeds with 95 % intervals, and draws it.
+`--report` prints the table of what is there, means of the seeds with 95 % intervals, and draws it;
+`--curves` draws the held-out losses of the backbones' own training.
 """
 
 from __future__ import annotations
@@ -149,6 +150,29 @@ def draw(path: Path, groups: dict[tuple, list[float]], tasks: list[str]) -> None
     print(path)
 
 
+def draw_curves(args: argparse.Namespace) -> None:
+    """Draws the held-out cross entropy of every backbone, a panel a stage, beside `--out`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    from prompt_tuning.pretraining import curves
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(1, len(STAGES))
+    for axes, (stage, folder) in zip(panels, STAGES.items(), strict=True):
+        for size in args.sizes:
+            points = curves.held_out_points(args.runs / folder.format(size=size))
+            axes.plot(*zip(*points, strict=True), "o-", ms=3, label=size)
+        axes.set(title=stage, xlabel="step", ylabel="held-out cross entropy (nats a token)")
+        axes.set_yscale("log")
+        axes.grid(alpha=0.3, which="both")
+        axes.legend()
+    path = args.out.with_name("curves.png")
+    figure.savefig(path, dpi=110)
+    print(path)
+
+
 def main() -> None:
     """Runs what is missing, or reports what is there."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -163,8 +187,10 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.1, help="learning rate of prompt tuning")
     parser.add_argument("--model_rate", type=float, default=0.01, help="of model tuning")
     parser.add_argument("--report", action="store_true")
+    parser.add_argument("--curves", action="store_true")
     args = parser.parse_args()
-    report_table(args) if args.report else study(args)
+    actions = {args.report: report_table, args.curves: draw_curves}
+    actions.get(True, study)(args)
 
 
 if __name__ == "__main__":

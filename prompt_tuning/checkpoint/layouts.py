@@ -142,7 +142,9 @@ def _from_msgpack(data: bytes, folder: Folder, name: str = INDEX) -> Checkpoint:
     }
     _check_names(params, folder)
     if not params:
-        raise ConfigError(f"{where} lists no parameters: its 'target' is empty.")
+        raise ConfigError(
+            f"{where} lists no parameters: its 'target' is empty. Give one that holds a model."
+        )
     states = root["state"].get("param_states") or {}
     slots = {
         name: _leaf(value, f"state/param_states/{name}", folder, database)
