@@ -107,6 +107,8 @@ def _stamp(path: str) -> list[Any]:
 
 def _short_name(files: str | tuple[str, ...]) -> str:
     first = files if isinstance(files, str) else files[0]
+    if os.path.basename(first).startswith("*"):  # of novels/*.txt, novels
+        first = os.path.dirname(first) or first
     return re.sub(r"[^\w.-]+", "_", os.path.basename(first)).strip("_") or "corpus"
 
 
