@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from prompt_tuning.checkpoint.layouts import INDEX, Leaf, find_checkpoint, open_leaves
+from prompt_tuning.checkpoint.layouts import INDEX, Checkpoint, Leaf, find_checkpoint, open_leaves
 from prompt_tuning.checkpoint.replace_folder import replace_folder
 from prompt_tuning.checkpoint.storage import explain
 from prompt_tuning.config import ConfigError
@@ -46,11 +46,12 @@ def read_t5x(
     path: PathLike, shapes: Mapping[str, jax.ShapeDtypeStruct], **how: Any
 ) -> tuple[dict[str, Array], int]:
     """All that `iter_t5x` gives, which has the arguments, and the step."""
-    return dict(iter_t5x(path, shapes, **how)), read_step(path)
+    checkpoint = find_checkpoint(path)  # once: its index may be far away
+    return dict(iter_t5x(checkpoint, shapes, **how)), _step(checkpoint.step)
 
 
 def iter_t5x(
-    path: PathLike,
+    path: PathLike | Checkpoint,
     shapes: Mapping[str, jax.ShapeDtypeStruct],
     *,
     dtype: DTypeLike | None = None,
@@ -68,7 +69,7 @@ def iter_t5x(
       ConfigError: there is no such checkpoint; its names or shapes are not exactly the model's; it
         is damaged; or it cannot be reached.
     """
-    checkpoint = find_checkpoint(path)
+    checkpoint = path if isinstance(path, Checkpoint) else find_checkpoint(path)
     context = ts.Context(_READ)
     known = {name: leaf for name, leaf in checkpoint.params.items() if name in shapes}
     stores = open_leaves(known, context)
