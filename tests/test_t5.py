@@ -26,6 +26,13 @@ forward = jax.jit(plain_forward, static_argnums=0)
 NO_PROMPT = jnp.zeros((0, CONFIG.embed_dim))
 
 
+def test_a_seed_gives_the_same_model_however_it_is_traced():
+    key = jax.random.key(3)
+    expected = t5.init_params(CONFIG, key)
+    for name, value in jax.jit(lambda key: t5.init_params(CONFIG, key))(key).items():
+        np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
 @pytest.mark.parametrize("size", PUBLISHED)
 def test_parameter_counts_are_the_published_ones(size):
     encoder, decoder, heads, embed, mlp, count = PUBLISHED[size]

@@ -75,8 +75,8 @@ class RunStateStore:
 
     def __init__(self, directory: str | os.PathLike[str], *, read_only: bool = False) -> None:
         self._directory = local_folder(directory, "the place of a run's state")
-        logging.getLogger("absl").addFilter(_is_not_orbaxs)  # a filter is only added once
-        logging.getLogger("asyncio").addFilter(_is_not_orbaxs)
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).addFilter(_is_not_orbaxs)  # a filter is only added once
         _let_hosts_differ()
         self._unlisted: set[int] = set()  # steps saved here whose files are not listed yet
         options = ocp.CheckpointManagerOptions(
@@ -300,10 +300,9 @@ class RunStateStore:
             if aside.is_dir():
                 shutil.rmtree(aside, ignore_errors=True)
             (self._directory / str(step)).rename(aside)
+            reason = f"the saved state of step {step} is damaged ({_brief(error)})"
             print(
-                f"the saved state of step {step} is damaged ({_brief(error)}): continuing from "
-                f"step {restored}. It was moved to {aside}.",
-                flush=True,
+                f"{reason}: continuing from step {restored}. It was moved to {aside}.", flush=True
             )
         if failures:
             self._manager.reload()
@@ -339,9 +338,9 @@ def _let_hosts_differ() -> None:
 
 
 def _is_not_orbaxs(record: logging.LogRecord) -> bool:
-    """Orbax logs the traceback of every error that it raises as well, and that it only reads."""
-    if record.name == "asyncio":  # of a save that failed, which `SaveError` says already
-        return "exception was never retrieved" not in record.getMessage()
+    """Orbax logs the traceback of every error that it raises, and that it only reads."""
+    if record.name == "asyncio":  # a save failed: `SaveError` says so
+        return "never retrieved" not in record.getMessage()
     return "orbax" not in record.pathname or record.levelno < logging.WARNING
 
 

@@ -80,13 +80,14 @@ _ONCE = {
 }
 
 
-def _once(method: Callable[..., Any], x: Array) -> Callable[..., Any]:
+def _once(stack: nn.Module, method: Callable[..., Any], x: Array) -> Callable[..., Any]:
     """A layer's method that is traced once, and called by all layers, where `x` is being traced.
 
     Layers of a stack differ in their arrays alone. Four fifths of the time that a base takes to be
-    traced, and half of the program's text, were repetitions.
+    traced, and half of the program's text, were repetitions. Initial values are drawn without it:
+    Flax would draw others, and a seed has to mean the same everywhere.
     """
-    return _ONCE[method] if isinstance(x, Tracer) else method
+    return _ONCE[method] if isinstance(x, Tracer) and not stack.is_initializing() else method
 
 
 class Encoder(nn.Module):
@@ -109,7 +110,7 @@ class Encoder(nn.Module):
         allowed = sees(valid, valid)
         bias = self.relpos_bias(x.shape[1], x.shape[1]) + attention_bias(allowed)
         x = self.drop(x, deterministic=not train)
-        call = _once(EncoderLayer.__call__, x)
+        call = _once(self, EncoderLayer.__call__, x)
         for layer in self.layers:
             x = call(layer, x, bias, train=train)
         return self.drop(self.encoder_norm(x), deterministic=not train)
@@ -149,7 +150,7 @@ class Decoder(nn.Module):
         self_bias = self.relpos_bias(length, length) + attention_bias(self_allowed)
         cross_bias = attention_bias(cross_allowed)
         x = self.drop(x, deterministic=not train)
-        call = _once(DecoderLayer.__call__, x)
+        call = _once(self, DecoderLayer.__call__, x)
         for layer in self.layers:
             x = call(layer, x, encoded, (self_bias, cross_bias), train=train)
         return self.logits(x, train=train)
@@ -189,7 +190,7 @@ class Decoder(nn.Module):
         self_bias = relative + attention_bias(seen)
         cross_bias = attention_bias(cache["valid"][:, None, :])
         layered = ("cross_key", "cross_value", "self_key", "self_value")
-        filled, call = [], _once(DecoderLayer.step, x)
+        filled, call = [], _once(self, DecoderLayer.step, x)
         for n, layer in enumerate(self.layers):
             own = {name: cache[name][:, n] for name in layered}
             x, own = call(layer, x, own, (self_bias, cross_bias), index)
