@@ -145,7 +145,7 @@ def draw(path: Path, groups: dict[tuple, list[float]], tasks: list[str]) -> None
         axes.set(title=task)
         axes.set_xticks(range(len(columns)), [f"{m}\n{s}" for s, m in columns], fontsize=7)
         axes.grid(alpha=0.3, axis="y")
-    panels[0].set_ylabel("accuracy, per cent (red: span corruption, blue: LM-adapted)")
+    panels[0].set_ylabel("accuracy (%); red: before LM adaptation")
     figure.savefig(path, dpi=130)
     print(path)
 
