@@ -8,7 +8,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from prompt_tuning.launch import memory
+
 STARTED = time.perf_counter()
+memory.keep_freed()  # as the command does
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402

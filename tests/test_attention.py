@@ -70,3 +70,46 @@ def test_little_is_kept_for_the_backward_pass():
     gated = kept(lambda a, b: layers.activate(("gelu", "linear"), a, b), part, part + 1)
     assert gated == [part.shape] * 2
     assert len(kept(lambda a, b: nn.gelu(a) * b, part, part + 1)) > 2  # what it would be
+
+
+IN_PARTS = {"num_heads": 3, "head_dim": 8, "mlp_dim": 8, "embed_dim": 24, "num_embeddings": 8}
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 8, 33])
+@pytest.mark.parametrize("heads", [3, 6, 13])
+@pytest.mark.parametrize("drops", [False, True])
+def test_attention_in_parts_is_that_of_all_rows(batch, heads, drops):
+    """Rows that do not divide by their parts, a bias of one row or of each, and dropped keys."""
+    config = attention.InParts(
+        **IN_PARTS | {"num_heads": heads}, num_encoder_layers=1, num_decoder_layers=1
+    )
+    rows = attention.rows_at_once(config, batch, 40)
+    query = draw(batch, 40, heads, 8)
+    key, value = draw(batch, 50, heads, 8, seed=1), draw(batch, 50, heads, 8, seed=2)
+    keep = 2.0 * (draw(batch, heads, 1, 50, seed=3) > 0) if drops else None
+    for shared in (1, batch):
+        bias = draw(shared, heads, 40, 50, seed=4).at[-1, ..., 30:].add(attention.MASKED)
+
+        def parts(*given, bias=bias):
+            return attention.attend_in_parts(rows, given, bias, keep)
+
+        def whole(query, key, value, bias=bias):
+            return attention.attend(query, (key, value), bias, keep)
+
+        (one, found), (same, wanted) = (
+            gradients(function, query, key, value) for function in (parts, whole)
+        )
+        np.testing.assert_allclose(one, same, rtol=1e-5)
+        scale = max(float(np.abs(other).max()) for other in wanted)
+        for mine, other in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(mine, other, atol=1e-5 * scale)
+
+
+def test_attention_is_in_parts_on_one_processor_alone():
+    devices = jax.devices()
+    assert isinstance(attention.fit_to(CONFIG, devices[:1]), attention.InParts)
+    assert attention.fit_to(CONFIG, devices) is CONFIG
+    assert attention.rows_at_once(CONFIG, 8, 228) == 8
+    fitted = attention.fit_to(CONFIG, devices[:1])
+    assert attention.rows_at_once(fitted, 8, 1) == 8  # a step of decoding
+    assert attention.fit_to(fitted, devices[:1]) == fitted

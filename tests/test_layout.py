@@ -75,7 +75,10 @@ ALLOWED = {
     "t5x_inputs": {"backbones", "checkpoint", "data", "model", "training"},
     "t5x_plugin": {"checkpoint", "model", "t5x_inputs", "training"},
     "t5x_engine": {"checkpoint", "gin_config", "gin_settings", "t5x_inputs", "training"},
-    "api": {"backbones", "checkpoint", "evaluation", "gin_config", "serving", "training", "world"},
+    "api": {
+        *("backbones", "checkpoint", "evaluation", "gin_config", "launch", "serving", "training"),
+        "world",
+    },
     "commands": {
         "backbones",
         "checkpoint",

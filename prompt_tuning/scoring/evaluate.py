@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from prompt_tuning.config import EvalConfig, Experiment
 from prompt_tuning.data import features
 from prompt_tuning.model import decode, sharding, t5
+from prompt_tuning.model.attention import fit_to
 from prompt_tuning.model.prompt import encode_prompted
 from prompt_tuning.model.sample import row_keys
 from prompt_tuning.scoring import ranking
@@ -43,7 +44,8 @@ class Evaluator:
 
     def __init__(self, experiment: Experiment, mesh: Mesh) -> None:
         """Reads model, evaluation and data settings of `experiment`."""
-        config, evaluation = experiment.model, experiment.eval
+        evaluation = experiment.eval
+        config = fit_to(experiment.model, mesh.devices.flat)
         self.mesh, self.config = mesh, evaluation
         self.lengths = experiment.data.task_feature_lengths
         self.batch_size = evaluation.batch_size or experiment.data.batch_size

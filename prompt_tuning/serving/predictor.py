@@ -22,6 +22,7 @@ from prompt_tuning.backbones.load import read_backbone
 from prompt_tuning.checkpoint import identity, prompt_file
 from prompt_tuning.config import BEAM, ConfigError, Decoding, ModelConfig
 from prompt_tuning.model import decode, sharding, t5
+from prompt_tuning.model.attention import fit_to
 from prompt_tuning.serving import mixed_batch
 from prompt_tuning.serving.vocabulary import Vocabulary, load_vocabulary
 
@@ -212,7 +213,7 @@ class Predictor:
                 np.asarray(filled, np.int32) + first_row, self._sharding("data")
             )
             found = mixed_batch.generate(
-                self.backbone, self.table, batch, numbers, config=self.config, search=search
+                self.backbone, self.table, batch, numbers, config=self._fitted, search=search
             )
             for place, ids, scores in zip(places, *jax.device_get(found), strict=False):
                 pairs = zip(ids.tolist(), scores.tolist(), strict=True)
@@ -227,7 +228,7 @@ class Predictor:
         results = np.zeros((len(rows), len(labels)), np.float32)
         for places, batch in self._batches(rows, prompts):
             scores = mixed_batch.score(
-                self.backbone, self.table, batch, targets, config=self.config
+                self.backbone, self.table, batch, targets, config=self._fitted
             )
             results[places] = jax.device_get(scores)[: len(places)]
         return results
@@ -292,6 +293,11 @@ class Predictor:
                 "None is the model without a prompt."
             )
         return list(self.prompts).index(name)
+
+    @property
+    def _fitted(self) -> ModelConfig:
+        """The model as it is computed where the backbone lies."""
+        return fit_to(self.config, self.table.values.devices())
 
     def _sharding(self, *axes: str) -> NamedSharding | None:
         mesh = _mesh(self.backbone)

@@ -17,6 +17,7 @@ import optax
 from jaxtyping import Array, Int
 
 from prompt_tuning.config import ModelConfig, TrainConfig
+from prompt_tuning.model.attention import fit_to
 from prompt_tuning.model.loss import METRICS, Metrics, forward, loss_fn
 
 Flat = Mapping[str, Array]
@@ -119,6 +120,8 @@ def compile_step(
 
     With a `state` that lies on a mesh, what comes back lies where it lay; without one XLA chooses.
     """
+    if state is not None:
+        config = fit_to(config, state.step.sharding.device_set)
     gradient = make_gradient(config, train)
 
     def zeros(state: TrainState) -> tuple[Flat, Metrics]:
