@@ -17,11 +17,11 @@ ENGINES = ("ours", "ours-512", "peft", "t5x", "start")
 SUITES: dict[str, tuple[str, list[Workload]]] = {
     "smoke": ("inputs", [by(BASE, inputs=32, prompt=10, rows=4, steps=1)]),
     "step": ("inputs", [BASE]),
-    "lengths": ("inputs", [by(BASE, inputs=n, steps=2) for n in (32, 64, 128, 256, 512)]),
-    "prompts": ("prompt", [by(BASE, prompt=n, steps=2) for n in (1, 20, 50, 100, 150)]),
-    "rows": ("rows", [by(BASE, rows=n, steps=2) for n in (1, 4, 8, 16, 32)]),
-    "sizes": ("flops_per_step", [by(BASE, size=s, steps=2) for s in ("small", "base", "large")]),
-    "devices": ("devices", [by(BASE, devices=n, steps=2) for n in (1, 2, 4)]),
+    "lengths": ("inputs", [by(BASE, inputs=n, steps=3) for n in (32, 64, 128, 256, 512)]),
+    "prompts": ("prompt", [by(BASE, prompt=n, steps=3) for n in (1, 20, 50, 100, 150)]),
+    "rows": ("rows", [by(BASE, rows=n, steps=3) for n in (1, 4, 8, 16, 32)]),
+    "sizes": ("flops_per_step", [by(BASE, size=s, steps=3) for s in ("small", "base", "large")]),
+    "devices": ("devices", [by(BASE, devices=n, steps=3) for n in (1, 2, 4)]),
     "start": ("weights_bytes", [by(BASE, engine="start", size=s) for s in ("small", "base")]),
     "superglue": ("", []),  # made of the files of --superglue
 }

@@ -27,7 +27,7 @@ class Workload:
     targets: int = 8
     prompt: int = 100
     lengths: str = ""  # a file of row lengths, made of a real task; see suites.py
-    steps: int = 4
+    steps: int = 10  # the first ones after compiling are slower, in every engine
     devices: int = 1
 
     @property

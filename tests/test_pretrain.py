@@ -320,7 +320,8 @@ def test_eight_devices_give_the_same_run(tmp_path, text, straight):
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_and_go_on_alone(tmp_path, text):
+@pytest.mark.parametrize("hosts", [(4, 4), (2, 6)], ids=["equal", "unequal"])
+def test_two_processes_are_one_and_go_on_alone(tmp_path, text, hosts):
     """A model whose matrices lie across processes is trained, saved, restored, and goes on."""
     corpus = {"TEXT_FILES": text, "DOCUMENTS": "line", "VOCABULARY": "tiny"}
     sizes = {name.upper(): value for name, value in to_dict(MODEL).items()}
@@ -352,9 +353,9 @@ def test_two_processes_are_one_and_go_on_alone(tmp_path, text):
         shapes = t5.param_shapes(dataclasses.replace(MODEL, num_heads=8))
         return t5x_checkpoint.read_t5x(folder, shapes)[0]
 
-    (two, _), (one, _) = (train(name, 4, d) for name, d in (("two", (4, 4)), ("one", (8,))))
-    train("resumed", 2, (4, 4))
-    resumed, said = train("resumed", 4, (4, 4))
+    (two, _), (one, _) = (train(name, 4, d) for name, d in (("two", hosts), ("one", (8,))))
+    train("resumed", 2, hosts)
+    resumed, said = train("resumed", 4, hosts)
     assert "continuing at step 2" in said[0]
     assert "cross entropy" in said[0]
     assert "cross entropy" not in said[1]

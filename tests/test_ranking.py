@@ -14,7 +14,8 @@ from tiny_models import CONFIG, random_params, random_prompt
 from prompt_tuning.config import ConfigError, DataConfig, EvalConfig, Experiment
 from prompt_tuning.data import features, tasks
 from prompt_tuning.data.groups import Cutting
-from prompt_tuning.model import loss, sharding
+from prompt_tuning.model import loss, sharding, t5
+from prompt_tuning.planning import hlo
 from prompt_tuning.scoring import ranking
 from prompt_tuning.scoring.eval_task import EvalTask
 from prompt_tuning.scoring.evaluate import Evaluator, evaluate
@@ -257,3 +258,20 @@ def test_probabilities_that_are_not_numbers_are_refused(task, params):
     broken = {**params[0], "decoder/decoder_norm/scale": jnp.full(CONFIG.embed_dim, jnp.nan)}
     with pytest.raises(FloatingPointError, match="33 of 33 log probabilities are not finite"):
         ranking.rank(make_evaluator(), (broken, params[1]), task)
+
+
+def test_the_keys_of_a_row_are_computed_once_for_all_of_its_words():
+    """The products of a chunk, counted: those of the encoder's positions are the rows', not K's."""
+    rows, pairs, s, t = 2, 12, 24, 3
+    struct = jax.ShapeDtypeStruct
+    encoded = struct((rows, s, CONFIG.embed_dim), np.float32), struct((rows, s), bool)
+    lowered = jax.jit(functools.partial(ranking.score_pairs, CONFIG)).lower(
+        t5.param_shapes(CONFIG), encoded, struct((pairs,), np.int32), struct((pairs, t), np.int32)
+    )
+    joined = CONFIG.num_heads * CONFIG.head_dim
+    projection, mlp = CONFIG.embed_dim * joined, 3 * CONFIG.embed_dim * CONFIG.mlp_dim
+    weights = pairs * t * (6 * projection + mlp) + rows * s * 2 * projection
+    attention = 2 * joined * pairs * (t * t + t * s)
+    logits = pairs * t * CONFIG.embed_dim * CONFIG.num_embeddings
+    expected = 2 * (CONFIG.num_decoder_layers * (weights + attention) + logits)
+    assert hlo.dot_flops(lowered.compile().as_text()) == expected

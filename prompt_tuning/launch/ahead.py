@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 
 ItemT = TypeVar("ItemT")
+BATCHES = 2  # that are made ahead of a step: one to be computed next, one that is being made
 
 
 class Ahead(Generic[ItemT]):

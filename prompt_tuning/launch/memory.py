@@ -1,9 +1,9 @@
-"""Memory that a step has freed is kept for the next step, where the processor is the device.
+"""Memory that a step has freed is kept for the next one, where the processor is the device.
 
 XLA takes the temporaries of a program from malloc and gives them back after it. glibc hands pieces
-of that size back to the system at once, which then has to make and clear every page again: 130,000
-faults and a third of a second of two cores for a step of T5 1.1 small, a sixth of its time. What
-was needed once stays with the process instead; its peak is the same.
+of that size back to the system at once, which then has to find and clear every page anew: 130,000
+faults and a third of a second for a step of T5 1.1 small, a sixth of its time. What was needed
+once stays with the process instead; its peak is the same.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import os
 
 # Of mallopt(3).
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
-_EVERYTHING = 2**31 - 1
+_NEVER = -1
 
 
 def keep_freed() -> bool:
-    """Keeps what is freed; says whether there is a glibc to be told so.
+    """Keeps what is freed, from now on; says whether there is a glibc to be told so.
 
     Threads have to share one heap for it, the one that can grow to any size, and a thread that has
     a heap keeps it: this must come before JAX is used. Where it comes late it does nothing.
@@ -28,5 +28,5 @@ def keep_freed() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, ValueError):
         return False
-    settings = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, _EVERYTHING))
+    settings = ((_ARENA_MAX, 1), (_MMAP_MAX, 0), (_TRIM_THRESHOLD, _NEVER))
     return all([mallopt(name, value) for name, value in settings])

@@ -98,17 +98,19 @@ class DecoderLayer(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B L D"],
-        encoded: Float[Array, "B S D"],
+        encoded: Float[Array, "R S D"],
         biases: tuple[Float[Array, "#B H L L"], Float[Array, "B 1 L S"]],
+        rows: Int[Array, "B"] | None,
         *,
         train: bool,
     ) -> Float[Array, "B L D"]:
-        """The layer's output for whole target sequences."""
+        """The layer's output for whole target sequences; `rows` as for `T5.decode`."""
         self_bias, cross_bias = biases
         y = self.pre_self_attention_layer_norm(x)
         y = self.self_attention(y, self.self_attention.keys_values(y), self_bias, train=train)
         x = x + self.drop(y, deterministic=not train)
-        cross = self.encoder_decoder_attention.keys_values(encoded)
+        key, value = self.encoder_decoder_attention.keys_values(encoded)
+        cross = (key, value) if rows is None else (key[rows], value[rows])
         return self._cross_and_mlp(x, cross, cross_bias, train=train)
 
     def step(

@@ -123,22 +123,29 @@ def label_log_likelihoods(
 ) -> Float[Array, "B C"]:
     """Log p(label | row) of every label for every row, from the encoder's output and validity.
 
-    All labels of a row are scored in one batch; the row is encoded once.
+    All labels of a row are scored in one batch; the row is encoded once, and its keys and values
+    for the decoder are computed once.
     """
     rows, classes = encoded[0].shape[0], labels.shape[0]
-    x, valid = (jnp.repeat(part, classes, axis=0) for part in encoded)
+    which = jnp.repeat(jnp.arange(rows), classes)
     targets = jnp.tile(labels, (rows, 1))
-    return pair_log_likelihoods(config, backbone, (x, valid), targets).reshape(rows, classes)
+    return pair_log_likelihoods(config, backbone, encoded, which, targets).reshape(rows, classes)
 
 
 def pair_log_likelihoods(
     config: ModelConfig,
     backbone: t5.Params,
-    encoded: tuple[Float[Array, "K S D"], Bool[Array, "K S"]],
+    encoded: tuple[Float[Array, "B S D"], Bool[Array, "B S"]],
+    rows: Int[Array, "K"],
     targets: Int[Array, "K L"],
 ) -> Float[Array, "K"]:
-    """Log p(target | row) of K targets, each with its own encoded row; 0 where it has no tokens."""
+    """Log p(target | row) of K targets, each of one of the encoded rows; 0 where it has no tokens.
+
+    The rows' keys and values for the decoder are computed once, however many targets they have.
+    """
     inputs = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
-    logits = t5.apply(config, backbone, "decode", inputs, *encoded, target_valid=targets > 0)
+    logits = t5.apply(
+        config, backbone, "decode", inputs, *encoded, target_valid=targets > 0, rows=rows
+    )
     batch = {"decoder_target_tokens": targets, "decoder_loss_weights": targets > 0}
     return sequence_log_likelihood(logits, batch)

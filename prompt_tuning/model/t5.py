@@ -136,23 +136,24 @@ class Decoder(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B L D"],
-        encoded: Float[Array, "B S D"],
-        valid: Valid,
+        encoded: Float[Array, "R S D"],
+        valid: Bool[Array, "R S"] | Int[Array, "R S"],
         *,
         target_valid: TargetValid,
+        rows: Int[Array, "B"] | None,
         train: bool,
     ) -> Float[Array, "B L V"]:
         """Logits of every target position given the ones before it."""
         length = x.shape[1]
         causal = jnp.tri(length, dtype=bool)[None]
         self_allowed = causal & sees(target_valid, target_valid)
-        cross_allowed = sees(target_valid, valid)
+        cross_allowed = sees(target_valid, valid if rows is None else valid[rows])
         self_bias = self.relpos_bias(length, length) + attention_bias(self_allowed)
         cross_bias = attention_bias(cross_allowed)
         x = self.drop(x, deterministic=not train)
         call = _once(self, DecoderLayer.__call__, x)
         for layer in self.layers:
-            x = call(layer, x, encoded, (self_bias, cross_bias), train=train)
+            x = call(layer, x, encoded, (self_bias, cross_bias), rows, train=train)
         return self.logits(x, train=train)
 
     def logits(self, x: Float[Array, "B L D"], *, train: bool = False) -> Float[Array, "B L V"]:
@@ -228,17 +229,22 @@ class T5(nn.Module):
     def decode(
         self,
         tokens: Int[Array, "B L"],
-        encoded: Float[Array, "B S D"],
-        valid: Valid,
+        encoded: Float[Array, "R S D"],
+        valid: Bool[Array, "R S"] | Int[Array, "R S"],
         *,
         target_valid: TargetValid | None = None,
+        rows: Int[Array, "B"] | None = None,
         train: bool = False,
     ) -> Float[Array, "B L V"]:
-        """Logits of every target, given decoder inputs (the targets shifted right)."""
+        """Logits of every target, given decoder inputs (the targets shifted right).
+
+        Where several targets belong to one encoded row, `rows` says to which each does: keys and
+        values of a row are then computed once for all of them. Without it each has its own.
+        """
         if target_valid is None:
             target_valid = jnp.ones(tokens.shape, bool)
         return self.decoder(
-            self.embed(tokens), encoded, valid, target_valid=target_valid, train=train
+            self.embed(tokens), encoded, valid, target_valid=target_valid, rows=rows, train=train
         )
 
     def init_cache(

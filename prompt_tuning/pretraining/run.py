@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from prompt_tuning.checkpoint import identity, slots
 from prompt_tuning.checkpoint import t5x as t5x_checkpoint
 from prompt_tuning.config import ConfigError, Experiment, to_dict
 from prompt_tuning.launch import processes
+from prompt_tuning.launch.ahead import BATCHES, Ahead
 from prompt_tuning.model import loss, sharding, t5
 from prompt_tuning.pretraining import corpus as corpora
 from prompt_tuning.pretraining import curves, examples, saved
@@ -236,17 +237,25 @@ def _loop(run: Run, progress: Progress, optimizer: Any, end: int) -> None:
     bar = report.Progress(start=progress.step - start, total=end - start, rows_per_step=size)
     if progress.step == start:
         _log_held_out(run, start, held_out(run, score, progress.state.trainable))
-    while progress.step < end:
-        watch.check()
-        batch = run.corpus.train.batch(progress.step - start, size)
-        parts = split_batch(batch, experiment.train.microbatches)
-        placed = [sharding.shard_batch(part, run.mesh) for part in parts]
-        progress.state, metrics = steps.run_step(programs, progress.state, frozen, placed)
-        progress.sums.append(metrics)
-        progress.step += 1
-        watch.unsaved = True
-        _finish_step(run, progress, score, bar, end)
+    with Ahead(_batches(run, range(progress.step - start, end - start)), most=BATCHES) as batches:
+        while progress.step < end:
+            watch.check()
+            placed = next(batches)
+            progress.state, metrics = steps.run_step(programs, progress.state, frozen, placed)
+            progress.sums.append(metrics)
+            progress.step += 1
+            watch.unsaved = True
+            _finish_step(run, progress, score, bar, end)
     bar.close()
+
+
+def _batches(run: Run, numbers: range) -> Iterator[list[dict[str, Array]]]:
+    """The microbatches of one step after another, on the devices."""
+    experiment = run.experiment
+    for number in numbers:
+        batch = run.corpus.train.batch(number, experiment.data.batch_size)
+        parts = split_batch(batch, experiment.train.microbatches)
+        yield [sharding.shard_batch(part, run.mesh) for part in parts]
 
 
 def _finish_step(run: Run, progress: Progress, score: Any, bar: report.Progress, end: int) -> None:

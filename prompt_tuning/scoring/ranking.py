@@ -98,8 +98,7 @@ def score_pairs(
     tokens: Int32[Array, "K L"],
 ) -> Float[Array, "K"]:
     """Log p of every word for its row: the sum over the word's tokens."""
-    x, valid = encoded
-    return loss.pair_log_likelihoods(config, backbone, (x[row], valid[row]), tokens)
+    return loss.pair_log_likelihoods(config, backbone, encoded, row, tokens)
 
 
 def rank(evaluator: Any, params: Any, task: EvalTask) -> list[list[float]]:

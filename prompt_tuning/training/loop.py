@@ -22,7 +22,7 @@ from prompt_tuning.checkpoint import prompt_file, run_state
 from prompt_tuning.config import Experiment
 from prompt_tuning.data import features, groups
 from prompt_tuning.launch import processes
-from prompt_tuning.launch.ahead import Ahead
+from prompt_tuning.launch.ahead import BATCHES, Ahead
 from prompt_tuning.model import sharding
 from prompt_tuning.safety import lock, retry, signals
 from prompt_tuning.scoring.analysis import analyse, describe, illegal_line, to_json
@@ -49,7 +49,6 @@ from prompt_tuning.training.course import (
 from prompt_tuning.training.ending import end_badly
 
 Reading = Ahead[tuple[str, jax.Array]]
-BATCHES = 2  # that are made ahead of the step: one to be computed next, one that is being made
 
 
 @dataclasses.dataclass(frozen=True)
