@@ -21,6 +21,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,23 +86,36 @@ def measure(suite: list[Workload], raw: Path, rounds: int, seconds: float) -> in
     """Makes what is missing of all measurements, for so long; returns how many are missing then."""
     raw.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    names = [field.name for field in dataclasses.fields(Workload)]
-    done = {(one["round"], *(str(one.get(n)) for n in names)) for one in read(raw)}
+    done = {_key(one["round"], one) for one in read(raw)}
     wanted: list[tuple[int, Workload | None]] = []
     for number in range(rounds):
         wanted += [(number, None), *((number, v) for w in suite for v in engines(w))]
     missing = 0
     for number, workload in wanted:
-        values = dataclasses.asdict(workload) if workload else {}
-        if (number, *(str(values.get(n)) for n in names)) in done:
+        if _key(number, dataclasses.asdict(workload) if workload else {}) in done:
             continue
         if time.monotonic() - began > seconds:
             missing += 1
             continue
         found = once(workload) if workload else _run("matmul_peak.py", "float32")
+        if found.get("lengths"):
+            found["lengths"] = Path(found["lengths"]).name  # wherever it lay
         with raw.open("a") as file:
             file.write(json.dumps({"round": number, **found}) + "\n")
     return missing
+
+
+def _key(number: int, values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a measurement is of: the round, and the workload by its fields."""
+    names = [field.name for field in dataclasses.fields(Workload)]
+    shown = {**values, "lengths": Path(values.get("lengths") or "").name}
+    return number, *(str(shown.get(name)) for name in names)
+
+
+def _command() -> str:
+    """The command line, without the places of this machine."""
+    shown = [a.split("=")[0] + "=..." if "/" in a else a for a in sys.argv[1:]]
+    return " ".join(["python", "benchmarks/run.py", *(a for a in shown if a != "--out=...")])
 
 
 def main() -> None:
@@ -125,8 +139,7 @@ def main() -> None:
     if missing := measure(suite, raw, args.rounds, 60.0 * args.minutes):
         print(f"{missing} measurements are missing: the same command goes on")
         return
-    command = " ".join(["python", "benchmarks/run.py", *sys.argv[1:]])
-    content = {"command": command, "machine": machine(), **tables.summarise(read(raw))}
+    content = {"command": _command(), "machine": machine(), **tables.summarise(read(raw))}
     raw.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
     text = tables.describe(content)
     raw.with_suffix(".md").write_text(text)

@@ -22,7 +22,10 @@ SUITES: dict[str, tuple[str, list[Workload]]] = {
     "rows": ("rows", [by(BASE, rows=n, steps=3) for n in (1, 4, 8, 16, 32)]),
     "sizes": ("flops_per_step", [by(BASE, size=s, steps=3) for s in ("small", "base", "large")]),
     "devices": ("devices", [by(BASE, devices=n, steps=3) for n in (1, 2, 4)]),
-    "start": ("weights_bytes", [by(BASE, engine="start", size=s) for s in ("small", "base")]),
+    "start": (
+        "weights_bytes",
+        [by(BASE, engine="start", size=s, steps=1) for s in ("small", "base")],
+    ),
     "superglue": ("", []),  # made of the files of --superglue
 }
 # Name, file, and the fields that T5's text is made of.

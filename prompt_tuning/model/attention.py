@@ -173,7 +173,7 @@ class Attention(nn.Module):
 def attend(
     query: Float[Array, "*B Q H K"],
     keys_values: tuple[Float[Array, "*B S H K"], Float[Array, "*B S H K"]],
-    bias: Float[Array, "*#B #H Q S"],
+    bias: Float[Array, "#*B #H Q S"],
     keep: Float[Array, "*B H 1 S"] | None = None,
 ) -> Float[Array, "*B Q H K"]:
     """Every query's mean of the values, weighted by softmax(query . key + bias) in float32."""
@@ -198,7 +198,7 @@ class InParts(ModelConfig):
     """A model whose attention is computed for a few rows of a batch at a time."""
 
 
-def fit_to(config: ModelConfig, devices: Iterable[jax.Device]) -> ModelConfig:
+def fit_to(config: ModelConfig, devices: Iterable[Any]) -> ModelConfig:
     """The model as it is computed on these devices: in parts where they are one processor.
 
     On several, the parts would not lie as the batch does.
