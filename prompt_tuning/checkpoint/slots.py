@@ -11,7 +11,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
+
+from prompt_tuning.model import sharding
 
 _KINDS = ("v", "v_row", "v_col")
 
@@ -35,7 +38,7 @@ def set_slots(opt_state: Any, slots: Mapping[str, Array] | None, *, count: int) 
         if name is not None:
             return value if slots is None else slots[name]
         if getattr(path[-1], "name", None) == "count":
-            return jax.device_put(jnp.full(value.shape, count, value.dtype), value.sharding)
+            return sharding.put(np.full(value.shape, count, value.dtype), value.sharding)
         return value
 
     return jax.tree_util.tree_map_with_path(replaced, opt_state)

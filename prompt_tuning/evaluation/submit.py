@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import jax
+import numpy as np
 
 from prompt_tuning.checkpoint.replace_folder import replace_file, replace_text
 from prompt_tuning.config import ConfigError, EvalRun
@@ -53,7 +53,7 @@ def run_submit(run: EvalRun, submission_dir: str, *, make_zip: bool = False) -> 
     for name, prompt in assign_tasks(prompts).items():
         task = _load(run, name)
         if task is not None:
-            array = jax.device_put(prompt.array, sharding.replicated(mesh))
+            array = sharding.replicate(np.asarray(prompt.array), mesh)
             answers, replaced = _answers(evaluator, (backbone.params, array), task)
             written.append(_write(folder, form.find_task(name), answers))
             note = f"; {replaced} were no label: the most probable one stands" if replaced else ""

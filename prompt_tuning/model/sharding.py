@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from prompt_tuning.config import ConfigError
 
@@ -115,9 +115,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
+def put(value: np.ndarray, where: Sharding) -> jax.Array:
+    """A value that every process has, on the devices of all of them.
+
+    `jax.device_put` would have them compare it first, for which each needs as many devices.
+    """
+    return jax.make_array_from_callback(value.shape, where, lambda index: value[index])
+
+
 def replicate(value: np.ndarray, mesh: Mesh) -> jax.Array:
     """A value that every process has, on every device."""
-    return jax.make_array_from_callback(value.shape, replicated(mesh), lambda index: value[index])
+    return put(value, replicated(mesh))
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from prompt_tuning.checkpoint import slots
 from prompt_tuning.checkpoint import t5x as t5x_checkpoint
 from prompt_tuning.config import ConfigError
+from prompt_tuning.model import sharding
 from prompt_tuning.training import step as steps
 
 RUN_FILE = "run.json"  # in each checkpoint: what the run is, and how it stands
@@ -82,7 +83,7 @@ def restore(
         for damaged, error in failures.items():
             print(f"{damaged} cannot be read, going back to {folder.name}: {error}", flush=True)
         opt_state = slots.set_slots(state.opt_state, found, count=step - start)
-        counted = jax.device_put(jnp.int32(step), state.step.sharding)
+        counted = sharding.put(np.asarray(step, np.int32), state.step.sharding)
         return steps.TrainState(counted, params, opt_state), meta
     raise _refuse(failures)
 
