@@ -107,6 +107,8 @@ def measure(suite: list[Workload], raw: Path, rounds: int, seconds: float) -> in
 
 def _key(number: int, values: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a measurement is of: the round, and the workload by its fields."""
+    if "engine" not in values:  # of the machine
+        return (number,)
     names = [field.name for field in dataclasses.fields(Workload)]
     shown = {**values, "lengths": Path(values.get("lengths") or "").name}
     return number, *(str(shown.get(name)) for name in names)
