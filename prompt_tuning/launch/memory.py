@@ -1,9 +1,10 @@
 """Memory that a step has freed is kept for the next one, where the processor is the device.
 
 XLA takes the temporaries of a program from malloc and gives them back after it. glibc hands pieces
-of that size back to the system at once, which then has to find and clear every page anew: 130,000
-faults and a third of a second for a step of T5 1.1 small, a sixth of its time. What was needed
-once stays with the process instead; its peak is the same.
+of that size back to the system at once, which then has to find and clear every page anew: 65,000
+faults and 0.16 s of system time were counted for 250 MB, a sixth of the time of what used them.
+They stay with the process instead. Its peak can grow by that, since what is kept lies in pieces: a
+step of T5 1.1 small took 2.1 to 3.1 GiB where it had taken 2.3.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ The parameter tree is T5X's, name for name, so its checkpoints need no mapping. 
 in two settings: `mlp_activations`, and `logits_via_embedding` (T5 1.0 reads its logits off the
 embedding table; the others have `logits_dense`). The layers are in `attention.py` and `layers.py`.
 
-Letters: B batch, T input tokens, L target tokens, S what the encoder sees (P + T), D embedding,
-H heads, K head size, F MLP width, V vocabulary, N layers.
+Letters: B batch, R encoded rows, T input tokens, L target tokens, S what the encoder sees (P + T),
+D embedding, H heads, K head size, F MLP width, V vocabulary, N layers.
 """
 
 from __future__ import annotations
