@@ -48,7 +48,7 @@ def test_every_row_is_in_one_group_that_holds_it(rows):
 @settings(deadline=None)
 @given(st.integers(1, 1000))
 def test_widths_are_few_and_end_with_the_length(length):
-    for widths, most in ((input_widths(length), 8), (target_widths(length), 10)):
+    for widths, most in ((input_widths(length), 10), (target_widths(length), 10)):
         assert len(widths) <= most
         assert list(widths) == sorted(set(widths))
         assert widths[-1] == length
@@ -84,7 +84,7 @@ def test_the_cutting_follows_settings_and_mesh():
     assert cutting(1, length_groups=1).most == 1
     assert cutting(1, length_groups=3).most == 2
     assert (cutting(1, microbatches=8).fewest, cutting(1, microbatches=8).most) == (8, 8)
-    assert cutting(1).max_shapes == 2 * 8 * 3
+    assert cutting(1).max_shapes == 2 * 10 * 3
     with pytest.raises(ConfigError, match="MICROBATCHES = 3 does not cut BATCH_SIZE = 32"):
         cutting(1, microbatches=3)
     with pytest.raises(ConfigError, match="divide by the 8 data-parallel devices"):

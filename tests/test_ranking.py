@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import seqio
-from jax.sharding import Mesh
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tiny_models import CONFIG, random_params, random_prompt
 
 from prompt_tuning.config import ConfigError, DataConfig, EvalConfig, Experiment
@@ -179,11 +181,12 @@ def test_rows_grouped_by_length_are_answered_as_rows_of_one_width(long_and_short
     assert grouped.outputs["generate"] == texts
     encoded = evaluator.encode(*params, whole)
     ids = ranking.word_ids(long_and_short)
-    (chunk,) = ranking.chunks(ids, 24 * len(WORDS), max(map(len, ids[0])))
-    scores = evaluator.score_pairs(params[0], encoded, chunk.row, chunk.tokens)
+    (chunk,) = ranking.packing(ids, 24, parts=1).chunks(ids)
+    assert chunk.used == [(k, k // len(WORDS)) for k in range(24 * len(WORDS))]
+    scores = np.asarray(evaluator.score_pairs(params[0], encoded, chunk.row, chunk.tokens))
     found = np.concatenate(ranking.rank(evaluator, params, long_and_short))
-    np.testing.assert_allclose(found, np.asarray(scores)[: chunk.used], rtol=1e-5)
-    best = np.asarray(scores)[: chunk.used].reshape(24, -1).argmax(axis=1)
+    np.testing.assert_allclose(found, scores, rtol=1e-5)
+    best = scores.reshape(24, -1).argmax(axis=1)
     assert grouped.outputs["rank"] == [WORDS[i] for i in best]
 
 
@@ -239,13 +242,36 @@ def test_few_shapes_are_compiled_whatever_the_words(ragged, params):
 
 def test_a_row_stays_within_one_chunk():
     words = [[(5,)] * n for n in (3, 2, 4, 1, 1, 4)]
-    found = list(ranking.chunks(words, 6, longest=1))
-    assert [chunk.row[: chunk.used].tolist() for chunk in found] == [
+    found = list(ranking.Packing(parts=1, rows=6, size=6, longest=1).chunks(words))
+    assert [[row for _, row in chunk.used] for chunk in found] == [
         [0, 0, 0, 1, 1],
         [2, 2, 2, 2, 3, 4],
         [5, 5, 5, 5],
     ]
-    assert {len(chunk.row) for chunk in found} == {6}
+    assert {chunk.row.shape for chunk in found} == {(1, 6)}
+
+
+@given(
+    words=st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=9), min_size=1, max_size=8),
+    parts=st.sampled_from([1, 2, 4, 8]),
+)
+def test_every_word_is_ranked_once_on_the_device_of_its_row(words, parts):
+    """Also where the last batch is not full; a row's words keep their order."""
+    ids = [[(row + 1,) * length for length in lengths] for row, lengths in enumerate(words)]
+    packing = ranking.packing(ids, 8, parts)
+    found = [[] for _ in ids]
+    for chunk in packing.chunks(ids):
+        tokens = iter(chunk.tokens)
+        for part, rows in enumerate(chunk.row):
+            for row, word in zip(rows, tokens, strict=False):
+                if word.any():
+                    found[part * packing.rows + row].append(tuple(word[word > 0].tolist()))
+        assert [(part, row) for part, row in chunk.used] == [
+            (k, chunk.row.flat[k] + k // packing.size * packing.rows)
+            for k, word in enumerate(chunk.tokens)
+            if word.any()
+        ]
+    assert found == ids
 
 
 def test_words_that_cannot_be_ranked_are_refused(task):
@@ -266,7 +292,10 @@ def test_the_keys_of_a_row_are_computed_once_for_all_of_its_words():
     struct = jax.ShapeDtypeStruct
     encoded = struct((rows, s, CONFIG.embed_dim), np.float32), struct((rows, s), bool)
     lowered = jax.jit(functools.partial(ranking.score_pairs, CONFIG)).lower(
-        t5.param_shapes(CONFIG), encoded, struct((pairs,), np.int32), struct((pairs, t), np.int32)
+        t5.param_shapes(CONFIG),
+        encoded,
+        struct((1, pairs), np.int32),
+        struct((pairs, t), np.int32),
     )
     joined = CONFIG.num_heads * CONFIG.head_dim
     projection, mlp = CONFIG.embed_dim * joined, 3 * CONFIG.embed_dim * CONFIG.mlp_dim
@@ -275,3 +304,28 @@ def test_the_keys_of_a_row_are_computed_once_for_all_of_its_words():
     logits = pairs * t * CONFIG.embed_dim * CONFIG.num_embeddings
     expected = 2 * (CONFIG.num_decoder_layers * (weights + attention) + logits)
     assert hlo.dot_flops(lowered.compile().as_text()) == expected
+
+
+@pytest.mark.skipif(len(jax.devices()) != 8, reason="needs 8 devices")
+@pytest.mark.parametrize("shape", [(8, 1), (4, 2)], ids=str)
+def test_no_device_is_sent_what_another_has_computed_of_a_row(shape):
+    """Nothing but the scores is gathered, and nothing of the encoder's positions summed."""
+    (data, model), rows, pairs, s, t = shape, 8, 6, 40, 3
+    mesh = sharding.make_mesh(model)
+
+    def struct(*shape, dtype=np.int32):
+        where = NamedSharding(mesh, PartitionSpec("data"))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+    shapes = t5.param_shapes(CONFIG)
+    places = sharding.param_shardings(shapes, mesh)
+    backbone = {name: one.update(sharding=places[name]) for name, one in shapes.items()}
+    encoded = struct(rows, s, CONFIG.embed_dim, dtype=np.float32), struct(rows, s, dtype=bool)
+    lowered = make_evaluator(mesh).score_pairs.lower(
+        backbone, encoded, struct(data, pairs), struct(data * pairs, t)
+    )
+    found = hlo.instructions(lowered.compile().as_text())
+    moved = [one for one in found if one.operation.startswith(hlo.COLLECTIVES)]
+    gathered = [one.shape for one in moved if not one.operation.startswith("all-reduce")]
+    assert gathered == [(data * pairs,)]
+    assert not [one.shape for one in moved if s in one.shape]

@@ -104,7 +104,7 @@ def cut_batch(inputs: Sequence[int], targets: Sequence[int], cutting: Cutting) -
 
     >>> cutting = Cutting(inputs=512, targets=8, prompt=0, most=2)
     >>> [(g.rows, g.inputs, g.targets) for g in cut_batch([500, 30, 40, 490], [2] * 4, cutting)]
-    [((1, 2), 64, 2), ((3, 0), 512, 2)]
+    [((1, 2), 48, 2), ((3, 0), 512, 2)]
     """
     order = np.argsort(np.asarray(inputs), kind="stable")
     few, many = (_cut(order, inputs, targets, cutting, n) for n in (cutting.fewest, cutting.most))
@@ -142,9 +142,9 @@ def input_widths(length: int) -> tuple[int, ...]:
     Every width is compiled once. Finer where rows of real tasks lie.
 
     >>> input_widths(512), input_widths(20)
-    ((64, 96, 128, 192, 256, 320, 384, 512), (8, 16, 20))
+    ((32, 48, 64, 96, 128, 192, 256, 320, 384, 512), (8, 16, 20))
     """
-    parts = {min(length, -(-length * n // 16 // 8) * 8) for n in (2, 3, 4, 6, 8, 10, 12)}
+    parts = {min(length, -(-length * n // 32 // 8) * 8) for n in (2, 3, 4, 6, 8, 12, 16, 20, 24)}
     return (*sorted(parts - {length}), length)
 
 

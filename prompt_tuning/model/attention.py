@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from prompt_tuning.config import ModelConfig
 
@@ -182,6 +182,19 @@ def attend(
     weights = softmax(logits + bias).astype(query.dtype)
     weights = weights if keep is None else weights * keep
     return jnp.einsum("...HQS,...SHK->...QHK", weights, value)
+
+
+def take_rows(x: Shaped[Array, "R *D"], rows: Int[Array, "G C"]) -> Shaped[Array, "G*C *D"]:
+    """Of each of G equal parts of the rows of `x` those that `rows` counts in it.
+
+    XLA takes them on the device that has the part, where there is a part a device.
+
+    >>> take_rows(jnp.array([10, 11, 12, 13]), jnp.array([[0, 0, 1], [1, 0, 0]])).tolist()
+    [10, 10, 11, 13, 12, 12]
+    """
+    parts = x.reshape(len(rows), -1, *x.shape[1:])
+    take = jax.vmap(lambda part, row: part.at[row].get(mode="promise_in_bounds"))
+    return take(parts, rows).reshape(-1, *x.shape[1:])
 
 
 # Attention on processors -------------------------------------------------------------------------

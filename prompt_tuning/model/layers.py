@@ -14,7 +14,7 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from prompt_tuning.config import ModelConfig
-from prompt_tuning.model.attention import Attention, dense, dropout, fan_in, norm
+from prompt_tuning.model.attention import Attention, dense, dropout, fan_in, norm, take_rows
 
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(nn.gelu, approximate=True),
@@ -100,7 +100,7 @@ class DecoderLayer(nn.Module):
         x: Float[Array, "B L D"],
         encoded: Float[Array, "R S D"],
         biases: tuple[Float[Array, "#B H L L"], Float[Array, "B 1 L S"]],
-        rows: Int[Array, "B"] | None,
+        rows: Int[Array, "G C"] | None,
         *,
         train: bool,
     ) -> Float[Array, "B L D"]:
@@ -110,8 +110,9 @@ class DecoderLayer(nn.Module):
         y = self.self_attention(y, self.self_attention.keys_values(y), self_bias, train=train)
         x = x + self.drop(y, deterministic=not train)
         key, value = self.encoder_decoder_attention.keys_values(encoded)
-        cross = (key, value) if rows is None else (key[rows], value[rows])
-        return self._cross_and_mlp(x, cross, cross_bias, train=train)
+        if rows is not None:
+            key, value = take_rows(key, rows), take_rows(value, rows)
+        return self._cross_and_mlp(x, (key, value), cross_bias, train=train)
 
     def step(
         self,

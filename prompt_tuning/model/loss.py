@@ -127,21 +127,23 @@ def label_log_likelihoods(
     for the decoder are computed once.
     """
     rows, classes = encoded[0].shape[0], labels.shape[0]
-    which = jnp.repeat(jnp.arange(rows), classes)
+    # Every row is a part of its own, and all the labels are of its only row.
+    own = jnp.zeros((rows, classes), jnp.int32)
     targets = jnp.tile(labels, (rows, 1))
-    return pair_log_likelihoods(config, backbone, encoded, which, targets).reshape(rows, classes)
+    return pair_log_likelihoods(config, backbone, encoded, own, targets).reshape(rows, classes)
 
 
 def pair_log_likelihoods(
     config: ModelConfig,
     backbone: t5.Params,
     encoded: tuple[Float[Array, "B S D"], Bool[Array, "B S"]],
-    rows: Int[Array, "K"],
-    targets: Int[Array, "K L"],
-) -> Float[Array, "K"]:
-    """Log p(target | row) of K targets, each of one of the encoded rows; 0 where it has no tokens.
+    rows: Int[Array, "G C"],
+    targets: Int[Array, "G*C L"],
+) -> Float[Array, "G*C"]:
+    """Log p(target | row) of targets of the encoded rows; 0 where one has no tokens.
 
-    The rows' keys and values for the decoder are computed once, however many targets they have.
+    The rows' keys and values for the decoder are computed once, however many targets they have;
+    `rows` counts them in each of G parts, as for `T5.decode`.
     """
     inputs = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
     logits = t5.apply(

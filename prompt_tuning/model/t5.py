@@ -30,6 +30,7 @@ from prompt_tuning.model.attention import (
     dropout,
     fan_in,
     norm,
+    take_rows,
 )
 from prompt_tuning.model.layers import DecoderLayer, EncoderLayer
 from prompt_tuning.model.segments import TargetValid, Valid, sees
@@ -140,14 +141,14 @@ class Decoder(nn.Module):
         valid: Bool[Array, "R S"] | Int[Array, "R S"],
         *,
         target_valid: TargetValid,
-        rows: Int[Array, "B"] | None,
+        rows: Int[Array, "G C"] | None,
         train: bool,
     ) -> Float[Array, "B L V"]:
         """Logits of every target position given the ones before it."""
         length = x.shape[1]
         causal = jnp.tri(length, dtype=bool)[None]
         self_allowed = causal & sees(target_valid, target_valid)
-        cross_allowed = sees(target_valid, valid if rows is None else valid[rows])
+        cross_allowed = sees(target_valid, valid if rows is None else take_rows(valid, rows))
         self_bias = self.relpos_bias(length, length) + attention_bias(self_allowed)
         cross_bias = attention_bias(cross_allowed)
         x = self.drop(x, deterministic=not train)
@@ -233,13 +234,15 @@ class T5(nn.Module):
         valid: Bool[Array, "R S"] | Int[Array, "R S"],
         *,
         target_valid: TargetValid | None = None,
-        rows: Int[Array, "B"] | None = None,
+        rows: Int[Array, "G C"] | None = None,
         train: bool = False,
     ) -> Float[Array, "B L V"]:
         """Logits of every target, given decoder inputs (the targets shifted right).
 
         Where several targets belong to one encoded row, `rows` says to which each does: keys and
-        values of a row are then computed once for all of them. Without it each has its own.
+        values of a row are then computed once for all of them. Without it each has its own. The
+        targets are those of G equal parts of the rows, C of each part, and `rows` counts from the
+        part's first row: with a part a device, no device needs what another has computed.
         """
         if target_valid is None:
             target_valid = jnp.ones(tokens.shape, bool)

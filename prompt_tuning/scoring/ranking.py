@@ -2,12 +2,15 @@
 
 A row is encoded once, whatever the number of its words. Rows may have different words, as ReCoRD's
 have their entities: pairs of a row and a word are packed into chunks of one size, so that a task is
-compiled once for each width of its inputs and words.
+compiled once for each width of its inputs and words. Each data-parallel device ranks the words of
+its own rows: what it has computed of a row stays where it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,15 +23,19 @@ from prompt_tuning.model import loss, t5
 from prompt_tuning.scoring.eval_task import EvalTask
 
 Ids = tuple[int, ...]
+Pair = tuple[int, Ids]  # a row of a batch, and one of its words
 MOST_WORDS = 4  # a chunk holds so many words for each row of a batch, or those of one row
 
 
 class Chunk(NamedTuple):
-    """K pairs of a row of the batch and one of its words; unused ones are row 0, no tokens."""
+    """Pairs of a row and one of its words, C of each of G equal parts of a batch.
 
-    row: Int32[np.ndarray, "K"]
-    tokens: Int32[np.ndarray, "K L"]
-    used: int  # pairs; they stand first
+    What is not used is row 0 with no tokens.
+    """
+
+    row: Int32[np.ndarray, "G C"]  # counted within the part
+    tokens: Int32[np.ndarray, "G*C L"]
+    used: list[tuple[int, int]]  # a place in the chunk, and its row of the batch
 
 
 def word_ids(task: EvalTask) -> list[list[Ids]]:
@@ -55,48 +62,66 @@ def word_ids(task: EvalTask) -> list[list[Ids]]:
     return found
 
 
-def chunks(words: Sequence[Sequence[Ids]], size: int, longest: int) -> Iterator[Chunk]:
-    """The pairs of a batch in chunks of `size`, each row's within one.
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """How the pairs of a batch are packed."""
 
-    The tokens of a chunk are padded to one of a few widths, the widest holding `longest`.
+    parts: int  # data-parallel devices, each with as many rows of the batch
+    rows: int  # of the batch that a part has
+    size: int  # pairs of a part that a chunk holds
+    longest: int  # tokens of a word: those of a chunk are padded to one of a few widths
+
+    def chunks(self, words: Sequence[Sequence[Ids]]) -> Iterator[Chunk]:
+        """The pairs of a batch of these words, each row's within one chunk."""
+        starts = range(0, len(words), self.rows)
+        packed = [self._pack(enumerate(words[s : s + self.rows], s)) for s in starts]
+        for pairs in itertools.zip_longest(*packed, fillvalue=()):
+            yield self._chunk(pairs)
+
+    def _pack(self, words: Iterable[tuple[int, Sequence[Ids]]]) -> Iterator[list[Pair]]:
+        """What each chunk holds of a part."""
+        pairs: list[Pair] = []
+        for row, ids in words:
+            if len(pairs) + len(ids) > self.size:
+                yield pairs
+                pairs = []
+            pairs += [(row, tokens) for tokens in ids]
+        yield pairs
+
+    def _chunk(self, parts: Sequence[Sequence[Pair]]) -> Chunk:
+        widest = max(len(ids) for pairs in parts for _, ids in pairs)
+        width = fitting_width(widest, input_widths(self.longest))
+        row = np.zeros((self.parts, self.size), np.int32)
+        tokens = np.zeros((self.parts * self.size, width), np.int32)
+        used = []
+        for part, pairs in enumerate(parts):
+            for k, (index, ids) in enumerate(pairs):
+                row[part, k] = index - part * self.rows
+                tokens[part * self.size + k, : len(ids)] = ids
+                used.append((part * self.size + k, index))
+        return Chunk(row, tokens, used)
+
+
+def packing(words: Sequence[Sequence[Ids]], batch_size: int, parts: int) -> Packing:
+    """Chunks that hold a multiple of a part's rows, and all words of any row.
+
+    >>> packing([[(5,), (6,)]] * 9, 8, parts=2)
+    Packing(parts=2, rows=4, size=8, longest=1)
+    >>> packing([[(5,)] * 50], 8, parts=1).size
+    56
     """
-    pairs: list[tuple[int, Ids]] = []
-    for row, ids in enumerate(words):
-        if len(pairs) + len(ids) > size:
-            yield _chunk(pairs, size, longest)
-            pairs = []
-        pairs += [(row, tokens) for tokens in ids]
-    if pairs:
-        yield _chunk(pairs, size, longest)
-
-
-def _chunk(pairs: Sequence[tuple[int, Ids]], size: int, longest: int) -> Chunk:
-    widest = max(len(ids) for _, ids in pairs)
-    width = fitting_width(widest, input_widths(longest))
-    row, tokens = np.zeros(size, np.int32), np.zeros((size, width), np.int32)
-    for k, (index, ids) in enumerate(pairs):
-        row[k] = index
-        tokens[k, : len(ids)] = ids
-    return Chunk(row, tokens, len(pairs))
-
-
-def chunk_size(words: Sequence[Sequence[Ids]], batch_size: int) -> int:
-    """How many pairs a chunk holds: a multiple of the batch that any one row fits into.
-
-    >>> chunk_size([[(5,), (6,)]] * 9, 8), chunk_size([[(5,)] * 50], 8)
-    (16, 56)
-    """
-    most = max(map(len, words))
-    return batch_size * min(most, max(MOST_WORDS, -(-most // batch_size)))
+    rows, most = batch_size // parts, max(map(len, words))
+    size = rows * min(most, max(MOST_WORDS, -(-most // rows)))
+    return Packing(parts, rows, size, max(len(ids) for row in words for ids in row))
 
 
 def score_pairs(
     config: ModelConfig,
     backbone: t5.Params,
     encoded: tuple[Float[Array, "B S D"], Bool[Array, "B S"]],
-    row: Int32[Array, "K"],
-    tokens: Int32[Array, "K L"],
-) -> Float[Array, "K"]:
+    row: Int32[Array, "G C"],
+    tokens: Int32[Array, "G*C L"],
+) -> Float[Array, "G*C"]:
     """Log p of every word for its row: the sum over the word's tokens."""
     return loss.pair_log_likelihoods(config, backbone, encoded, row, tokens)
 
@@ -108,19 +133,19 @@ def rank(evaluator: Any, params: Any, task: EvalTask) -> list[list[float]]:
       FloatingPointError: a score is not a number.
     """
     words = word_ids(task)
-    size = chunk_size(words, evaluator.batch_size)
-    longest = max(len(ids) for row in words for ids in row)
+    packed = packing(words, evaluator.batch_size, evaluator.mesh.shape["data"])
     parts = []
     for tokens, places in evaluator.batches(task.rows):
         encoded = evaluator.encode(*params, tokens)
-        for chunk in chunks([words[place] for place in places], size, longest):
+        for chunk in packed.chunks([words[place] for place in places]):
             pair = evaluator.place(row=chunk.row, tokens=chunk.tokens)
             found = evaluator.score_pairs(params[0], encoded, pair["row"], pair["tokens"])
             parts.append((places, chunk, found))
     scores: list[list[float]] = [[] for _ in words]
     for places, chunk, found in parts:
-        for row, score in zip(chunk.row[: chunk.used], jax.device_get(found), strict=False):
-            scores[places[row]].append(score.item())
+        found = jax.device_get(found)
+        for place, row in chunk.used:
+            scores[places[row]].append(found[place].item())
     _check_finite(task, scores)
     if evaluator.config.rank_score == "mean":
         return [
