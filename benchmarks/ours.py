@@ -32,7 +32,9 @@ def batches(workload: Workload, number: int) -> list[dict[str, np.ndarray]]:
     inputs, targets = workload.tokens(number)
     if workload.engine == "ours-512":
         return [features.pad_batch(inputs, targets, 512, workload.targets)]  # type: ignore[list-item]
-    cutting = Cutting(512, workload.targets, workload.prompt, most=4)
+    # LENGTH_GROUPS = 4, as far as the rows can be divided.
+    most = max(n for n in range(1, 5) if workload.rows % n == 0)
+    cutting = Cutting(512, workload.targets, workload.prompt, most=most)
     groups = cut_batch([len(x) for x in inputs], [len(x) for x in targets], cutting)
     return [
         features.pad_batch(  # type: ignore[misc]
