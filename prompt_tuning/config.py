@@ -426,8 +426,6 @@ def from_dict(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
 
     def typed(name: str, value: Any) -> Any:
         hint = hints[name]
-        if dataclasses.is_dataclass(hint):
-            return from_dict(hint, value)  # type: ignore[arg-type]
-        return tuple(value) if isinstance(value, list) else value
+        return from_dict(hint, value) if dataclasses.is_dataclass(hint) else value  # type: ignore[arg-type]
 
     return cls(**{name: typed(name, value) for name, value in values.items()})

@@ -6,17 +6,35 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from beartype import BeartypeConf, beartype
 
-# An int is accepted where a float is asked for (PEP 484's numeric tower), nothing else is bent.
-typed = beartype(conf=BeartypeConf(is_pep484_tower=True))
+# An int is accepted where a float is asked for (PEP 484's numeric tower).
+_checked = beartype(conf=BeartypeConf(is_pep484_tower=True))
+_T = TypeVar("_T")
 
 LabelWords = tuple[str, ...] | Mapping[str | int | bool, str]
 Objective = Literal["task", "span_corruption", "prefix_lm"]
+
+
+def typed(cls: type[_T]) -> type[_T]:
+    """A dataclass whose types are checked when it is made; lists are tuples, nothing else is bent.
+
+    Gin hands over what stands in its file, and `['gelu', 'linear']` may stand there.
+    """
+    checked = _checked(cls)
+    make = checked.__init__
+
+    @functools.wraps(make)
+    def init(self: Any, **values: Any) -> None:
+        make(self, **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+    checked.__init__ = init
+    return checked
 
 
 class ConfigError(ValueError):

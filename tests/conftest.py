@@ -3,16 +3,21 @@
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
-# Eight CPU devices, so that the mesh tests run in the same process as the others.
+# Eight CPU devices, so that the mesh tests run in the same process as the others. Two thirds of a
+# test's time is compiling, of programs that run for milliseconds: LLVM need not make them faster.
 os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# Most tests compile the same few small programs: once is enough, in subprocesses too.
-_CACHE = tempfile.TemporaryDirectory(prefix="jax-cache-")
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+# Most tests compile the same few small programs: once is enough, in subprocesses too, and in the
+# other workers, which are started with what is set here.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _CACHE = tempfile.TemporaryDirectory(prefix="jax-cache-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
@@ -27,6 +32,15 @@ def shared_dir() -> Path:
     if not SHARED.is_dir():
         pytest.skip("the reference data (../shared: T5X outputs, SuperGLUE rows) is not here")
     return SHARED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """A file's tests stay in one worker: what a module's fixtures take is not spent twice."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False  # the longest files are not those with the most tests
+    return LoadFileScheduling(config, log)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

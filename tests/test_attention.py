@@ -75,8 +75,8 @@ def test_little_is_kept_for_the_backward_pass():
 IN_PARTS = {"num_heads": 3, "head_dim": 8, "mlp_dim": 8, "embed_dim": 24, "num_embeddings": 8}
 
 
-@pytest.mark.parametrize("batch", [1, 2, 5, 8, 33])
-@pytest.mark.parametrize("heads", [3, 6, 13])
+# All rows at once; some at a time; not as many in the last part; one at a time; more than a few.
+@pytest.mark.parametrize(("batch", "heads"), [(2, 3), (8, 3), (5, 6), (8, 13), (33, 13)])
 @pytest.mark.parametrize("drops", [False, True])
 def test_attention_in_parts_is_that_of_all_rows(batch, heads, drops):
     """Rows that do not divide by their parts, a bias of one row or of each, and dropped keys."""

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import gin
 import pytest
+from beartype.roar import BeartypeException
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import CONFIG
 
 from prompt_tuning import api, config, gin_config, gin_settings
 from prompt_tuning.backbones import huggingface, sizes
@@ -315,6 +317,14 @@ def test_lists_become_tuples_and_numbers_are_gin_literals():
     assert experiment.data.names == ("tiny_mood", "tiny_topic")
     assert experiment.train.train_steps_relative == 30_000
     assert experiment.optimizer.weight_decay == 1e-3
+
+
+def test_lists_are_tuples_where_gin_alone_makes_the_object():
+    """As in T5X's own program, which knows nothing of our macros."""
+    model = dataclasses.replace(CONFIG, mlp_activations=["relu"])
+    assert model == dataclasses.replace(CONFIG, mlp_activations=("relu",))
+    with pytest.raises(BeartypeException, match="mlp_activations"):
+        dataclasses.replace(CONFIG, mlp_activations=["sigmoid"])
 
 
 def test_macros_may_refer_to_macros_and_be_the_users_own():

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from beartype import BeartypeConf, beartype
 from beartype.roar import BeartypeException
 from jaxtyping import Float
 
@@ -28,6 +27,7 @@ from prompt_tuning.checkpoint.replace_folder import replace_folder
 from prompt_tuning.checkpoint.storage import check_file
 from prompt_tuning.checkpoint.t5x_prompt import read_t5x_prompt, read_zarr_prompt
 from prompt_tuning.config import ConfigError, from_dict, to_dict
+from prompt_tuning.config_parts import typed
 from prompt_tuning.exchange import npy, peft
 from prompt_tuning.exchange.peft import parse_object, to_json
 from prompt_tuning.exchange.prompt_array import check_array
@@ -38,7 +38,7 @@ Form = Literal["ours", "peft", "npy", "t5x", "zarr"]
 _T5X_INDICES = ("checkpoint", "_METADATA", "state/_METADATA", "state/checkpoint")
 
 
-@beartype(conf=BeartypeConf(is_pep484_tower=True))
+@typed
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptMetadata:
     """What is known about a prompt; every field may be left empty."""
