@@ -77,6 +77,8 @@ def run(workload: Workload) -> dict[str, Any]:
         jax.block_until_ready(metrics)
 
     found = measure(workload, one, STARTED, lambda number: shapes(workload, number))
+    if stats := jax.devices()[0].memory_stats():  # a processor has none
+        found["peak_memory_bytes"] = float(stats["peak_bytes_in_use"])
     groups = [shapes(workload, number) for number in range(1, workload.steps + 1)]
     sizes = {"prompt": workload.prompt, "targets": workload.targets}
     costs = [sum(flops.count(config, rows=r, inputs=t, **sizes).step for r, t in g) for g in groups]

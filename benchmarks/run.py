@@ -87,17 +87,20 @@ def measure(suite: list[Workload], raw: Path, rounds: int, seconds: float) -> in
     raw.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     done = {_key(one["round"], one) for one in read(raw)}
-    wanted: list[tuple[int, Workload | None]] = []
+    peaks = sorted({workload.dtype for workload in suite})  # of the machine, in these dtypes
+    wanted: list[tuple[int, Workload | str]] = []
     for number in range(rounds):
-        wanted += [(number, None), *((number, v) for w in suite for v in engines(w))]
+        wanted += [*((number, d) for d in peaks), *((number, v) for w in suite for v in engines(w))]
     missing = 0
     for number, workload in wanted:
-        if _key(number, dataclasses.asdict(workload) if workload else {}) in done:
+        of_machine = isinstance(workload, str)
+        values = {"dtype": workload} if of_machine else dataclasses.asdict(workload)
+        if _key(number, values) in done:
             continue
         if time.monotonic() - began > seconds:
             missing += 1
             continue
-        found = once(workload) if workload else _run("matmul_peak.py", "float32")
+        found = _run("matmul_peak.py", workload) if of_machine else once(workload)
         if found.get("lengths"):
             found["lengths"] = Path(found["lengths"]).name  # wherever it lay
         with raw.open("a") as file:
@@ -108,7 +111,7 @@ def measure(suite: list[Workload], raw: Path, rounds: int, seconds: float) -> in
 def _key(number: int, values: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a measurement is of: the round, and the workload by its fields."""
     if "engine" not in values:  # of the machine
-        return (number,)
+        return number, values["dtype"]
     names = [field.name for field in dataclasses.fields(Workload)]
     shown = {**values, "lengths": Path(values.get("lengths") or "").name}
     return number, *(str(shown.get(name)) for name in names)

@@ -26,6 +26,11 @@ SUITES: dict[str, tuple[str, list[Workload]]] = {
         "weights_bytes",
         [by(BASE, engine="start", size=s, steps=1) for s in ("small", "base")],
     ),
+    # For one GPU or TPU: hours on a processor.
+    "accelerator": (
+        "flops_per_step",
+        [by(BASE, size=s, dtype="bfloat16", rows=32, inputs=512, steps=5) for s in ("xl", "xxl")],
+    ),
     "superglue": ("", []),  # made of the files of --superglue
 }
 # Name, file, and the fields that T5's text is made of.
@@ -41,7 +46,7 @@ def engines(workload: Workload) -> list[Workload]:
     if workload.engine:
         return [workload]
     found = [by(workload, engine="ours")]
-    if workload.devices > 1:
+    if workload.devices > 1 or workload.dtype != "float32":
         return found
     if workload.lengths:
         found.append(by(workload, engine="ours-512"))

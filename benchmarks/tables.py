@@ -34,9 +34,12 @@ def summarise(raw: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
     `beside_ours` is the median of the ratios within a round, which is what pairs are good for.
     """
-    peaks = [one["flops_per_second"] for one in raw if "flops_per_second" in one]
+    of_machine = [one for one in raw if "flops_per_second" in one]
     measured = [one for one in raw if "flops_per_second" not in one]
-    peak = statistics.median(peaks)
+    peaks = {
+        dtype: statistics.median(o["flops_per_second"] for o in of_machine if o["dtype"] == dtype)
+        for dtype in sorted({one["dtype"] for one in of_machine})
+    }
     engine = lambda one: tuple(one[key] for key in ("engine", "dtype", *KEYS))  # noqa: E731
     same = {(one["round"], *engine(one)[2:]): one for one in measured if one["engine"] == "ours"}
     results = []
@@ -53,10 +56,11 @@ def summarise(raw: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         if ratios:
             found["beside_ours"] = statistics.median(ratios)
         if "flops_per_step" in found:
-            found["share_of_peak"] = found["flops_per_step"] / found["seconds_per_step"] / peak
+            per_second = found["flops_per_step"] / found["seconds_per_step"]
+            found["share_of_peak"] = per_second / peaks[found["dtype"]]
         results.append(found)
     results.sort(key=lambda one: [str(one[key]).rjust(6) for key in (*KEYS, "engine", "dtype")])
-    return {"matmul_peak_float32": peak, "results": results}
+    return {"matmul_peak": peaks, "results": results}
 
 
 def describe(content: Mapping[str, Any]) -> str:
@@ -72,12 +76,12 @@ def describe(content: Mapping[str, Any]) -> str:
         for key, form, unit in shown.values():
             cells.append(format(one[key] / unit, form) if key in one else "-")
         lines.append(cells)
-    peak = content["matmul_peak_float32"]
+    peaks = [f"{dtype} {peak / 1e9:,.0f}" for dtype, peak in content["matmul_peak"].items()]
     return "\n".join(
         [
             f"`{content['command']}`\n",
             f"{json.dumps(content['machine'])}\n",
-            f"Matrix products, float32: {peak / 1e9:.0f} GFLOP/s. Medians of "
+            f"Peak of matrix products in GFLOP/s: {', '.join(peaks)}. Medians of "
             f"{min(one['rounds'] for one in results)} rounds; first step: of a process that "
             "compiles anew, with a random backbone made in place.\n",
             *(f"| {' | '.join(cells)} |" for cells in lines),

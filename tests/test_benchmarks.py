@@ -24,7 +24,7 @@ def line(number, engine, seconds, **more):
 
 
 def test_numbers_are_medians_and_ratios_are_of_pairs():
-    raw = [{"round": n, "flops_per_second": PEAK} for n in range(3)]
+    raw = [{"round": n, "dtype": "float32", "flops_per_second": PEAK} for n in range(3)]
     for number, slow in enumerate((1.0, 3.0, 1.0)):  # a round in which the machine was busy
         raw += [line(number, "ours", slow), line(number, "peft", 2.0 * slow, dtype="bfloat16")]
     found = tables.summarise(raw)
@@ -34,14 +34,15 @@ def test_numbers_are_medians_and_ratios_are_of_pairs():
     assert peft["beside_ours"] == pytest.approx(2.0)
     text = tables.describe({"command": "c", "machine": {}, **found})
     assert "| peft | bfloat16 | small | 8 | 128 |" in text
-    assert "100 GFLOP/s" in text
+    assert "GFLOP/s: float32 100." in text
 
 
 def test_what_was_measured_is_not_measured_again(tmp_path):
     """Nothing is started here: all of it is there, or there is no time left."""
     raw = tmp_path / "raw.jsonl"
     suite = [Workload(engine="start", size="base")]
-    lines = [{"round": 0, "flops_per_second": PEAK}, {"round": 0, **dataclasses.asdict(suite[0])}]
+    peak = {"dtype": "float32", "flops_per_second": PEAK}
+    lines = [{"round": 0, **peak}, {"round": 0, **dataclasses.asdict(suite[0])}]
     raw.write_text("".join(json.dumps(one) + "\n" for one in lines) + '{"round": 1, "engi')
     assert run.measure(suite, raw, rounds=1, seconds=60.0) == 0
     assert run.measure(suite, raw, rounds=3, seconds=-1.0) == 4
