@@ -55,7 +55,7 @@ def summarise(raw: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         ]
         if ratios:
             found["beside_ours"] = statistics.median(ratios)
-        if "flops_per_step" in found:
+        if "flops_per_step" in found and found["dtype"] in peaks:
             per_second = found["flops_per_step"] / found["seconds_per_step"]
             found["share_of_peak"] = per_second / peaks[found["dtype"]]
         results.append(found)
