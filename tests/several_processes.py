@@ -10,8 +10,10 @@ from pathlib import Path
 HERE = Path(__file__).parent
 
 
-def start(folder: Path, arguments: Sequence[str], devices: Sequence[int]) -> list[subprocess.Popen]:
-    """One process for each number of devices; a single one joins nobody."""
+def start(
+    folders: Sequence[Path], arguments: Sequence[str], devices: Sequence[int]
+) -> list[subprocess.Popen]:
+    """One process for each number of devices, in its folder; a single one joins nobody."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
@@ -32,7 +34,7 @@ def start(folder: Path, arguments: Sequence[str], devices: Sequence[int]) -> lis
         started.append(
             subprocess.Popen(
                 command + (flags if len(devices) > 1 else []),
-                cwd=folder,
+                cwd=folders[index],
                 env=environment,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

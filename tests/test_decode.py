@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from tiny_models import CONFIG, random_batch, random_params, random_prompt
 
-from prompt_tuning.model import beam, decode, prompt, t5
+from prompt_tuning.config import Decoding
+from prompt_tuning.model import beam, decode, prompt, sample, t5
 
 
 def encoded(params, tokens, rows):
@@ -121,3 +122,28 @@ def test_scores_ascend_and_nothing_follows_the_end():
         assert len(end) <= 1
         if len(end):
             assert (tokens[end[0] + 1 :] == 0).all()
+
+
+@pytest.mark.parametrize("method", ["greedy", "sample", "beam"])
+def test_decoding_stops_when_every_row_has_ended(method):
+    """One row ends with its second token, the other with its third; there is room for 20."""
+    steps, ends = [], jnp.array([1, 2])
+    cache = {"valid": jnp.ones((2, 1), bool)}
+
+    def step(last, cache, index):
+        jax.debug.callback(steps.append, index)
+        likely = jnp.where(index < jnp.repeat(ends, len(last) // 2), 2, 1)
+        return 50.0 * jax.nn.one_hot(likely, 5), cache
+
+    if method == "greedy":
+        tokens, _ = decode.greedy(step, cache, 2, length=20)
+    elif method == "sample":
+        keys = sample.row_keys(0, jnp.arange(2))
+        how = {"num_decodes": 2, "length": 20, "decoding": Decoding(method="sample")}
+        tokens = sample.temperature_sample(step, cache, keys, **how)[0][:, -1]
+    else:
+        rules = beam.t5x_rules()
+        tokens = beam.beam_search(step, cache, 2, beams=1, length=20, rules=rules)[0][:, -1]
+    jax.effects_barrier()
+    assert np.asarray(tokens[:, :4]).tolist() == [[2, 1, 0, 0], [2, 2, 1, 0]]
+    assert len(steps) == 3

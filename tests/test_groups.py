@@ -1,5 +1,6 @@
 """Length groups: every row in one of them, few shapes, and how little of them is padding."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -12,8 +13,10 @@ from prompt_tuning.config import ConfigError, DataConfig, Experiment, TrainConfi
 from prompt_tuning.data.groups import (
     Cutting,
     cut_batch,
+    fill_up,
     input_widths,
     make_cutting,
+    record_cutting,
     target_widths,
 )
 
@@ -89,6 +92,26 @@ def test_the_cutting_follows_settings_and_mesh():
         cutting(1, microbatches=3)
     with pytest.raises(ConfigError, match="divide by the 8 data-parallel devices"):
         cutting(8, microbatches=8)
+
+
+def test_a_run_that_goes_on_is_cut_as_it_was_wherever_it_is():
+    """Eight groups of four rows, begun on one device, are filled up on eight."""
+    data = DataConfig(
+        mixture_or_task_name="any",
+        task_feature_lengths={"inputs": 512, "targets": 8},
+        batch_size=32,
+    )
+    experiment = Experiment(
+        model_dir="",
+        initial_checkpoint_path="",
+        model=CONFIG,
+        data=data,
+        train=TrainConfig(microbatches=8),
+    )
+    begun = make_cutting(experiment, 1)
+    wider = make_cutting(experiment, 8, record_cutting(begun))
+    assert wider == dataclasses.replace(begun, data_parts=8)
+    assert fill_up(wider, 4) == 4
 
 
 @pytest.mark.parametrize(

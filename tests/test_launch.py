@@ -3,12 +3,14 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import several_processes
@@ -17,7 +19,7 @@ from tiny_models import CONFIG, random_params
 from prompt_tuning.checkpoint.prompt_file import load_prompt
 from prompt_tuning.checkpoint.t5x import write_t5x
 from prompt_tuning.config import ConfigError, to_dict
-from prompt_tuning.launch import compilation_cache, guard, processes
+from prompt_tuning.launch import agreement, compilation_cache, guard, processes
 
 HERE = Path(__file__).parent
 STEPS = 6
@@ -57,6 +59,39 @@ def test_slurm_and_tpu_pods_are_seen():
     assert not processes.is_wanted(nothing, {"TPU_WORKER_HOSTNAMES": "a"})
 
 
+@pytest.mark.parametrize(
+    ("tasks", "devices"),
+    [("1", []), ("1(x4)", []), ("1,1(x2)", []), ("8(x4)", None), ("2,1(x3)", None), ("", None)],
+)
+def test_a_slurm_task_alone_on_its_node_has_all_devices(tasks, devices):
+    assert processes.local_device_ids({"SLURM_STEP_TASKS_PER_NODE": tasks}) == devices
+    assert processes.local_device_ids({}) is None
+
+
+@pytest.mark.parametrize(
+    ("message", "lost"),
+    [
+        ("UNAVAILABLE: The coordination service is not reachable.", True),
+        ("INTERNAL: Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:5", True),
+        ("INTERNAL: NCCL operation ncclAllReduce failed: remote process exited", True),
+        ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.", False),
+        ("INVALID_ARGUMENT: Cannot concatenate arrays", False),
+    ],
+)
+def test_only_a_lost_connection_is_a_reason_to_start_again(message, lost):
+    assert guard.is_lost(jax.errors.JaxRuntimeError(message)) is lost
+    assert not guard.is_lost(RuntimeError(message))
+
+
+def test_one_process_agrees_with_itself():
+    processes.check_joined()
+    agreement.agree("settings", "any")
+    assert agreement.all_do(True)
+    assert not agreement.all_do(False)
+    with pytest.raises(KeyError), agreement.together():
+        raise KeyError
+
+
 def test_one_process_writes_where_it_was_told(tmp_path):
     with processes.writing_folder(tmp_path) as folder:
         assert folder == tmp_path
@@ -80,12 +115,15 @@ def test_a_second_process_finds_what_the_first_has_compiled(tmp_path):
         "import sys, jax, jax.numpy as jnp\n"
         "from prompt_tuning.launch import compilation_cache\n"
         "compilation_cache.use(sys.argv[1])\n"
-        "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)\n"
+        "hits = []\n"
+        "jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))\n"
         "print(jax.jit(lambda x: jnp.sin(x) @ x.T)(jnp.ones((8, 8)))[0, 0])\n"
+        "print(hits.count('/jax/compilation_cache/cache_hits'))\n"
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
     environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(HERE.parent)}
-    times = []
+    environment["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    hits = []
     for _ in range(2):
         done = subprocess.run(
             [sys.executable, "-c", code, str(tmp_path)],
@@ -94,9 +132,9 @@ def test_a_second_process_finds_what_the_first_has_compiled(tmp_path):
             text=True,
         )
         assert done.returncode == 0, done.stderr
-        entries = sorted(p.name for p in tmp_path.iterdir() if p.name.endswith("-cache"))
-        times.append(entries)
-    assert times[0] == times[1] != []
+        hits.append(int(done.stdout.splitlines()[-1]))
+    assert hits[0] == 0 < hits[1]
+    assert any(p.name.endswith("-cache") for p in tmp_path.iterdir())
 
 
 def test_the_guard_hands_on_the_exit_code_and_translates_an_abort(capfd, monkeypatch, tmp_path):
@@ -136,15 +174,19 @@ def work(tmp_path_factory):
     return folder
 
 
-def start(work, model_dir, *, model=8, devices=(4, 4), steps=STEPS):
-    arguments = [
+def recipe(model_dir, *, model=8, steps=STEPS):
+    return [
         "--gin_file=runs/prompt_tune.gin",
         "--gin_file=small.gin",
         f"--gin.MODEL_DIR={model_dir!r}",
         f"--gin.NUM_MODEL_PARTITIONS={model}",
         f"--gin.TRAIN_STEPS_RELATIVE={steps}",
     ]
-    return several_processes.start(work, arguments, devices)
+
+
+def start(work, model_dir, *, devices=(4, 4), folders=(), **how):
+    folders = folders or [work] * len(devices)
+    return several_processes.start(folders, recipe(model_dir, **how), devices)
 
 
 def finish(work, model_dir, *, steps=STEPS, **how):
@@ -178,6 +220,55 @@ def test_two_processes_are_one(work, straight):
         np.testing.assert_allclose(mine["score"], same["score"], atol=1e-4)
 
 
+def test_a_dry_run_shows_all_devices_and_the_rows_of_each_host(work):
+    """Of 8 rows on 2 + 6 devices, the first host, which speaks, has two."""
+    arguments = [*recipe("dry", model=1), "--dry_run"]
+    said = several_processes.finish(several_processes.start([work] * 2, arguments, (2, 6)))
+    assert "mesh: data 8 x model 1 on 8 cpu, 2 process(es)" in said[0]
+    assert "batch: 8 rows, 1 a data-parallel device, 2 of this host" in said[0]
+    assert "mesh" not in said[1]
+    assert not (work / "dry").exists()
+
+
+@pytest.mark.slow
+def test_a_signal_stops_all_and_the_run_goes_on(work, straight):
+    """As scancel and preemption send it: to every process."""
+    started = start(work, "stopped", steps=5000)
+    wait_for(work / "stopped", 9 + 3, started)
+    began = time.monotonic()
+    for process in started:
+        process.send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=120)[0] for process in started]
+    taken = time.monotonic() - began
+    print(f"gone after {taken:.1f} s: {[text.strip().splitlines()[-1] for text in said]}")
+    assert taken < 60
+    assert all(process.returncode in (143, guard.LOST) for process in started), said
+    assert any(process.returncode == 143 for process in started), said
+    last = max(saved(work / "stopped"))
+    finish(work, "stopped", steps=last - 9 + 3)
+    assert max(saved(work / "stopped")) == last + 3
+
+
+@pytest.mark.slow
+def test_what_does_not_fit_together_is_refused_by_all(work, straight):
+    """A damaged newest state is left aside by all; an unshared MODEL_DIR is refused by all."""
+    shutil.copytree(work / "straight", work / "damaged")
+    newest = max(saved(work / "damaged"))
+    file = next((work / "damaged" / "checkpoints" / str(newest)).rglob("manifest.ocdbt"))
+    file.write_bytes(b"no manifest")
+    prompt, said = finish(work, "damaged")
+    np.testing.assert_array_equal(prompt, straight[0])
+    assert f"the saved state of step {newest} is damaged" in said[0]
+
+    (work / "elsewhere").mkdir()
+    shutil.copy(work / "small.gin", work / "elsewhere")
+    (work / "elsewhere" / "checkpoint_9").symlink_to(work / "checkpoint_9")
+    started = start(work, "damaged", folders=(work, work / "elsewhere"))
+    said = [process.communicate(timeout=120)[0] for process in started]
+    assert [process.returncode for process in started] == [2, 2], said
+    assert all("do not have the same saved states" in text for text in said)
+
+
 def answers(model_dir):
     """The rows of the last evaluation, as it wrote them."""
     file = model_dir / "inference_eval" / f"two_as-{9 + STEPS:06d}.jsonl"
@@ -199,11 +290,7 @@ def test_when_one_is_killed_all_end_and_a_restart_continues(work, victim):
     expected, _ = finish(work, f"whole_{victim}", steps=steps)
     name = f"killed_{victim}"
     started = start(work, name, steps=steps)
-    deadline = time.monotonic() + 300
-    while max(saved(work / name), default=0) < 9 + 6:
-        assert time.monotonic() < deadline
-        assert all(process.poll() is None for process in started)
-        time.sleep(0.05)
+    wait_for(work / name, 9 + 6, started)
     started[victim].send_signal(signal.SIGKILL)
     killed = time.monotonic()
     said, _ = started[1 - victim].communicate(timeout=120)
@@ -224,11 +311,7 @@ def test_when_one_hangs_the_others_end(work, victim):
     name = f"frozen_{victim}"
     started = start(work, name, steps=5000)
     frozen, other = started[victim], started[1 - victim]
-    deadline = time.monotonic() + 300
-    while max(saved(work / name), default=0) < 9 + 3:
-        assert time.monotonic() < deadline
-        assert all(process.poll() is None for process in started)
-        time.sleep(0.05)
+    wait_for(work / name, 9 + 3, started)
     stopped, followed = family(frozen.pid), family(other.pid)
     assert len(stopped) == len(followed) == 2  # a guard and what it guards
     for pid in stopped:
@@ -246,6 +329,15 @@ def test_when_one_hangs_the_others_end(work, victim):
         for pid in stopped:
             os.kill(pid, signal.SIGKILL)
         frozen.communicate(timeout=60)
+
+
+def wait_for(model_dir, step, started):
+    """Until a state of this step or a later one is saved."""
+    deadline = time.monotonic() + 300
+    while max(saved(model_dir), default=0) < step:
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in started)
+        time.sleep(0.05)
 
 
 def family(pid: int) -> list[int]:

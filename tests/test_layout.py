@@ -23,7 +23,7 @@ ALLOWED = {
     "model": set(),
     "world": {"checkpoint", "model"},  # `probe.py` runs a model; the rest is plain Python
     "exchange": set(),  # files of others: what they mean here is `checkpoint`'s to say
-    "checkpoint": {"exchange", "model"},
+    "checkpoint": {"exchange", "launch", "model"},
     "backbones": {"checkpoint", "launch", "model", "world"},
     "prompts": {"backbones", "checkpoint", "exchange", "serving"},
     "safety": {"backbones", "checkpoint", "exchange", "model"},
@@ -220,6 +220,7 @@ def test_every_module_has_a_test_of_its_name():
         **{"spec": "superglue", "official": "prepare", "answers": "metrics"},
         **dict.fromkeys(("glue", "qa"), "tasks"),
         **dict.fromkeys(("layouts", "chunks"), "checkpoint_t5x"),
+        **{"state_arrays": "run_state", "agreement": "launch"},
         "segments": "examples",
         **dict.fromkeys(("language", "make"), "miniatures"),
         **dict.fromkeys(("curves", "run", "saved", "slots"), "pretrain"),

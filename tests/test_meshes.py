@@ -99,8 +99,8 @@ def test_a_run_goes_on_on_another_mesh(tmp_path, first, second, cut):
     ):
         assert set(one.sharding.device_set) == set(mesh(*second).devices.flat)
         np.testing.assert_array_equal(one, other)
-    own = groups.make_cutting(EXPERIMENT, second[0])
-    resumed, sizes = go_on(second, groups.continue_cutting(own, meta["cutting"]), state, SAVED)
+    cutting = groups.make_cutting(EXPERIMENT, second[0], meta["cutting"])
+    resumed, sizes = go_on(second, cutting, state, SAVED)
     assert cut in sizes
     for (prompt, loss, _), (wanted, wanted_loss, _) in zip(resumed, begun[SAVED:], strict=True):
         np.testing.assert_allclose(loss, wanted_loss, rtol=1e-5)

@@ -137,6 +137,28 @@ def test_the_count_is_exact_for_every_family(changes):
     assert hlo.dot_flops(lowered.compile().as_text()) == cost.step
 
 
+def test_a_gpu_is_planned_for_with_the_attention_it_will_have():
+    """One processor computes attention in parts, whatever it stands for; a GPU does not."""
+    one, settings = sharding.make_mesh(1, jax.devices()[:1]), experiment(CONFIG, partitions=1)
+
+    def products_of(mesh, platform):
+        lowered = program.lower_step(settings, mesh, platform=platform)
+        return lowered.as_text().count("dot_general")
+
+    products = {name: products_of(one, name) for name in ("", "cpu", "gpu", "tpu")}
+    many = products_of(sharding.make_mesh(1), "")
+    assert products[""] == products["cpu"] > many
+    assert products["gpu"] == products["tpu"] == many
+
+
+def test_a_gpu_has_the_memory_that_jax_takes_of_it():
+    one, tpu = (chips.parse_topology(name) for name in ("h100:1", "v5e:2x2"))
+    assert plan.usable_share(one, {}) == 0.75
+    assert plan.usable_share(one, {"XLA_CLIENT_MEM_FRACTION": ".9"}) == 0.9
+    assert plan.usable_share(one, {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".8"}) == 0.8
+    assert plan.usable_share(tpu, {}) == plan.HEADROOM
+
+
 def test_a_plan_names_mesh_memory_and_time():
     found = plan.make_plan(experiment(CONFIG), chips.parse_topology("h100:8"), utilisation=0.5)
     assert found.mesh == {"data": 4, "model": 2}

@@ -346,7 +346,8 @@ def test_two_processes_are_one_and_go_on_alone(tmp_path, text, hosts):
             f"--gin.MODEL_DIR={model_dir!r}",
             f"--gin.TRAIN_STEPS={steps}",
         ]
-        said = several_processes.finish(several_processes.start(tmp_path, arguments, devices))
+        folders = [tmp_path] * len(devices)
+        said = several_processes.finish(several_processes.start(folders, arguments, devices))
         return tmp_path / model_dir / f"checkpoint_{steps}", said
 
     def read(folder):

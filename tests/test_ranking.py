@@ -306,26 +306,47 @@ def test_the_keys_of_a_row_are_computed_once_for_all_of_its_words():
     assert hlo.dot_flops(lowered.compile().as_text()) == expected
 
 
+def collectives(mesh, function, *arguments):
+    """What the devices send each other in a program: operation and shape."""
+    shapes = t5.param_shapes(CONFIG)
+    places = sharding.param_shardings(shapes, mesh)
+    backbone = {name: one.update(sharding=places[name]) for name, one in shapes.items()}
+    text = function.lower(backbone, *arguments).compile().as_text()
+    found = [one for one in hlo.instructions(text) if one.operation.startswith(hlo.COLLECTIVES)]
+    return [(one.operation.removesuffix("-start"), one.shape) for one in found]
+
+
+def split_rows(mesh, *shape, dtype=np.int32):
+    where = NamedSharding(mesh, PartitionSpec("data"))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
+
+
 @pytest.mark.skipif(len(jax.devices()) != 8, reason="needs 8 devices")
 @pytest.mark.parametrize("shape", [(8, 1), (4, 2)], ids=str)
 def test_no_device_is_sent_what_another_has_computed_of_a_row(shape):
     """Nothing but the scores is gathered, and nothing of the encoder's positions summed."""
     (data, model), rows, pairs, s, t = shape, 8, 6, 40, 3
     mesh = sharding.make_mesh(model)
-
-    def struct(*shape, dtype=np.int32):
-        where = NamedSharding(mesh, PartitionSpec("data"))
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=where)
-
-    shapes = t5.param_shapes(CONFIG)
-    places = sharding.param_shardings(shapes, mesh)
-    backbone = {name: one.update(sharding=places[name]) for name, one in shapes.items()}
-    encoded = struct(rows, s, CONFIG.embed_dim, dtype=np.float32), struct(rows, s, dtype=bool)
-    lowered = make_evaluator(mesh).score_pairs.lower(
-        backbone, encoded, struct(data, pairs), struct(data * pairs, t)
+    struct = functools.partial(split_rows, mesh)
+    moved = collectives(
+        mesh,
+        make_evaluator(mesh).score_pairs,
+        (struct(rows, s, CONFIG.embed_dim, dtype=np.float32), struct(rows, s, dtype=bool)),
+        struct(data, pairs),
+        struct(data * pairs, t),
     )
-    found = hlo.instructions(lowered.compile().as_text())
-    moved = [one for one in found if one.operation.startswith(hlo.COLLECTIVES)]
-    gathered = [one.shape for one in moved if not one.operation.startswith("all-reduce")]
-    assert gathered == [(data * pairs,)]
-    assert not [one.shape for one in moved if s in one.shape]
+    assert [shape for kind, shape in moved if kind != "all-reduce"] == [(data * pairs,)]
+    assert not [shape for _, shape in moved if s in shape]
+
+
+@pytest.mark.skipif(len(jax.devices()) != 8, reason="needs 8 devices")
+@pytest.mark.parametrize("beams", [1, 3])
+def test_no_device_is_sent_what_another_generates(beams):
+    """The answers are gathered, and what `top_k` chooses from; keys and values stay."""
+    mesh = sharding.make_mesh(1)
+    evaluator = make_evaluator(mesh, method="generate", num_decodes=beams)
+    prompt = jax.ShapeDtypeStruct((3, CONFIG.embed_dim), np.float32)
+    struct = functools.partial(split_rows, mesh)
+    moved = collectives(mesh, evaluator.generate, prompt, struct(8, 16), struct(8))
+    assert moved
+    assert max(len(shape) for _, shape in moved) <= 2

@@ -26,9 +26,9 @@ import numpy as np
 import tensorstore as ts
 from flax import serialization
 
-from prompt_tuning.checkpoint.chunks import check_chunks
 from prompt_tuning.checkpoint.storage import Folder, check_inside, explain, open_folder, reason_of
 from prompt_tuning.config import ConfigError
+from prompt_tuning.exchange.chunks import check_chunks
 
 INDEX = "checkpoint"  # T5X's msgpack file
 METADATA = "_METADATA"  # Orbax's list of leaves

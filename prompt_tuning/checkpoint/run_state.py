@@ -9,11 +9,8 @@ of it are listed too (`file_list.py`), which is what finds damage outside of the
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import errno
-import hashlib
-import json
 import logging
 import os
 import re
@@ -24,20 +21,19 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from absl import flags
 
+from prompt_tuning.checkpoint import state_arrays as arrays
 from prompt_tuning.checkpoint.replace_folder import local_folder
 from prompt_tuning.checkpoint.storage import reason_of
 from prompt_tuning.config import ConfigError
 from prompt_tuning.exchange import file_list
+from prompt_tuning.launch import agreement, processes
 
 TreeT = TypeVar("TreeT")
 
 KEPT = 2
-SHOWN = 5  # differences, in an error
 LISTED_BYTES = 2**28  # of a state whose files are listed; of a larger one only arrays are checked
 # A network file system that comes back, a disk on which others make room.
 MAY_PASS = frozenset(
@@ -128,8 +124,10 @@ class RunStateStore:
                 self._manager.wait_until_finished()
                 self._manager.delete(step)
             self._finish_saves()
-            leaves = _nonempty(_named_leaves(state))
-            content = _seal({"step": step, "meta": dict(meta or {}), "arrays": _digests(leaves)})
+            leaves = arrays.nonempty(arrays.named_leaves(state))
+            content = arrays.seal(
+                {"step": step, "meta": dict(meta or {}), "arrays": arrays.digests(leaves)}
+            )
             saved = self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -159,9 +157,12 @@ class RunStateStore:
         try:
             yield
         except Exception as error:  # OSErrors, TensorStore's ValueErrors, and wrappings of both
+            if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
+                raise  # another process is gone: nothing that files could explain
             threading.excepthook = _hush  # the other threads of a save that failed fail as well
-            for rest in self._directory.glob("*orbax-checkpoint-tmp*"):
-                shutil.rmtree(rest, ignore_errors=True)
+            if processes.is_first():
+                for rest in self._directory.glob("*orbax-checkpoint-tmp*"):
+                    shutil.rmtree(rest, ignore_errors=True)
             with contextlib.suppress(Exception):
                 self._manager.reload()
             code = _os_error(error)
@@ -182,10 +183,14 @@ class RunStateStore:
         """
         self.wait()  # a state that is still being written would look damaged
         steps = sorted({*self._manager.all_steps(), *saved_steps(self._directory)}, reverse=True)
+        agreement.agree("saved states", str(steps))
         failures: dict[int, Exception] = {}
         for step in steps:
             try:
-                restored = self._restore(step, abstract)
+                with agreement.together():  # what follows takes all of them
+                    self._check_fits(step, abstract)
+                with agreement.together():
+                    restored = self._restore(step, abstract)
             except MemoryError:
                 raise
             except Exception as error:  # Orbax has no type of its own for a damaged file
@@ -216,7 +221,7 @@ class RunStateStore:
                 try:
                     self._check_files(step)
                     content = reader.restore(self._directory / str(step) / "meta")
-                    _check_seal(content, step)
+                    arrays.check_seal(content, step)
                     return content["meta"]
                 except Exception:
                     _logger.debug("the JSON values of step %d are damaged", step, exc_info=True)
@@ -232,7 +237,7 @@ class RunStateStore:
             self._check_files(step)
             # Without the shardings: they are of the devices that it was saved from.
             stored = {
-                name: _target(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+                name: arrays.target(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
                 for name, leaf in self._stored(step).items()
             }
             self._read(step, stored)
@@ -260,15 +265,21 @@ class RunStateStore:
         if (folder / file_list.NAME).exists():
             expected = file_list.read(folder / file_list.NAME)["files"]
             if problems := file_list.compare(expected, file_list.describe(folder)):
-                raise ValueError("; ".join(problems[:SHOWN]))
+                raise ValueError("; ".join(problems[: arrays.SHOWN]))
+
+    def _check_fits(self, step: int, abstract: TreeT) -> None:
+        """Raises where a state is damaged or another run's, by files and list of arrays."""
+        self._check_files(step)
+        leaves = arrays.nonempty(arrays.named_leaves(abstract))
+        arrays.check_same(self._stored(step), leaves, f"{self._directory}/{step}")
 
     def _restore(self, step: int, abstract: TreeT) -> tuple[TreeT, dict[str, Any]]:
-        self._check_files(step)
-        named = _named_leaves(abstract)
-        leaves = {name: _target(leaf) for name, leaf in _nonempty(named).items()}
-        _check_same(self._stored(step), leaves, f"{self._directory}/{step}")
+        named = arrays.named_leaves(abstract)
+        leaves = {name: arrays.target(leaf) for name, leaf in arrays.nonempty(named).items()}
         state, meta = self._read(step, leaves)
-        values = [state[name] if name in leaves else _empty(leaf) for name, leaf in named.items()]
+        values = [
+            state[name] if name in leaves else arrays.empty(leaf) for name, leaf in named.items()
+        ]
         return jax.tree.unflatten(jax.tree.structure(abstract), values), meta
 
     def _read(self, step: int, leaves: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -280,11 +291,13 @@ class RunStateStore:
             ),
         )
         content = restored.meta
-        _check_seal(content, step)
-        expected, found = content["arrays"], _digests(restored.state)
+        arrays.check_seal(content, step)
+        expected, found = content["arrays"], arrays.digests(restored.state)
         wrong = [n for n in sorted(expected | found) if expected.get(n) != found.get(n)]
         if wrong:
-            raise ValueError(f"not what was saved, by their SHA-256: {', '.join(wrong[:SHOWN])}")
+            raise ValueError(
+                f"not what was saved, by their SHA-256: {', '.join(wrong[: arrays.SHOWN])}"
+            )
         return restored.state, content["meta"]
 
     def _stored(self, step: int) -> dict[str, Any]:
@@ -296,6 +309,8 @@ class RunStateStore:
 
     def _move_aside(self, failures: Mapping[int, Exception], restored: int) -> None:
         for step, error in failures.items():
+            if not processes.is_first():
+                break
             aside = self._directory / f"damaged_{step}"
             if aside.is_dir():
                 shutil.rmtree(aside, ignore_errors=True)
@@ -305,6 +320,7 @@ class RunStateStore:
                 f"{reason}: continuing from step {restored}. It was moved to {aside}.", flush=True
             )
         if failures:
+            agreement.agree("damaged states", str(sorted(failures)))  # they are out of the way
             self._manager.reload()
 
     def wait(self) -> None:
@@ -358,93 +374,3 @@ def _os_error(error: Exception) -> int | None:
         return error.errno
     code = re.search(r"os_error_code='(\d+)'", str(error))
     return int(code.group(1)) if code else None
-
-
-def _named_leaves(tree: Any) -> dict[str, Any]:
-    """The leaves under readable names: `opt_state/inner_states/train/0/mu/prompt`.
-
-    Saving a flat dictionary keeps us independent of how Orbax treats named tuples, empty states
-    and None; the structure is the caller's to give back.
-    """
-    paths = jax.tree_util.tree_leaves_with_path(tree)
-    leaves = {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in paths}
-    assert len(leaves) == len(paths), "two leaves of the state have the same name"
-    return leaves
-
-
-def _nonempty(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """What is saved: Orbax refuses arrays without elements."""
-    return {name: leaf for name, leaf in leaves.items() if 0 not in leaf.shape}
-
-
-def _target(leaf: Any) -> Any:
-    """What Orbax needs to restore a leaf; one without a sharding goes to the first device."""
-    if isinstance(leaf, np.ndarray):
-        return leaf
-    sharding = getattr(leaf, "sharding", None)
-    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-
-def _empty(leaf: Any) -> Any:
-    numpy = np if isinstance(leaf, np.ndarray) else jnp
-    return numpy.zeros(leaf.shape, leaf.dtype)
-
-
-def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _digests(leaves: Mapping[str, Any]) -> dict[str, str]:
-    """The SHA-256 of every array that this process has whole."""
-
-    def digest(leaf: Any) -> str:
-        array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
-        content = hashlib.sha256(f"{array.dtype} {array.shape}\n".encode())
-        content.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        return content.hexdigest()
-
-    whole = {n: x for n, x in leaves.items() if _is_whole(x)}
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing releases Python's lock
-        return dict(zip(whole, pool.map(digest, whole.values()), strict=True))
-
-
-def _is_whole(leaf: Any) -> bool:
-    """Whether this process has all of an array: of a prompt every process has."""
-    if not isinstance(leaf, jax.Array):
-        return True
-    return leaf.is_fully_addressable or leaf.is_fully_replicated
-
-
-def _seal(content: dict[str, Any]) -> dict[str, Any]:
-    text = json.dumps(content, sort_keys=True)
-    return {**content, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-
-
-def _check_seal(content: Mapping[str, Any], step: int) -> None:
-    rest = {key: value for key, value in content.items() if key != "sha256"}
-    if _seal(rest) != content:
-        raise ValueError("its JSON values are not what was saved, by their SHA-256")
-    if content.get("step", step) != step:
-        raise ValueError(f"it is the state of step {content['step']}, under another name")
-
-
-def _check_same(stored: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
-    """Refuses the state of another run; Orbax would cast another dtype silently."""
-
-    def describe(leaf: Any) -> str:
-        return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
-
-    problems = [f"{name} is missing" for name in sorted(set(wanted) - set(stored))]
-    problems += [f"{name} is unknown" for name in sorted(set(stored) - set(wanted))]
-    problems += [
-        f"{name} is {describe(stored[name])}, this run has {describe(leaf)}"
-        for name, leaf in sorted(wanted.items())
-        if name in stored and not _is_key(leaf) and describe(stored[name]) != describe(leaf)
-    ]
-    if problems:
-        rest = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise ConfigError(
-            f"the state in {where} was saved by another run: {'; '.join(problems[:SHOWN])}{rest}. "
-            "Use the settings it was started with, or another MODEL_DIR."
-        )

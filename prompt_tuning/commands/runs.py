@@ -92,8 +92,10 @@ def _join_processes(args: argparse.Namespace) -> None:
     flags.check()
     if not processes.is_wanted(flags):
         return
-    if args.mode == "infer":
-        raise ConfigError("`t5x infer` runs in one process: give it a part of the rows each.")
+    if args.mode == "infer":  # under srun each may answer a part of the rows by itself
+        if flags.multiprocess_gpu:
+            raise ConfigError("`t5x infer` runs in one process: give it a part of the rows each.")
+        return
     if not guard.is_child():
         raise SystemExit(guard.run_guarded(f"t5x {args.mode}", args.argv))
     guard.die_with_parent()
@@ -173,6 +175,8 @@ def _start(args: argparse.Namespace, rest: list[str]) -> tuple[gin_config.Loaded
 
     loaded = load(args, args.mode)
     if args.dry_run:
+        if args.mode == "train" and args.engine == "embedded":
+            _join_processes(args)  # what there is on all of them
         print(gin_config.to_gin(loaded.run, loaded.provenance), end="")
         if args.mode == "train":
             _print_devices(loaded.experiment)
@@ -199,8 +203,10 @@ def _read_ahead(experiment: Experiment) -> Any:
       ConfigError: the devices do not fit, or there is no checkpoint.
     """
     from prompt_tuning.backbones import load
+    from prompt_tuning.launch import processes
     from prompt_tuning.model import sharding
 
+    processes.check_joined()
     mesh = sharding.make_mesh(experiment.num_model_partitions)
     load.read_step(experiment.checkpoint)
     return load.read_ahead(experiment, mesh)

@@ -46,16 +46,25 @@ class Cutting:
         return counts * len(input_widths(self.inputs)) * len(target_widths(self.targets))
 
 
-def make_cutting(experiment: Experiment, data_parts: int) -> Cutting:
+def make_cutting(
+    experiment: Experiment, data_parts: int, recorded: Mapping[str, int] | None = None
+) -> Cutting:
     """The cutting of a run: MICROBATCHES groups at least, LENGTH_GROUPS where that helps.
 
     Every group has to divide by the `data_parts` of the mesh; LENGTH_GROUPS is lowered until it
-    does.
+    does. A run that goes on, perhaps on another mesh, is cut into as many groups as before, which
+    it has `recorded`: dropout is drawn for each group, so another number would be another course
+    of the run. Where the groups are too small for the mesh, they are filled up.
 
     Raises:
       ConfigError: MICROBATCHES does not fit batch and mesh.
     """
     train, data = experiment.train, experiment.data
+    prompt = experiment.prompt.length if train.trainable == "prompt" else 0
+    lengths = data.task_feature_lengths
+    cutting = Cutting(lengths["inputs"], lengths["targets"], prompt, data_parts=data_parts)
+    if recorded is not None:
+        return dataclasses.replace(cutting, **recorded)
     fewest, rows = train.microbatches, data.batch_size
     if rows % fewest or (rows // fewest) % data_parts:
         raise ConfigError(
@@ -68,22 +77,11 @@ def make_cutting(experiment: Experiment, data_parts: int) -> Cutting:
         for n in range(fewest, max(fewest, train.length_groups) + 1)
         if rows % (n * data_parts) == 0
     )
-    prompt = experiment.prompt.length if train.trainable == "prompt" else 0
-    lengths = data.task_feature_lengths
-    return Cutting(lengths["inputs"], lengths["targets"], prompt, fewest, most, data_parts)
-
-
-def continue_cutting(cutting: Cutting, recorded: Mapping[str, int] | None) -> Cutting:
-    """The cutting of a run that goes on, perhaps on another mesh: into as many groups as before.
-
-    Dropout is drawn for each group, so another number of groups would be another course of the run.
-    Where the groups are too small for the mesh, they are filled up.
-    """
-    return dataclasses.replace(cutting, **(recorded or {}))
+    return dataclasses.replace(cutting, fewest=fewest, most=most)
 
 
 def record_cutting(cutting: Cutting) -> dict[str, int]:
-    """What `continue_cutting` needs; the rest follows from the settings and the mesh."""
+    """What `make_cutting` needs to go on; the rest follows from the settings and the mesh."""
     return {"fewest": cutting.fewest, "most": cutting.most}
 
 

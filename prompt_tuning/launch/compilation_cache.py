@@ -35,9 +35,11 @@ def use(setting: str | None) -> Path | None:
 
     if setting == OFF:
         jax.config.update("jax_enable_compilation_cache", False)
-    elif folder is not None:
+        return None
+    if folder is not None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
-        # A hundred small programs make up a start; JAX's limit of one second leaves them out.
+    # A hundred small programs make up a start; JAX's limit of one second leaves them out.
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return folder
 

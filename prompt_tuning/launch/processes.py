@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -66,6 +67,20 @@ def is_wanted(flags: Flags, environment: Mapping[str, str] = os.environ) -> bool
     return "," in environment.get("TPU_WORKER_HOSTNAMES", "")
 
 
+def local_device_ids(environment: Mapping[str, str] = os.environ) -> list[int] | None:
+    """Which devices of this host are this process's, as JAX is told; an empty list: all of them.
+
+    Left to itself (None), JAX takes one device for each task of Slurm's, which is right where
+    there are as many tasks as devices, and leaves seven of eight idle where a node has one task.
+
+    >>> local_device_ids({"SLURM_STEP_TASKS_PER_NODE": "1(x4)"})
+    []
+    >>> local_device_ids({"SLURM_STEP_TASKS_PER_NODE": "8(x4)"})
+    """
+    tasks = environment.get("SLURM_STEP_TASKS_PER_NODE", "")
+    return [] if re.fullmatch(r"1(\(x\d+\))?(,1(\(x\d+\))?)*", tasks) else None
+
+
 def join(flags: Flags) -> None:
     """Joins the other processes; afterwards `jax.devices()` are everybody's.
 
@@ -76,11 +91,14 @@ def join(flags: Flags) -> None:
     """
     import jax
 
+    # It would take SIGTERM for itself, and only note it: a run of ours stops by safety/signals.py.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             flags.coordinator_address,
             flags.process_count,
             flags.process_index,
+            local_device_ids(),
             initialization_timeout=JOIN_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=HEARTBEAT_SECONDS,
@@ -95,11 +113,30 @@ def join(flags: Flags) -> None:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
-def is_first() -> bool:
-    """Whether this process is the one that writes files."""
+def check_joined() -> None:
+    """Raises ConfigError where the devices are of several processes that never joined.
+
+    The hosts of a TPU slice see each other's chips whether or not the processes know each other.
+    """
     import jax
 
-    return jax.process_index() == 0
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
+        raise ConfigError(
+            f"the devices here are those of {jax.process_count()} processes, which have not joined "
+            "each other: add --multiprocess_gpu (it means any kind of device), the same on every "
+            "host."
+        )
+
+
+def _index() -> int:
+    import jax
+
+    return jax.process_index()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes files."""
+    return _index() == 0
 
 
 def count() -> int:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from prompt_tuning.model import t5
+from prompt_tuning.model.attention import take_rows
 from prompt_tuning.model.sample import EOS_ID, Step
 
 NEG_INF = -1.0e7  # of an empty beam, as in T5X; finite so that dividing by a length keeps it
@@ -119,10 +120,8 @@ def _beam_step(step: Step, state: BeamState, length: int, rules: Rules) -> BeamS
 
     live_scores, order = _ascending_top(scores + ended * NEG_INF, beams)
     chosen = _take(parent, order)
-    rows = (jnp.arange(batch)[:, None] * beams + chosen).reshape(-1)
     cache = {
-        name: leaf if name in _PER_ROW else jnp.take(leaf, rows, axis=0)
-        for name, leaf in cache.items()
+        name: leaf if name in _PER_ROW else take_rows(leaf, chosen) for name, leaf in cache.items()
     }
 
     # What is done stays as it is: in transformers a longer sequence could win after all.
@@ -141,8 +140,8 @@ def _beam_step(step: Step, state: BeamState, length: int, rules: Rules) -> BeamS
 
 
 def _take(x: Array, beam: Int[Array, "B K"]) -> Array:
-    """`x[b, beam[b, k]]`."""
-    return x[jnp.arange(x.shape[0])[:, None], beam]
+    """`x[b, beam[b, k]]`, on the device of the row."""
+    return jax.vmap(lambda row, index: row[index])(x, beam)
 
 
 def _ascending_top(scores: Float[Array, "B N"], k: int) -> tuple[Array, Array]:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ OVERSTATES = (
     "XLA's CPU compiler: its temporaries are an upper bound (4.5 x the TPU compiler's was seen)"
 )
 HEADROOM = 0.95  # of a chip's memory; the runtime keeps some
+FRACTION = "XLA_CLIENT_MEM_FRACTION"  # JAX's variable: how much of a GPU it takes at the start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Plan:
     temporary_bytes: int
     output_bytes: int
     memory_bytes: int | None
+    usable_share: float  # of the memory, that a program can have
     fits: bool | None  # None: the device's memory is not known
     collectives: dict[str, int]
     largest_gather_bytes: int
@@ -77,7 +80,7 @@ def make_plan(experiment: Experiment, topology: Topology, *, utilisation: float 
     mesh = sharding.make_mesh(experiment.num_model_partitions, devices)
     shapes = program.largest_shapes(experiment)
     sharding.check_batch_size(shapes.rows, mesh)
-    lowered = program.lower_step(experiment, mesh)
+    lowered = program.lower_step(experiment, mesh, platform=topology.chip.platform)
     start = time.perf_counter()
     compiled, problem = None, ""
     try:
@@ -161,7 +164,9 @@ def _describe_run(experiment: Experiment, mesh: Mesh, shapes: program.Shapes) ->
 
 def _describe_memory(compiled: Any, topology: Topology) -> dict[str, Any]:
     known = topology.chip.memory
+    share = usable_share(topology)
     values: dict[str, Any] = {"memory_bytes": None if known is None else int(known)}
+    values["usable_share"] = share
     if compiled is None:
         return values | {
             "argument_bytes": 0,
@@ -176,8 +181,21 @@ def _describe_memory(compiled: Any, topology: Topology) -> dict[str, Any]:
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
         "output_bytes": output,
-        "fits": None if known is None else used <= HEADROOM * known,
+        "fits": None if known is None else used <= share * known,
     }
+
+
+def usable_share(topology: Topology, environment: Mapping[str, str] = os.environ) -> float:
+    """How much of a chip's memory a program can have; of a GPU three quarters, if nothing is set.
+
+    >>> from prompt_tuning.planning.chips import parse_topology
+    >>> usable_share(parse_topology("h100:1"), {})
+    0.75
+    """
+    if topology.chip.platform != "gpu":
+        return HEADROOM
+    found = environment.get(FRACTION) or environment.get("XLA_PYTHON_CLIENT_MEM_FRACTION")
+    return float(found or 0.75)
 
 
 def _describe_program(experiment: Experiment, compiled: Any) -> dict[str, Any]:
@@ -267,7 +285,9 @@ def _memory_line(plan: Plan) -> str:
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     if plan.overstates_memory and not plan.fits:
         verdict = "may not fit"
-    return f"{parts}, of {plan.memory_bytes / GIB:.0f} GiB: {verdict}"
+    taken = f", of which JAX takes {plan.usable_share:.0%} ({FRACTION})"
+    share = taken if plan.usable_share != HEADROOM else ""
+    return f"{parts}, of {plan.memory_bytes / GIB:.0f} GiB{share}: {verdict}"
 
 
 def _collective_line(plan: Plan) -> str:

@@ -51,8 +51,12 @@ def abstract_params(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
     return {**params, "prompt": prompt}
 
 
-def lower_step(experiment: Experiment, mesh: Mesh, shapes: Shapes | None = None) -> Any:
+def lower_step(
+    experiment: Experiment, mesh: Mesh, shapes: Shapes | None = None, *, platform: str = ""
+) -> Any:
     """The training step of an experiment, lowered for a mesh; `.compile()` is XLA's work.
+
+    `platform` is named where the devices of the mesh stand for those of another platform.
 
     Without `shapes` it is the largest program of the run: the whole batch at full length, or, with
     MICROBATCHES, a part of it.
@@ -62,7 +66,9 @@ def lower_step(experiment: Experiment, mesh: Mesh, shapes: Shapes | None = None)
     optimizer = optim.make_optimizer(experiment.optimizer, rules)
     state = jax.eval_shape(lambda t: steps.init_state(t, optimizer, 0), trainable)
     state = _place(state, trainable, mesh)
-    programs = steps.compile_step(experiment.model, experiment.train, optimizer, state)
+    programs = steps.compile_step(
+        experiment.model, experiment.train, optimizer, state, platform=platform
+    )
     parts = experiment.train.microbatches
     batch = abstract_batch(shapes or largest_shapes(experiment), mesh)
     if parts == 1:

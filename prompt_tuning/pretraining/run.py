@@ -23,7 +23,7 @@ from prompt_tuning.backbones import load
 from prompt_tuning.checkpoint import identity, slots
 from prompt_tuning.checkpoint import t5x as t5x_checkpoint
 from prompt_tuning.config import ConfigError, Experiment, to_dict
-from prompt_tuning.launch import processes
+from prompt_tuning.launch import agreement, processes
 from prompt_tuning.launch.ahead import BATCHES, Ahead
 from prompt_tuning.model import loss, sharding, t5
 from prompt_tuning.pretraining import corpus as corpora
@@ -100,6 +100,8 @@ def _pretrain(
     """`pretrain`, in a MODEL_DIR that is this run's alone, and where this process writes of it."""
     shared, model_dir = places
     folders = saved.find_checkpoints(shared)
+    agreement.agree("settings", repr((experiment.train, experiment.optimizer, experiment.corpus)))
+    agreement.agree("saved states", str([folder.name for folder in folders]))
     old = saved.read_meta(folders)
     model_dirs.refuse_other_experiment(old, experiment, shared)
     start = 0 if experiment.from_scratch else load.read_step(experiment.checkpoint)
@@ -119,6 +121,8 @@ def _pretrain(
 
     # ---- resume, or begin
     _refuse_other_contents(old, meta, shared)
+    kinds = ("backbone", "vocabulary", "corpus")
+    agreement.agree("backbone, vocabulary or corpus", repr([meta[kind] for kind in kinds]))
     if folders:
         state, old = saved.restore(folders, state, start)
         if int(state.step) < end:

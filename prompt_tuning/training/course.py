@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from prompt_tuning.checkpoint import prompt_file, run_state
 from prompt_tuning.checkpoint import t5x as t5x_checkpoint
 from prompt_tuning.config import EvalConfig, Experiment, to_dict
 from prompt_tuning.data import groups
+from prompt_tuning.launch import processes
 from prompt_tuning.safety import manifest, records, retry
 from prompt_tuning.scoring.evaluate import Evaluator
 from prompt_tuning.training import report, setup
@@ -92,10 +94,11 @@ def save(run: Run, course: Course) -> None:
         _write_checkpoint(run.log.model_dir, course, keep)
     replace = course.saved is not None  # so a step that is there already has to be another
     described = _describe(run, course)
-    retry.retried(
-        lambda: run.store.save(course.step, course.state, described, replace=replace),
-        run.log.model_dir / "checkpoints",
-    )
+    write = functools.partial(run.store.save, course.step, course.state, described, replace=replace)
+    if processes.count() == 1:
+        retry.retried(write, run.log.model_dir / "checkpoints")
+    else:  # all take part in it: one alone cannot do it again
+        write()
     course.saved = now
 
 

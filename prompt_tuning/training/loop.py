@@ -21,7 +21,7 @@ from prompt_tuning.backbones import load
 from prompt_tuning.checkpoint import prompt_file, run_state
 from prompt_tuning.config import Experiment
 from prompt_tuning.data import features, groups
-from prompt_tuning.launch import processes
+from prompt_tuning.launch import agreement, processes
 from prompt_tuning.launch.ahead import BATCHES, Ahead
 from prompt_tuning.model import sharding
 from prompt_tuning.safety import lock, retry, signals
@@ -82,7 +82,8 @@ def train(
     mesh = sharding.make_mesh(experiment.num_model_partitions)
     sharding.check_batch_size(experiment.data.batch_size, mesh)
     setup.check_memory(experiment, mesh)
-    groups.make_cutting(experiment, mesh.shape["data"])
+    if not run_state.saved_steps(Path(experiment.model_dir) / "checkpoints"):
+        groups.make_cutting(experiment, mesh.shape["data"])
     start = load.read_step(experiment.checkpoint)
     end = setup.last_step(experiment.train, start)
     for said in setup.say_start(experiment, start):
@@ -109,6 +110,8 @@ def _train(
     """`train`, in a MODEL_DIR that is this run's alone, and where this process writes of it."""
     (shared, model_dir), (config_text, reading) = folders, given
     store = run_state.RunStateStore(str(shared / "checkpoints"))
+    agreement.agree("settings", repr((experiment.train, experiment.prompt, experiment.optimizer)))
+    agreement.agree("saved states", str(store.latest_step()))
     meta = store.read_meta()
     model_dirs.refuse_other_experiment(meta, experiment, shared)
 
@@ -118,6 +121,7 @@ def _train(
         print(overview.describe_data(data, lengths, experiment.data.eval_split), flush=True)
         backbone = setup.load_backbone(experiment, mesh, reading)
     model_dirs.refuse_other_contents(meta, backbone, data, shared)
+    agreement.agree("rows, vocabulary or backbone", setup.fingerprint(data, backbone))
     prompt, init = setup.first_prompt(experiment, backbone, data)
     print(f"prompt: {prompt.shape[0]} x {prompt.shape[1]}, {init}", flush=True)
 
@@ -140,8 +144,8 @@ def _train(
         run = Run(
             experiment=experiment,
             mesh=mesh,
-            cutting=groups.continue_cutting(
-                groups.make_cutting(experiment, mesh.shape["data"]), (meta or {}).get("cutting")
+            cutting=groups.make_cutting(
+                experiment, mesh.shape["data"], (meta or {}).get("cutting")
             ),
             data=data,
             backbone=backbone,

@@ -52,6 +52,13 @@ class Data:
     files_identity: str = ""  # of the user's own files, where the rows are from there
 
 
+def fingerprint(data: Data, backbone: Backbone) -> bytes:
+    """What every process of a run has to have read alike, for all to cut the same batches of it."""
+    lengths = [len(row) for rows in data.train for row in (*rows.inputs, *rows.targets)]
+    identities = (backbone.identity, backbone.step, data.vocabulary_identity, data.files_identity)
+    return repr((identities, data.rates)).encode() + np.asarray(lengths, np.int32).tobytes()
+
+
 def check_memory(experiment: Experiment, mesh: Mesh) -> None:
     """Refuses rows whose first activations alone cannot fit the devices, before anything is read.
 

@@ -115,12 +115,15 @@ def compile_step(
     train: TrainConfig,
     optimizer: optax.GradientTransformation,
     state: TrainState | None = None,
+    *,
+    platform: str = "",
 ) -> Programs:
     """The programs of a step, each compiled once for every shape of a batch or group.
 
     With a `state` that lies on a mesh, what comes back lies where it lay; without one XLA chooses.
+    `platform` is named where the devices of the state only stand for those of another platform.
     """
-    if state is not None:
+    if state is not None and platform in ("", "cpu"):
         config = fit_to(config, state.step.sharding.device_set)
     gradient = make_gradient(config, train)
 

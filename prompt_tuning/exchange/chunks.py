@@ -1,7 +1,7 @@
 """What TensorStore does not check of a zarr array: absurd chunks, and the ends of gzipped ones.
 
-`layouts.py` calls this for every array that it opens. TensorStore stops reading a gzipped chunk
-once it has its numbers, so it notices neither a missing end nor a wrong checksum.
+`checkpoint/layouts.py` calls this for every array that it opens. TensorStore stops reading a
+gzipped chunk once it has its numbers, so it notices neither a missing end nor a wrong checksum.
 """
 
 from __future__ import annotations
