@@ -260,6 +260,15 @@ def test_the_command_needs_neither_checkpoint_nor_folder(tmp_path):
     assert np.isclose(values["step_flops"] / values["forward_flops"], 2.44, atol=0.01)
 
 
+@pytest.mark.parametrize(("name", "model"), [("v5e:4x8", 8), ("v5e:4x8", 4), ("v5e:2x2", 2)])
+def test_devices_that_share_a_model_are_neighbours_on_a_tpu(name, model):
+    pytest.importorskip("libtpu", reason="the TPU's compiler is not installed (pip install libtpu)")
+    found, _ = plan.find_devices(chips.parse_topology(name))
+    for row in sharding.make_mesh(model, found).devices:
+        places = np.array([device.coords for device in row])
+        assert (np.abs(np.diff(places, axis=0)).sum(axis=1) == 1).all()
+
+
 def test_a_tpu_is_planned_for_by_its_own_compiler(capsys):
     pytest.importorskip("libtpu", reason="the TPU's compiler is not installed (pip install libtpu)")
     assert cli.main(["plan", *SMALL, "--topology=v5e:2x2"]) == 0

@@ -8,11 +8,16 @@ import numpy as np
 import pytest
 from tiny_models import CONFIG, random_batch, random_params, random_prompt
 
+from prompt_tuning.api import model_config
+from prompt_tuning.backbones import load
 from prompt_tuning.config import ModelConfig, OptimizerConfig, TrainConfig
+from prompt_tuning.data import features
+from prompt_tuning.data.vocabulary import load_vocabulary
 from prompt_tuning.model import t5
 from prompt_tuning.model.loss import loss_fn
 from prompt_tuning.planning import flops, hlo
 from prompt_tuning.training import optim, step
+from prompt_tuning.world.generator import demo_rows
 
 OPTIMIZER = OptimizerConfig()
 
@@ -205,3 +210,30 @@ def test_dropout_differs_between_steps_and_seeds():
             losses.append(float(run(at, frozen, random_batch())[1]["loss"]))
     assert losses[0] == losses[2]
     assert len(set(losses)) == 3
+
+
+@pytest.mark.parametrize("task", ["tiny_mood", "tiny_topic"])
+def test_bfloat16_moves_the_prompt_where_float32_does(task):
+    """A trained backbone, its own rows, a prompt of its own pieces: cosine of the gradients."""
+    vocabulary = load_vocabulary("tiny")
+    rows = demo_rows(task, "test")[:16]
+    inputs, targets = (
+        [[*vocabulary.encode(row[key]), 1] for row in rows] for key in ("inputs", "targets")
+    )
+    widths = max(map(len, inputs)), max(map(len, targets))
+    batch = jax.tree.map(jnp.asarray, dict(features.pad_batch(inputs, targets, *widths)))
+
+    def gradient(dtype):
+        config = dataclasses.replace(model_config("tiny"), dtype=dtype, dropout_rate=0.0)
+        backbone, _ = load.read_backbone("tiny", config, dtype=dtype)
+        prompt = backbone["token_embedder/embedding"][100:120].astype(jnp.float32)
+        optimizer = optim.make_optimizer(OPTIMIZER, optim.PROMPT_RULES)
+        state = step.init_state({"prompt": prompt}, optimizer, 0)
+        found, _ = step.make_gradient(config, TrainConfig())(state, backbone, batch, None)
+        assert found["prompt"].dtype == jnp.float32
+        return np.asarray(found["prompt"]).ravel()
+
+    half, whole = gradient("bfloat16"), gradient("float32")
+    cosine = half @ whole / np.linalg.norm(half) / np.linalg.norm(whole)
+    print(f"{task}: {cosine:.6f}")
+    assert cosine > 0.999

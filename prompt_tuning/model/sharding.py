@@ -6,6 +6,7 @@ annotations; XLA propagates what is said here of parameters and batch.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from prompt_tuning.config import ConfigError
@@ -50,7 +52,12 @@ def make_mesh(num_model_partitions: int, devices: Sequence[Any] | None = None) -
             f"NUM_MODEL_PARTITIONS = {num_model_partitions} does not divide the {len(devices)} "
             "devices: choose a divisor."
         )
-    grid = np.array(devices).reshape(-1, num_model_partitions)
+    shape = len(devices) // num_model_partitions, num_model_partitions
+    grid = np.array(devices).reshape(shape)  # in this order a host's devices stand side by side
+    if devices[0].platform == "tpu":
+        # Neighbours in the mesh shall be neighbours in the torus. Not every torus is known.
+        with contextlib.suppress(AssertionError, NotImplementedError, ValueError):
+            grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(grid, ("data", "model"))
 
 
