@@ -23,6 +23,8 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import pytest
 
+# Files of minutes, begun first: one at the end would leave the other workers idle.
+LONGEST = {f"test_{name}.py" for name in ("notebook", "superglue_run", "loop", "world", "kill")}
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
 
@@ -48,6 +50,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
     if config.getoption("--slow"):
         return
     for item in items:

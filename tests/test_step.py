@@ -212,11 +212,10 @@ def test_dropout_differs_between_steps_and_seeds():
     assert len(set(losses)) == 3
 
 
-@pytest.mark.parametrize("task", ["tiny_mood", "tiny_topic"])
-def test_bfloat16_moves_the_prompt_where_float32_does(task):
+def test_bfloat16_moves_the_prompt_where_float32_does():
     """A trained backbone, its own rows, a prompt of its own pieces: cosine of the gradients."""
     vocabulary = load_vocabulary("tiny")
-    rows = demo_rows(task, "test")[:16]
+    rows = demo_rows("tiny_mood", "test")[:16]
     inputs, targets = (
         [[*vocabulary.encode(row[key]), 1] for row in rows] for key in ("inputs", "targets")
     )
@@ -235,5 +234,4 @@ def test_bfloat16_moves_the_prompt_where_float32_does(task):
 
     half, whole = gradient("bfloat16"), gradient("float32")
     cosine = half @ whole / np.linalg.norm(half) / np.linalg.norm(whole)
-    print(f"{task}: {cosine:.6f}")
     assert cosine > 0.999
