@@ -19,12 +19,26 @@ from workload import Workload, main, measure  # noqa: E402
 
 from prompt_tuning.api import model_config  # noqa: E402
 from prompt_tuning.checkpoint.run_state import RunStateStore  # noqa: E402
-from prompt_tuning.config import OptimizerConfig, TrainConfig  # noqa: E402
+from prompt_tuning.config import DataConfig, Experiment, OptimizerConfig, PromptConfig, TrainConfig  # noqa: E402  # noqa: E402
 from prompt_tuning.data import features  # noqa: E402
-from prompt_tuning.data.groups import Cutting, cut_batch  # noqa: E402
+from prompt_tuning.data.groups import cut_batch, make_cutting  # noqa: E402
 from prompt_tuning.model import sharding, t5  # noqa: E402
 from prompt_tuning.planning import flops  # noqa: E402
 from prompt_tuning.training import optim, step  # noqa: E402
+
+
+def experiment(workload: Workload) -> Experiment:
+    """A run with the defaults for everything that the workload does not say."""
+    lengths = {"inputs": 512, "targets": workload.targets}
+    return Experiment(
+        model_dir="",
+        initial_checkpoint_path="",
+        model=model_config(workload.size),  # type: ignore[arg-type]
+        data=DataConfig(
+            mixture_or_task_name="any", task_feature_lengths=lengths, batch_size=workload.rows
+        ),
+        prompt=PromptConfig(length=workload.prompt),
+    )
 
 
 def batches(workload: Workload, number: int) -> list[dict[str, np.ndarray]]:
@@ -32,9 +46,7 @@ def batches(workload: Workload, number: int) -> list[dict[str, np.ndarray]]:
     inputs, targets = workload.tokens(number)
     if workload.engine == "ours-512":
         return [features.pad_batch(inputs, targets, 512, workload.targets)]  # type: ignore[list-item]
-    # LENGTH_GROUPS = 4, as far as the rows can be divided.
-    most = max(n for n in range(1, 5) if workload.rows % n == 0)
-    cutting = Cutting(512, workload.targets, workload.prompt, most=most)
+    cutting = make_cutting(experiment(workload), 1)
     groups = cut_batch([len(x) for x in inputs], [len(x) for x in targets], cutting)
     return [
         features.pad_batch(  # type: ignore[misc]

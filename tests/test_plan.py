@@ -157,6 +157,8 @@ def test_a_gpu_has_the_memory_that_jax_takes_of_it():
     assert plan.usable_share(one, {"XLA_CLIENT_MEM_FRACTION": ".9"}) == 0.9
     assert plan.usable_share(one, {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".8"}) == 0.8
     assert plan.usable_share(tpu, {}) == plan.HEADROOM
+    with pytest.raises(ConfigError, match="XLA_CLIENT_MEM_FRACTION=most in the environment"):
+        plan.usable_share(one, {"XLA_CLIENT_MEM_FRACTION": "most"})
 
 
 def test_a_plan_names_mesh_memory_and_time():

@@ -34,6 +34,7 @@ from prompt_tuning.launch import agreement, processes
 TreeT = TypeVar("TreeT")
 
 KEPT = 2
+OTHERS = "another process cannot read it"
 LISTED_BYTES = 2**28  # of a state whose files are listed; of a larger one only arrays are checked
 # A network file system that comes back, a disk on which others make room.
 MAY_PASS = frozenset(
@@ -187,9 +188,9 @@ class RunStateStore:
         failures: dict[int, Exception] = {}
         for step in steps:
             try:
-                with agreement.together():  # what follows takes all of them
+                with agreement.together(OTHERS):  # what follows takes all of them
                     self._check_fits(step, abstract)
-                with agreement.together():
+                with agreement.together(OTHERS):
                     restored = self._restore(step, abstract)
             except MemoryError:
                 raise
@@ -308,9 +309,14 @@ class RunStateStore:
         return metadata.tree
 
     def _move_aside(self, failures: Mapping[int, Exception], restored: int) -> None:
+        if failures:
+            with agreement.together("the first process cannot move a damaged state"):
+                if processes.is_first():
+                    self._move(failures, restored)
+            self._manager.reload()
+
+    def _move(self, failures: Mapping[int, Exception], restored: int) -> None:
         for step, error in failures.items():
-            if not processes.is_first():
-                break
             aside = self._directory / f"damaged_{step}"
             if aside.is_dir():
                 shutil.rmtree(aside, ignore_errors=True)
@@ -319,9 +325,6 @@ class RunStateStore:
             print(
                 f"{reason}: continuing from step {restored}. It was moved to {aside}.", flush=True
             )
-        if failures:
-            agreement.agree("damaged states", str(sorted(failures)))  # they are out of the way
-            self._manager.reload()
 
     def wait(self) -> None:
         """Returns when everything is on disk.

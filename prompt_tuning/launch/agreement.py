@@ -31,25 +31,20 @@ def agree(what: str, content: bytes | str) -> None:
         )
 
 
-def all_do(mine: bool) -> bool:
-    """Whether it is so in every process; each has to ask."""
-    return _extremes(int(mine))[0] == 1
-
-
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """What a block raises in one process, all raise.
+def together(failed: str) -> Iterator[None]:
+    """A block that every process goes through: where one raises, all do.
 
     Raises:
-      ValueError: in the processes in which nothing was wrong.
+      ValueError: `failed`, in the processes in which nothing was wrong.
     """
     try:
         yield
     except Exception:
-        all_do(False)
+        _extremes(0)
         raise
-    if not all_do(True):
-        raise ValueError("another process cannot read it")
+    if _extremes(1)[0] == 0:
+        raise ValueError(failed)
 
 
 def _extremes(value: int) -> tuple[int, int]:

@@ -128,15 +128,11 @@ def check_joined() -> None:
         )
 
 
-def _index() -> int:
-    import jax
-
-    return jax.process_index()
-
-
 def is_first() -> bool:
     """Whether this process is the one that writes files."""
-    return _index() == 0
+    import jax
+
+    return jax.process_index() == 0
 
 
 def count() -> int:

@@ -191,11 +191,20 @@ def usable_share(topology: Topology, environment: Mapping[str, str] = os.environ
     >>> from prompt_tuning.planning.chips import parse_topology
     >>> usable_share(parse_topology("h100:1"), {})
     0.75
+
+    Raises:
+      ConfigError: what is set is no number.
     """
     if topology.chip.platform != "gpu":
         return HEADROOM
-    found = environment.get(FRACTION) or environment.get("XLA_PYTHON_CLIENT_MEM_FRACTION")
-    return float(found or 0.75)
+    found = environment.get(FRACTION) or environment.get("XLA_PYTHON_CLIENT_MEM_FRACTION") or "0.75"
+    try:
+        return float(found)
+    except ValueError as error:
+        raise ConfigError(
+            f"{FRACTION}={found} in the environment is no share of a GPU's memory: set a number "
+            "such as 0.9, or none."
+        ) from error
 
 
 def _describe_program(experiment: Experiment, compiled: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from jaxtyping import Array
 from prompt_tuning.backbones import load
 from prompt_tuning.checkpoint import identity, slots
 from prompt_tuning.checkpoint import t5x as t5x_checkpoint
-from prompt_tuning.config import ConfigError, Experiment, to_dict
+from prompt_tuning.config import ConfigError, Experiment, config_hash, to_dict
 from prompt_tuning.launch import agreement, processes
 from prompt_tuning.launch.ahead import BATCHES, Ahead
 from prompt_tuning.model import loss, sharding, t5
@@ -100,7 +100,7 @@ def _pretrain(
     """`pretrain`, in a MODEL_DIR that is this run's alone, and where this process writes of it."""
     shared, model_dir = places
     folders = saved.find_checkpoints(shared)
-    agreement.agree("settings", repr((experiment.train, experiment.optimizer, experiment.corpus)))
+    agreement.agree("settings", f"{config_hash(experiment)} {experiment.num_model_partitions}")
     agreement.agree("saved states", str([folder.name for folder in folders]))
     old = saved.read_meta(folders)
     model_dirs.refuse_other_experiment(old, experiment, shared)

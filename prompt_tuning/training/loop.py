@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from prompt_tuning.backbones import load
 from prompt_tuning.checkpoint import prompt_file, run_state
-from prompt_tuning.config import Experiment
+from prompt_tuning.config import Experiment, config_hash
 from prompt_tuning.data import features, groups
 from prompt_tuning.launch import agreement, processes
 from prompt_tuning.launch.ahead import BATCHES, Ahead
@@ -110,7 +110,7 @@ def _train(
     """`train`, in a MODEL_DIR that is this run's alone, and where this process writes of it."""
     (shared, model_dir), (config_text, reading) = folders, given
     store = run_state.RunStateStore(str(shared / "checkpoints"))
-    agreement.agree("settings", repr((experiment.train, experiment.prompt, experiment.optimizer)))
+    agreement.agree("settings", f"{config_hash(experiment)} {experiment.num_model_partitions}")
     agreement.agree("saved states", str(store.latest_step()))
     meta = store.read_meta()
     model_dirs.refuse_other_experiment(meta, experiment, shared)
@@ -121,7 +121,8 @@ def _train(
         print(overview.describe_data(data, lengths, experiment.data.eval_split), flush=True)
         backbone = setup.load_backbone(experiment, mesh, reading)
     model_dirs.refuse_other_contents(meta, backbone, data, shared)
-    agreement.agree("rows, vocabulary or backbone", setup.fingerprint(data, backbone))
+    if processes.count() > 1:
+        agreement.agree("rows, vocabulary or backbone", setup.fingerprint(data, backbone))
     prompt, init = setup.first_prompt(experiment, backbone, data)
     print(f"prompt: {prompt.shape[0]} x {prompt.shape[1]}, {init}", flush=True)
 
