@@ -91,8 +91,6 @@ def join(flags: Flags) -> None:
     """
     import jax
 
-    # It would take SIGTERM for itself, and only note it: a run of ours stops by safety/signals.py.
-    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
             flags.coordinator_address,
