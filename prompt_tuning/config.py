@@ -175,7 +175,7 @@ class TrainConfig:
     checkpoint_period: int | None = None  # None: at every evaluation
     keep_checkpoints: int | None = 2  # of a pre-training run; None: all
     restore_optimizer: bool = False  # go on with the checkpoint's Adafactor moments
-    length_groups: int = 4  # parts, by length, that a batch is cut into where that saves padding
+    length_groups: int = 8  # parts, by length, that a batch is cut into where that saves padding
     microbatches: int = 1  # parts that it is cut into in any case: less memory, same gradient
 
     def __post_init__(self) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from prompt_tuning.config import ConfigError, Experiment
 
 # What a group costs beside its tokens, in tokens: starting a program, and filling a device badly.
-GROUP_COST = 256
+GROUP_COST = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,9 +140,11 @@ def input_widths(length: int) -> tuple[int, ...]:
     Every width is compiled once. Finer where rows of real tasks lie.
 
     >>> input_widths(512), input_widths(20)
-    ((32, 48, 64, 96, 128, 192, 256, 320, 384, 512), (8, 16, 20))
+    ((32, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512), (8, 16, 20))
     """
-    parts = {min(length, -(-length * n // 32 // 8) * 8) for n in (2, 3, 4, 6, 8, 12, 16, 20, 24)}
+    parts = {
+        min(length, -(-length * n // 32 // 8) * 8) for n in (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)
+    }
     return (*sorted(parts - {length}), length)
 
 
