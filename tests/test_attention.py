@@ -1,12 +1,17 @@
 """The backward passes that are written by hand are those that JAX derives."""
 
+import dataclasses
+import functools
+
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_models import CONFIG
 
 from prompt_tuning.model import attention, layers
+from prompt_tuning.planning import hlo
 
 
 def draw(*shape, seed=0):
@@ -70,6 +75,59 @@ def test_little_is_kept_for_the_backward_pass():
     gated = kept(lambda a, b: layers.activate(("gelu", "linear"), a, b), part, part + 1)
     assert gated == [part.shape] * 2
     assert len(kept(lambda a, b: nn.gelu(a) * b, part, part + 1)) > 2  # what it would be
+
+
+@pytest.mark.parametrize("drops", [False, True])
+def test_absorbed_attention_is_that_of_keys_and_values(drops):
+    """Their gradients too, those of the kernels among them."""
+    module = attention.Attention(dataclasses.replace(CONFIG, dropout_rate=0.3))
+    x, source = draw(2, 3, CONFIG.embed_dim), draw(2, 7, CONFIG.embed_dim, seed=1)
+    bias = draw(2, 1, 3, 7, seed=2).at[1, ..., 4:].add(attention.MASKED)
+
+    def of_keys(module, x, source):
+        return module(x, module.keys_values(source), bias, train=drops)
+
+    def absorbed(module, x, source):
+        return module.absorbed(x, source, bias, train=drops)
+
+    params = module.init(jax.random.key(3), x, source, method=of_keys)["params"]
+
+    def result(method, params, x, source):
+        rngs = {"dropout": jax.random.key(4)}
+        return module.apply({"params": params}, x, source, method=method, rngs=rngs)
+
+    (one, found), (same, wanted) = (
+        gradients(functools.partial(result, method), params, x, source)
+        for method in (absorbed, of_keys)
+    )
+    np.testing.assert_allclose(one, same, rtol=1e-5)
+    for mine, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(mine, other, atol=1e-5 * np.abs(other).max())
+
+
+def test_absorbed_attention_multiplies_the_targets_alone_by_kernels():
+    """The products of a decoder, counted, are fewer up to the length that `absorbs` names."""
+
+    def products(targets, absorbed):
+        module, source = attention.Attention(CONFIG), jax.ShapeDtypeStruct((1, 90, 32), np.float32)
+        x = jax.ShapeDtypeStruct((1, targets, 32), np.float32)
+
+        bias = jnp.zeros((1, 1, targets, 90))
+
+        def attend(module, x, source):
+            if absorbed and not module.is_initializing():
+                return module.absorbed(x, source, bias)
+            return module(x, module.keys_values(source), bias)
+
+        params = jax.eval_shape(
+            functools.partial(module.init, method=attend), jax.random.key(0), x, source
+        )
+        apply = functools.partial(module.apply, method=attend)
+        return hlo.dot_flops(jax.jit(apply).lower(params, x, source).compile().as_text())
+
+    for targets in (1, 9, 10, 20):
+        fewer = products(targets, True) < products(targets, False)
+        assert fewer == attention.absorbs(CONFIG, targets, 90)
 
 
 IN_PARTS = {"num_heads": 3, "head_dim": 8, "mlp_dim": 8, "embed_dim": 24, "num_embeddings": 8}

@@ -16,12 +16,14 @@ def encoded(params, tokens, rows):
     return prompt.encode_prompted(CONFIG, params, rows, tokens)
 
 
-def test_step_by_step_equals_all_at_once():
-    params, batch, rows = random_params(), random_batch(), random_prompt(3)
+@pytest.mark.parametrize(("targets", "absorbed"), [(6, True), (16, False)])
+def test_step_by_step_equals_all_at_once(targets, absorbed):
+    params, batch, rows = random_params(), random_batch(targets=targets), random_prompt(3)
     encoding, valid = encoded(params, batch["encoder_input_tokens"], rows)
     tokens = batch["decoder_input_tokens"]
     full = t5.apply(CONFIG, params, "decode", tokens, encoding, valid)
     cache = t5.apply(CONFIG, params, "init_cache", encoding, valid, tokens.shape[1])
+    assert ("encoded" in cache) == absorbed
     for i in range(tokens.shape[1]):
         logits, cache = t5.apply(CONFIG, params, "decode_step", tokens[:, i], cache, jnp.int32(i))
         np.testing.assert_allclose(logits, full[:, i], atol=1e-4)

@@ -286,9 +286,13 @@ def test_probabilities_that_are_not_numbers_are_refused(task, params):
         ranking.rank(make_evaluator(), (broken, params[1]), task)
 
 
-def test_the_keys_of_a_row_are_computed_once_for_all_of_its_words():
-    """The products of a chunk, counted: those of the encoder's positions are the rows', not K's."""
-    rows, pairs, s, t = 2, 12, 24, 3
+@pytest.mark.parametrize("words", [2, 6])
+def test_the_keys_of_a_row_are_computed_once_for_all_of_its_words(words):
+    """The products of a chunk, counted: those of the encoder's positions are the rows', not K's.
+
+    For few words there are none: their own products with the kernels are fewer.
+    """
+    rows, pairs, s, t = 2, 2 * words, 24, 3
     struct = jax.ShapeDtypeStruct
     encoded = struct((rows, s, CONFIG.embed_dim), np.float32), struct((rows, s), bool)
     lowered = jax.jit(functools.partial(ranking.score_pairs, CONFIG)).lower(
@@ -299,8 +303,11 @@ def test_the_keys_of_a_row_are_computed_once_for_all_of_its_words():
     )
     joined = CONFIG.num_heads * CONFIG.head_dim
     projection, mlp = CONFIG.embed_dim * joined, 3 * CONFIG.embed_dim * CONFIG.mlp_dim
-    weights = pairs * t * (6 * projection + mlp) + rows * s * 2 * projection
-    attention = 2 * joined * pairs * (t * t + t * s)
+    crossing, width = rows * s, joined
+    if words == 2:
+        crossing, width = pairs * t, CONFIG.num_heads * CONFIG.embed_dim
+    weights = pairs * t * (6 * projection + mlp) + crossing * 2 * projection
+    attention = 2 * pairs * (joined * t * t + width * t * s)
     logits = pairs * t * CONFIG.embed_dim * CONFIG.num_embeddings
     expected = 2 * (CONFIG.num_decoder_layers * (weights + attention) + logits)
     assert hlo.dot_flops(lowered.compile().as_text()) == expected

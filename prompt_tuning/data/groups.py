@@ -137,15 +137,17 @@ def fitting_width(length: int, widths: Sequence[int]) -> int:
 def input_widths(length: int) -> tuple[int, ...]:
     """The widths that inputs of at most `length` tokens are padded to, in multiples of 8.
 
-    Every width is compiled once. Finer where rows of real tasks lie.
+    Every width is compiled once. There are four to a doubling from an eighth of the length on,
+    where rows of real tasks lie, and two below it.
 
-    >>> input_widths(512), input_widths(20)
-    ((32, 48, 64, 80, 96, 128, 160, 192, 256, 320, 384, 512), (8, 16, 20))
+    >>> input_widths(512)
+    (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+    >>> input_widths(20)
+    (8, 16, 20)
     """
-    parts = {
-        min(length, -(-length * n // 32 // 8) * 8) for n in (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24)
-    }
-    return (*sorted(parts - {length}), length)
+    parts = (2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 20, 24, 28)  # of 32
+    widths = {min(length, -(-length * part // 32 // 8) * 8) for part in parts}
+    return (*sorted(widths - {length}), length)
 
 
 def target_widths(length: int) -> tuple[int, ...]:

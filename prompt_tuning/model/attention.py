@@ -139,7 +139,7 @@ class Attention(nn.Module):
         self.out = dense(c.embed_dim, c, fan_in("normal"))
         self.drop = dropout(c)
 
-    def split_heads(self, x: Float[Array, "B S HK"]) -> Float[Array, "B S H K"]:
+    def split_heads(self, x: Float[Array, "*S HK"]) -> Float[Array, "*S H K"]:
         """Separates the heads, which T5X's kernels keep joined."""
         return x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_dim)
 
@@ -160,14 +160,57 @@ class Attention(nn.Module):
         """What the heads attend to, joined again."""
         key, value = keys_values
         query = self.split_heads(self.query(x))
-        keep = None
-        if train and self.config.dropout_rate > 0.0:
-            # One mask for all queries, as T5 drops, and for all parts of the batch.
-            ones = jnp.ones((x.shape[0], self.config.num_heads, 1, key.shape[1]), x.dtype)
-            keep = self.drop(ones, deterministic=False)
+        keep = self._keep(x, key.shape[1], train=train)
         rows = rows_at_once(self.config, x.shape[0], x.shape[1])
         attended = attend_in_parts(rows, (query, key, value), bias, keep)
         return self.out(attended.reshape(*x.shape[:-1], -1))
+
+    def absorbed(
+        self,
+        x: Float[Array, "B Q D"],
+        source: Float[Array, "B S D"],
+        bias: Float[Array, "#B #H Q S"],
+        *,
+        train: bool = False,
+    ) -> Float[Array, "B Q D"]:
+        """The same, with the kernels of key and value multiplied into what few queries there are.
+
+        A query times the key of a position is the query times the kernel, times the position; a
+        mean of values is the mean of the positions, times the kernel. No position of `source` has
+        a key or value then: `absorbs` says when that is less to compute.
+        """
+        query = self.split_heads(self.query(x))
+        keep = self._keep(x, source.shape[1], train=train)
+        query = jnp.einsum("BQHK,DHK->BHQD", query, self._kernel(self.key))
+        seen = attend_to_source(query, source, bias, keep)
+        attended = jnp.einsum("BHQD,DHK->BQHK", seen, self._kernel(self.value))
+        return self.out(attended.reshape(*x.shape[:-1], -1))
+
+    def _keep(self, x: Array, keys: int, *, train: bool) -> Array | None:
+        """What dropout leaves: one mask for all queries, as T5 drops, and all parts of a batch."""
+        if not train or self.config.dropout_rate == 0.0:
+            return None
+        ones = jnp.ones((x.shape[0], self.config.num_heads, 1, keys), x.dtype)
+        return self.drop(ones, deterministic=False)
+
+    def _kernel(self, projection: nn.Dense) -> Float[Array, "D H K"]:
+        kernel: Array = projection.get_variable("params", "kernel")
+        return self.split_heads(kernel.astype(self.config.dtype))
+
+
+def absorbs(config: ModelConfig, queries: int, source: int) -> bool:
+    """Whether `absorbed` is less to compute than keys and values, for one row of these lengths.
+
+    It multiplies the queries by the kernels in the place of the source's positions, and makes them
+    as wide as the model in each head.
+
+    >>> small = ModelConfig(num_encoder_layers=8, num_decoder_layers=8, num_heads=6, head_dim=64,
+    ...                     embed_dim=512, mlp_dim=1024, num_embeddings=32128)
+    >>> [absorbs(small, targets, source=228) for targets in (2, 50, 114)]
+    [True, True, False]
+    """
+    width, head = config.embed_dim, config.head_dim
+    return queries * (width * head + source * width) < source * (width * head + queries * head)
 
 
 def attend(
@@ -182,6 +225,22 @@ def attend(
     weights = softmax(logits + bias).astype(query.dtype)
     weights = weights if keep is None else weights * keep
     return jnp.einsum("...HQS,...SHK->...QHK", weights, value)
+
+
+def attend_to_source(
+    query: Float[Array, "B H Q D"],
+    source: Float[Array, "B S D"],
+    bias: Float[Array, "#B #H Q S"],
+    keep: Float[Array, "B H 1 S"] | None = None,
+) -> Float[Array, "B H Q D"]:
+    """`attend` where positions are their own keys and values, the same for every head."""
+    shape = query.shape  # heads and queries as one axis: one product a row
+    flat = query.reshape(shape[0], -1, shape[3])
+    logits = jnp.einsum("BND,BSD->BNS", flat, source, preferred_element_type=jnp.float32)
+    weights = softmax(logits.reshape(*shape[:3], -1) + bias).astype(query.dtype)
+    weights = weights if keep is None else weights * keep
+    weights = weights.reshape(*logits.shape)
+    return jnp.einsum("BNS,BSD->BND", weights, source).reshape(shape)
 
 
 def take_rows(x: Shaped[Array, "R *D"], rows: Int[Array, "G C"]) -> Shaped[Array, "G*C *D"]:

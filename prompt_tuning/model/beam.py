@@ -19,7 +19,7 @@ from prompt_tuning.model.sample import EOS_ID, Step
 
 NEG_INF = -1.0e7  # of an empty beam, as in T5X; finite so that dividing by a length keeps it
 # Equal for all beams of a row, so never reordered.
-_PER_ROW = frozenset({"cross_key", "cross_value", "valid"})
+_PER_ROW = frozenset({"encoded", "cross_key", "cross_value", "valid"})
 
 
 class Rules(NamedTuple):

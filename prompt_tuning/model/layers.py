@@ -14,7 +14,15 @@ import jax
 from jaxtyping import Array, Float, Int
 
 from prompt_tuning.config import ModelConfig
-from prompt_tuning.model.attention import Attention, dense, dropout, fan_in, norm, take_rows
+from prompt_tuning.model.attention import (
+    Attention,
+    absorbs,
+    dense,
+    dropout,
+    fan_in,
+    norm,
+    take_rows,
+)
 
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(nn.gelu, approximate=True),
@@ -109,10 +117,16 @@ class DecoderLayer(nn.Module):
         y = self.pre_self_attention_layer_norm(x)
         y = self.self_attention(y, self.self_attention.keys_values(y), self_bias, train=train)
         x = x + self.drop(y, deterministic=not train)
-        key, value = self.encoder_decoder_attention.keys_values(encoded)
-        if rows is not None:
-            key, value = take_rows(key, rows), take_rows(value, rows)
-        return self._cross_and_mlp(x, (key, value), cross_bias, train=train)
+        y = self.pre_cross_attention_layer_norm(x)
+        alone = rows is None and not self.is_initializing()  # which has to make all kernels
+        if alone and absorbs(self.config, x.shape[1], encoded.shape[1]):
+            y = self.encoder_decoder_attention.absorbed(y, encoded, cross_bias, train=train)
+        else:
+            key, value = self.encoder_decoder_attention.keys_values(encoded)
+            if rows is not None:
+                key, value = take_rows(key, rows), take_rows(value, rows)
+            y = self.encoder_decoder_attention(y, (key, value), cross_bias, train=train)
+        return self._mlp(x + self.drop(y, deterministic=not train), train=train)
 
     def step(
         self,
@@ -121,7 +135,11 @@ class DecoderLayer(nn.Module):
         biases: tuple[Array, Array],
         index: Int[Array, ""],
     ) -> tuple[Float[Array, "B 1 D"], dict[str, Array]]:
-        """The same for the target at `index` alone, given the keys and values of those before."""
+        """The same for the target at `index` alone, and the cache's part of it.
+
+        `cache` holds the keys and values of the targets before, and what `Decoder.init_cache` has
+        put there of the encoder's.
+        """
         self_bias, cross_bias = biases
         y = self.pre_self_attention_layer_norm(x)
         key, value = self.self_attention.keys_values(y)
@@ -129,15 +147,13 @@ class DecoderLayer(nn.Module):
         key = update(cache["self_key"], key, index, axis=1)
         value = update(cache["self_value"], value, index, axis=1)
         x = x + self.self_attention(y, (key, value), self_bias)
-        cross = cache["cross_key"], cache["cross_value"]
-        x = self._cross_and_mlp(x, cross, cross_bias, train=False)
-        return x, cache | {"self_key": key, "self_value": value}
+        y, cross = self.pre_cross_attention_layer_norm(x), self.encoder_decoder_attention
+        if "encoded" in cache:
+            x = x + cross.absorbed(y, cache["encoded"], cross_bias)
+        else:
+            x = x + cross(y, (cache["cross_key"], cache["cross_value"]), cross_bias)
+        return self._mlp(x, train=False), {"self_key": key, "self_value": value}
 
-    def _cross_and_mlp(
-        self, x: Array, cross: tuple[Array, Array], bias: Array, *, train: bool
-    ) -> Array:
-        y = self.pre_cross_attention_layer_norm(x)
-        y = self.encoder_decoder_attention(y, cross, bias, train=train)
-        x = x + self.drop(y, deterministic=not train)
+    def _mlp(self, x: Array, *, train: bool) -> Array:
         y = self.mlp(self.pre_mlp_layer_norm(x), train=train)
         return x + self.drop(y, deterministic=not train)

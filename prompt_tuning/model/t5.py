@@ -26,6 +26,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from prompt_tuning.config import ModelConfig
 from prompt_tuning.model.attention import (
     RelativePositionBias,
+    absorbs,
     attention_bias,
     dropout,
     fan_in,
@@ -146,6 +147,10 @@ class Decoder(nn.Module):
     ) -> Float[Array, "B L V"]:
         """Logits of every target position given the ones before it."""
         length = x.shape[1]
+        targets = -(-x.shape[0] * length // len(encoded))  # of an encoded row
+        if rows is not None and absorbs(self.config, targets, encoded.shape[1]):
+            # Less than to compute keys and values, though a row is there once for each target.
+            encoded, valid, rows = take_rows(encoded, rows), take_rows(valid, rows), None
         causal = jnp.tri(length, dtype=bool)[None]
         self_allowed = causal & sees(target_valid, target_valid)
         cross_allowed = sees(target_valid, valid if rows is None else take_rows(valid, rows))
@@ -170,16 +175,21 @@ class Decoder(nn.Module):
     def init_cache(
         self, encoded: Float[Array, "B S D"], valid: Bool[Array, "B S"], max_length: int
     ) -> Cache:
-        """What decoding keeps: cross-attention's keys and values, and room for the targets'."""
+        """What decoding keeps: what cross-attention reads, and room for the targets' own.
+
+        Cross-attention reads the encoder's output, once for all layers, or, of targets so long that
+        this is less to compute, its keys and values in every layer (`absorbs`).
+        """
         c = self.config
         room = jnp.zeros((encoded.shape[0], max_length, c.num_heads, c.head_dim), encoded.dtype)
+        own = jnp.stack([room] * len(self.layers), axis=1)
+        cache = {"self_key": own, "self_value": own, "valid": valid}
+        if absorbs(c, max_length, encoded.shape[1]):
+            return cache | {"encoded": encoded}
         cross = [layer.encoder_decoder_attention.keys_values(encoded) for layer in self.layers]
-        return {
+        return cache | {
             "cross_key": jnp.stack([key for key, _ in cross], axis=1),
             "cross_value": jnp.stack([value for _, value in cross], axis=1),
-            "self_key": jnp.stack([room] * len(self.layers), axis=1),
-            "self_value": jnp.stack([room] * len(self.layers), axis=1),
-            "valid": valid,
         }
 
     def step(
@@ -191,13 +201,13 @@ class Decoder(nn.Module):
         seen = (jnp.arange(length) <= index)[None, None]
         self_bias = relative + attention_bias(seen)
         cross_bias = attention_bias(cache["valid"][:, None, :])
-        layered = ("cross_key", "cross_value", "self_key", "self_value")
+        layered = cache.keys() - {"encoded", "valid"}
         filled, call = [], _once(self, DecoderLayer.step, x)
         for n, layer in enumerate(self.layers):
-            own = {name: cache[name][:, n] for name in layered}
+            own = {name: cache[name][:, n] if name in layered else cache[name] for name in cache}
             x, own = call(layer, x, own, (self_bias, cross_bias), index)
             filled.append(own)
-        new = {k: jnp.stack([own[k] for own in filled], axis=1) for k in layered[2:]}
+        new = {k: jnp.stack([own[k] for own in filled], axis=1) for k in ("self_key", "self_value")}
         return self.logits(x), cache | new
 
 
@@ -240,7 +250,8 @@ class T5(nn.Module):
         """Logits of every target, given decoder inputs (the targets shifted right).
 
         Where several targets belong to one encoded row, `rows` says to which each does: keys and
-        values of a row are then computed once for all of them. Without it each has its own. The
+        values of a row, where there are any, are then computed once for all of them. Without it
+        each has its own. The
         targets are those of G equal parts of the rows, C of each part, and `rows` counts from the
         part's first row: with a part a device, no device needs what another has computed.
         """

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from prompt_tuning.config import ModelConfig
+from prompt_tuning.model.attention import absorbs
 
 
 class Cost(NamedTuple):
@@ -38,7 +39,7 @@ def count(config: ModelConfig, *, rows: int, prompt: int, inputs: int, targets: 
     ...                     embed_dim=512, mlp_dim=1024, num_embeddings=32128)
     >>> cost = count(small, rows=8, prompt=100, inputs=128, targets=8)
     >>> round(cost.forward / 1e9, 1), round(cost.step / cost.forward, 3)
-    (90.5, 2.057)
+    (80.7, 2.078)
     """
     s, t = prompt + inputs, targets
     d, joined, f = config.embed_dim, config.num_heads * config.head_dim, config.mlp_dim
@@ -46,11 +47,13 @@ def count(config: ModelConfig, *, rows: int, prompt: int, inputs: int, targets: 
     projection = d * joined  # query, key, value or out, of one position
     mlp = (len(config.mlp_activations) + 1) * d * f
     encoder = layers_e * s * (4 * projection + mlp)
-    # In the decoder: four of self-attention, query and out of cross-attention; its keys and values
-    # are of the encoder's positions.
-    decoder = layers_d * (t * (6 * projection + mlp) + s * 2 * projection)
+    # In the decoder: four of self-attention, query and out of cross-attention; the kernels of its
+    # keys and values meet the targets, or the encoder's positions.
+    absorbed = absorbs(config, t, s)
+    crossing, width = (t, config.num_heads * d) if absorbed else (s, joined)
+    decoder = layers_d * (t * (6 * projection + mlp) + crossing * 2 * projection)
     weights = encoder + decoder + t * d * config.num_embeddings
-    attention = 2 * joined * (layers_e * s * s + layers_d * (t * t + t * s))
+    attention = 2 * (layers_e * s * s * joined + layers_d * (t * t * joined + t * s * width))
     # Layer 0: self-attention, its products (twice), the cross-attention's query and its gradient.
-    unreached = t * 5 * projection + joined * (4 * t * t + t * s)
+    unreached = t * (5 + absorbed) * projection + joined * 4 * t * t + width * t * s
     return Cost(*(2 * rows * n for n in (weights, attention, unreached)))
