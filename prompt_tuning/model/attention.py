@@ -227,20 +227,48 @@ def attend(
     return jnp.einsum("...HQS,...SHK->...QHK", weights, value)
 
 
+@jax.custom_vjp
 def attend_to_source(
     query: Float[Array, "B H Q D"],
     source: Float[Array, "B S D"],
     bias: Float[Array, "#B #H Q S"],
     keep: Float[Array, "B H 1 S"] | None = None,
 ) -> Float[Array, "B H Q D"]:
-    """`attend` where positions are their own keys and values, the same for every head."""
-    shape = query.shape  # heads and queries as one axis: one product a row
-    flat = query.reshape(shape[0], -1, shape[3])
+    """`attend` where positions are their own keys and values, the same for every head.
+
+    Backward, what a position gives as key and as value is one product: derived, there are two, of
+    the size of the source, and XLA keeps those of many layers.
+    """
+    return _attend_to_source_forward(query, source, bias, keep)[0]
+
+
+def _attend_to_source_forward(
+    query: Array, source: Array, bias: Array, keep: Array | None
+) -> tuple[Array, Any]:
+    def weigh(logits: Array, bias: Array, keep: Array | None) -> Array:
+        weights = softmax(logits.reshape(*query.shape[:3], -1) + bias).astype(query.dtype)
+        return (weights if keep is None else weights * keep).reshape(logits.shape)
+
+    flat = query.reshape(query.shape[0], -1, query.shape[3])  # heads and queries: a product a row
     logits = jnp.einsum("BND,BSD->BNS", flat, source, preferred_element_type=jnp.float32)
-    weights = softmax(logits.reshape(*shape[:3], -1) + bias).astype(query.dtype)
-    weights = weights if keep is None else weights * keep
-    weights = weights.reshape(*logits.shape)
-    return jnp.einsum("BNS,BSD->BND", weights, source).reshape(shape)
+    weights, back = jax.vjp(weigh, logits, bias, keep)
+    attended = jnp.einsum("BNS,BSD->BND", weights, source)
+    return attended.reshape(query.shape), (flat, source, weights, back)
+
+
+def _attend_to_source_backward(kept: Any, gradient: Array) -> tuple[Array | None, ...]:
+    query, source, weights, back = kept
+    flat = gradient.reshape(query.shape)
+    of_logits, of_bias, of_keep = back(jnp.einsum("BND,BSD->BNS", flat, source))
+    of_logits = of_logits.astype(source.dtype)
+    of_query = jnp.einsum("BNS,BSD->BND", of_logits, source)
+    of_source = jnp.einsum(
+        "BZNS,BZND->BSD", jnp.stack([of_logits, weights], axis=1), jnp.stack([query, flat], axis=1)
+    )
+    return of_query.reshape(gradient.shape), of_source, of_bias, of_keep
+
+
+attend_to_source.defvjp(_attend_to_source_forward, _attend_to_source_backward)
 
 
 def take_rows(x: Shaped[Array, "R *D"], rows: Int[Array, "G C"]) -> Shaped[Array, "G*C *D"]:

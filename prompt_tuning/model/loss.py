@@ -123,8 +123,7 @@ def label_log_likelihoods(
 ) -> Float[Array, "B C"]:
     """Log p(label | row) of every label for every row, from the encoder's output and validity.
 
-    All labels of a row are scored in one batch; the row is encoded once, and its keys and values
-    for the decoder are computed once.
+    All labels of a row are scored in one batch, and the row is encoded once.
     """
     rows, classes = encoded[0].shape[0], labels.shape[0]
     # Every row is a part of its own, and all the labels are of its only row.
@@ -142,8 +141,7 @@ def pair_log_likelihoods(
 ) -> Float[Array, "G*C"]:
     """Log p(target | row) of targets of the encoded rows; 0 where one has no tokens.
 
-    The rows' keys and values for the decoder are computed once, however many targets they have;
-    `rows` counts them in each of G parts, as for `T5.decode`.
+    `rows` counts the encoded rows in each of G parts, as for `T5.decode`.
     """
     inputs = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
     logits = t5.apply(

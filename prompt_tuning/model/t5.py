@@ -12,6 +12,7 @@ D embedding, H heads, K head size, F MLP width, V vocabulary, N layers.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -251,9 +252,9 @@ class T5(nn.Module):
 
         Where several targets belong to one encoded row, `rows` says to which each does: keys and
         values of a row, where there are any, are then computed once for all of them. Without it
-        each has its own. The
-        targets are those of G equal parts of the rows, C of each part, and `rows` counts from the
-        part's first row: with a part a device, no device needs what another has computed.
+        each has its own. The targets are those of G equal parts of the rows, C of each part, and
+        `rows` counts from the part's first row: with a part a device, no device needs what another
+        has computed.
         """
         if target_valid is None:
             target_valid = jnp.ones(tokens.shape, bool)
@@ -315,4 +316,9 @@ def param_shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
     >>> sum(s.size for s in param_shapes(small).values())
     76961152
     """
+    return dict(_param_shapes(config))
+
+
+@functools.cache  # half a second for a large model, of which a run asks in several places
+def _param_shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
