@@ -274,6 +274,14 @@ def test_devices_that_share_a_model_are_neighbours_on_a_tpu(name, model):
         assert (np.abs(np.diff(places, axis=0)).sum(axis=1) == 1).all()
 
 
+@pytest.mark.parametrize("name", ["v3:2x2", "v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_the_compiler_has_as_many_devices_as_jax_will(name):
+    pytest.importorskip("libtpu", reason="the TPU's compiler is not installed (pip install libtpu)")
+    topology = chips.parse_topology(name)
+    devices, _ = plan.find_devices(topology)
+    assert len(devices) == topology.devices
+
+
 def test_a_tpu_is_planned_for_by_its_own_compiler(capsys):
     pytest.importorskip("libtpu", reason="the TPU's compiler is not installed (pip install libtpu)")
     assert cli.main(["plan", *SMALL, "--topology=v5e:2x2"]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from prompt_tuning.config import ConfigError
@@ -18,13 +19,15 @@ class Chip(NamedTuple):
     memory: float | None  # bytes
     bfloat16: float | None  # peak FLOP/s of dense matrix products
     float32: float | None  # of float32 products as XLA runs them by default
+    options: Mapping[str, str] = {}  # what the TPU's compiler has to be told of the chip
 
 
 # TPUs multiply float32 in bfloat16 by default; GPUs from A100 on in TF32, at half of bfloat16's
 # rate; a T4 has no bfloat16 and multiplies it in float32.
 CHIPS = {
     "v3": Chip("tpu", 16 * GIB, 61.5e12, 61.5e12),  # a core: two to a chip
-    "v4": Chip("tpu", 32 * GIB, 275e12, 275e12),
+    # JAX runs the two cores of a v4 as one device; its compiler has to be asked to.
+    "v4": Chip("tpu", 32 * GIB, 275e12, 275e12, {"chip_config_name": "megacore"}),
     "v5e": Chip("tpu", 16 * GIB, 197e12, 197e12),
     "v5p": Chip("tpu", 95 * GIB, 459e12, 459e12),
     "v6e": Chip("tpu", 32 * GIB, 918e12, 918e12),

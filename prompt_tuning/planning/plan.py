@@ -134,7 +134,9 @@ def _find_tpus(topology: Topology) -> tuple[Sequence[Any], str]:
             "the memory."
         ) from error
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology.name)
+        found = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology.name, **topology.chip.options
+        )
     except Exception as error:  # the plugin has no type of its own
         raise ConfigError(
             f"--topology={topology.name}: the TPU's compiler does not know it: "
