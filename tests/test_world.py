@@ -210,6 +210,7 @@ def test_backbone_is_a_language_model_of_the_world(
     assert sums["cross_entropy"] / sums["tokens"] < -0.5 * (shares * np.log(shares)).sum()
 
 
+@pytest.mark.slow  # a minute, most of it for the corpus and the probes
 def test_the_script_makes_a_backbone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     tiny.main([f"--out={tmp_path}", "--steps=2"])
     assert (tmp_path / "checkpoint_4").is_dir()
