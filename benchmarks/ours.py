@@ -19,7 +19,7 @@ from workload import Workload, main, measure  # noqa: E402
 
 from prompt_tuning.api import model_config  # noqa: E402
 from prompt_tuning.checkpoint.run_state import RunStateStore  # noqa: E402
-from prompt_tuning.config import DataConfig, Experiment, OptimizerConfig, PromptConfig, TrainConfig  # noqa: E402  # noqa: E402
+from prompt_tuning.config import DataConfig, Experiment, OptimizerConfig, PromptConfig, TrainConfig  # noqa: E402
 from prompt_tuning.data import features  # noqa: E402
 from prompt_tuning.data.groups import cut_batch, make_cutting  # noqa: E402
 from prompt_tuning.model import sharding, t5  # noqa: E402

@@ -16,6 +16,7 @@ import numpy as np
 from prompt_tuning.config import ConfigError, Experiment
 
 # What a group costs beside its tokens, in tokens: starting a program, and filling a device badly.
+# Of T5 1.1 small on two cores 0 to 80 were measured (groups of 4 rows beside groups of 8).
 GROUP_COST = 64
 
 

@@ -222,9 +222,14 @@ def attend(
     """Every query's mean of the values, weighted by softmax(query . key + bias) in float32."""
     key, value = keys_values
     logits = jnp.einsum("...QHK,...SHK->...HQS", query, key, preferred_element_type=jnp.float32)
-    weights = softmax(logits + bias).astype(query.dtype)
-    weights = weights if keep is None else weights * keep
+    weights = _weigh(logits, bias, keep, query.dtype)
     return jnp.einsum("...HQS,...SHK->...QHK", weights, value)
+
+
+def _weigh(logits: Array, bias: Array, keep: Array | None, dtype: Any) -> Array:
+    """What is seen of each key, less what dropout takes; softmax is in float32."""
+    weights = softmax(logits + bias).astype(dtype)
+    return weights if keep is None else weights * keep
 
 
 @jax.custom_vjp
@@ -246,8 +251,8 @@ def _attend_to_source_forward(
     query: Array, source: Array, bias: Array, keep: Array | None
 ) -> tuple[Array, Any]:
     def weigh(logits: Array, bias: Array, keep: Array | None) -> Array:
-        weights = softmax(logits.reshape(*query.shape[:3], -1) + bias).astype(query.dtype)
-        return (weights if keep is None else weights * keep).reshape(logits.shape)
+        apart = logits.reshape(*query.shape[:3], -1)
+        return _weigh(apart, bias, keep, query.dtype).reshape(logits.shape)
 
     flat = query.reshape(query.shape[0], -1, query.shape[3])  # heads and queries: a product a row
     logits = jnp.einsum("BND,BSD->BNS", flat, source, preferred_element_type=jnp.float32)

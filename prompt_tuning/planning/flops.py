@@ -54,6 +54,7 @@ def count(config: ModelConfig, *, rows: int, prompt: int, inputs: int, targets: 
     decoder = layers_d * (t * (6 * projection + mlp) + crossing * 2 * projection)
     weights = encoder + decoder + t * d * config.num_embeddings
     attention = 2 * (layers_e * s * s * joined + layers_d * (t * t * joined + t * s * width))
-    # Layer 0: self-attention, its products (twice), the cross-attention's query and its gradient.
+    # Layer 0: self-attention, its products (twice), the cross-attention's query, with the kernel of
+    # the keys where that is multiplied into it, and its gradient.
     unreached = t * (5 + absorbed) * projection + joined * 4 * t * t + width * t * s
     return Cost(*(2 * rows * n for n in (weights, attention, unreached)))
