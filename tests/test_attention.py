@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny_models import CONFIG
 
-from prompt_tuning.model import attention, layers
+from prompt_tuning.model import attend, attention, layers
 from prompt_tuning.planning import hlo
 
 
@@ -38,9 +38,32 @@ def check(function, expected, *arguments):
         np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
 
 
-def test_softmax_is_jaxs():
-    logits = draw(2, 3, 5, 7).at[0, :, :, 4:].add(attention.MASKED)
-    check(attention.softmax, jax.nn.softmax, logits)
+@pytest.mark.parametrize("keys", ["heads", "source"])
+@pytest.mark.parametrize("drops", [False, True])
+def test_attention_is_softmax_of_all_keys(keys, drops):
+    """Of its value and all of its gradients, also where a row sees nothing, and of one bias."""
+    dropped = [2.0 * (draw(2, 3, 1, 7, seed=4) > 0)] if drops else []
+    bias = draw(2, 3, 5, 7, seed=3).at[0, :, :, 4:].add(attention.MASKED)
+    bias = bias.at[1, :, 2].add(attention.MASKED)
+    if keys == "heads":
+        function, source = attend.attend, [draw(2, 7, 3, 8, seed=n) / 3 for n in (1, 2)]
+        query, spec = draw(2, 5, 3, 8) / 3, ("BQHK,BSHK->BHQS", "BHQS,BSHK->BQHK")
+    else:
+        function, source = attend.attend_to_source, [draw(2, 7, 8, seed=1) / 3]
+        query, spec = draw(2, 3, 5, 8) / 3, ("BHQK,BSK->BHQS", "BHQS,BSK->BHQK")
+
+    def plain(query, *given):
+        key, value = given[0], given[-2 - drops]
+        weights = jax.nn.softmax(jnp.einsum(spec[0], query, key) + given[-1 - drops], axis=-1)
+        return jnp.einsum(spec[1], weights * given[-1] if drops else weights, value)
+
+    for shared in (bias, bias[:1], bias[:, :1], bias[1:, 1:2]):
+        (value, found), (same, wanted) = (
+            gradients(f, query, *source, shared, *dropped) for f in (function, plain)
+        )
+        np.testing.assert_allclose(value, same, rtol=1e-5)
+        for one, other in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
 
 
 def test_norm_is_flaxs():
@@ -62,14 +85,16 @@ def test_activations_that_are_computed_again_are_the_same(activations):
 
 
 def test_little_is_kept_for_the_backward_pass():
-    """Of the width of the activations: of softmax its result, of a norm its input."""
+    """Of the width of the activations: of attention its weights, of a norm its input."""
 
     def kept(function, *arguments):
         _, backward = jax.vjp(function, *arguments)  # a tree of what it keeps
         return sorted(leaf.shape for leaf in jax.tree.leaves(backward))
 
-    logits, x, scale = draw(2, 3, 5, 7), draw(2, 5, 32), draw(32)
-    assert kept(attention.softmax, logits) == [(2, 3, 5, 7)]
+    x, scale = draw(2, 5, 32), draw(32)
+    query, key = draw(2, 5, 3, 4), draw(2, 7, 3, 4)
+    heads = kept(lambda query, key: attend.attend(query, key, key, draw(1, 1, 5, 7)), query, key)
+    assert heads.count((2, 3, 5, 7)) == 1
     assert kept(attention.rms_norm, x, scale) == [(2, 5, 1), (2, 5, 32), (32,)]
     part = draw(2, 5, CONFIG.mlp_dim)
     gated = kept(lambda a, b: layers.activate(("gelu", "linear"), a, b), part, part + 1)
@@ -114,15 +139,15 @@ def test_absorbed_attention_multiplies_the_targets_alone_by_kernels():
 
         bias = jnp.zeros((1, 1, targets, 90))
 
-        def attend(module, x, source):
+        def look(module, x, source):
             if absorbed and not module.is_initializing():
                 return module.absorbed(x, source, bias)
             return module(x, module.keys_values(source), bias)
 
         params = jax.eval_shape(
-            functools.partial(module.init, method=attend), jax.random.key(0), x, source
+            functools.partial(module.init, method=look), jax.random.key(0), x, source
         )
-        apply = functools.partial(module.apply, method=attend)
+        apply = functools.partial(module.apply, method=look)
         return hlo.dot_flops(jax.jit(apply).lower(params, x, source).compile().as_text())
 
     for targets in (1, 9, 10, 20):
@@ -138,7 +163,7 @@ IN_PARTS = {"num_heads": 3, "head_dim": 8, "mlp_dim": 8, "embed_dim": 24, "num_e
 @pytest.mark.parametrize("drops", [False, True])
 def test_attention_in_parts_is_that_of_all_rows(batch, heads, drops):
     """Rows that do not divide by their parts, a bias of one row or of each, and dropped keys."""
-    config = attention.InParts(
+    config = attention.OnProcessor(
         **IN_PARTS | {"num_heads": heads}, num_encoder_layers=1, num_decoder_layers=1
     )
     rows = attention.rows_at_once(config, batch, 40)
@@ -152,7 +177,7 @@ def test_attention_in_parts_is_that_of_all_rows(batch, heads, drops):
             return attention.attend_in_parts(rows, given, bias, keep)
 
         def whole(query, key, value, bias=bias):
-            return attention.attend(query, (key, value), bias, keep)
+            return attend.attend(query, key, value, bias, keep)
 
         (one, found), (same, wanted) = (
             gradients(function, query, key, value) for function in (parts, whole)
@@ -165,7 +190,7 @@ def test_attention_in_parts_is_that_of_all_rows(batch, heads, drops):
 
 def test_attention_is_in_parts_on_one_processor_alone():
     devices = jax.devices()
-    assert isinstance(attention.fit_to(CONFIG, devices[:1]), attention.InParts)
+    assert isinstance(attention.fit_to(CONFIG, devices[:1]), attention.OnProcessor)
     assert attention.fit_to(CONFIG, devices) is CONFIG
     assert attention.rows_at_once(CONFIG, 8, 228) == 8
     fitted = attention.fit_to(CONFIG, devices[:1])

@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -16,6 +17,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from prompt_tuning.config import ModelConfig
+from prompt_tuning.model.attend import attend, attend_to_source
+from prompt_tuning.model.products import dense_product, product
 
 MASKED = -1e10  # what T5X adds to the attention logit of a masked pair
 NORM_EPSILON = 1e-6
@@ -50,28 +53,8 @@ def attention_bias(allowed: Bool[Array, "B Q S"]) -> Float[Array, "B 1 Q S"]:
     return jnp.where(allowed, 0.0, MASKED)[:, None].astype(jnp.float32)
 
 
-# Softmax and norm with backward passes of their own ----------------------------------------------
-# Derived, they keep the broadcast of every sum or scale they divide or multiply by, as large as the
-# activations: a sixth of what a step costs beside its matrix products.
-
-
-@jax.custom_vjp
-def softmax(logits: Float[Array, "*B H Q S"]) -> Float[Array, "*B H Q S"]:
-    """Softmax over the keys; backward it needs nothing but its result."""
-    return jax.nn.softmax(logits, axis=-1)
-
-
-def _softmax_forward(logits: Array) -> tuple[Array, Array]:
-    weights = softmax(logits)
-    return weights, weights
-
-
-def _softmax_backward(weights: Array, gradient: Array) -> tuple[Array]:
-    mean = (gradient * weights).sum(axis=-1, keepdims=True)
-    return (weights * (gradient - mean),)
-
-
-softmax.defvjp(_softmax_forward, _softmax_backward)
+# Norm with a backward pass of its own -----------------------------------------------------------
+# Derived, it keeps the broadcast of every scale it multiplies by, as large as the activations.
 
 
 @jax.custom_vjp
@@ -181,9 +164,9 @@ class Attention(nn.Module):
         """
         query = self.split_heads(self.query(x))
         keep = self._keep(x, source.shape[1], train=train)
-        query = jnp.einsum("BQHK,DHK->BHQD", query, self._kernel(self.key))
+        query = product("BQHK,DHK->BHQD", query, self._kernel(self.key))
         seen = attend_to_source(query, source, bias, keep)
-        attended = jnp.einsum("BHQD,DHK->BQHK", seen, self._kernel(self.value))
+        attended = product("BHQD,DHK->BQHK", seen, self._kernel(self.value))
         return self.out(attended.reshape(*x.shape[:-1], -1))
 
     def _keep(self, x: Array, keys: int, *, train: bool) -> Array | None:
@@ -213,69 +196,6 @@ def absorbs(config: ModelConfig, queries: int, source: int) -> bool:
     return queries * (width * head + source * width) < source * (width * head + queries * head)
 
 
-def attend(
-    query: Float[Array, "*B Q H K"],
-    keys_values: tuple[Float[Array, "*B S H K"], Float[Array, "*B S H K"]],
-    bias: Float[Array, "#*B #H Q S"],
-    keep: Float[Array, "*B H 1 S"] | None = None,
-) -> Float[Array, "*B Q H K"]:
-    """Every query's mean of the values, weighted by softmax(query . key + bias) in float32."""
-    key, value = keys_values
-    logits = jnp.einsum("...QHK,...SHK->...HQS", query, key, preferred_element_type=jnp.float32)
-    weights = _weigh(logits, bias, keep, query.dtype)
-    return jnp.einsum("...HQS,...SHK->...QHK", weights, value)
-
-
-def _weigh(logits: Array, bias: Array, keep: Array | None, dtype: Any) -> Array:
-    """What is seen of each key, less what dropout takes; softmax is in float32."""
-    weights = softmax(logits + bias).astype(dtype)
-    return weights if keep is None else weights * keep
-
-
-@jax.custom_vjp
-def attend_to_source(
-    query: Float[Array, "B H Q D"],
-    source: Float[Array, "B S D"],
-    bias: Float[Array, "#B #H Q S"],
-    keep: Float[Array, "B H 1 S"] | None = None,
-) -> Float[Array, "B H Q D"]:
-    """`attend` where positions are their own keys and values, the same for every head.
-
-    Backward, what a position gives as key and as value is one product: derived, there are two, of
-    the size of the source, and XLA keeps those of many layers.
-    """
-    return _attend_to_source_forward(query, source, bias, keep)[0]
-
-
-def _attend_to_source_forward(
-    query: Array, source: Array, bias: Array, keep: Array | None
-) -> tuple[Array, Any]:
-    def weigh(logits: Array, bias: Array, keep: Array | None) -> Array:
-        apart = logits.reshape(*query.shape[:3], -1)
-        return _weigh(apart, bias, keep, query.dtype).reshape(logits.shape)
-
-    flat = query.reshape(query.shape[0], -1, query.shape[3])  # heads and queries: a product a row
-    logits = jnp.einsum("BND,BSD->BNS", flat, source, preferred_element_type=jnp.float32)
-    weights, back = jax.vjp(weigh, logits, bias, keep)
-    attended = jnp.einsum("BNS,BSD->BND", weights, source)
-    return attended.reshape(query.shape), (flat, source, weights, back)
-
-
-def _attend_to_source_backward(kept: Any, gradient: Array) -> tuple[Array | None, ...]:
-    query, source, weights, back = kept
-    flat = gradient.reshape(query.shape)
-    of_logits, of_bias, of_keep = back(jnp.einsum("BND,BSD->BNS", flat, source))
-    of_logits = of_logits.astype(source.dtype)
-    of_query = jnp.einsum("BNS,BSD->BND", of_logits, source)
-    of_source = jnp.einsum(
-        "BZNS,BZND->BSD", jnp.stack([of_logits, weights], axis=1), jnp.stack([query, flat], axis=1)
-    )
-    return of_query.reshape(gradient.shape), of_source, of_bias, of_keep
-
-
-attend_to_source.defvjp(_attend_to_source_forward, _attend_to_source_backward)
-
-
 def take_rows(x: Shaped[Array, "R *D"], rows: Int[Array, "G C"]) -> Shaped[Array, "G*C *D"]:
     """Of each of G equal parts of the rows of `x` those that `rows` counts in it.
 
@@ -294,13 +214,17 @@ def take_rows(x: Shaped[Array, "R *D"], rows: Int[Array, "G C"]) -> Shaped[Array
 # they make of all rows does not stay in the caches. A few rows at a time do, and parts run side by
 # side: the same numbers in half of the time forward, and in two thirds with the gradient.
 
-HEADS_AT_ONCE = 12
+HEADS_AT_ONCE = {"float32": 12, "bfloat16": 24}  # the same bytes
 MOST_PARTS = 8  # of a batch: every part is compiled
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class InParts(ModelConfig):
-    """A model whose attention is computed for a few rows of a batch at a time."""
+class OnProcessor(ModelConfig):
+    """A model as one processor computes it: attention for a few rows of a batch at a time.
+
+    In bfloat16, what an MLP multiplies stays in float32 until it is multiplied: processors round to
+    bfloat16 slowly, and a step takes a tenth longer.
+    """
 
 
 def fit_to(config: ModelConfig, devices: Iterable[Any]) -> ModelConfig:
@@ -311,7 +235,7 @@ def fit_to(config: ModelConfig, devices: Iterable[Any]) -> ModelConfig:
     if [device.platform for device in devices] != ["cpu"]:
         return config
     names = [field.name for field in dataclasses.fields(config)]
-    return InParts(**{name: getattr(config, name) for name in names})
+    return OnProcessor(**{name: getattr(config, name) for name in names})
 
 
 def rows_at_once(config: ModelConfig, rows: int, queries: int) -> int:
@@ -319,14 +243,14 @@ def rows_at_once(config: ModelConfig, rows: int, queries: int) -> int:
 
     >>> base = dict(num_encoder_layers=1, num_decoder_layers=1, head_dim=64, embed_dim=512,
     ...             mlp_dim=1024, num_embeddings=32128)
-    >>> [rows_at_once(InParts(num_heads=h, **base), 8, 228) for h in (6, 12, 64)]
+    >>> [rows_at_once(OnProcessor(num_heads=h, **base), 8, 228) for h in (6, 12, 64)]
     [2, 1, 1]
-    >>> rows_at_once(InParts(num_heads=6, **base), 32, 228)
+    >>> rows_at_once(OnProcessor(num_heads=6, **base), 32, 228)
     4
     """
-    if not isinstance(config, InParts) or queries < 32:
+    if not isinstance(config, OnProcessor) or queries < 32:
         return rows
-    return max(1, HEADS_AT_ONCE // config.num_heads, -(-rows // MOST_PARTS))
+    return max(1, HEADS_AT_ONCE[config.dtype] // config.num_heads, -(-rows // MOST_PARTS))
 
 
 def attend_in_parts(
@@ -339,22 +263,18 @@ def attend_in_parts(
     query, key, value = heads
     batch = query.shape[0]
     if rows >= batch:
-        return attend(query, (key, value), bias, keep)
+        return attend(query, key, value, bias, keep)
+    sizes = [rows] * (batch // rows) + [batch % rows] * bool(batch % rows)
 
-    def part(x: Array, start: int) -> Array:
-        start = start if x.shape[0] == batch else 0
-        # A batch of one is slower than none.
-        return x[start : start + rows] if rows > 1 else x[start]
+    def split(x: Array) -> Sequence[Array]:
+        if x.shape[0] != batch:  # the same for all rows
+            return [x if rows > 1 else x[0]] * len(sizes)
+        parts = jax.lax.split(x, sizes)  # backward it is put together; slices would be added up
+        return parts if rows > 1 else [part[0] for part in parts]  # a batch of one is slower
 
-    parts = [
-        attend(
-            part(query, start),
-            (part(key, start), part(value, start)),
-            part(bias, start),
-            None if keep is None else part(keep, start),
-        )
-        for start in range(0, batch, rows)
-    ]
+    given: list[Sequence[Any]] = [split(x) for x in (query, key, value, bias)]
+    given.append([None] * len(sizes) if keep is None else split(keep))
+    parts = [attend(*part) for part in zip(*given, strict=True)]
     return jnp.concatenate(parts) if rows > 1 else jnp.stack(parts)
 
 
@@ -368,13 +288,16 @@ def fan_in(
     return nn.initializers.variance_scaling(scale, "fan_in", distribution)
 
 
-def dense(features: int, config: ModelConfig, kernel_init: Any, name: str | None = None) -> Any:
-    """A matrix without a bias; T5 has no biases."""
+def dense(
+    features: int, config: ModelConfig, kernel_init: Any, name: str | None = None, out: Any = None
+) -> Any:
+    """A matrix without a bias (T5 has none); products are in `out`, else the model's dtype."""
     return nn.Dense(
         features,
         use_bias=False,
         dtype=jnp.dtype(config.dtype),
         kernel_init=kernel_init,
+        dot_general=functools.partial(dense_product, dtype=out),
         name=name,
     )
 

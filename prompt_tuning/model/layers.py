@@ -11,11 +11,13 @@ from collections.abc import Callable, Mapping
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from prompt_tuning.config import ModelConfig
 from prompt_tuning.model.attention import (
     Attention,
+    OnProcessor,
     absorbs,
     dense,
     dropout,
@@ -45,9 +47,10 @@ class Mlp(nn.Module):
         """The block's output, to be added to `x` by the layer."""
         c = self.config
         names = ["wi"] if len(c.mlp_activations) == 1 else _numbered(len(c.mlp_activations))
-        parts = [dense(c.mlp_dim, c, fan_in(), name)(x) for name in names]
-        hidden = dropout(c)(activate(c.mlp_activations, *parts), deterministic=not train)
-        return dense(c.embed_dim, c, fan_in(), "wo")(hidden)
+        wide = jnp.float32 if isinstance(c, OnProcessor) else None
+        parts = [dense(c.mlp_dim, c, fan_in(), name, wide)(x) for name in names]
+        hidden = activate(c.mlp_activations, *parts).astype(c.dtype)
+        return dense(c.embed_dim, c, fan_in(), "wo")(dropout(c)(hidden, deterministic=not train))
 
 
 @functools.partial(jax.checkpoint, static_argnums=0)

@@ -35,43 +35,14 @@ from prompt_tuning.model.attention import (
     take_rows,
 )
 from prompt_tuning.model.layers import DecoderLayer, EncoderLayer
+from prompt_tuning.model.products import dense_product
 from prompt_tuning.model.segments import TargetValid, Valid, sees
 
 Params = Mapping[str, Array]  # flat: "encoder/layers_0/attention/query/kernel" -> [D, H*K]
 Cache = dict[str, Array]
 
 
-@jax.custom_vjp
-def project(x: Float[Array, "B L D"], kernel: Float[Array, "D V"]) -> Float[Array, "B L V"]:
-    """float32 logits, without a float32 copy of a bfloat16 kernel, forward or backward.
-
-    Products of two bfloat16 numbers are exact in float32, in which they are summed: forward, this
-    is what the copy would give. Backward the logits' gradient is rounded to bfloat16, as that of
-    every other layer is.
-    """
-    return jnp.einsum("BLD,DV->BLV", x, kernel, preferred_element_type=jnp.float32)
-
-
-def _project_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return project(x, kernel), (x, kernel)
-
-
-def _project_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, kernel = kept
-    gradient = gradient.astype(kernel.dtype)
-    return (
-        jnp.einsum("BLV,DV->BLD", gradient, kernel),
-        jnp.einsum("BLD,BLV->DV", x, gradient),
-    )
-
-
-project.defvjp(_project_forward, _project_backward)
-
-
-def _dot_general(x: Array, kernel: Array, *_: Any, **__: Any) -> Array:
-    """`project` in the place where Linen's Dense takes a product: its last axis with the first."""
-    return project(x, kernel)
-
+_logits = functools.partial(dense_product, dtype=jnp.float32)
 
 _ONCE = {
     method: nn.jit(method, static_argnames=names)
@@ -133,7 +104,7 @@ class Decoder(nn.Module):
         self.drop = dropout(c)
         if not c.logits_via_embedding:
             self.logits_dense = nn.Dense(
-                c.num_embeddings, use_bias=False, dot_general=_dot_general, kernel_init=fan_in()
+                c.num_embeddings, use_bias=False, dot_general=_logits, kernel_init=fan_in()
             )
 
     def __call__(
@@ -171,7 +142,7 @@ class Decoder(nn.Module):
         # The table has rows of norm sqrt(D), which a kernel of its own would not (Mesh TensorFlow).
         table = self.token_embedder.embedding
         wide = jnp.promote_types(x.dtype, table.dtype)
-        return project(x.astype(wide), table.T.astype(wide)) / math.sqrt(x.shape[-1])
+        return _logits(x.astype(wide), table.T.astype(wide)) / math.sqrt(x.shape[-1])
 
     def init_cache(
         self, encoded: Float[Array, "B S D"], valid: Bool[Array, "B S"], max_length: int

@@ -1,0 +1,118 @@
+"""Products in bfloat16: exact sums, rounded once, without copies, in whatever order and size."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_models import CONFIG
+
+from prompt_tuning.model import attention, loss, t5
+from prompt_tuning.model.products import product
+from prompt_tuning.planning import hlo
+
+# What a T5 multiplies; its gradients are those with two of the three parts exchanged.
+MODEL = {
+    "dense": "abD,DF->abF",
+    "one row": "aD,DF->aF",
+    "logits": "BQHK,BSHK->BHQS",
+    "values": "BHQS,BSHK->BQHK",
+    "one row's logits": "QHK,SHK->HQS",
+    "one row's values": "HQS,SHK->QHK",
+    "into a kernel": "BQHK,DHK->BHQD",
+    "out of a kernel": "BHQD,DHK->BQHK",
+    "the source's logits": "BHQD,BSD->BHQS",
+    "the source's values": "BHQS,BSD->BHQD",
+    "the source's gradient": "BZHQS,BZHQD->BSD",
+}
+SIZES = st.fixed_dictionaries({c: st.sampled_from([1, 2, 3, 8, 17, 40]) for c in "abBDFHKQSZ"})
+
+
+def draw(axes, sizes, seed):
+    shape = [sizes[c] for c in axes]
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.bfloat16)
+
+
+@pytest.mark.parametrize("name", MODEL)
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(sizes=SIZES)
+def test_bfloat16_is_summed_in_float32_and_rounded_once(name, sizes):
+    """Forward and for both gradients, to a rounding of what float64 gives."""
+    of_x, of_y, out = MODEL[name].replace("->", ",").split(",")
+    x, y, g = (draw(axes, sizes, seed) for seed, axes in enumerate((of_x, of_y, out)))
+
+    @jax.jit
+    def both(x, y, g):
+        value, back = jax.vjp(lambda x, y: product(MODEL[name], x, y), x, y)
+        return value, *back(g)
+
+    exact = [np.asarray(a, np.float64) for a in (x, y, g)]
+    wanted = (
+        np.einsum(MODEL[name], exact[0], exact[1]),
+        np.einsum(f"{out},{of_y}->{of_x}", exact[2], exact[1]),
+        np.einsum(f"{of_x},{out}->{of_y}", exact[0], exact[2]),
+    )
+    for found, value in zip(both(x, y, g), wanted, strict=True):
+        assert found.dtype == jnp.bfloat16
+        scale = np.abs(value).max()
+        np.testing.assert_allclose(np.asarray(found, np.float64), value, 2**-8, 1e-5 * scale)
+
+
+def test_float32_is_jaxs():
+    x, y = (draw(a, dict.fromkeys("BQSHK", 8), 1).astype(jnp.float32) for a in ("BQHK", "BSHK"))
+    expected = jnp.einsum("BQHK,BSHK->BHQS", x, y)
+    np.testing.assert_allclose(product("BQHK,BSHK->BHQS", x, y), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_no_operand_is_copied_to_float32():
+    """Neither forward nor backward; rounded results would have XLA's CPU compiler do it."""
+    x, kernel = jnp.ones((8, 20, 64), jnp.bfloat16), jnp.ones((64, 96), jnp.bfloat16)
+
+    def both(function, x, kernel):
+        value, back = jax.vjp(lambda x: function(x, kernel), x)
+        return back(value)
+
+    def copies(function):
+        text = jax.jit(lambda *given: both(function, *given)).lower(x, kernel).compile().as_text()
+        return hlo.float32_copies(text, {kernel.shape})
+
+    assert copies(jnp.dot)  # if this ever fails, `product` has become needless
+    assert not copies(lambda x, kernel: product("abD,DF->abF", x, kernel))
+
+
+# XLA's CPU compiler takes a product for one that it has an instruction for, and fails when it runs,
+# if others change its axes later: so whole steps, of sizes that it treats differently.
+@pytest.mark.parametrize(
+    ("rows", "inputs", "targets", "prompt", "processors"),
+    [(1, 1, 1, 1, 1), (2, 32, 1, 3, 2), (5, 40, 2, 20, 1), (8, 48, 70, 1, 1), (3, 7, 9, 100, 2)],
+)
+def test_steps_of_all_sizes_run_in_bfloat16(rows, inputs, targets, prompt, processors):
+    """With the gradients of all weights, and near to those in float32."""
+    rng = np.random.default_rng(0)
+    tokens = [rng.integers(1, CONFIG.num_embeddings, (rows, n)) for n in (inputs, targets)]
+    batch = {
+        "encoder_input_tokens": jnp.asarray(tokens[0]),
+        "decoder_input_tokens": jnp.asarray(np.roll(tokens[1], 1, axis=1)),
+        "decoder_target_tokens": jnp.asarray(tokens[1]),
+        "decoder_loss_weights": jnp.ones((rows, targets)),
+    }
+    start = jnp.asarray(rng.normal(size=(prompt, CONFIG.embed_dim)), jnp.float32)
+    params = t5.init_params(CONFIG, jax.random.key(1))
+
+    def run(dtype):
+        config = dataclasses.replace(CONFIG, dtype=dtype, dropout_rate=0.0)
+        config = attention.fit_to(config, jax.devices()[:processors])
+        cast = {name: value.astype(dtype) for name, value in params.items()}
+
+        def total(cast, prompt):
+            return loss.loss_fn(loss.forward(config, cast, prompt, batch), batch)[0]
+
+        gradients = jax.jit(jax.grad(total, (0, 1)))(cast, start)
+        return np.concatenate([np.ravel(x).astype(np.float32) for x in jax.tree.leaves(gradients)])
+
+    found, wanted = run("bfloat16"), run("float32")
+    assert np.isfinite(found).all()
+    assert found @ wanted > 0.99 * np.linalg.norm(found) * np.linalg.norm(wanted)
