@@ -87,7 +87,7 @@ def measure(suite: list[Workload], raw: Path, rounds: int, seconds: float) -> in
     raw.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     done = {_key(one["round"], one) for one in read(raw)}
-    peaks = sorted({workload.dtype for workload in suite})  # of the machine, in these dtypes
+    peaks = sorted({one.dtype for w in suite for one in engines(w) if one.engine != "peft"})
     wanted: list[tuple[int, Workload | str]] = []
     for number in range(rounds):
         wanted += [*((number, d) for d in peaks), *((number, v) for w in suite for v in engines(w))]

@@ -48,6 +48,7 @@ def engines(workload: Workload) -> list[Workload]:
     found = [by(workload, engine="ours")]
     if workload.devices > 1 or workload.dtype != "float32":
         return found
+    found.append(by(workload, engine="ours", dtype="bfloat16"))
     if workload.lengths:
         found.append(by(workload, engine="ours-512"))
     if importlib.util.find_spec("peft"):

@@ -32,7 +32,8 @@ COLUMNS: dict[str, tuple[str, str, float]] = {  # heading -> key, format, diviso
 def summarise(raw: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The medians over the rounds, and the peak that shares are of.
 
-    `beside_ours` is the median of the ratios within a round, which is what pairs are good for.
+    `beside_ours` is the median of the ratios within a round, which is what pairs are good for; ours
+    is the one in float32 where there are two.
     """
     of_machine = [one for one in raw if "flops_per_second" in one]
     measured = [one for one in raw if "flops_per_second" not in one]
@@ -41,7 +42,8 @@ def summarise(raw: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for dtype in sorted({one["dtype"] for one in of_machine})
     }
     engine = lambda one: tuple(one[key] for key in ("engine", "dtype", *KEYS))  # noqa: E731
-    same = {(one["round"], *engine(one)[2:]): one for one in measured if one["engine"] == "ours"}
+    ours = sorted((o for o in measured if o["engine"] == "ours"), key=lambda one: one["dtype"])
+    same = {(one["round"], *engine(one)[2:]): one for one in ours}  # in float32 where there is one
     results = []
     for _, group in itertools.groupby(sorted(measured, key=engine), key=engine):
         rounds = list(group)

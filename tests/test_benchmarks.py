@@ -27,8 +27,10 @@ def test_numbers_are_medians_and_ratios_are_of_pairs():
     raw = [{"round": n, "dtype": "float32", "flops_per_second": PEAK} for n in range(3)]
     for number, slow in enumerate((1.0, 3.0, 1.0)):  # a round in which the machine was busy
         raw += [line(number, "ours", slow), line(number, "peft", 2.0 * slow, dtype="bfloat16")]
+        raw += [line(number, "ours", 0.5 * slow, dtype="bfloat16")]
     found = tables.summarise(raw)
-    ours, peft = found["results"]
+    narrow, ours, peft = found["results"]
+    assert (narrow["dtype"], narrow["beside_ours"]) == ("bfloat16", pytest.approx(0.5))
     assert (ours["engine"], ours["seconds_per_step"], ours["rounds"]) == ("ours", 1.0, 3)
     assert ours["share_of_peak"] == pytest.approx(0.5)
     assert peft["beside_ours"] == pytest.approx(2.0)
@@ -65,4 +67,5 @@ def test_every_suite_names_workloads_and_what_is_drawn(tmp_path):
     Path(rows.lengths).write_text("[[7, 9], [30, 500]]")
     assert rows.row_lengths(3) == [30, 500]
     assert [len(x) for x in rows.tokens(2)[0]] == [7, 9]
-    assert [w.engine for w in suites.engines(rows)][:2] == ["ours", "ours-512"]
+    found = [(w.engine, w.dtype) for w in suites.engines(rows)][:3]
+    assert found == [("ours", "float32"), ("ours", "bfloat16"), ("ours-512", "float32")]
