@@ -196,3 +196,6 @@ def test_attention_is_in_parts_on_one_processor_alone():
     fitted = attention.fit_to(CONFIG, devices[:1])
     assert attention.rows_at_once(fitted, 8, 1) == 8  # a step of decoding
     assert attention.fit_to(fitted, devices[:1]) == fitted
+    # What a device stands for.
+    assert isinstance(attention.fit_to(CONFIG, devices, "gpu"), attention.OnGpu)
+    assert attention.fit_to(CONFIG, devices[:1], "tpu") is CONFIG

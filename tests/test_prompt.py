@@ -1,5 +1,7 @@
 """The prompt: exact equivalence to tokens, its mask, and the paper's initialisations."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from tiny_models import CONFIG, random_batch, random_params, random_prompt
 
 from prompt_tuning.config import ConfigError, PromptConfig
 from prompt_tuning.model import decode, prompt
+from prompt_tuning.model.attention import fit_to
 from prompt_tuning.model.loss import forward as plain_forward
 from prompt_tuning.model.loss import loss_fn
 
@@ -170,3 +173,26 @@ def test_class_labels_without_labels_is_an_error():
     config = PromptConfig(length=4, init="class_labels")
     with pytest.raises(ConfigError, match="CLASS_LABELS"):
         prompt.init_prompt(config, KEY, jnp.zeros((30, 8)), encode=encode)
+
+
+def test_positions_that_a_gpu_needs_change_nothing():
+    """Its products of bfloat16 want multiples of 8: what is added is not valid, and not seen."""
+    plain = dataclasses.replace(CONFIG, dtype="bfloat16")
+    for_gpu = fit_to(plain, jax.devices(), "gpu")
+    params = {name: value.astype(jnp.bfloat16) for name, value in random_params().items()}
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 9, (3, 21)))
+
+    def encode(config):
+        run = jax.jit(prompt.encode_prompted, static_argnums=0)
+        encoded, valid = run(config, params, random_prompt(5), tokens)
+        return np.asarray(encoded, np.float32), np.asarray(valid)
+
+    (wide, more), (narrow, valid) = encode(for_gpu), encode(plain)
+    assert wide.shape[1] == 32
+    assert not more[:, 26:].any()
+    np.testing.assert_array_equal(more[:, :26], valid)
+    np.testing.assert_allclose(wide[:, :26][valid], narrow[valid], atol=0.05)
+    batch = random_batch()
+    counts = np.asarray(batch["decoder_loss_weights"]) > 0  # what does not sees all, and nothing
+    both = [forward(config, params, random_prompt(5), batch) for config in (for_gpu, plain)]
+    np.testing.assert_allclose(*(np.asarray(logits)[counts] for logits in both), atol=0.1)

@@ -39,7 +39,7 @@ def _attend_forward(
 
 
 def _attend_backward(kept: Any, gradient: Array) -> tuple[Array | None, ...]:
-    query, key, value, bias, keep, seen = kept
+    query, key, value, bias, keep, seen = jax.lax.optimization_barrier(kept)
     rows = "B" * (query.ndim - 3)
     axes = _Axes(f"{rows}QHK", f"{rows}SHK")
     gradient, of_logits, of_bias, of_keep = _pass_back(axes, gradient, value, bias, keep, seen)
@@ -78,7 +78,7 @@ def _attend_to_source_forward(
 
 
 def _attend_to_source_backward(kept: Any, gradient: Array) -> tuple[Array | None, ...]:
-    query, source, bias, keep, seen = kept
+    query, source, bias, keep, seen = jax.lax.optimization_barrier(kept)
     axes = _Axes("BHQD", "BSD")
     gradient, of_logits, of_bias, of_keep = _pass_back(axes, gradient, source, bias, keep, seen)
     of_source = product(

@@ -227,15 +227,38 @@ class OnProcessor(ModelConfig):
     """
 
 
-def fit_to(config: ModelConfig, devices: Iterable[Any]) -> ModelConfig:
-    """The model as it is computed on these devices: in parts where they are one processor.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnGpu(ModelConfig):
+    """A model as GPUs compute it: see `positions`."""
 
-    On several, the parts would not lie as the batch does.
+
+def fit_to(config: ModelConfig, devices: Iterable[Any], platform: str = "") -> ModelConfig:
+    """The model as it is computed on these devices, or on others of `platform` they stand for.
+
+    In parts where they are one processor; on several, the parts would not lie as the batch does.
     """
-    if [device.platform for device in devices] != ["cpu"]:
-        return config
+    platforms = [platform or device.platform for device in devices]
     names = [field.name for field in dataclasses.fields(config)]
-    return OnProcessor(**{name: getattr(config, name) for name in names})
+    values = {name: getattr(config, name) for name in names}
+    if platforms == ["cpu"]:
+        return OnProcessor(**values)
+    return OnGpu(**values) if set(platforms) == {"gpu"} else config
+
+
+def positions(config: ModelConfig, length: int) -> int:
+    """How many positions `length` of them are filled up to: on GPUs a multiple of 8 in bfloat16.
+
+    Their products of bfloat16 have to have such sizes. XLA copies every operand that has not, the
+    attention weights too, which are the most that a step keeps.
+
+    >>> values = dict(num_encoder_layers=1, num_decoder_layers=1, num_heads=1, head_dim=64,
+    ...               embed_dim=64, mlp_dim=64, num_embeddings=8, dtype="bfloat16")
+    >>> positions(OnGpu(**values), 612), positions(ModelConfig(**values), 612)
+    (616, 612)
+    """
+    if not isinstance(config, OnGpu) or config.dtype != "bfloat16":
+        return length
+    return -(-length // 8) * 8
 
 
 def rows_at_once(config: ModelConfig, rows: int, queries: int) -> int:

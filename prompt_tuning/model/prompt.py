@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from prompt_tuning.config import ConfigError, ModelConfig, PromptConfig
 from prompt_tuning.model import t5
+from prompt_tuning.model.attention import positions
 from prompt_tuning.model.segments import Valid
 
 Encode = Callable[[str], Sequence[int]]  # text -> ids, without end-of-sequence
@@ -46,7 +47,7 @@ def encode_prompted(
     *,
     segments: Int[Array, "B T"] | None = None,
     dropout_key: PRNGKeyArray | None = None,
-) -> tuple[Float[Array, "B P+T D"], Valid]:
+) -> tuple[Float[Array, "B S D"], Valid]:
     """The encoder's output for prompt and tokens, and which of its positions are valid.
 
     The prompt stands before dropout, is seen by every position, and counts in the relative
@@ -60,9 +61,18 @@ def encode_prompted(
     else:
         assert prompt.shape[0] == 0, "packed rows take no prompt"
         valid = segments
+    x, valid = fill_up(config, x, valid)
     train = dropout_key is not None
     encoded = t5.apply(config, backbone, "encode", x, valid, train=train, dropout_key=dropout_key)
     return encoded, valid
+
+
+def fill_up(
+    config: ModelConfig, x: Float[Array, "B N D"], valid: Shaped[Array, "B N"]
+) -> tuple[Float[Array, "B S D"], Valid]:
+    """Adds positions that are not valid, as many as the devices of the model need (`positions`)."""
+    more = positions(config, x.shape[1]) - x.shape[1]
+    return jnp.pad(x, ((0, 0), (0, more), (0, 0))), jnp.pad(valid, ((0, 0), (0, more)))
 
 
 def random_uniform(

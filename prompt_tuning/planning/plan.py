@@ -1,8 +1,8 @@
 """`t5x plan`: will a run fit on some chips, and how long will it take, before renting any.
 
-Compiles the real training step for the real mesh ahead of time: for TPUs with their own compiler,
-which `pip install libtpu` brings to any machine; for everything else with XLA's CPU compiler, whose
-memory is an upper bound.
+Compiles the real training step for the real mesh ahead of time: for TPUs and GPUs with their own
+compilers, which `pip install libtpu` and `pip install jax[cuda12]` bring to any x86 Linux machine;
+for everything else with XLA's CPU compiler, whose memory is an upper bound.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ from jax.sharding import Mesh
 
 from prompt_tuning.config import ConfigError, Experiment
 from prompt_tuning.model import sharding
-from prompt_tuning.planning import flops, hlo, program
+from prompt_tuning.planning import flops, gpus, hlo, program
 from prompt_tuning.planning.chips import GIB, Topology
 
 OVERSTATES = (
     "XLA's CPU compiler: its temporaries are an upper bound (4.5 x the TPU compiler's was seen)"
 )
+GPU_COMPILER = "; pip install 'jax[cuda12]' brings the GPU's own"
 HEADROOM = 0.95  # of a chip's memory; the runtime keeps some
 FRACTION = "XLA_CLIENT_MEM_FRACTION"  # JAX's variable: how much of a GPU it takes at the start
 
@@ -77,6 +78,7 @@ def make_plan(experiment: Experiment, topology: Topology, *, utilisation: float 
     if not 0.0 < utilisation <= 1.0:
         raise ConfigError(f"--utilisation must lie in (0, 1], found {utilisation}.")
     devices, compiler = find_devices(topology)
+    stand_in = devices[0].platform == "cpu"
     mesh = sharding.make_mesh(experiment.num_model_partitions, devices)
     shapes = program.largest_shapes(experiment)
     sharding.check_batch_size(shapes.rows, mesh)
@@ -84,7 +86,7 @@ def make_plan(experiment: Experiment, topology: Topology, *, utilisation: float 
     start = time.perf_counter()
     compiled, problem = None, ""
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(gpus.OPTIONS if devices[0].platform == "gpu" else None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -95,7 +97,7 @@ def make_plan(experiment: Experiment, topology: Topology, *, utilisation: float 
         devices=topology.devices,
         mesh=dict(mesh.shape),
         compiler=compiler,
-        overstates_memory=topology.chip.platform != "tpu",
+        overstates_memory=stand_in,
         compile_seconds=round(seconds, 1),
         **_describe_run(experiment, mesh, shapes),
         **_describe_memory(compiled, topology),
@@ -113,13 +115,16 @@ def find_devices(topology: Topology) -> tuple[Sequence[Any], str]:
     """
     if topology.chip.platform == "tpu":
         return _find_tpus(topology)
+    is_gpu = topology.chip.platform == "gpu"
+    if is_gpu and gpus.has_compiler():
+        return gpus.find_gpus(topology)
     devices = jax.devices("cpu")
     if len(devices) < topology.devices:
         raise ConfigError(
             f"{topology.name} needs {topology.devices} CPU devices to compile for and JAX has "
             f"{len(devices)}: run `t5x plan` in a process of its own, or set JAX_NUM_CPU_DEVICES."
         )
-    return devices[: topology.devices], OVERSTATES
+    return devices[: topology.devices], OVERSTATES + (GPU_COMPILER if is_gpu else "")
 
 
 def _find_tpus(topology: Topology) -> tuple[Sequence[Any], str]:
@@ -298,7 +303,8 @@ def _memory_line(plan: Plan) -> str:
         verdict = "may not fit"
     taken = f", of which JAX takes {plan.usable_share:.0%} ({FRACTION})"
     share = taken if plan.usable_share != HEADROOM else ""
-    return f"{parts}, of {plan.memory_bytes / GIB:.0f} GiB{share}: {verdict}"
+    help_ = "" if plan.fits else "; MICROBATCHES = 2 halves the temporaries"
+    return f"{parts}, of {plan.memory_bytes / GIB:.0f} GiB{share}: {verdict}{help_}"
 
 
 def _collective_line(plan: Plan) -> str:

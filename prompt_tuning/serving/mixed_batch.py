@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from prompt_tuning.config import ModelConfig
 from prompt_tuning.model import decode, loss, t5
+from prompt_tuning.model.prompt import fill_up
 from prompt_tuning.model.sample import row_keys
 
 LEAST_WIDTH = 16  # of a batch
@@ -111,7 +112,7 @@ def encode_mixed(
 ) -> tuple[Float[Array, "B S D"], Bool[Array, "B S"]]:
     """The encoder's output and which of its positions are valid: `encode_prompted`, row by row."""
     x = t5.apply(config, backbone, "embed", batch.tokens)
-    x, valid = prepend_each(table, batch.which, x, batch.tokens > 0)
+    x, valid = fill_up(config, *prepend_each(table, batch.which, x, batch.tokens > 0))
     return t5.apply(config, backbone, "encode", x, valid), valid
 
 

@@ -123,8 +123,8 @@ def compile_step(
     With a `state` that lies on a mesh, what comes back lies where it lay; without one XLA chooses.
     `platform` is named where the devices of the state only stand for those of another platform.
     """
-    if state is not None and platform in ("", "cpu"):
-        config = fit_to(config, state.step.sharding.device_set)
+    if state is not None:
+        config = fit_to(config, state.step.sharding.device_set, platform)
     gradient = make_gradient(config, train)
 
     def zeros(state: TrainState) -> tuple[Flat, Metrics]:
