@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny_models import CONFIG
 
-from prompt_tuning.model import attend, attention, layers
+from prompt_tuning.model import attention, layers, products
 from prompt_tuning.planning import hlo
 
 
@@ -46,10 +46,10 @@ def test_attention_is_softmax_of_all_keys(keys, drops):
     bias = draw(2, 3, 5, 7, seed=3).at[0, :, :, 4:].add(attention.MASKED)
     bias = bias.at[1, :, 2].add(attention.MASKED)
     if keys == "heads":
-        function, source = attend.attend, [draw(2, 7, 3, 8, seed=n) / 3 for n in (1, 2)]
+        function, source = products.attend, [draw(2, 7, 3, 8, seed=n) / 3 for n in (1, 2)]
         query, spec = draw(2, 5, 3, 8) / 3, ("BQHK,BSHK->BHQS", "BHQS,BSHK->BQHK")
     else:
-        function, source = attend.attend_to_source, [draw(2, 7, 8, seed=1) / 3]
+        function, source = products.attend_to_source, [draw(2, 7, 8, seed=1) / 3]
         query, spec = draw(2, 3, 5, 8) / 3, ("BHQK,BSK->BHQS", "BHQS,BSK->BHQK")
 
     def plain(query, *given):
@@ -93,7 +93,7 @@ def test_little_is_kept_for_the_backward_pass():
 
     x, scale = draw(2, 5, 32), draw(32)
     query, key = draw(2, 5, 3, 4), draw(2, 7, 3, 4)
-    heads = kept(lambda query, key: attend.attend(query, key, key, draw(1, 1, 5, 7)), query, key)
+    heads = kept(lambda query, key: products.attend(query, key, key, draw(1, 1, 5, 7)), query, key)
     assert heads.count((2, 3, 5, 7)) == 1
     assert kept(attention.rms_norm, x, scale) == [(2, 5, 1), (2, 5, 32), (32,)]
     part = draw(2, 5, CONFIG.mlp_dim)
@@ -133,7 +133,7 @@ def test_absorbed_attention_is_that_of_keys_and_values(drops):
 def test_absorbed_attention_multiplies_the_targets_alone_by_kernels():
     """The products of a decoder, counted, are fewer up to the length that `absorbs` names."""
 
-    def products(targets, absorbed):
+    def counted(targets, absorbed):
         module, source = attention.Attention(CONFIG), jax.ShapeDtypeStruct((1, 90, 32), np.float32)
         x = jax.ShapeDtypeStruct((1, targets, 32), np.float32)
 
@@ -151,7 +151,7 @@ def test_absorbed_attention_multiplies_the_targets_alone_by_kernels():
         return hlo.dot_flops(jax.jit(apply).lower(params, x, source).compile().as_text())
 
     for targets in (1, 9, 10, 20):
-        fewer = products(targets, True) < products(targets, False)
+        fewer = counted(targets, True) < counted(targets, False)
         assert fewer == attention.absorbs(CONFIG, targets, 90)
 
 
@@ -177,7 +177,7 @@ def test_attention_in_parts_is_that_of_all_rows(batch, heads, drops):
             return attention.attend_in_parts(rows, given, bias, keep)
 
         def whole(query, key, value, bias=bias):
-            return attend.attend(query, key, value, bias, keep)
+            return products.attend(query, key, value, bias, keep)
 
         (one, found), (same, wanted) = (
             gradients(function, query, key, value) for function in (parts, whole)

@@ -23,7 +23,7 @@ from prompt_tuning.config import (
     TrainConfig,
 )
 from prompt_tuning.model import sharding, t5
-from prompt_tuning.planning import chips, devices, flops, gpus, hlo, plan, program
+from prompt_tuning.planning import chips, devices, flops, hlo, plan, program
 
 ROOT = Path(__file__).parents[1]
 
@@ -280,48 +280,6 @@ def test_the_compiler_has_as_many_devices_as_jax_will(name):
     topology = chips.parse_topology(name)
     devices, _ = plan.find_devices(topology)
     assert len(devices) == topology.devices
-
-
-@pytest.fixture
-def gpu_compiler():
-    if not gpus.has_compiler():
-        pytest.skip("the GPU's compiler is not installed (pip install 'jax[cuda12]')")
-
-
-@pytest.mark.parametrize("name", gpus.GPUS)
-def test_a_gpu_is_planned_for_by_its_own_compiler(name, gpu_compiler):
-    found = plan.make_plan(experiment(CONFIG), chips.parse_topology(f"{name}:4"))
-    assert "the GPU's own compiler" in found.compiler
-    assert not found.overstates_memory
-    assert not found.gathers_a_weight
-    assert found.donates
-    assert found.fits
-    assert found.collectives["all-reduce"] > 0
-
-
-def test_gpus_over_hosts_are_devices_of_both(gpu_compiler):
-    devices, _ = plan.find_devices(chips.parse_topology("h100:16"))
-    assert [device.process_index for device in devices] == [0] * 8 + [1] * 8
-
-
-def test_a_gpu_keeps_two_bytes_of_a_weight_of_attention(gpu_compiler):
-    """And copies none to a size it can multiply, though 15 + 485 is no multiple of 8."""
-    rows, length = 8, 504
-    devices, _ = plan.find_devices(chips.parse_topology("h100:1"))
-    used = {}
-    for layers in (3, 6):
-        model = dataclasses.replace(CONFIG, dtype="bfloat16", num_encoder_layers=layers)
-        settings = experiment(model, partitions=1, rows=rows, inputs=485)
-        settings = dataclasses.replace(settings, prompt=PromptConfig(length=15))
-        lowered = program.lower_step(settings, sharding.make_mesh(1, devices))
-        compiled = lowered.compile(gpus.OPTIONS)
-        used[layers] = compiled.memory_analysis().temp_size_in_bytes
-        text = compiled.as_text()
-        sizes = {i.shape[-2:] for i in hlo.instructions(text[text.index("\nENTRY") :])}
-        assert (length, length) in sizes
-        assert (500, 500) not in sizes
-    of_a_layer = (used[6] - used[3]) / 3
-    assert of_a_layer < 1.5 * 2 * rows * CONFIG.num_heads * length**2
 
 
 def test_a_tpu_is_planned_for_by_its_own_compiler(capsys):

@@ -17,11 +17,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from prompt_tuning.config import ModelConfig
-from prompt_tuning.model.attend import attend, attend_to_source
-from prompt_tuning.model.products import dense_product, product
+from prompt_tuning.model.products import attend, attend_to_source, dense_product, product
 
 MASKED = -1e10  # what T5X adds to the attention logit of a masked pair
 NORM_EPSILON = 1e-6
+
+# A row's positions are marked with booleans, or, where several examples share the row, with the
+# number of the example, counted from 1; 0 is padding.
+Valid = Bool[Array, "B S"] | Int[Array, "B S"]
+TargetValid = Bool[Array, "B L"] | Int[Array, "B L"]
 
 
 def relative_position_buckets(
@@ -46,6 +50,20 @@ def relative_position_buckets(
     growth = np.log(ratio) / np.log(max_distance / exact) * (num_buckets - exact)
     far = np.minimum(exact + growth.astype(np.int32), num_buckets - 1)
     return (offset + np.where(distance < exact, distance, far)).astype(np.int32)
+
+
+def sees(
+    queries: Bool[Array, "B Q"] | Int[Array, "B Q"], keys: Bool[Array, "B S"] | Int[Array, "B S"]
+) -> Bool[Array, "B Q S"]:
+    """True where a valid query meets a valid key, in a packed row one of its own example.
+
+    Relative positions need no such care: within an example the distances are what they were.
+
+    >>> import jax.numpy as jnp
+    >>> sees(jnp.array([[1, 2, 0]]), jnp.array([[1, 2, 2]])).astype(int).tolist()
+    [[[1, 0, 0], [0, 1, 1], [0, 0, 0]]]
+    """
+    return (queries[:, :, None] == keys[:, None, :]) & (queries[:, :, None] > 0)
 
 
 def attention_bias(allowed: Bool[Array, "B Q S"]) -> Float[Array, "B 1 Q S"]:

@@ -1,14 +1,21 @@
-"""Products of matrices in bfloat16: how they are summed, and their gradients.
+"""What a T5 multiplies: products of matrices in bfloat16, and what attention makes of them.
 
 A product of two bfloat16 numbers is exact in float32. All products here are summed in float32 and
 rounded once, and so are those of the gradient, whose incoming share is rounded first: no operand
 is ever copied to float32, neither a frozen weight nor what has come in.
+
+Attention is the values' mean, weighted by softmax(query . key + bias). Softmax is in float32, and
+its sum divides what has been seen, not the weights: of `Q x S` numbers a head, forward and
+backward, there is then one pass fewer, and what is kept for the backward pass is one number each,
+in the dtype of the model (as in FlashAttention: Dao et al. 2022, 3.1 and B.2).
+
+Letters as in `t5.py`; Q queries.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,3 +94,141 @@ def dense_product(x: Array, kernel: Array, *_: Any, dtype: Any = None, **__: Any
     """`product` in the place where Linen's Dense takes one: the last axis with the first."""
     rows = "abcdefgh"[: x.ndim - 1]
     return product(f"{rows}y,yz->{rows}z", x, kernel, dtype)
+
+
+# Attention ----------------------------------------------------------------------------------------
+
+
+@jax.custom_vjp
+def attend(
+    query: Float[Array, "*B Q H K"],
+    key: Float[Array, "*B S H K"],
+    value: Float[Array, "*B S H K"],
+    bias: Float[Array, "#*B #H Q S"],
+    keep: Float[Array, "*B H 1 S"] | None = None,
+) -> Float[Array, "*B Q H K"]:
+    """Every query's mean of the values; `keep` is what dropout multiplies the weights by."""
+    return _attend_forward(query, key, value, bias, keep)[0]
+
+
+def _attend_forward(
+    query: Array, key: Array, value: Array, bias: Array, keep: Array | None
+) -> tuple[Array, Any]:
+    rows = "B" * (query.ndim - 3)
+    seen = _see(_Axes(f"{rows}QHK", f"{rows}SHK"), query, (key, value), bias, keep)
+    return seen.mean, (query, key, value, bias, keep, seen)
+
+
+def _attend_backward(kept: Any, gradient: Array) -> tuple[Array | None, ...]:
+    query, key, value, bias, keep, seen = jax.lax.optimization_barrier(kept)
+    rows = "B" * (query.ndim - 3)
+    axes = _Axes(f"{rows}QHK", f"{rows}SHK")
+    gradient, of_logits, of_bias, of_keep = _pass_back(axes, gradient, value, bias, keep, seen)
+    return (
+        product(f"{axes.logits},{axes.source}->{axes.query}", of_logits, key),
+        product(f"{axes.logits},{axes.query}->{axes.source}", of_logits, query),
+        product(f"{axes.logits},{axes.query}->{axes.source}", _kept(seen.weights, keep), gradient),
+        of_bias,
+        of_keep,
+    )
+
+
+attend.defvjp(_attend_forward, _attend_backward)
+
+
+@jax.custom_vjp
+def attend_to_source(
+    query: Float[Array, "B H Q D"],
+    source: Float[Array, "B S D"],
+    bias: Float[Array, "#B #H Q S"],
+    keep: Float[Array, "B H 1 S"] | None = None,
+) -> Float[Array, "B H Q D"]:
+    """`attend` where positions are their own keys and values, the same for every head.
+
+    Backward, what a position gives as key and as value is one product: derived, there are two, of
+    the size of the source, and XLA keeps those of many layers.
+    """
+    return _attend_to_source_forward(query, source, bias, keep)[0]
+
+
+def _attend_to_source_forward(
+    query: Array, source: Array, bias: Array, keep: Array | None
+) -> tuple[Array, Any]:
+    seen = _see(_Axes("BHQD", "BSD"), query, (source, source), bias, keep)
+    return seen.mean, (query, source, bias, keep, seen)
+
+
+def _attend_to_source_backward(kept: Any, gradient: Array) -> tuple[Array | None, ...]:
+    query, source, bias, keep, seen = jax.lax.optimization_barrier(kept)
+    axes = _Axes("BHQD", "BSD")
+    gradient, of_logits, of_bias, of_keep = _pass_back(axes, gradient, source, bias, keep, seen)
+    of_source = product(
+        "BZHQS,BZHQD->BSD",
+        jnp.stack([of_logits, _kept(seen.weights, keep)], axis=1),
+        jnp.stack([query, gradient], axis=1),
+    )
+    return product("BHQS,BSD->BHQD", of_logits, source), of_source, of_bias, of_keep
+
+
+attend_to_source.defvjp(_attend_to_source_forward, _attend_to_source_backward)
+
+
+class _Axes(NamedTuple):
+    """The axes of the queries and of what they attend to; logits are `*B H Q S`."""
+
+    query: str
+    source: str
+
+    @property
+    def logits(self) -> str:
+        return "B" * self.query.count("B") + "HQS"
+
+    def of_queries(self, x: Float[Array, "*B H Q"]) -> Array:
+        """A number a query, to be multiplied by the queries."""
+        return (x.swapaxes(-1, -2) if self.query.endswith("QHK") else x)[..., None]
+
+    def over_queries(self, x: Array) -> Float[Array, "*B H Q"]:
+        """The sum of every query's own numbers."""
+        total = x.sum(axis=-1)
+        return total.swapaxes(-1, -2) if self.query.endswith("QHK") else total
+
+
+class _Seen(NamedTuple):
+    """What the backward pass needs of the forward one."""
+
+    weights: Float[Array, "*B H Q S"]  # exponentials: not yet divided by their sum
+    scale: Float[Array, "*B H Q"]  # which divides them
+    mean: Array  # what comes out
+
+
+def _see(
+    axes: _Axes, query: Array, source: tuple[Array, Array], bias: Array, keep: Array | None
+) -> _Seen:
+    key, value = source
+    logits = product(f"{axes.query},{axes.source}->{axes.logits}", query, key, jnp.float32) + bias
+    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True)).astype(query.dtype)
+    scale = 1.0 / weights.sum(axis=-1, dtype=jnp.float32)
+    total = product(
+        f"{axes.logits},{axes.source}->{axes.query}", _kept(weights, keep), value, jnp.float32
+    )
+    return _Seen(weights, scale, (total * axes.of_queries(scale)).astype(query.dtype))
+
+
+def _kept(weights: Array, keep: Array | None) -> Array:
+    return weights if keep is None else weights * keep
+
+
+def _pass_back(
+    axes: _Axes, gradient: Array, value: Array, bias: Array, keep: Array | None, seen: _Seen
+) -> tuple[Array, Array, Array, Array | None]:
+    """Gradients: of the sum before it was divided, of logits, of bias and of `keep`."""
+    gradient = gradient * axes.of_queries(seen.scale)
+    # The mean of the weights' gradients is that of what came out: no sum over the keys.
+    mean = axes.over_queries(gradient * seen.mean)[..., None]
+    gradient = gradient.astype(seen.mean.dtype)
+    given = product(f"{axes.query},{axes.source}->{axes.logits}", gradient, value, jnp.float32)
+    of_logits = seen.weights * (_kept(given, keep) - mean)
+    shared = tuple(axis for axis, n in enumerate(bias.shape) if n < of_logits.shape[axis])
+    of_bias = of_logits.sum(axis=shared, keepdims=True)
+    of_keep = None if keep is None else (seen.weights * given).sum(axis=-2, keepdims=True)
+    return gradient, of_logits.astype(seen.mean.dtype), of_bias, of_keep

@@ -15,8 +15,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from prompt_tuning.config import ConfigError, ModelConfig, PromptConfig
 from prompt_tuning.model import t5
-from prompt_tuning.model.attention import positions
-from prompt_tuning.model.segments import Valid
+from prompt_tuning.model.attention import Valid, positions
 
 Encode = Callable[[str], Sequence[int]]  # text -> ids, without end-of-sequence
 

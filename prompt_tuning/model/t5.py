@@ -27,16 +27,18 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from prompt_tuning.config import ModelConfig
 from prompt_tuning.model.attention import (
     RelativePositionBias,
+    TargetValid,
+    Valid,
     absorbs,
     attention_bias,
     dropout,
     fan_in,
     norm,
+    sees,
     take_rows,
 )
 from prompt_tuning.model.layers import DecoderLayer, EncoderLayer
 from prompt_tuning.model.products import dense_product
-from prompt_tuning.model.segments import TargetValid, Valid, sees
 
 Params = Mapping[str, Array]  # flat: "encoder/layers_0/attention/query/kernel" -> [D, H*K]
 Cache = dict[str, Array]
