@@ -52,13 +52,15 @@ def _multiply(spec: str, dtype: Any, x: Array, y: Array) -> Array:
     """The einsum, with the operand first whose last axes are summed over, where there is one.
 
     Processors take up to a third longer for the other order. One that has only its last two axes
-    to swap does not come first: XLA's CPU compiler fails at it in bfloat16 (jaxlib 0.10), so where
-    both have, they are copied to float32, as it does itself where it does not fail.
+    to swap does not come first: of such a product of bfloat16 XLA's CPU compiler believes that it
+    has an instruction for it, and fails when it runs (jaxlib 0.10). Where both are such, they are
+    copied to float32: of the encoder's output in cross-attention, and the gradients of kernels.
     """
     first, second, out = spec.replace("->", ",").split(",")
     summed = "".join(c for c in first if c in second and c not in out)
     rows = "".join(c for c in first if c in second and c in out)
-    if not first.endswith(summed) and (second.endswith(summed) or first.startswith(rows)):
+    in_front = bool(rows) and first.startswith(rows)
+    if not first.endswith(summed) and (second.endswith(summed) or in_front):
         first, second, x, y = second, first, y, x
     if not first.endswith(summed) and first.startswith(rows) and dtype == jnp.float32:
         x, y = x.astype(jnp.float32), y.astype(jnp.float32)
