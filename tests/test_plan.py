@@ -235,7 +235,7 @@ def test_what_cannot_be_planned_says_so():
     with pytest.raises(ConfigError, match="BATCH_SIZE = 6 does not divide by the 4"):
         plan.make_plan(experiment(CONFIG, rows=6), chips.parse_topology("cpu:8"))
     with pytest.raises(ConfigError, match="needs 64 CPU devices"):
-        plan.make_plan(experiment(CONFIG), chips.parse_topology("h100:64"))
+        plan.make_plan(experiment(CONFIG), chips.parse_topology("cpu:64"))
 
 
 SMALL = [

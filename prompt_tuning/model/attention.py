@@ -59,7 +59,6 @@ def sees(
 
     Relative positions need no such care: within an example the distances are what they were.
 
-    >>> import jax.numpy as jnp
     >>> sees(jnp.array([[1, 2, 0]]), jnp.array([[1, 2, 2]])).astype(int).tolist()
     [[[1, 0, 0], [0, 1, 1], [0, 0, 0]]]
     """

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 from prompt_tuning.config import ConfigError
 
@@ -72,3 +72,20 @@ def parse_topology(name: str) -> Topology:
     chip = CHIPS[found.group(1)]
     # v4 and v5p count chips; each is one JAX device. v3 counts chips of two cores.
     return Topology(name, chip, devices * (2 if found.group(1) == "v3" else 1))
+
+
+def ask_compiler(topology: Topology, whose: str, /, **asked: str) -> Sequence[Any]:
+    """Devices that are not here, of the compiler that is asked for them.
+
+    Raises:
+      ConfigError: it does not take them.
+    """
+    from jax.experimental import topologies
+
+    try:
+        return topologies.get_topology_desc(**asked).devices
+    except Exception as error:  # the plugins have no type of their own
+        raise ConfigError(
+            f"--topology={topology.name}: the {whose}'s compiler does not take it: "
+            f"{str(error).splitlines()[0]:.200}"
+        ) from error

@@ -12,8 +12,7 @@ import importlib.util
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from prompt_tuning.config import ConfigError
-from prompt_tuning.planning.chips import Topology
+from prompt_tuning.planning.chips import Topology, ask_compiler
 
 PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
 A_HOST = 8  # GPUs of a host, where there are more
@@ -56,20 +55,10 @@ def find_gpus(topology: Topology) -> tuple[Sequence[Any], str]:
     Raises:
       ConfigError: the compiler does not take them.
     """
-    from jax.experimental import topologies
-
     hosts, rest = divmod(topology.devices, A_HOST)
     shape = f"1x{hosts}x{A_HOST}" if hosts and not rest else f"1x1x{topology.devices}"
-    try:
-        found = topologies.get_topology_desc(
-            platform="cuda", topology=shape, target_config=target_config(topology)
-        )
-    except Exception as error:  # the plugin has no type of its own
-        raise ConfigError(
-            f"--topology={topology.name}: the GPU's compiler does not take it: "
-            f"{str(error).splitlines()[0]:.200}"
-        ) from error
-    return found.devices, f"the GPU's own compiler ({_version()})"
+    asked = {"platform": "cuda", "topology": shape, "target_config": target_config(topology)}
+    return ask_compiler(topology, "GPU", **asked), f"the GPU's own compiler ({_version()})"
 
 
 def _version() -> str:

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from prompt_tuning.config import ConfigError, Experiment
 from prompt_tuning.model import sharding
 from prompt_tuning.planning import flops, gpus, hlo, program
-from prompt_tuning.planning.chips import GIB, Topology
+from prompt_tuning.planning.chips import GIB, Topology, ask_compiler
 
 OVERSTATES = (
     "XLA's CPU compiler: its temporaries are an upper bound (4.5 x the TPU compiler's was seen)"
@@ -78,7 +78,7 @@ def make_plan(experiment: Experiment, topology: Topology, *, utilisation: float 
     if not 0.0 < utilisation <= 1.0:
         raise ConfigError(f"--utilisation must lie in (0, 1], found {utilisation}.")
     devices, compiler = find_devices(topology)
-    stand_in = devices[0].platform == "cpu"
+    compiles_for = devices[0].platform
     mesh = sharding.make_mesh(experiment.num_model_partitions, devices)
     shapes = program.largest_shapes(experiment)
     sharding.check_batch_size(shapes.rows, mesh)
@@ -86,7 +86,7 @@ def make_plan(experiment: Experiment, topology: Topology, *, utilisation: float 
     start = time.perf_counter()
     compiled, problem = None, ""
     try:
-        compiled = lowered.compile(gpus.OPTIONS if devices[0].platform == "gpu" else None)
+        compiled = lowered.compile(gpus.OPTIONS if compiles_for == "gpu" else None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -97,7 +97,7 @@ def make_plan(experiment: Experiment, topology: Topology, *, utilisation: float 
         devices=topology.devices,
         mesh=dict(mesh.shape),
         compiler=compiler,
-        overstates_memory=stand_in,
+        overstates_memory=compiles_for == "cpu",
         compile_seconds=round(seconds, 1),
         **_describe_run(experiment, mesh, shapes),
         **_describe_memory(compiled, topology),
@@ -128,8 +128,6 @@ def find_devices(topology: Topology) -> tuple[Sequence[Any], str]:
 
 
 def _find_tpus(topology: Topology) -> tuple[Sequence[Any], str]:
-    from jax.experimental import topologies
-
     try:
         import libtpu
     except ImportError as error:
@@ -138,16 +136,9 @@ def _find_tpus(topology: Topology) -> tuple[Sequence[Any], str]:
             "machine: pip install libtpu. Without it, --topology=cpu:N gives an upper bound of "
             "the memory."
         ) from error
-    try:
-        found = topologies.get_topology_desc(
-            platform="tpu", topology_name=topology.name, **topology.chip.options
-        )
-    except Exception as error:  # the plugin has no type of its own
-        raise ConfigError(
-            f"--topology={topology.name}: the TPU's compiler does not know it: "
-            f"{str(error).splitlines()[0]:.200}"
-        ) from error
-    return found.devices, f"the TPU's own compiler (libtpu {libtpu.__version__})"
+    asked = {"platform": "tpu", "topology_name": topology.name, **topology.chip.options}
+    found = ask_compiler(topology, "TPU", **asked)
+    return found, f"the TPU's own compiler (libtpu {libtpu.__version__})"
 
 
 def _explain_memory(message: str) -> str:
@@ -303,8 +294,9 @@ def _memory_line(plan: Plan) -> str:
         verdict = "may not fit"
     taken = f", of which JAX takes {plan.usable_share:.0%} ({FRACTION})"
     share = taken if plan.usable_share != HEADROOM else ""
-    help_ = "" if plan.fits else "; MICROBATCHES = 2 halves the temporaries"
-    return f"{parts}, of {plan.memory_bytes / GIB:.0f} GiB{share}: {verdict}{help_}"
+    if not plan.fits and plan.argument_bytes < plan.usable_share * plan.memory_bytes:
+        verdict += f"; MICROBATCHES = {2 * plan.batch['microbatches']} halves the temporaries"
+    return f"{parts}, of {plan.memory_bytes / GIB:.0f} GiB{share}: {verdict}"
 
 
 def _collective_line(plan: Plan) -> str:
