@@ -161,8 +161,10 @@ class Attention(nn.Module):
         key, value = keys_values
         query = self.split_heads(self.query(x))
         keep = self._keep(x, key.shape[1], train=train)
+        if keep is not None:  # one mask for all queries: a weight that is dropped is a value of 0
+            value = value * keep[..., 0, :].swapaxes(1, 2)[..., None]
         rows = rows_at_once(self.config, x.shape[0], x.shape[1])
-        attended = attend_in_parts(rows, (query, key, value), bias, keep)
+        attended = attend_in_parts(rows, (query, key, value), bias)
         return self.out(attended.reshape(*x.shape[:-1], -1))
 
     def absorbed(
@@ -297,13 +299,12 @@ def attend_in_parts(
     rows: int,
     heads: tuple[Float[Array, "B Q H K"], Float[Array, "B S H K"], Float[Array, "B S H K"]],
     bias: Float[Array, "#B #H Q S"],
-    keep: Float[Array, "B H 1 S"] | None,
 ) -> Float[Array, "B Q H K"]:
     """`attend` for so many rows at a time."""
     query, key, value = heads
     batch = query.shape[0]
     if rows >= batch:
-        return attend(query, key, value, bias, keep)
+        return attend(query, key, value, bias)
     sizes = [rows] * (batch // rows) + [batch % rows] * bool(batch % rows)
 
     def split(x: Array) -> Sequence[Array]:
@@ -312,8 +313,7 @@ def attend_in_parts(
         parts = jax.lax.split(x, sizes)  # backward it is put together; slices would be added up
         return parts if rows > 1 else [part[0] for part in parts]  # a batch of one is slower
 
-    given: list[Sequence[Any]] = [split(x) for x in (query, key, value, bias)]
-    given.append([None] * len(sizes) if keep is None else split(keep))
+    given = [split(x) for x in (query, key, value, bias)]
     parts = [attend(*part) for part in zip(*given, strict=True)]
     return jnp.concatenate(parts) if rows > 1 else jnp.stack(parts)
 

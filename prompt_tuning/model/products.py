@@ -107,31 +107,27 @@ def attend(
     key: Float[Array, "*B S H K"],
     value: Float[Array, "*B S H K"],
     bias: Float[Array, "#*B #H Q S"],
-    keep: Float[Array, "*B H 1 S"] | None = None,
 ) -> Float[Array, "*B Q H K"]:
-    """Every query's mean of the values; `keep` is what dropout multiplies the weights by."""
-    return _attend_forward(query, key, value, bias, keep)[0]
+    """Every query's mean of the values."""
+    return _attend_forward(query, key, value, bias)[0]
 
 
-def _attend_forward(
-    query: Array, key: Array, value: Array, bias: Array, keep: Array | None
-) -> tuple[Array, Any]:
+def _attend_forward(query: Array, key: Array, value: Array, bias: Array) -> tuple[Array, Any]:
     rows = "B" * (query.ndim - 3)
-    seen = _see(_Axes(f"{rows}QHK", f"{rows}SHK"), query, (key, value), bias, keep)
-    return seen.mean, (query, key, value, bias, keep, seen)
+    seen = _see(_Axes(f"{rows}QHK", f"{rows}SHK"), query, (key, value), bias, None)
+    return seen.mean, (query, key, value, bias, seen)
 
 
-def _attend_backward(kept: Any, gradient: Array) -> tuple[Array | None, ...]:
-    query, key, value, bias, keep, seen = jax.lax.optimization_barrier(kept)
+def _attend_backward(kept: Any, gradient: Array) -> tuple[Array, ...]:
+    query, key, value, bias, seen = jax.lax.optimization_barrier(kept)
     rows = "B" * (query.ndim - 3)
     axes = _Axes(f"{rows}QHK", f"{rows}SHK")
-    gradient, of_logits, of_bias, of_keep = _pass_back(axes, gradient, value, bias, keep, seen)
+    gradient, of_logits, of_bias, _ = _pass_back(axes, gradient, value, bias, None, seen)
     return (
         product(f"{axes.logits},{axes.source}->{axes.query}", of_logits, key),
         product(f"{axes.logits},{axes.query}->{axes.source}", of_logits, query),
-        product(f"{axes.logits},{axes.query}->{axes.source}", _kept(seen.weights, keep), gradient),
+        product(f"{axes.logits},{axes.query}->{axes.source}", seen.weights, gradient),
         of_bias,
-        of_keep,
     )
 
 
@@ -147,8 +143,10 @@ def attend_to_source(
 ) -> Float[Array, "B H Q D"]:
     """`attend` where positions are their own keys and values, the same for every head.
 
-    Backward, what a position gives as key and as value is one product: derived, there are two, of
-    the size of the source, and XLA keeps those of many layers.
+    `keep` is what dropout multiplies a head's weights by, the same for all queries; where a head
+    has values of its own it multiplies these. Backward, what a position gives as key and as value
+    is one product: derived, there are two, of the size of the source, and XLA keeps those of many
+    layers.
     """
     return _attend_to_source_forward(query, source, bias, keep)[0]
 
