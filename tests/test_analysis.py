@@ -274,9 +274,6 @@ def test_scores_are_read_back_from_what_was_written():
 
 
 def test_a_task_that_is_not_ranked_does_not_count_in_the_mean_by_rank():
-    scored = {
-        "one": Scored({"accuracy/rank": 50.0, "accuracy/generate": 10.0}, []),
-        "two": Scored({"accuracy/generate": 90.0}, []),
-    }
+    scored = [{"accuracy/rank": 50.0, "accuracy/generate": 10.0}, {"accuracy/generate": 90.0}]
     assert mean_score(scored, EvalConfig(method="rank")) == 50.0
     assert mean_score(scored, EvalConfig(method="both")) == 50.0

@@ -108,6 +108,13 @@ def test_the_course_of_a_loss_in_words(losses, said):
     assert found is None if said is None else re.search(said, found or "")
 
 
+def test_a_run_whose_evaluation_shows_it_is_learning():
+    losses = (ENTROPY + NOISE).tolist()
+    assert health.describe_trouble(losses, ENTROPY, learned=True) is None
+    rising = [0.1] * 60 + [0.9] * 60
+    assert "diverging" in (health.describe_trouble(rising, ENTROPY, learned=True) or "")
+
+
 def test_without_classes_only_divergence_is_said():
     assert health.describe_trouble([3.0] * 40, None) is None
     assert "diverging" in (health.describe_trouble([1.0] * 20 + [9.0] * 20, None) or "")

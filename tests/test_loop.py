@@ -29,7 +29,7 @@ from prompt_tuning.evaluation import matrix
 from prompt_tuning.model import decode
 from prompt_tuning.safety import verify
 from prompt_tuning.scoring.eval_task import make_eval_task
-from prompt_tuning.scoring.evaluate import Scored, mean_score
+from prompt_tuning.scoring.evaluate import mean_score
 from prompt_tuning.training import loop, model_dir, report, setup
 
 START = 7  # the step of the backbone
@@ -324,13 +324,13 @@ def test_beams_and_number_of_rows_are_those_of_the_settings(experiment, tmp_path
 
 
 def test_the_score_of_a_prompt_is_the_mean_of_its_tasks_means():
-    scored = {
-        "one": Scored({"f1/generate": 20.0, "accuracy/generate": 40.0, "f1/rank": 99.0}, []),
-        "two": Scored({"accuracy/generate": 90.0, "accuracy/rank": 1.0}, []),
-    }
+    scored = [
+        {"f1/generate": 20.0, "accuracy/generate": 40.0, "f1/rank": 99.0},
+        {"accuracy/generate": 90.0, "accuracy/rank": 1.0},
+    ]
     assert mean_score(scored, EvalConfig(method="both")) == 60.0
     assert mean_score(scored, EvalConfig(method="rank")) == 50.0
-    scored["two"].metrics["accuracy/generate"] = float("nan")
+    scored[1]["accuracy/generate"] = float("nan")
     assert mean_score(scored, EvalConfig()) == -np.inf
 
 

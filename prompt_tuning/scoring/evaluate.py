@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -210,13 +210,13 @@ def task_score(metrics: Mapping[str, float], method: str) -> float | None:
     return float(np.mean(values)) if values else None
 
 
-def mean_score(scored: Mapping[str, Scored], config: EvalConfig) -> float:
+def mean_score(scores: Iterable[Mapping[str, float]], config: EvalConfig) -> float:
     """The mean over tasks of the mean of each task's metrics (the paper's criterion, 3).
 
     A metric that is not a number (of no predictions, say) makes it the lowest score of all.
     """
     method = methods(config)[0]
-    means = [task_score(one.metrics, method) for one in scored.values()]
+    means = [task_score(metrics, method) for metrics in scores]
     found = [mean for mean in means if mean is not None]
     return float(np.nan_to_num(np.mean(found), nan=-np.inf))
 

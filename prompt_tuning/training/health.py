@@ -25,6 +25,7 @@ FLAT = 0.97  # of the loss a window earlier: more has not fallen
 SLOW = 0.85  # of the loss a window earlier: more is no way to leave the entropy
 NEAR = 0.9  # of the entropy of the targets
 RISEN = 1.5  # times the lowest loss of a window
+CLEARLY = 10.0  # points of a score above the majority class's: of 100 rows, two standard errors
 MANY = 100  # different targets: their frequencies are no baseline any more
 
 
@@ -97,8 +98,12 @@ def target_entropy(rows: Sequence[features.Rows], rates: Sequence[float]) -> flo
     return -sum(share * math.log(share) for share in shares.values()) / tokens
 
 
-def describe_trouble(losses: Sequence[float], entropy: float | None) -> str | None:
+def describe_trouble(
+    losses: Sequence[float], entropy: float | None, *, learned: bool = False
+) -> str | None:
     """What is wrong with the course of a cross entropy per token, as a sentence; None if nothing.
+
+    A run of which an evaluation has shown that it has `learned` is not called not learning.
 
     There is one value for each step. The last quarter is compared with the one before; a fall
     counts when it is also more than the noise of the steps, twice the standard error of the
@@ -122,7 +127,7 @@ def describe_trouble(losses: Sequence[float], entropy: float | None) -> str | No
             f"the run is diverging: the cross entropy per token was {lowest:.3f} and is {now:.3f}. "
             "A lower LEARNING_RATE or a warm-up (WARMUP_STEPS) may help."
         )
-    if entropy is None or len(losses) < PATIENCE or now < NEAR * entropy or falls:
+    if learned or entropy is None or len(losses) < PATIENCE or now < NEAR * entropy or falls:
         return None
     where = "at" if now < entropy / NEAR else "above"
     return (

@@ -260,11 +260,19 @@ def _finish_step(run: Run, course: Course, progress: report.Progress, end: int) 
         course.standing, said = _evaluate(run, course)
         shown["best"] = f"{course.standing.best_score:.1f}"
         progress.say(f"step {done}/{total} ({course.step}): {said}")
-        if trouble := health.describe_trouble(_losses(run, course), run.entropy):
+        learned = _has_learned(run, course.standing)
+        if trouble := health.describe_trouble(_losses(run, course), run.entropy, learned=learned):
             progress.say(f"step {done}/{total}: {trouble}")
     if saves:
         courses.save(run, course)
     progress.update(done, shown)
+
+
+def _has_learned(run: Run, standing: Standing) -> bool:
+    """Whether the best score is one that the majority class does not reach by luck either."""
+    config = run.experiment.eval
+    bar = mean_score((majority(task, config) for task in run.data.eval_tasks), config)
+    return standing.best_score is not None and standing.best_score > bar + health.CLEARLY
 
 
 def _losses(run: Run, course: Course) -> list[float]:
@@ -306,7 +314,7 @@ def _evaluate(run: Run, course: Course) -> tuple[Standing, str]:
         values = ", ".join(f"{name} {value:.1f}" for name, value in one.metrics.items())
         said = "; ".join(filter(None, (values, illegal_line(analysis))))
         parts.append(said if len(run.data.eval_tasks) == 1 else f"{task.name}: {said}")
-    score = mean_score(scored, run.experiment.eval)
+    score = mean_score((one.metrics for one in scored.values()), run.experiment.eval)
     better = standing.best_score is None or score > standing.best_score
     standing = Standing(
         best_score=score if better else standing.best_score,
