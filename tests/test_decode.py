@@ -6,14 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import CONFIG, random_batch, random_params, random_prompt
+from tiny_models import CONFIG, apply_t5, random_batch, random_params, random_prompt
 
 from prompt_tuning.config import Decoding
 from prompt_tuning.model import beam, decode, prompt, sample, t5
 
 
 def encoded(params, tokens, rows):
-    return prompt.encode_prompted(CONFIG, params, rows, tokens)
+    return jax.jit(prompt.encode_prompted, static_argnums=0)(CONFIG, params, rows, tokens)
 
 
 @pytest.mark.parametrize(("targets", "absorbed"), [(6, True), (16, False)])
@@ -21,11 +21,11 @@ def test_step_by_step_equals_all_at_once(targets, absorbed):
     params, batch, rows = random_params(), random_batch(targets=targets), random_prompt(3)
     encoding, valid = encoded(params, batch["encoder_input_tokens"], rows)
     tokens = batch["decoder_input_tokens"]
-    full = t5.apply(CONFIG, params, "decode", tokens, encoding, valid)
+    full = apply_t5(CONFIG, params, "decode", tokens, encoding, valid)
     cache = t5.apply(CONFIG, params, "init_cache", encoding, valid, tokens.shape[1])
     assert ("encoded" in cache) == absorbed
     for i in range(tokens.shape[1]):
-        logits, cache = t5.apply(CONFIG, params, "decode_step", tokens[:, i], cache, jnp.int32(i))
+        logits, cache = apply_t5(CONFIG, params, "decode_step", tokens[:, i], cache, jnp.int32(i))
         np.testing.assert_allclose(logits, full[:, i], atol=1e-4)
 
 

@@ -12,7 +12,7 @@ from prompt_tuning.config import ConfigError, CorpusConfig
 from prompt_tuning.model import loss
 from prompt_tuning.pretraining import examples
 from tests.test_objectives import restore
-from tests.tiny_models import CONFIG, random_params
+from tests.tiny_models import CONFIG, forward, random_params
 
 VOCAB = 1000
 DOCUMENTS = st.lists(
@@ -127,7 +127,7 @@ def test_packed_rows_give_the_logits_of_separate_rows():
         """Of every example, by its targets."""
         (batch,) = found.batches(0, found.epoch(0).num_rows)
         on_device = {name: jax.numpy.asarray(value) for name, value in batch.items()}
-        out = np.asarray(loss.forward(CONFIG, params, nothing, on_device))
+        out = np.asarray(forward(CONFIG, params, nothing, on_device))
         segments = batch.get("decoder_segment_ids", batch["decoder_target_tokens"] > 0)
         return {
             tuple(batch["decoder_target_tokens"][row, here].tolist()): out[row, here]
@@ -152,7 +152,7 @@ def test_packed_and_separate_rows_have_the_same_loss():
         found = make(documents, pack=pack, targets=24, **settings)
         (arrays,) = found.batches(0, found.epoch(0).num_rows)
         batch = {name: jax.numpy.asarray(value) for name, value in arrays.items()}
-        sums.append(loss.loss_fn(loss.forward(CONFIG, params, nothing, batch), batch)[1])
+        sums.append(loss.loss_fn(forward(CONFIG, params, nothing, batch), batch)[1])
     for name, value in sums[0].items():
         np.testing.assert_allclose(value, sums[1][name], rtol=1e-5)
 

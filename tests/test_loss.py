@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tiny_models import CONFIG, random_batch, random_params, random_prompt
+from tiny_models import CONFIG, forward, random_batch, random_params, random_prompt
 
 from prompt_tuning.model import loss
 from prompt_tuning.model.prompt import encode_prompted
@@ -78,6 +78,6 @@ def test_labels_scored_together_are_labels_scored_one_by_one():
             "decoder_target_tokens": targets,
             "decoder_loss_weights": (targets > 0).astype(jnp.float32),
         }
-        logits = loss.forward(CONFIG, params, prompt, one)
+        logits = forward(CONFIG, params, prompt, one)
         alone = loss.sequence_log_likelihood(logits, one)
         np.testing.assert_allclose(together[:, number], alone, rtol=1e-5)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import CONFIG, random_batch, random_params, random_prompt
+from tiny_models import CONFIG, forward, random_batch, random_params, random_prompt
 
 from prompt_tuning.config import ConfigError, PromptConfig
 from prompt_tuning.model import decode, prompt
@@ -16,7 +16,6 @@ from prompt_tuning.model.attention import fit_to
 from prompt_tuning.model.loss import forward as plain_forward
 from prompt_tuning.model.loss import loss_fn
 
-forward = jax.jit(plain_forward, static_argnums=0)
 KEY = jax.random.key(0)
 
 
@@ -82,7 +81,7 @@ def test_equals_the_original_implementation(shared_dir):
     scale = np.abs(expected["logits"]).max()
     np.testing.assert_allclose(logits[real], expected["logits"][real], atol=1e-5 * scale)
     np.testing.assert_allclose(loss_fn(logits, batch)[0], expected["loss"], rtol=1e-5)
-    grad = jax.grad(lambda p: loss_fn(forward(CONFIG, params, p, batch), batch)[0])(rows)
+    grad = jax.jit(jax.grad(lambda p: loss_fn(forward(CONFIG, params, p, batch), batch)[0]))(rows)
     scale = np.abs(expected["grad_prompt"]).max()
     np.testing.assert_allclose(grad, expected["grad_prompt"], atol=1e-5 * scale)
     tokens = batch["encoder_input_tokens"]
@@ -97,7 +96,8 @@ def test_the_gradient_is_the_finite_difference():
     def loss(p):
         return loss_fn(forward(CONFIG, params, p, batch), batch)[0]
 
-    grad = jax.grad(loss)(rows)
+    loss = jax.jit(loss)
+    grad = jax.jit(jax.grad(loss))(rows)
     for seed in range(5):
         direction = jax.random.normal(jax.random.key(seed), rows.shape)
         direction /= jnp.linalg.norm(direction)

@@ -186,11 +186,12 @@ def test_z_loss_and_label_smoothing_are_those_of_the_settings():
     prompt, batch = jnp.array(state.trainable["prompt"]), random_batch()
     _, metrics = jax.jit(step.make_train_step(CONFIG, train, optimizer))(state, frozen, batch)
 
-    def loss(prompt, **settings):
-        logits = step.forward_split(CONFIG, {"prompt": prompt}, frozen, batch)
-        return loss_fn(logits, batch, **settings)[0]
+    logits = jax.jit(lambda p: step.forward_split(CONFIG, {"prompt": p}, frozen, batch))
 
-    grad = jax.grad(lambda p: loss(p, z_loss=0.05, label_smoothing=0.2))(prompt)
+    def loss(prompt, **settings):
+        return loss_fn(logits(prompt), batch, **settings)[0]
+
+    grad = jax.jit(jax.grad(lambda p: loss(p, z_loss=0.05, label_smoothing=0.2)))(prompt)
     np.testing.assert_allclose(
         metrics["loss"], loss(prompt, z_loss=0.05, label_smoothing=0.2), rtol=1e-5
     )
@@ -228,7 +229,8 @@ def test_bfloat16_moves_the_prompt_where_float32_does():
         prompt = backbone["token_embedder/embedding"][100:120].astype(jnp.float32)
         optimizer = optim.make_optimizer(OPTIMIZER, optim.PROMPT_RULES)
         state = step.init_state({"prompt": prompt}, optimizer, 0)
-        found, _ = step.make_gradient(config, TrainConfig())(state, backbone, batch, None)
+        gradient_of = jax.jit(step.make_gradient(config, TrainConfig()))
+        found, _ = gradient_of(state, backbone, batch, None)
         assert found["prompt"].dtype == jnp.float32
         return np.asarray(found["prompt"]).ravel()
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prompt_tuning.config import ModelConfig
-from prompt_tuning.model import t5
+from prompt_tuning.model import loss, t5
 
 # The sizes of the T5X reference outputs (../shared/goldens/t5x).
 CONFIG = ModelConfig(
@@ -20,8 +20,14 @@ CONFIG = ModelConfig(
 )
 
 
+# Compiled: operation by operation, each is a program of its own.
+forward = jax.jit(loss.forward, static_argnums=0)
+apply_t5 = jax.jit(t5.apply, static_argnums=(0, 2))
+_init_params = jax.jit(t5.init_params, static_argnums=0)
+
+
 def random_params(config: ModelConfig = CONFIG, seed: int = 0) -> dict[str, jax.Array]:
-    return t5.init_params(config, jax.random.key(seed))
+    return _init_params(config, jax.random.key(seed))
 
 
 def random_prompt(length: int, config: ModelConfig = CONFIG, seed: int = 1) -> jax.Array:

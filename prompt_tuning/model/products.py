@@ -64,11 +64,11 @@ def _multiply(spec: str, dtype: Any, x: Array, y: Array) -> Array:
         first, second, x, y = second, first, y, x
     if not first.endswith(summed) and first.startswith(rows) and dtype == jnp.float32:
         x, y = x.astype(jnp.float32), y.astype(jnp.float32)
-
-    def axes(group: str) -> tuple[list[int], list[int]]:
-        return [first.index(c) for c in group], [second.index(c) for c in group]
-
-    made = jax.lax.dot_general(x, y, (axes(summed), axes(rows)), preferred_element_type=dtype)
+    over, along = (
+        ([first.index(c) for c in group], [second.index(c) for c in group])
+        for group in (summed, rows)
+    )
+    made = jax.lax.dot_general(x, y, (over, along), preferred_element_type=dtype)
     names = rows + "".join(c for c in first + second if c not in rows + summed)
     return made.transpose([names.index(c) for c in out])
 

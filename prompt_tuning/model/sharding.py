@@ -75,12 +75,9 @@ def logical_axes(name: str) -> tuple[str, ...]:
 
 def partition_spec(name: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
     """How a parameter lies on the mesh; a dimension that does not divide evenly is replicated."""
-
-    def place(axis: str, size: int) -> str | None:
-        where = MESH_AXES.get(axis)
-        return where if where and size % mesh.shape[where] == 0 else None
-
-    return PartitionSpec(*map(place, logical_axes(name), shape))
+    places = [MESH_AXES.get(axis) for axis in logical_axes(name)]
+    sizes = zip(places, shape, strict=True)
+    return PartitionSpec(*(p if p and size % mesh.shape[p] == 0 else None for p, size in sizes))
 
 
 def param_shardings(
@@ -152,9 +149,9 @@ def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     Every process knows the whole batch and puts the rows of its own devices there: together they
     hold each row once for every copy of the model.
     """
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
-
-    def put(value: np.ndarray) -> jax.Array:
-        return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
-
-    return {name: put(np.asarray(value)) for name, value in batch.items()}
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    arrays = {name: np.asarray(value) for name, value in batch.items()}
+    return {
+        name: jax.make_array_from_callback(value.shape, rows, value.__getitem__)
+        for name, value in arrays.items()
+    }
