@@ -30,6 +30,7 @@ PromptInit = Literal["auto", "random_uniform", "sampled_vocab", "class_labels", 
 Activation = Literal["gelu", "relu", "silu", "linear"]
 EvalMethod = Literal["generate", "rank", "both"]
 RankScore = Literal["sum", "mean"]
+Attending = Literal["xla", "cudnn"]
 EvalPairs = Literal["all", "own"]
 OFFICIAL_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model"
 FROM_CHECKPOINT = "from_checkpoint"  # as a size of the model: the checkpoint's
@@ -57,6 +58,7 @@ class ModelConfig:
     relative_attention_max_distance: int = 128
     dropout_rate: float = 0.1
     dtype: Literal["float32", "bfloat16"] = "float32"
+    attention: Attending = "xla"  # the encoder's: XLA's programs, or cuDNN's on NVIDIA's GPUs
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
@@ -69,6 +71,13 @@ class ModelConfig:
         _check(
             0.0 <= self.dropout_rate < 1.0,
             f"DROPOUT_RATE must lie in [0, 1), found {self.dropout_rate}.",
+        )
+        fits = self.dtype == "bfloat16" and self.head_dim <= 128 and self.head_dim % 8 == 0
+        _check(
+            self.attention == "xla" or fits,
+            f"ATTENTION = 'cudnn' takes heads of at most 128, a multiple of 8, in bfloat16; found "
+            f"HEAD_DIM = {self.head_dim} and DTYPE = '{self.dtype}'. Set DTYPE = 'bfloat16', or "
+            "ATTENTION = 'xla'.",
         )
 
 

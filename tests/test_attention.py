@@ -196,3 +196,22 @@ def test_attention_is_in_parts_on_one_processor_alone():
     # What a device stands for.
     assert isinstance(attention.fit_to(CONFIG, devices, "gpu"), attention.OnGpu)
     assert attention.fit_to(CONFIG, devices[:1], "tpu") is CONFIG
+
+
+def test_attention_to_lengths_is_attention_with_a_mask():
+    """JAX's kernel, to which cuDNN's is the same: values, and gradients of all that is read."""
+    lengths, bias = jnp.asarray([7, 3]), draw(1, 3, 7, 7, seed=3)
+    given = [draw(2, 7, 3, 8, seed=n) / 3 for n in range(3)]
+    valid = jnp.arange(7) < lengths[:, None]
+
+    def by_length(query, key, value, bias):
+        return products.attend_to_lengths(query, key, value, bias, lengths, "xla")
+
+    def masked(query, key, value, bias):
+        hidden = attention.attention_bias(attention.sees(valid, valid))
+        return valid[..., None, None] * products.attend(query, key, value, bias + hidden)
+
+    (value, found), (same, wanted) = (gradients(f, *given, bias) for f in (by_length, masked))
+    np.testing.assert_allclose(value, same, rtol=1e-5)
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())

@@ -53,6 +53,8 @@ def run(capsys, *arguments: str) -> str:
         ("LEARNING_RATE=1e400", "OptimizerConfig.learning_rate must be a finite number, found inf"),
         ("LEARNING_RATE='fast'", "LEARNING_RATE must be a number, found 'fast'"),
         ("DROPOUT_RATE=1.0", "DROPOUT_RATE must lie in [0, 1)"),
+        ("ATTENTION='cudnn'", "found HEAD_DIM = 32 and DTYPE = 'float32'"),
+        ("ATTENTION='flash'", "ATTENTION must be one of 'xla', 'cudnn', found 'flash'"),
         ("RANDOM_SEED=-1", "RANDOM_SEED must lie in [0, 2**32)"),
         ("NUM_MODEL_PARTITIONS=3", "does not divide the 8 devices"),
         ("TASK_FEATURE_LENGTHS={'input': 8}", "TASK_FEATURE_LENGTHS must be"),

@@ -2,12 +2,15 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from test_plan import experiment
 from tiny_models import CONFIG
 
 from prompt_tuning.config import ConfigError, PromptConfig
-from prompt_tuning.model import sharding
+from prompt_tuning.model import products, sharding
 from prompt_tuning.planning import chips, gpus, hlo, plan, program
 
 
@@ -51,6 +54,54 @@ def test_a_gpu_keeps_two_bytes_of_a_weight_of_attention(gpu_compiler):
         assert (500, 500) not in sizes
     of_a_layer = (used[6] - used[3]) / 3
     assert of_a_layer < 1.5 * 2 * rows * CONFIG.num_heads * length**2
+
+
+def test_with_cudnn_no_weight_of_attention_is_kept(gpu_compiler):
+    """On several GPUs too, with heads and rows split."""
+    pytest.importorskip("nvidia.cudnn", reason="cuDNN is not installed (pip install 'jax[cuda12]')")
+    used, topology = {}, chips.parse_topology("h100:4")
+    for kind in ("xla", "cudnn"):
+        model = dataclasses.replace(CONFIG, dtype="bfloat16", num_heads=8, attention=kind)
+        settings = experiment(model, partitions=2, rows=8, inputs=485)
+        settings = dataclasses.replace(settings, prompt=PromptConfig(length=15))
+        mesh = sharding.make_mesh(2, plan.find_devices(topology)[0])
+        compiled = program.lower_step(settings, mesh).compile(gpus.OPTIONS)
+        used[kind] = compiled.memory_analysis().temp_size_in_bytes
+        calls = [line for line in compiled.as_text().splitlines() if "__cudnn$fmha" in line]
+        assert len(calls) == 2 * CONFIG.num_encoder_layers * (kind == "cudnn")
+        assert all("bf16[4,4,504,8]" in line for line in calls)  # 504 = 500 filled up
+    assert used["cudnn"] < used["xla"] / 2
+
+
+@pytest.mark.skipif(gpus.has_compiler(), reason="the GPU's compiler is installed")
+def test_without_cudnn_its_attention_says_how_to_get_it():
+    heads = [jnp.ones((1, 8, 2, 8), jnp.bfloat16)] * 3
+    with pytest.raises(ConfigError, match=r"not possible here: .*pip install 'jax\[cuda12\]'"):
+        products.attend_to_lengths(*heads, jnp.ones((1, 2, 8, 8)), jnp.asarray([3]), "cudnn")
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="there is no GPU")
+def test_cudnn_attends_as_xla_does():
+    """Of its values and gradients the cosine to float32, and none that is not finite."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    heads = [jax.random.normal(key, (4, 504, 8, 64)) / 3 for key in keys[:3]]
+    bias, lengths = jax.random.normal(keys[3], (1, 8, 504, 504)), jnp.asarray([504, 100, 1, 377])
+    weights = jax.random.normal(keys[4], (4, 504, 8, 64))
+
+    def gradients(kernel, dtype):
+        def total(*given):
+            heads = [x.astype(dtype) for x in given[:3]]
+            out = products.attend_to_lengths(*heads, given[3], lengths, kernel)
+            return (out * weights).sum(dtype=jnp.float32)
+
+        return jax.jit(jax.value_and_grad(total, (0, 1, 2, 3)))(*heads, bias)
+
+    (value, found), (same, wanted) = gradients("cudnn", "bfloat16"), gradients("xla", "float32")
+    np.testing.assert_allclose(value, same, rtol=0.05)
+    for one, other in zip(found, wanted, strict=True):
+        one, other = np.asarray(one).ravel(), np.asarray(other).ravel()
+        assert np.isfinite(one).all()
+        assert one @ other / np.linalg.norm(one) / np.linalg.norm(other) > 0.999
 
 
 def test_every_gpu_has_what_its_compiler_asks():

@@ -175,6 +175,50 @@ def test_class_labels_without_labels_is_an_error():
         prompt.init_prompt(config, KEY, jnp.zeros((30, 8)), encode=encode)
 
 
+@pytest.mark.parametrize("drops", [False, True])
+def test_attention_by_lengths_sees_what_masks_show(drops):
+    """What cuDNN is asked for, computed by JAX's own kernel: loss and gradient of the prompt."""
+    plain = dataclasses.replace(CONFIG, dtype="bfloat16", dropout_rate=0.3 * drops)
+    by_length = fit_to(dataclasses.replace(plain, attention="cudnn"), jax.devices(), "gpu")
+    params = {name: value.astype(jnp.bfloat16) for name, value in random_params().items()}
+    batch, rows = random_batch(rows=8, inputs=30), random_prompt(5)
+
+    def run(config):
+        def loss(p):
+            key = jax.random.key(7) if drops else None
+            return loss_fn(forward(config, params, p, batch, dropout_key=key), batch)[0]
+
+        value, gradient = jax.jit(jax.value_and_grad(loss))(rows)
+        return float(value), np.asarray(gradient).ravel()
+
+    def length(config):
+        encode = jax.jit(prompt.encode_prompted, static_argnums=0)
+        return encode(config, params, rows, batch["encoder_input_tokens"])[0].shape[1]
+
+    wide = fit_to(plain, jax.devices(), "gpu")
+    assert length(by_length) == length(wide) == 40
+    (value, found), (same, wanted) = run(by_length), run(wide)
+    assert value == pytest.approx(same, rel=2e-2)
+    assert value != same  # another program
+    cosine = found @ wanted / np.linalg.norm(found) / np.linalg.norm(wanted)
+    assert cosine > 0.999
+
+
+def test_attention_by_lengths_takes_rows_of_one_example():
+    config = dataclasses.replace(CONFIG, dtype="bfloat16", attention="cudnn")
+    packed = {"segments": jnp.ones((2, 8), jnp.int32)}
+    with pytest.raises(ConfigError, match=r"set PACK = False or ATTENTION = 'xla'"):
+        prompt.encode_prompted(
+            fit_to(config, jax.devices(), "gpu"),
+            random_params(),
+            random_prompt(0),
+            jnp.ones((2, 8), jnp.int32),
+            **packed,
+        )
+    with pytest.raises(ConfigError, match="for NVIDIA's GPUs, and the devices are cpu"):
+        fit_to(config, jax.devices())
+
+
 def test_positions_that_a_gpu_needs_change_nothing():
     """Its products of bfloat16 want multiples of 8: what is added is not valid, and not seen."""
     plain = dataclasses.replace(CONFIG, dtype="bfloat16")

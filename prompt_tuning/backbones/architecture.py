@@ -222,7 +222,7 @@ def check_sizes(found: ModelConfig, expected: ModelConfig, where: str) -> None:
     Raises:
       ConfigError: with every field that differs.
     """
-    own = ("dropout_rate", "dtype")  # the run's, not the checkpoint's
+    own = ("dropout_rate", "dtype", "attention")  # the run's, not the checkpoint's
     wrong = [
         f"{field.name.upper()}: found {getattr(found, field.name)!r}, "
         f"expected {getattr(expected, field.name)!r}"

@@ -16,8 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from prompt_tuning.config import ModelConfig
-from prompt_tuning.model.products import attend, attend_to_source, dense_product, product
+from prompt_tuning.config import Attending, ConfigError, ModelConfig
+from prompt_tuning.model.products import (
+    attend,
+    attend_to_lengths,
+    attend_to_source,
+    dense_product,
+    product,
+)
 
 MASKED = -1e10  # what T5X adds to the attention logit of a masked pair
 NORM_EPSILON = 1e-6
@@ -154,17 +160,25 @@ class Attention(nn.Module):
         x: Float[Array, "B Q D"],
         keys_values: tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]],
         bias: Float[Array, "#B #H Q S"],
+        lengths: Int[Array, "B"] | None = None,
         *,
         train: bool = False,
     ) -> Float[Array, "B Q D"]:
-        """What the heads attend to, joined again."""
+        """What the heads attend to, joined again.
+
+        With `lengths` the rest of a row is not seen (`row_lengths`), and `bias` is the same for all
+        rows; else `bias` says what is seen.
+        """
         key, value = keys_values
         query = self.split_heads(self.query(x))
         keep = self._keep(x, key.shape[1], train=train)
         if keep is not None:  # one mask for all queries: a weight that is dropped is a value of 0
             value = value * keep[..., 0, :].swapaxes(1, 2)[..., None]
-        rows = rows_at_once(self.config, x.shape[0], x.shape[1])
-        attended = attend_in_parts(rows, (query, key, value), bias)
+        if isinstance(self.config, OnGpu) and lengths is not None:
+            attended = attend_to_lengths(query, key, value, bias, lengths, self.config.kernel)
+        else:
+            rows = rows_at_once(self.config, x.shape[0], x.shape[1])
+            attended = attend_in_parts(rows, (query, key, value), bias)
         return self.out(attended.reshape(*x.shape[:-1], -1))
 
     def absorbed(
@@ -248,20 +262,46 @@ class OnProcessor(ModelConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OnGpu(ModelConfig):
-    """A model as GPUs compute it: see `positions`."""
+    """A model as GPUs compute it: see `positions`, and `row_lengths`."""
+
+    kernel: Attending = "cudnn"  # "xla" where other devices stand for GPUs
 
 
 def fit_to(config: ModelConfig, devices: Iterable[Any], platform: str = "") -> ModelConfig:
     """The model as it is computed on these devices, or on others of `platform` they stand for.
 
     In parts where they are one processor; on several, the parts would not lie as the batch does.
+
+    Raises:
+      ConfigError: the attention that is asked for is not theirs.
     """
-    platforms = [platform or device.platform for device in devices]
-    names = [field.name for field in dataclasses.fields(config)]
-    values = {name: getattr(config, name) for name in names}
-    if platforms == ["cpu"]:
-        return OnProcessor(**values)
-    return OnGpu(**values) if set(platforms) == {"gpu"} else config
+    compiling = [device.platform for device in devices]
+    platforms = [platform] * len(compiling) if platform else compiling
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(ModelConfig)}
+    if set(platforms) == {"gpu"}:
+        return OnGpu(**values, kernel="cudnn" if compiling == platforms else "xla")
+    if config.attention == "cudnn":
+        raise ConfigError(
+            f"ATTENTION = 'cudnn' is for NVIDIA's GPUs, and the devices are {platforms[0]}: set "
+            "ATTENTION = 'xla'."
+        )
+    return OnProcessor(**values) if platforms == ["cpu"] else config
+
+
+def row_lengths(config: ModelConfig, valid: Valid) -> Int[Array, "B"] | None:
+    """How long rows are, where attention takes lengths (cuDNN's): valid positions come first.
+
+    Raises:
+      ConfigError: several examples share a row.
+    """
+    if not isinstance(config, OnGpu) or config.attention != "cudnn":
+        return None
+    if valid.dtype != bool:
+        raise ConfigError(
+            "ATTENTION = 'cudnn' takes rows of one example each: set PACK = False or "
+            "ATTENTION = 'xla'."
+        )
+    return valid.sum(axis=-1, dtype=jnp.int32)
 
 
 def positions(config: ModelConfig, length: int) -> int:

@@ -81,11 +81,16 @@ class EncoderLayer(nn.Module):
         self.drop = dropout(c)
 
     def __call__(
-        self, x: Float[Array, "B S D"], bias: Float[Array, "B H S S"], *, train: bool
+        self,
+        x: Float[Array, "B S D"],
+        bias: Float[Array, "#B H S S"],
+        lengths: Int[Array, "B"] | None,
+        *,
+        train: bool,
     ) -> Float[Array, "B S D"]:
-        """The layer's output."""
+        """The layer's output; `bias` and `lengths` as for `Attention`."""
         y = self.pre_attention_layer_norm(x)
-        y = self.attention(y, self.attention.keys_values(y), bias, train=train)
+        y = self.attention(y, self.attention.keys_values(y), bias, lengths, train=train)
         x = x + self.drop(y, deterministic=not train)
         y = self.mlp(self.pre_mlp_layer_norm(x), train=train)
         return x + self.drop(y, deterministic=not train)

@@ -15,11 +15,13 @@ Letters as in `t5.py`; Q queries.
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
+
+from prompt_tuning.config import ConfigError
 
 
 def product(
@@ -132,6 +134,42 @@ def _attend_backward(kept: Any, gradient: Array) -> tuple[Array, ...]:
 
 
 attend.defvjp(_attend_forward, _attend_backward)
+
+
+def attend_to_lengths(
+    query: Float[Array, "B S H K"],
+    key: Float[Array, "B S H K"],
+    value: Float[Array, "B S H K"],
+    bias: Float[Array, "1 H S S"],
+    lengths: Int[Array, "B"],
+    kernel: Literal["xla", "cudnn"],
+) -> Float[Array, "B S H K"]:
+    """`attend` for rows of these lengths by JAX's kernels: cuDNN's keeps no weight.
+
+    They take the bias in the dtype of the model. It is the same for all rows: with a mask added to
+    it, it would be as large as the weights. What is beyond a row's length gives and takes 0: what a
+    kernel makes of it, and of its gradients, is its own affair.
+
+    Raises:
+      ConfigError: cuDNN is not installed, or does not do this.
+    """
+    counts = (jnp.arange(query.shape[1]) < lengths[:, None])[..., None, None]
+    heads = [jnp.where(counts, x, 0) for x in (query, key, value)]
+    try:
+        seen = jax.nn.dot_product_attention(
+            *heads,
+            bias=bias.astype(query.dtype),
+            scale=1.0,  # T5 has none
+            query_seq_lengths=lengths,
+            key_value_seq_lengths=lengths,
+            implementation=kernel,
+        )
+    except (RuntimeError, NotImplementedError) as error:
+        raise ConfigError(
+            f"ATTENTION = 'cudnn' is not possible here: {str(error).rstrip('.')}. "
+            "pip install 'jax[cuda12]' brings cuDNN; ATTENTION = 'xla' needs none."
+        ) from error
+    return jnp.where(counts, seen, 0)
 
 
 @jax.custom_vjp

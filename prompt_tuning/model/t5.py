@@ -34,6 +34,7 @@ from prompt_tuning.model.attention import (
     dropout,
     fan_in,
     norm,
+    row_lengths,
     sees,
     take_rows,
 )
@@ -83,12 +84,13 @@ class Encoder(nn.Module):
     ) -> Float[Array, "B S D"]:
         """Encodes `x`; every valid position sees every valid position."""
         # Invalid queries see nothing (a flat softmax), as in T5X: no valid position reads them.
-        allowed = sees(valid, valid)
-        bias = self.relpos_bias(x.shape[1], x.shape[1]) + attention_bias(allowed)
+        bias, lengths = self.relpos_bias(x.shape[1], x.shape[1]), row_lengths(self.config, valid)
+        if lengths is None:
+            bias = bias + attention_bias(sees(valid, valid))
         x = self.drop(x, deterministic=not train)
         call = _once(self, EncoderLayer.__call__, x)
         for layer in self.layers:
-            x = call(layer, x, bias, train=train)
+            x = call(layer, x, bias, lengths, train=train)
         return self.drop(self.encoder_norm(x), deterministic=not train)
 
 
