@@ -69,7 +69,8 @@ def run(workload: Workload) -> dict[str, Any]:
         dropout_rate=0.0,
     )
     mesh = sharding.make_mesh(1)
-    assert mesh.size == workload.devices
+    if mesh.size != workload.devices:
+        raise SystemExit(f"JAX has {mesh.size} devices, and {workload.devices} are to be measured")
     places = sharding.param_shardings(t5.param_shapes(config), mesh)
     make = jax.jit(
         lambda key: {n: v.astype(config.dtype) for n, v in t5.init_params(config, key).items()},

@@ -32,8 +32,8 @@ def run(workload: Workload) -> dict[str, Any]:
         decoder_start_token_id=0,
         dropout_rate=0.0,
     )
-    dtype = getattr(torch, workload.dtype)
-    base = T5ForConditionalGeneration(config).to(dtype)
+    dtype, device = getattr(torch, workload.dtype), "cuda" if torch.cuda.is_available() else "cpu"
+    base = T5ForConditionalGeneration(config).to(device, dtype)
     model = get_peft_model(
         base,
         PromptTuningConfig(
@@ -47,11 +47,13 @@ def run(workload: Workload) -> dict[str, Any]:
     def one(number: int) -> None:
         inputs, targets = workload.tokens(number)
         width = max(map(len, inputs))
-        ids = torch.tensor(np.stack([np.pad(x, (0, width - len(x))) for x in inputs])).long()
-        labels = torch.tensor(np.stack(targets)).long()
+        padded = np.stack([np.pad(x, (0, width - len(x))) for x in inputs])
+        ids, labels = (torch.tensor(x).long().to(device) for x in (padded, np.stack(targets)))
         model(input_ids=ids, attention_mask=(ids > 0).long(), labels=labels).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        if device == "cuda":
+            torch.cuda.synchronize()
 
     return measure(workload, one, STARTED)
 

@@ -87,11 +87,10 @@ def first_step(workload: Workload, checkpoint: Path, folder: Path, number: int) 
             wall = time.perf_counter() - begin
             cpu = _cpu_seconds(process.pid)
         finally:
-            if process.poll() is None and number:
-                process.send_signal(signal.SIGTERM)  # a cold one goes on: evaluation compiles too
-            process.wait()
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024.0
-    return {"wall": wall, "cpu": cpu, "peak": peak}
+            if process.returncode is None and number:
+                os.kill(process.pid, signal.SIGTERM)  # a cold one goes on: evaluation compiles too
+        _, _, used = os.wait4(process.pid, 0)
+    return {"wall": wall, "cpu": cpu, "peak": used.ru_maxrss * 1024.0}
 
 
 def _has_records(path: Path) -> bool:

@@ -16,7 +16,15 @@ from typing import Any, NoReturn
 
 from prompt_tuning import gin_config
 from prompt_tuning.checkpoint.replace_folder import local_folder
-from prompt_tuning.config import TINY, ConfigError, EvalConfig, EvalRun, Experiment, InferRun
+from prompt_tuning.config import (
+    TINY,
+    ConfigError,
+    EvalConfig,
+    EvalRun,
+    Experiment,
+    InferRun,
+    ModelConfig,
+)
 from prompt_tuning.gin_settings import gin_folder
 
 Run = Experiment | EvalRun | InferRun
@@ -149,10 +157,7 @@ def _refuse_unknown_to_t5x(run: Run) -> None:
         problems.append("EARLY_STOPPING_EVALS: it trains to the last step")
     if run.verify_checkpoint:
         problems.append("VERIFY_CHECKPOINT: hold it against its manifest with `t5x verify`")
-    if model.relative_attention_num_buckets != _BUCKETS:
-        problems.append(f"RELATIVE_ATTENTION_NUM_BUCKETS: its network has {_BUCKETS}")
-    if model.relative_attention_max_distance != _DISTANCE:
-        problems.append(f"RELATIVE_ATTENTION_MAX_DISTANCE: its network has {_DISTANCE}")
+    problems += _compare_attention(model)
     if isinstance(run, InferRun) and not (run.data.names and run.infer_output_dir):
         problems.append("--input and --output: it answers the rows of a task, in INFER_OUTPUT_DIR")
     if problems:
@@ -161,6 +166,17 @@ def _refuse_unknown_to_t5x(run: Run) -> None:
             + "\n  ".join(problems)
             + "\nLeave it out, or use --engine=embedded (docs/t5x.md)."
         )
+
+
+def _compare_attention(model: ModelConfig) -> list[str]:
+    problems = []
+    if model.attention != "xla":
+        problems.append("ATTENTION: its network has one of its own")
+    if model.relative_attention_num_buckets != _BUCKETS:
+        problems.append(f"RELATIVE_ATTENTION_NUM_BUCKETS: its network has {_BUCKETS}")
+    if model.relative_attention_max_distance != _DISTANCE:
+        problems.append(f"RELATIVE_ATTENTION_MAX_DISTANCE: its network has {_DISTANCE}")
+    return problems
 
 
 def _compare_scoring(run: Run) -> list[str]:

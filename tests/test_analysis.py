@@ -10,7 +10,13 @@ from prompt_tuning.config import ConfigError, EvalConfig
 from prompt_tuning.data import features
 from prompt_tuning.scoring import analysis, intervals
 from prompt_tuning.scoring.eval_task import EvalTask, is_right, make_eval_task, make_eval_tasks
-from prompt_tuning.scoring.evaluate import Scored, from_records, majority, mean_score
+from prompt_tuning.scoring.evaluate import (
+    Scored,
+    best_constant,
+    from_records,
+    majority,
+    mean_score,
+)
 from prompt_tuning.text import metrics
 
 VOCABULARY = seqio.ByteVocabulary()
@@ -242,6 +248,23 @@ def test_the_majority_is_the_commonest_target_of_the_rows():
         "accuracy/generate": 60.0,
         "accuracy/rank": 60.0,
     }
+
+
+def f1_of_yes(targets, predictions):
+    hits = sum(t == p == "yes" for t, p in zip(targets, predictions, strict=True))
+    return {"f1": 200.0 * hits / max(1, targets.count("yes") + predictions.count("yes"))}
+
+
+def test_the_best_constant_answer_is_not_always_the_majority():
+    task = make_task(["no", "yes", "no", "no"], metric_fns=(f1_of_yes,))
+    assert majority(task, EvalConfig()) == {"f1/generate": 0.0}
+    assert best_constant(task, EvalConfig()) == pytest.approx(40.0)
+
+    def nothing(targets, predictions):
+        return {"pearson": float("nan")}
+
+    undefined = make_task(["no", "yes"], metric_fns=(nothing,))
+    assert best_constant(undefined, EvalConfig()) is None
 
 
 def with_number(output, example=None, is_target=False):

@@ -10,7 +10,7 @@ from test_plan import experiment
 from tiny_models import CONFIG
 
 from prompt_tuning.config import ConfigError, PromptConfig
-from prompt_tuning.model import products, sharding
+from prompt_tuning.model import attention, products, sharding
 from prompt_tuning.planning import chips, gpus, hlo, plan, program
 
 
@@ -70,7 +70,20 @@ def test_with_cudnn_no_weight_of_attention_is_kept(gpu_compiler):
         calls = [line for line in compiled.as_text().splitlines() if "__cudnn$fmha" in line]
         assert len(calls) == 2 * CONFIG.num_encoder_layers * (kind == "cudnn")
         assert all("bf16[4,4,504,8]" in line for line in calls)  # 504 = 500 filled up
+        square = [
+            i.shape for i in hlo.instructions(compiled.as_text()) if i.shape[-2:] == (504, 504)
+        ]
+        assert kind == "xla" or {shape[-3] for shape in square} == {
+            4
+        }  # of the bias: half of the heads
     assert used["cudnn"] < used["xla"] / 2
+
+
+def test_a_gpu_before_ampere_has_no_cudnn_attention(gpu_compiler):
+    config = dataclasses.replace(CONFIG, dtype="bfloat16", attention="cudnn")
+    devices, _ = plan.find_devices(chips.parse_topology("t4:1"))
+    with pytest.raises(ConfigError, match=r"Tesla T4 has 7\.5"):
+        attention.fit_to(config, devices)
 
 
 @pytest.mark.skipif(gpus.has_compiler(), reason="the GPU's compiler is installed")

@@ -110,9 +110,9 @@ def test_the_course_of_a_loss_in_words(losses, said):
 
 def test_a_run_whose_evaluation_shows_it_is_learning():
     losses = (ENTROPY + NOISE).tolist()
-    assert health.describe_trouble(losses, ENTROPY, learned=True) is None
+    assert health.describe_trouble(losses, ENTROPY, learned=lambda: True) is None
     rising = [0.1] * 60 + [0.9] * 60
-    assert "diverging" in (health.describe_trouble(rising, ENTROPY, learned=True) or "")
+    assert "diverging" in (health.describe_trouble(rising, ENTROPY, learned=lambda: True) or "")
 
 
 def test_without_classes_only_divergence_is_said():

@@ -201,6 +201,20 @@ def test_ranking(folder, predictor, tmp_path, method):
             np.testing.assert_allclose([a["score"] for a in answers], scores.max(1), rtol=1e-5)
 
 
+def test_ranking_by_the_mean_over_a_words_tokens(folder, predictor, tmp_path):
+    """As evaluation does it: longer words are not at a disadvantage."""
+    source = write_rows(tmp_path / "r.jsonl", [{"inputs": text} for text in TEXTS])
+    labels = ("no", "yes no maybe no yes")
+    run = make_run(folder, evaluation={"method": "rank", "rank_score": "mean"}, class_labels=labels)
+    answers = run_infer(run, input=source, output=str(tmp_path / "answers"))
+    lengths = [len(predictor.vocabulary.encode(label)) + 1 for label in labels]
+    assert len(set(lengths)) == 2
+    expected = predictor.score(TEXTS, labels, "known") / lengths
+    for answer, row in zip(answers, expected, strict=True):
+        np.testing.assert_allclose(list(answer["label_scores"].values()), row, rtol=1e-5)
+        assert answer["prediction"] == labels[row.argmax()]
+
+
 def test_ranking_without_words(folder, tmp_path):
     rows = [{"inputs": "a"}, {"inputs": "b", "prompt": str(folder / "bare.npy")}]
     source = write_rows(tmp_path / "rows.jsonl", rows)

@@ -268,6 +268,15 @@ def test_what_does_not_fit_together_is_refused_by_all(work, straight):
     assert [process.returncode for process in started] == [2, 2], said
     assert all("do not have the same saved states" in text for text in said)
 
+    # A prompt that begins differently would stay different.
+    for folder, value in ((work, 0.1), (work / "elsewhere", 0.2)):
+        np.save(folder / "first.npy", np.full((4, CONFIG.embed_dim), value, np.float32))
+    flags = [*recipe(str(work / "prompts_differ")), "--gin.PROMPT_FILE='first.npy'"]
+    started = several_processes.start([work, work / "elsewhere"], flags, (4, 4))
+    said = [process.communicate(timeout=120)[0] for process in started]
+    assert [process.returncode for process in started] == [2, 2], said
+    assert all("do not have the same first prompt" in text for text in said)
+
 
 def answers(model_dir):
     """The rows of the last evaluation, as it wrote them."""

@@ -96,7 +96,7 @@ ALLOWED = {
         "training",
         "world",
     },
-    "planning": {"data", "model", "training"},
+    "planning": {"data", "model", "pretraining", "training"},
     "cli": {"commands", "launch", "safety"},
 }
 # Only these may touch the room of TensorFlow.

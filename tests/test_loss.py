@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from tiny_models import CONFIG, forward, random_batch, random_params, random_prompt
 
 from prompt_tuning.model import loss
@@ -64,7 +65,10 @@ def test_log_likelihood_is_a_product_of_probabilities():
         np.testing.assert_allclose(np.exp(scores[row]), np.prod(real), rtol=1e-4)
 
 
-def test_labels_scored_together_are_labels_scored_one_by_one():
+@pytest.mark.parametrize("at_once", [16, 2])
+def test_labels_scored_together_are_labels_scored_one_by_one(monkeypatch, at_once):
+    """And some at a time, where there are many: the last part is filled up."""
+    monkeypatch.setattr(loss, "MOST_LABELS", at_once)
     params, prompt, batch = random_params(), random_prompt(3), random_batch()
     labels = np.array([[7, 8, 1], [9, 1, 0], [300, 1, 0]], np.int32)
     encoded = encode_prompted(CONFIG, params, prompt, batch["encoder_input_tokens"])

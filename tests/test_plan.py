@@ -16,6 +16,7 @@ from prompt_tuning import cli
 from prompt_tuning.api import model_config
 from prompt_tuning.config import (
     ConfigError,
+    CorpusConfig,
     DataConfig,
     Experiment,
     ModelConfig,
@@ -193,6 +194,50 @@ def test_a_dry_run_names_mesh_memory_and_batch(capsys):
     assert "mesh: data 8 x model 1 on 8 cpu, 1 process(es)" in said[0]
     assert "GiB a device in float32" in said[1]
     assert "32 rows, 4 a data-parallel device, 32 of this host; 1 to 4 parts" in said[2]
+
+
+@pytest.mark.parametrize("recipe", ["pretrain", "lm_adapt"])
+def test_a_dry_run_of_pretraining(capsys, tmp_path, recipe):
+    """Targets may follow from the inputs; the parts are MICROBATCHES, not groups by length."""
+    (tmp_path / "text.txt").write_text("some words\n")
+    flags = [
+        *("--gin_file=models/t5_1_1_tiny.gin", f"--gin_file=runs/{recipe}.gin"),
+        *("--gin.INITIAL_CHECKPOINT_PATH='tiny'", "--gin.VOCABULARY='tiny'"),
+        *(f"--gin.MODEL_DIR='{tmp_path}/run'", f"--gin.TEXT_FILES=['{tmp_path}/text.txt']"),
+        *("--gin.TRAIN_STEPS_RELATIVE=2", "--gin.BATCH_SIZE=32", "--gin.MICROBATCHES=2"),
+    ]
+    assert cli.main(["train", *flags, "--dry_run"]) == 0
+    assert "2 equal part(s) of one shape" in capsys.readouterr().out
+    assert cli.main(["train", *flags, "--gin.MICROBATCHES=5", "--dry_run"]) == 2
+    assert "cannot be cut into MICROBATCHES = 5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("corpus", [{"objective": "span_corruption"}, {"pack": True}])
+def test_pretraining_is_planned_for_with_its_own_arrays(corpus):
+    settings = dataclasses.replace(
+        experiment(CONFIG, trainable="model"),
+        prompt=PromptConfig(length=0),
+        corpus=CorpusConfig(**{"objective": "prefix_lm", **corpus}),
+    )
+    lengths = {"inputs": 64}
+    settings = dataclasses.replace(
+        settings, data=dataclasses.replace(settings.data, task_feature_lengths=lengths)
+    )
+    shapes = program.largest_shapes(settings)
+    assert shapes == (8, 64, 64 if settings.corpus.pack else 14)
+    lowered = program.lower_step(settings, sharding.make_mesh(2))
+    names = lowered.args_info[0][2].keys()
+    assert ("encoder_segment_ids" in names) == settings.corpus.pack
+
+
+def test_a_plan_refuses_what_a_run_refuses():
+    with pytest.raises(ConfigError, match="MICROBATCHES = 3 does not cut BATCH_SIZE = 8"):
+        plan.make_plan(experiment(CONFIG, microbatches=3), chips.parse_topology("cpu:8"))
+    by_cudnn = dataclasses.replace(CONFIG, dtype="bfloat16", attention="cudnn")
+    with pytest.raises(ConfigError, match="for NVIDIA's GPUs, and the devices are cpu"):
+        plan.make_plan(experiment(by_cudnn), chips.parse_topology("cpu:8"))
+    with pytest.raises(ConfigError, match=r"NUM_MODEL_PARTITIONS = 8 does not divide NUM_HEADS"):
+        plan.make_plan(experiment(by_cudnn, partitions=8), chips.parse_topology("h100:8"))
 
 
 def test_every_device_holds_its_share_of_every_matrix():

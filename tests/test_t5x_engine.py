@@ -92,6 +92,13 @@ def test_mistakes_are_found_before_t5x_starts(arguments, tmp_path, binding, mess
     assert not (tmp_path / "gs:").exists()
 
 
+def test_attention_by_cudnn_is_not_upstreams(arguments):
+    with pytest.raises(ConfigError, match="ATTENTION: its network has one of its own"):
+        t5x_engine.prepare(
+            "train", load(arguments, "ATTENTION='cudnn'", "DTYPE='bfloat16'", "HEAD_DIM=32")
+        )
+
+
 def test_of_both_ways_to_evaluate_ranking_is_left_out_and_said(arguments, capsys):
     t5x_engine.prepare("train", load(arguments, "EVAL_METHOD='both'"))
     assert (

@@ -14,7 +14,7 @@ import numpy as np
 
 from prompt_tuning.backbones import load
 from prompt_tuning.checkpoint.replace_folder import replace_text, writing
-from prompt_tuning.config import ConfigError, EvalRun
+from prompt_tuning.config import ConfigError, EvalRun, config_hash
 from prompt_tuning.evaluation import pictures
 from prompt_tuning.evaluation.prompts import (
     Prompt,
@@ -24,7 +24,7 @@ from prompt_tuning.evaluation.prompts import (
     own_tasks,
 )
 from prompt_tuning.evaluation.results import Cell, Matrix
-from prompt_tuning.launch import processes
+from prompt_tuning.launch import agreement, processes
 from prompt_tuning.launch.ahead import Ahead
 from prompt_tuning.model import sharding
 from prompt_tuning.scoring.analysis import analyse, describe, to_json
@@ -53,6 +53,8 @@ def run_eval(
     experiment = run.experiment
     mesh = sharding.make_mesh(experiment.num_model_partitions)
     setup.check_memory(experiment, mesh)
+    sharding.check_attention(run.model, mesh)
+    agreement.agree("settings", f"{config_hash(experiment)} {run.pairs} {mesh.shape}")
     evaluator = Evaluator(experiment, mesh)
     files = find_prompts(run.prompt_file)
     with reading or load.read_ahead(experiment, mesh) as reading:
@@ -61,6 +63,9 @@ def run_eval(
     if said := load.say_unused_prompt(run.checkpoint_path, files):
         print(said, flush=True)
     prompts = load_prompts(files, run.model.embed_dim, backbone, data.vocabulary_identity)
+    if processes.count() > 1:
+        agreement.agree("rows, vocabulary or backbone", setup.fingerprint(data, backbone))
+        agreement.agree("prompts", b"".join(prompt.array.tobytes() for prompt in prompts))
     pairs = _pair(run, prompts, data.eval_tasks)
     if run.eval.baselines or not prompts:
         nothing = np.zeros((0, run.model.embed_dim), np.float32)

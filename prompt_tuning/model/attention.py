@@ -242,10 +242,11 @@ def take_rows(x: Shaped[Array, "R *D"], rows: Int[Array, "G C"]) -> Shaped[Array
     return take(parts, rows).reshape(-1, *x.shape[1:])
 
 
-# Attention on processors -------------------------------------------------------------------------
-# XLA runs the small products of a batch's heads one after the other, each on all cores, and what
-# they make of all rows does not stay in the caches. A few rows at a time do, and parts run side by
-# side: the same numbers in half of the time forward, and in two thirds with the gradient.
+# Attention on one kind of device or another ------------------------------------------------------
+# On processors XLA runs the small products of a batch's heads one after the other, each on all
+# cores, and what they make of all rows does not stay in the caches. A few rows at a time do, and
+# parts run side by side: the same numbers in half of the time forward, and in two thirds with the
+# gradient.
 
 HEADS_AT_ONCE = {"float32": 12, "bfloat16": 24}  # the same bytes
 MOST_PARTS = 8  # of a batch: every part is compiled
@@ -275,17 +276,33 @@ def fit_to(config: ModelConfig, devices: Iterable[Any], platform: str = "") -> M
     Raises:
       ConfigError: the attention that is asked for is not theirs.
     """
+    devices = list(devices)
     compiling = [device.platform for device in devices]
     platforms = [platform] * len(compiling) if platform else compiling
     values = {f.name: getattr(config, f.name) for f in dataclasses.fields(ModelConfig)}
     if set(platforms) == {"gpu"}:
-        return OnGpu(**values, kernel="cudnn" if compiling == platforms else "xla")
+        if compiling != platforms:
+            return OnGpu(**values, kernel="xla")
+        _check_capability(config, devices)
+        return OnGpu(**values)
     if config.attention == "cudnn":
         raise ConfigError(
             f"ATTENTION = 'cudnn' is for NVIDIA's GPUs, and the devices are {platforms[0]}: set "
             "ATTENTION = 'xla'."
         )
     return OnProcessor(**values) if platforms == ["cpu"] else config
+
+
+def _check_capability(config: ModelConfig, devices: Sequence[Any]) -> None:
+    """XLA finds out when it compiles, and says less."""
+    for device in devices if config.attention == "cudnn" else ():
+        capability = str(getattr(device, "compute_capability", "none"))
+        numbers = capability.split(".")
+        if not all(n.isdigit() for n in numbers) or int(numbers[0]) < 8:  # AMD's have names
+            raise ConfigError(
+                "ATTENTION = 'cudnn' is for NVIDIA's GPUs of compute capability 8.0 (Ampere) or "
+                f"later, and {device.device_kind} has {capability}: set ATTENTION = 'xla'."
+            )
 
 
 def row_lengths(config: ModelConfig, valid: Valid) -> Int[Array, "B"] | None:

@@ -7,6 +7,7 @@ The batch holds T5X's four arrays: `encoder_input_tokens` int32[B, T], `decoder_
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -18,6 +19,7 @@ from prompt_tuning.model import prompt as prompts
 from prompt_tuning.model import t5
 
 Metrics = dict[str, Float[Array, ""]]
+MOST_LABELS = 16  # of a row, scored at a time
 METRICS = ("loss", "cross_entropy", "z_loss", "correct", "tokens")  # what `loss_fn` sums
 
 
@@ -123,9 +125,16 @@ def label_log_likelihoods(
 ) -> Float[Array, "B C"]:
     """Log p(label | row) of every label for every row, from the encoder's output and validity.
 
-    All labels of a row are scored in one batch, and the row is encoded once.
+    A row is encoded once, and its labels are scored together, but no more than MOST_LABELS at a
+    time: each has logits of its own.
     """
     rows, classes = encoded[0].shape[0], labels.shape[0]
+    if classes > MOST_LABELS:
+        filled = jnp.pad(labels, ((0, -classes % MOST_LABELS), (0, 0)))
+        parts = filled.reshape(-1, MOST_LABELS, labels.shape[1])
+        some = functools.partial(label_log_likelihoods, config, backbone, encoded)
+        found = jax.lax.map(some, parts)
+        return jnp.moveaxis(found, 0, 1).reshape(rows, -1)[:, :classes]
     # Every row is a part of its own, and all the labels are of its only row.
     own = jnp.zeros((rows, classes), jnp.int32)
     targets = jnp.tile(labels, (rows, 1))

@@ -164,10 +164,11 @@ def attend_to_lengths(
             key_value_seq_lengths=lengths,
             implementation=kernel,
         )
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:
+        install = " pip install 'jax[cuda12]' brings it." if "cuDNN" in str(error) else ""
         raise ConfigError(
-            f"ATTENTION = 'cudnn' is not possible here: {str(error).rstrip('.')}. "
-            "pip install 'jax[cuda12]' brings cuDNN; ATTENTION = 'xla' needs none."
+            f"ATTENTION = 'cudnn' is not possible here: {str(error).rstrip('.')}.{install} "
+            "ATTENTION = 'xla' needs no cuDNN."
         ) from error
     return jnp.where(counts, seen, 0)
 

@@ -17,7 +17,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from prompt_tuning.config import ConfigError
+from prompt_tuning.config import ConfigError, ModelConfig
+from prompt_tuning.model.attention import fit_to
 
 LOGICAL_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"prompt|encoder/prompt/.*", ("prompt", "prompt_embed")),
@@ -78,6 +79,22 @@ def partition_spec(name: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec
     places = [MESH_AXES.get(axis) for axis in logical_axes(name)]
     sizes = zip(places, shape, strict=True)
     return PartitionSpec(*(p if p and size % mesh.shape[p] == 0 else None for p, size in sizes))
+
+
+def check_attention(config: ModelConfig, mesh: Mesh) -> None:
+    """Raises ConfigError where ATTENTION is not for these devices, or their mesh."""
+    fit_to(config, mesh.devices.flat)
+    check_heads(config, mesh)
+
+
+def check_heads(config: ModelConfig, mesh: Mesh) -> None:
+    """Raises ConfigError where cuDNN would have to attend with a part of a head."""
+    if config.attention == "cudnn" and config.num_heads % mesh.shape["model"]:
+        raise ConfigError(
+            f"ATTENTION = 'cudnn' takes whole heads: NUM_MODEL_PARTITIONS = {mesh.shape['model']} "
+            f"does not divide NUM_HEADS = {config.num_heads}. Choose a divisor, or set "
+            "ATTENTION = 'xla'."
+        )
 
 
 def param_shardings(

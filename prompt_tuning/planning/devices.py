@@ -12,6 +12,7 @@ from prompt_tuning.data.groups import make_cutting
 from prompt_tuning.model import sharding
 from prompt_tuning.planning import program
 from prompt_tuning.planning.chips import GIB
+from prompt_tuning.pretraining.examples import check_microbatches
 
 
 def describe_devices(experiment: Experiment, mesh: Mesh | None = None) -> str:
@@ -23,10 +24,9 @@ def describe_devices(experiment: Experiment, mesh: Mesh | None = None) -> str:
     mesh = mesh or sharding.make_mesh(experiment.num_model_partitions)
     rows = experiment.data.batch_size
     sharding.check_batch_size(rows, mesh)
-    cutting = make_cutting(experiment, mesh.shape["data"])
     held = weight_bytes(experiment, mesh)
     kind = getattr(mesh.devices.flat[0], "device_kind", "device")
-    groups = f"{cutting.fewest} to {cutting.most} parts by length"
+    parts = describe_parts(experiment, mesh)
     return "\n".join(
         [
             f"mesh: data {mesh.shape['data']} x model {mesh.shape['model']} on {mesh.size} {kind}, "
@@ -34,8 +34,23 @@ def describe_devices(experiment: Experiment, mesh: Mesh | None = None) -> str:
             f"weights: {held / GIB:.3f} GiB a device in {experiment.model.dtype}; "
             "`t5x plan` says what a step needs beside",
             f"batch: {rows} rows, {rows // mesh.shape['data']} a data-parallel device, "
-            f"{host_rows(rows, mesh)} of this host; {groups}, at most {cutting.max_shapes} shapes",
+            f"{host_rows(rows, mesh)} of this host; {parts}",
         ]
+    )
+
+
+def describe_parts(experiment: Experiment, mesh: Mesh) -> str:
+    """How batches are cut.
+
+    Raises:
+      ConfigError: MICROBATCHES does not fit batch and mesh.
+    """
+    if experiment.corpus.objective != "task":
+        check_microbatches(experiment, mesh)
+        return f"{experiment.train.microbatches} equal part(s) of one shape"
+    cutting = make_cutting(experiment, mesh.shape["data"])
+    return (
+        f"{cutting.fewest} to {cutting.most} parts by length, at most {cutting.max_shapes} shapes"
     )
 
 

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _LINE = re.compile(r"%?([\w.\-]+) = (\w+)\[([\d,]*)\]\S* ([\w\-]+)\(([^)]*)\)(.*)")
-_TUPLE = re.compile(r"= \((\w+)\[([\d,]*)\].*?\) ([\w\-]+)\(")
+_COLLECTIVE = re.compile(rf"= (\S.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
+_ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
 class Instruction(NamedTuple):
@@ -75,19 +76,17 @@ def dot_flops(text: str) -> int:
 
 
 def collectives(text: str) -> Mapping[str, list[tuple[str, tuple[int, ...]]]]:
-    """Dtype and shape of every collective's (first) result, by its kind."""
+    """Dtype and shape of every collective's result, the largest of several, by its kind.
+
+    >>> collectives("x = ((bf16[2,4]{1,0}), (bf16[8,4]{1,0})) all-gather-start(%y), dimensions={0}")
+    {'all-gather': [('bf16', (8, 4))]}
+    """
     found: dict[str, list[tuple[str, tuple[int, ...]]]] = collections.defaultdict(list)
     for line in text.splitlines():
-        match = _LINE.search(line)
-        if match:
-            _, dtype, shape, operation, _, _ = match.groups()
-        elif match := _TUPLE.search(line):
-            dtype, shape, operation = match.groups()
-        else:
-            continue
-        kind = operation.removesuffix("-start")
-        if kind in COLLECTIVES:
-            found[kind].append((dtype, _shape(shape)))
+        if match := _COLLECTIVE.search(line):
+            results, kind = match.groups()
+            arrays = [(dtype, _shape(shape)) for dtype, shape in _ARRAY.findall(results)]
+            found[kind].append(max(arrays, key=lambda array: math.prod(array[1])))
     return dict(found)
 
 

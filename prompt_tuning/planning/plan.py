@@ -22,6 +22,7 @@ from prompt_tuning.config import ConfigError, Experiment
 from prompt_tuning.model import sharding
 from prompt_tuning.planning import flops, gpus, hlo, program
 from prompt_tuning.planning.chips import GIB, Topology, ask_compiler
+from prompt_tuning.planning.devices import describe_parts
 
 OVERSTATES = (
     "XLA's CPU compiler: its temporaries are an upper bound (4.5 x the TPU compiler's was seen)"
@@ -63,11 +64,6 @@ class Plan:
     hours: float | None
     problem: str = ""
 
-    @property
-    def used_bytes(self) -> int:
-        """Arguments, temporaries and what is returned in memory of its own."""
-        return self.argument_bytes + self.temporary_bytes + self.output_bytes
-
 
 def make_plan(experiment: Experiment, topology: Topology, *, utilisation: float = 0.4) -> Plan:
     """Compiles the largest program of the run for `topology` and reads what came out.
@@ -80,8 +76,9 @@ def make_plan(experiment: Experiment, topology: Topology, *, utilisation: float 
     devices, compiler = find_devices(topology)
     compiles_for = devices[0].platform
     mesh = sharding.make_mesh(experiment.num_model_partitions, devices)
+    sharding.check_batch_size(experiment.data.batch_size, mesh)
+    describe_parts(experiment, mesh)  # which refuses MICROBATCHES that do not fit
     shapes = program.largest_shapes(experiment)
-    sharding.check_batch_size(shapes.rows, mesh)
     lowered = program.lower_step(experiment, mesh, platform=topology.chip.platform)
     start = time.perf_counter()
     compiled, problem = None, ""
@@ -294,7 +291,8 @@ def _memory_line(plan: Plan) -> str:
         verdict = "may not fit"
     taken = f", of which JAX takes {plan.usable_share:.0%} ({FRACTION})"
     share = taken if plan.usable_share != HEADROOM else ""
-    if not plan.fits and plan.argument_bytes < plan.usable_share * plan.memory_bytes:
+    halves = plan.batch["rows"] % (2 * plan.mesh["data"]) == 0
+    if halves and not plan.fits and plan.argument_bytes < plan.usable_share * plan.memory_bytes:
         verdict += f"; MICROBATCHES = {2 * plan.batch['microbatches']} halves the temporaries"
     return f"{parts}, of {plan.memory_bytes / GIB:.0f} GiB{share}: {verdict}"
 

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prompt_tuning.config import Experiment
 from prompt_tuning.model import sharding, t5
+from prompt_tuning.pretraining.examples import make_shape
 from prompt_tuning.training import optim
 from prompt_tuning.training import step as steps
 
@@ -24,8 +25,8 @@ class Shapes(NamedTuple):
     targets: int
 
 
-def abstract_batch(shapes: Shapes, mesh: Mesh) -> dict[str, Struct]:
-    """T5X's four arrays, their rows split over 'data'."""
+def abstract_batch(shapes: Shapes, mesh: Mesh, *, packed: bool = False) -> dict[str, Struct]:
+    """T5X's four arrays, and those of packed rows, their rows split over 'data'."""
     where = NamedSharding(mesh, PartitionSpec("data"))
     widths = {
         "encoder_input_tokens": (shapes.inputs, jnp.int32),
@@ -33,6 +34,9 @@ def abstract_batch(shapes: Shapes, mesh: Mesh) -> dict[str, Struct]:
         "decoder_target_tokens": (shapes.targets, jnp.int32),
         "decoder_loss_weights": (shapes.targets, jnp.float32),
     }
+    if packed:
+        widths["encoder_segment_ids"] = (shapes.inputs, jnp.int32)
+        widths["decoder_segment_ids"] = (shapes.targets, jnp.int32)
     return {
         name: Struct((shapes.rows, width), dtype, sharding=where)
         for name, (width, dtype) in widths.items()
@@ -70,7 +74,9 @@ def lower_step(
         experiment.model, experiment.train, optimizer, state, platform=platform
     )
     parts = experiment.train.microbatches
-    batch = abstract_batch(shapes or largest_shapes(experiment), mesh)
+    sharding.check_heads(experiment.model, mesh)
+    packed = experiment.corpus.objective != "task" and experiment.corpus.pack
+    batch = abstract_batch(shapes or largest_shapes(experiment), mesh, packed=packed)
     if parts == 1:
         return programs.whole.lower(state, frozen, batch)
     total = jax.eval_shape(programs.zeros, state)
@@ -83,8 +89,11 @@ def lower_step(
 
 def largest_shapes(experiment: Experiment) -> Shapes:
     """The shapes that need the most memory."""
-    lengths = experiment.data.task_feature_lengths
     rows = experiment.data.batch_size // experiment.train.microbatches
+    lengths = dict(experiment.data.task_feature_lengths)
+    if experiment.corpus.objective != "task":  # its targets may follow from its inputs
+        shape = make_shape(experiment.corpus, lengths, experiment.model.num_embeddings)
+        return Shapes(rows, shape.inputs, shape.targets)
     return Shapes(rows, lengths["inputs"], lengths["targets"])
 
 

@@ -22,10 +22,11 @@ from jaxtyping import Array
 from prompt_tuning.backbones import load
 from prompt_tuning.checkpoint import identity, slots
 from prompt_tuning.checkpoint import t5x as t5x_checkpoint
-from prompt_tuning.config import ConfigError, Experiment, config_hash, to_dict
+from prompt_tuning.config import ConfigError, Experiment, ModelConfig, config_hash, to_dict
 from prompt_tuning.launch import agreement, processes
 from prompt_tuning.launch.ahead import BATCHES, Ahead
 from prompt_tuning.model import loss, sharding, t5
+from prompt_tuning.model.attention import fit_to
 from prompt_tuning.pretraining import corpus as corpora
 from prompt_tuning.pretraining import curves, examples, saved
 from prompt_tuning.safety import lock, records, retry, signals
@@ -83,7 +84,8 @@ def pretrain(
     _check(experiment)
     mesh = sharding.make_mesh(experiment.num_model_partitions)
     sharding.check_batch_size(experiment.data.batch_size, mesh)
-    _check_microbatches(experiment, mesh)
+    examples.check_microbatches(experiment, mesh)
+    sharding.check_attention(experiment.model, mesh)
     model_dir = setup.make_dir(experiment.model_dir, "MODEL_DIR")
     signals.current().saved = lambda: saved.describe_saved(model_dir)
     with (
@@ -167,16 +169,6 @@ def _check(experiment: Experiment) -> None:
         )
 
 
-def _check_microbatches(experiment: Experiment, mesh: Mesh) -> None:
-    size, parts = experiment.data.batch_size, experiment.train.microbatches
-    if size % (parts * mesh.shape["data"]):
-        raise ConfigError(
-            f"BATCH_SIZE = {size} cannot be cut into MICROBATCHES = {parts} equal parts for the "
-            f"{mesh.shape['data']} data-parallel devices: choose a multiple of "
-            f"{parts * mesh.shape['data']}."
-        )
-
-
 def _first_state(experiment: Experiment, mesh: Mesh, start: int) -> tuple[steps.TrainState, Any]:
     """The state before the first step, and the optimizer."""
     shapes = t5.param_shapes(experiment.model)
@@ -235,8 +227,9 @@ def _loop(run: Run, progress: Progress, optimizer: Any, end: int) -> None:
     if progress.step >= end:
         return
     programs = steps.compile_step(experiment.model, experiment.train, optimizer, progress.state)
-    frozen = {"prompt": _no_prompt(experiment)}
-    score = jax.jit(functools.partial(_sums, experiment))
+    frozen = {"prompt": _no_prompt(experiment.model)}
+    model = fit_to(experiment.model, run.mesh.devices.flat)
+    score = jax.jit(functools.partial(_sums, model))
     size = experiment.data.batch_size
     bar = report.Progress(start=progress.step - start, total=end - start, rows_per_step=size)
     if progress.step == start:
@@ -302,12 +295,12 @@ def split_batch(batch: examples.Batch, parts: int) -> list[examples.Batch]:
     return [{name: arrays[i] for name, arrays in cut.items()} for i in range(parts)]
 
 
-def _no_prompt(experiment: Experiment) -> Array:
-    return jnp.zeros((0, experiment.model.embed_dim))
+def _no_prompt(model: ModelConfig) -> Array:
+    return jnp.zeros((0, model.embed_dim))
 
 
-def _sums(experiment: Experiment, params: t5.Params, batch: Mapping[str, Array]) -> loss.Metrics:
-    logits = loss.forward(experiment.model, params, _no_prompt(experiment), batch)
+def _sums(model: ModelConfig, params: t5.Params, batch: Mapping[str, Array]) -> loss.Metrics:
+    logits = loss.forward(model, params, _no_prompt(model), batch)
     return loss.loss_fn(logits, batch, z_loss=0.0)[1]
 
 

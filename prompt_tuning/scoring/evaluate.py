@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -188,6 +188,24 @@ def majority(task: EvalTask, config: EvalConfig) -> dict[str, float]:
     it stands beside what is to beat it.
     """
     texts = majority_predictions(task.rows.target_texts, len(task.rows))
+    return _score_texts(task, config, texts)
+
+
+def best_constant(task: EvalTask, config: EvalConfig) -> float | None:
+    """The best `task_score` of one of the targets, given to every row; None where there is none.
+
+    The majority class is not always it: F1 is 0 of the answer that it does not count.
+    """
+    scores = []
+    for text in dict.fromkeys(task.rows.target_texts):
+        metrics = _score_texts(task, config, [text] * len(task.rows))
+        score = task_score(metrics, methods(config)[0])
+        if score is not None and np.isfinite(score):
+            scores.append(score)
+    return max(scores, default=None)
+
+
+def _score_texts(task: EvalTask, config: EvalConfig, texts: Sequence[str]) -> dict[str, float]:
     values = task.metrics([task.postprocess(row, text) for row, text in enumerate(texts)])
     used = [method for method in methods(config) if method == "generate" or task.can_rank]
     return {f"{name}/{method}": v for name, v in values.items() for method in used}

@@ -38,6 +38,10 @@ class Chunk(NamedTuple):
     used: list[tuple[int, int]]  # a place in the chunk, and its row of the batch
 
 
+class NotRankableError(FloatingPointError):
+    """Log probabilities are not finite."""
+
+
 def word_ids(task: EvalTask) -> list[list[Ids]]:
     """The tokens of every word of every row, end-of-sequence included.
 
@@ -130,7 +134,7 @@ def rank(evaluator: Any, params: Any, task: EvalTask) -> list[list[float]]:
     """The score of every word of every row: log p, or its mean over the word's tokens.
 
     Raises:
-      FloatingPointError: a score is not a number.
+      NotRankableError: a score is not a number.
     """
     words = word_ids(task)
     packed = packing(words, evaluator.batch_size, evaluator.mesh.shape["data"])
@@ -159,7 +163,7 @@ def _check_finite(task: EvalTask, scores: Sequence[Sequence[float]]) -> None:
     flat = [score for row in scores for score in row]
     bad = int((~np.isfinite(flat)).sum())
     if bad:
-        raise FloatingPointError(
+        raise NotRankableError(
             f"{task.name}: {bad} of {len(flat)} log probabilities are not finite, so nothing can "
             "be ranked. Try DTYPE = 'float32', or another prompt."
         )

@@ -18,7 +18,7 @@ import tqdm
 from prompt_tuning.backbones import load
 from prompt_tuning.checkpoint import prompt_file
 from prompt_tuning.checkpoint.replace_folder import local_folder, replace_text, writing
-from prompt_tuning.config import ConfigError, InferRun
+from prompt_tuning.config import ConfigError, InferRun, RankScore
 from prompt_tuning.model import sharding
 from prompt_tuning.safety import manifest
 from prompt_tuning.serving import lines
@@ -246,7 +246,7 @@ def _predict(predictor: Predictor, rows: Rows, run: InferRun) -> list[dict[str, 
             if run.return_all_decodes:
                 answer["decodes"] = said
     if config.method != "generate":
-        for answer, scores in zip(answers, _rank(predictor, rows), strict=True):
+        for answer, scores in zip(answers, _rank(predictor, rows, config.rank_score), strict=True):
             best = max(scores, key=scores.__getitem__)
             answer.setdefault("prediction", best)
             answer.setdefault("score", scores[best])
@@ -254,8 +254,8 @@ def _predict(predictor: Predictor, rows: Rows, run: InferRun) -> list[dict[str, 
     return answers
 
 
-def _rank(predictor: Predictor, rows: Rows) -> list[dict[str, float]]:
-    """Log p of every label of every row; rows with the same labels share batches."""
+def _rank(predictor: Predictor, rows: Rows, score: RankScore) -> list[dict[str, float]]:
+    """The score of every label of every row; rows with the same labels share batches."""
     scores: list[dict[str, float]] = [{} for _ in rows.tokens]
     for labels in dict.fromkeys(rows.words):
         places = [place for place, own in enumerate(rows.words) if own == labels]
@@ -264,6 +264,8 @@ def _rank(predictor: Predictor, rows: Rows) -> list[dict[str, float]]:
             labels,
             [rows.prompts[place] for place in places],
         )
+        if score == "mean":
+            found = found / predictor.label_lengths(labels)
         for place, values in zip(places, found, strict=True):
             scores[place] = dict(zip(labels, values.tolist(), strict=True))
     return scores

@@ -96,13 +96,10 @@ class Predictor:
         """
         loaded_vocabulary = load_vocabulary(vocabulary)
         loaded = {name: prompt_file.load_prompt(path) for name, path in prompts.items()}
-        shapes = t5.param_shapes(config)
-        backbone, _ = read_backbone(
-            checkpoint,
-            config,
-            dtype=config.dtype,
-            shardings=sharding.param_shardings(shapes, sharding.make_mesh(num_model_partitions)),
-        )
+        mesh = sharding.make_mesh(num_model_partitions)
+        sharding.check_attention(config, mesh)
+        shardings = sharding.param_shardings(t5.param_shapes(config), mesh)
+        backbone, _ = read_backbone(checkpoint, config, dtype=config.dtype, shardings=shardings)
         known = identity.backbone_identity(backbone)
         for name, (prompt, metadata) in loaded.items():
             prompt_file.check_prompt(
@@ -167,6 +164,10 @@ class Predictor:
         rows, cut = self.tokenize(texts)
         self._warn(cut, len(rows))
         return self.score_rows(rows, labels, prompts)
+
+    def label_lengths(self, labels: Sequence[str]) -> Int[np.ndarray, "C"]:
+        """The tokens of every label, end-of-sequence included: what a mean of log p divides by."""
+        return (self._label_tokens(labels) > 0).sum(axis=1)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
         """The ids of every text with end-of-sequence, and the numbers of those that were cut.

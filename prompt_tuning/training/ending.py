@@ -15,6 +15,7 @@ from prompt_tuning.checkpoint import prompt_file, run_state
 from prompt_tuning.config import ConfigError
 from prompt_tuning.launch import processes
 from prompt_tuning.safety import signals
+from prompt_tuning.scoring.ranking import NotRankableError
 from prompt_tuning.training import course as courses
 from prompt_tuning.training import health
 from prompt_tuning.training.course import Course, Run, describe_saved
@@ -26,9 +27,12 @@ def end_badly(run: Run, course: Course, error: BaseException) -> NoReturn:
     Raises:
       Stopped: a signal was received; says which step is saved.
       ConfigError: MODEL_DIR cannot be written to.
+      NotRankableError: an evaluation could not rank; names the last good prompt.
       FloatingPointError: the loss is not finite; names the step and the rows.
       BaseException: the error itself, for all else.
     """
+    if isinstance(error, NotRankableError):  # of what the steps before have made, or the backbone
+        raise NotRankableError(f"{error} {_keep_last_good(run, course)}") from error
     if isinstance(error, FloatingPointError):
         raise _describe_divergence(run, course, error) from error
     if isinstance(error, run_state.SaveError) and course.saved is not None:

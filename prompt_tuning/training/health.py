@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import math
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,6 @@ FLAT = 0.97  # of the loss a window earlier: more has not fallen
 SLOW = 0.85  # of the loss a window earlier: more is no way to leave the entropy
 NEAR = 0.9  # of the entropy of the targets
 RISEN = 1.5  # times the lowest loss of a window
-CLEARLY = 10.0  # points of a score above the majority class's: of 100 rows, two standard errors
 MANY = 100  # different targets: their frequencies are no baseline any more
 
 
@@ -98,12 +97,25 @@ def target_entropy(rows: Sequence[features.Rows], rates: Sequence[float]) -> flo
     return -sum(share * math.log(share) for share in shares.values()) / tokens
 
 
+def clearly(rows: int) -> float:
+    """By how many points a score of so many rows is above another, and not by luck.
+
+    Three standard errors of a share of one half, and ten points at least.
+
+    >>> round(clearly(56)), clearly(5000)
+    (20, 10.0)
+    """
+    return max(10.0, 150.0 / math.sqrt(rows))
+
+
 def describe_trouble(
-    losses: Sequence[float], entropy: float | None, *, learned: bool = False
+    losses: Sequence[float],
+    entropy: float | None,
+    learned: Callable[[], bool] = lambda: False,
 ) -> str | None:
     """What is wrong with the course of a cross entropy per token, as a sentence; None if nothing.
 
-    A run of which an evaluation has shown that it has `learned` is not called not learning.
+    A run of which the evaluation shows that it has `learned` is not called not learning.
 
     There is one value for each step. The last quarter is compared with the one before; a fall
     counts when it is also more than the noise of the steps, twice the standard error of the
@@ -127,7 +139,7 @@ def describe_trouble(
             f"the run is diverging: the cross entropy per token was {lowest:.3f} and is {now:.3f}. "
             "A lower LEARNING_RATE or a warm-up (WARMUP_STEPS) may help."
         )
-    if learned or entropy is None or len(losses) < PATIENCE or now < NEAR * entropy or falls:
+    if entropy is None or len(losses) < PATIENCE or now < NEAR * entropy or falls or learned():
         return None
     where = "at" if now < entropy / NEAR else "above"
     return (

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from prompt_tuning.backbones import load
 from prompt_tuning.checkpoint import prompt_file, run_state
-from prompt_tuning.config import Experiment, config_hash
+from prompt_tuning.config import ConfigError, Experiment, config_hash
 from prompt_tuning.data import features, groups
 from prompt_tuning.launch import agreement, processes
 from prompt_tuning.launch.ahead import BATCHES, Ahead
@@ -28,6 +28,7 @@ from prompt_tuning.safety import lock, retry, signals
 from prompt_tuning.scoring.analysis import analyse, describe, illegal_line, to_json
 from prompt_tuning.scoring.evaluate import (
     Evaluator,
+    best_constant,
     evaluate,
     from_records,
     majority,
@@ -82,6 +83,7 @@ def train(
     mesh = sharding.make_mesh(experiment.num_model_partitions)
     sharding.check_batch_size(experiment.data.batch_size, mesh)
     setup.check_memory(experiment, mesh)
+    sharding.check_attention(experiment.model, mesh)
     if not run_state.saved_steps(Path(experiment.model_dir) / "checkpoints"):
         groups.make_cutting(experiment, mesh.shape["data"])
     start = load.read_step(experiment.checkpoint)
@@ -124,6 +126,7 @@ def _train(
     if processes.count() > 1:
         agreement.agree("rows, vocabulary or backbone", setup.fingerprint(data, backbone))
     prompt, init = setup.first_prompt(experiment, backbone, data)
+    agreement.agree("first prompt", np.asarray(prompt).tobytes())
     print(f"prompt: {prompt.shape[0]} x {prompt.shape[1]}, {init}", flush=True)
 
     # ---- what is trained, and how
@@ -257,22 +260,26 @@ def _finish_step(run: Run, course: Course, progress: report.Progress, end: int) 
         shown["loss"] = f"{_log_training(run, course):.3f}"
     if evaluates:
         course.standing = dataclasses.replace(course.standing, evaluation_due=True)
-        course.standing, said = _evaluate(run, course)
+        course.standing, score, said = _evaluate(run, course)
         shown["best"] = f"{course.standing.best_score:.1f}"
         progress.say(f"step {done}/{total} ({course.step}): {said}")
-        learned = _has_learned(run, course.standing)
-        if trouble := health.describe_trouble(_losses(run, course), run.entropy, learned=learned):
+        learned = functools.partial(_has_learned, run, score)
+        if trouble := health.describe_trouble(_losses(run, course), run.entropy, learned):
             progress.say(f"step {done}/{total}: {trouble}")
     if saves:
         courses.save(run, course)
     progress.update(done, shown)
 
 
-def _has_learned(run: Run, standing: Standing) -> bool:
-    """Whether the best score is one that the majority class does not reach by luck either."""
-    config = run.experiment.eval
-    bar = mean_score((majority(task, config) for task in run.data.eval_tasks), config)
-    return standing.best_score is not None and standing.best_score > bar + health.CLEARLY
+def _has_learned(run: Run, score: float) -> bool:
+    """Whether an evaluation's score is far above what the same answer to every row reaches."""
+    tasks = run.data.eval_tasks
+    try:
+        found = [best_constant(task, run.experiment.eval) for task in tasks]
+    except ConfigError:  # a metric of the user's that takes no such answers
+        return False
+    bars = [bar for bar in found if bar is not None]
+    return bool(bars and score > np.mean(bars) + health.clearly(min(len(t.rows) for t in tasks)))
 
 
 def _losses(run: Run, course: Course) -> list[float]:
@@ -296,8 +303,11 @@ def _log_training(run: Run, course: Course) -> float:
     return values["loss"]
 
 
-def _evaluate(run: Run, course: Course) -> tuple[Standing, str]:
-    """Scores the state, writes records and prompt, and updates what is best."""
+def _evaluate(run: Run, course: Course) -> tuple[Standing, float, str]:
+    """Scores the state, writes records and prompt, and updates what is best.
+
+    Returns the standing, this evaluation's score, and what is said of it.
+    """
     standing, step = course.standing, course.step
     params = {**run.frozen, **course.state.trainable}
     prompt = params.pop("prompt")
@@ -328,7 +338,7 @@ def _evaluate(run: Run, course: Course) -> tuple[Standing, str]:
         for name in (f"step_{step:06d}", *(["best"] if better else [])):
             save = functools.partial(prompt_file.save_prompt, folder / name, array, metadata)
             retry.retried(save, folder)
-    return judge(standing, run.experiment.eval), "; ".join(parts)
+    return judge(standing, run.experiment.eval), score, "; ".join(parts)
 
 
 def _look_closer(run: Run, best_step: int | None) -> dict[str, model_dirs.Finding]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,10 +54,13 @@ class Data:
 
 
 def fingerprint(data: Data, backbone: Backbone) -> bytes:
-    """What every process of a run has to have read alike, for all to cut the same batches of it."""
-    lengths = [len(row) for rows in data.train for row in (*rows.inputs, *rows.targets)]
+    """What every process of a run has to have read alike, for all to make the same batches."""
     identities = (backbone.identity, backbone.step, data.vocabulary_identity, data.files_identity)
-    return repr((identities, data.rates)).encode() + np.asarray(lengths, np.int32).tobytes()
+    digest = hashlib.sha256(repr((identities, data.rates)).encode())
+    for rows in (*data.train, *(task.rows for task in data.eval_tasks)):
+        for row in (*rows.inputs, *rows.targets):
+            digest.update(np.int64(len(row)).tobytes() + np.asarray(row, np.int32).tobytes())
+    return digest.digest()
 
 
 def check_memory(experiment: Experiment, mesh: Mesh) -> None:
