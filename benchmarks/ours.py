@@ -67,6 +67,7 @@ def run(workload: Workload) -> dict[str, Any]:
         model_config(workload.size),  # type: ignore[arg-type]
         dtype=workload.dtype,
         dropout_rate=0.0,
+        attention="cudnn" if workload.engine == "ours-cudnn" else "xla",
     )
     mesh = sharding.make_mesh(1)
     if mesh.size != workload.devices:

@@ -31,7 +31,8 @@ from workload import Workload
 
 HERE = Path(__file__).parent
 SCRIPTS = {
-    **{"ours": "ours.py", "ours-512": "ours.py", "peft": "peft_torch.py"},
+    **{name: "ours.py" for name in ("ours", "ours-cudnn", "ours-512")},
+    "peft": "peft_torch.py",
     **{"t5x": "t5x_upstream.py", "start": "start.py"},
 }
 

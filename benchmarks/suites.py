@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from workload import Workload
 
 BASE = Workload(engine="")
 by = dataclasses.replace
-ENGINES = ("ours", "ours-512", "peft", "t5x", "start")
+ENGINES = ("ours", "ours-cudnn", "ours-512", "peft", "t5x", "start")
 # What is drawn against what, and what belongs to the line of an engine.
 SUITES: dict[str, tuple[str, list[Workload]]] = {
     "smoke": ("inputs", [by(BASE, inputs=32, prompt=10, rows=4, steps=1)]),
@@ -46,6 +47,8 @@ def engines(workload: Workload) -> list[Workload]:
     if workload.engine:
         return [workload]
     found = [by(workload, engine="ours")]
+    if workload.devices == 1 and workload.dtype == "bfloat16" and shutil.which("nvidia-smi"):
+        found.append(by(workload, engine="ours-cudnn"))
     if workload.devices > 1 or workload.dtype != "float32":
         return found
     found.append(by(workload, engine="ours", dtype="bfloat16"))

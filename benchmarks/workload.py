@@ -19,7 +19,7 @@ import numpy as np
 class Workload:
     """One row of the table, by one engine."""
 
-    engine: str  # "ours", "ours-512" (padded to 512), "peft", "t5x", "start" (see start.py)
+    engine: str  # "ours", "ours-cudnn", "ours-512" (padded to 512), "peft", "t5x", "start"
     size: str = "small"
     dtype: str = "float32"
     rows: int = 8
