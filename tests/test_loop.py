@@ -465,6 +465,7 @@ def test_an_evaluation_does_not_write_into_a_run(straight, experiment):
     assert (folder / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow  # test_meshes.py runs others
 def test_a_run_on_a_mesh_continues_on_one_device(straight, experiment, tmp_path):
     """Eight devices, then eight otherwise divided: the numbers agree to rounding.
 

@@ -1,5 +1,7 @@
 """The loss: known values, weights, and T5X's normalised forms."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,8 +73,10 @@ def test_labels_scored_together_are_labels_scored_one_by_one(monkeypatch, at_onc
     monkeypatch.setattr(loss, "MOST_LABELS", at_once)
     params, prompt, batch = random_params(), random_prompt(3), random_batch()
     labels = np.array([[7, 8, 1], [9, 1, 0], [300, 1, 0]], np.int32)
-    encoded = encode_prompted(CONFIG, params, prompt, batch["encoder_input_tokens"])
-    together = loss.label_log_likelihoods(CONFIG, params, encoded, jnp.asarray(labels))
+    encode = jax.jit(encode_prompted, static_argnums=0)
+    encoded = encode(CONFIG, params, prompt, batch["encoder_input_tokens"])
+    score = jax.jit(functools.partial(loss.label_log_likelihoods, CONFIG))
+    together = score(params, encoded, jnp.asarray(labels))
     assert together.shape == (4, 3)
     for number, label in enumerate(labels):
         targets = jnp.tile(jnp.asarray(label), (4, 1))

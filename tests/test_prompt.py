@@ -1,6 +1,7 @@
 """The prompt: exact equivalence to tokens, its mask, and the paper's initialisations."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -192,8 +193,9 @@ def test_attention_by_lengths_sees_what_masks_show(drops):
         return float(value), np.asarray(gradient).ravel()
 
     def length(config):
-        encode = jax.jit(prompt.encode_prompted, static_argnums=0)
-        return encode(config, params, rows, batch["encoder_input_tokens"])[0].shape[1]
+        encode = functools.partial(prompt.encode_prompted, config)
+        encoded, _ = jax.eval_shape(encode, params, rows, batch["encoder_input_tokens"])
+        return encoded.shape[1]
 
     wide = fit_to(plain, jax.devices(), "gpu")
     assert length(by_length) == length(wide) == 40
