@@ -28,6 +28,7 @@ from prompt_tuning.data import features
 from prompt_tuning.evaluation import matrix
 from prompt_tuning.model import decode
 from prompt_tuning.safety import verify
+from prompt_tuning.scoring import ranking
 from prompt_tuning.scoring.eval_task import make_eval_task
 from prompt_tuning.scoring.evaluate import mean_score
 from prompt_tuning.training import loop, model_dir, report, setup
@@ -306,6 +307,22 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_anything_is_saved(
     found = [p.name for p in (tmp_path / "run" / "prompts").glob("*")]
     assert found == (["last_good"] if length else [])
     assert [p.name for p in (tmp_path / "run" / "checkpoints").glob("[0-9]*")] == [str(START)]
+
+
+def test_a_ranking_that_is_not_finite_is_no_divergence(experiment, tmp_path):
+    """Of the backbone, before any step: no step is named, no row of a batch, no learning rate."""
+    params = random_params() | {"decoder/decoder_norm/scale": np.full(CONFIG.embed_dim, np.nan)}
+    t5x.write_t5x(tmp_path / f"checkpoint_{START}", params, START)
+    run = dataclasses.replace(
+        experiment(tmp_path / "run", eval=EvalConfig(period=4, method="rank")),
+        initial_checkpoint_path=str(tmp_path / f"checkpoint_{START}"),
+    )
+    with pytest.raises(
+        ranking.NotRankableError, match="log probabilities are not finite"
+    ) as caught:
+        loop.train(run)
+    assert "in step" not in str(caught.value)
+    assert "LEARNING_RATE" not in str(caught.value)
 
 
 def test_beams_and_number_of_rows_are_those_of_the_settings(experiment, tmp_path):

@@ -40,6 +40,7 @@ def run_submit(run: EvalRun, submission_dir: str, *, make_zip: bool = False) -> 
     experiment = run.experiment
     mesh = sharding.make_mesh(experiment.num_model_partitions)
     setup.check_memory(experiment, mesh)
+    sharding.check_attention(experiment.model, mesh)
     files = find_prompts(run.prompt_file)
     if not files:
         raise ConfigError("there is nothing to submit: PROMPT_FILE names no prompt.")

@@ -81,6 +81,16 @@ def partition_spec(name: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec
     return PartitionSpec(*(p if p and size % mesh.shape[p] == 0 else None for p, size in sizes))
 
 
+def check_microbatches(size: int, parts: int, mesh: Mesh) -> None:
+    """Raises ConfigError where parts of a batch do not divide by the data-parallel devices."""
+    multiple = parts * mesh.shape["data"]
+    if size % multiple:
+        raise ConfigError(
+            f"BATCH_SIZE = {size} cannot be cut into MICROBATCHES = {parts} equal parts for the "
+            f"{mesh.shape['data']} data-parallel devices: choose a multiple of {multiple}."
+        )
+
+
 def check_attention(config: ModelConfig, mesh: Mesh) -> None:
     """Raises ConfigError where ATTENTION is not for these devices, or their mesh."""
     fit_to(config, mesh.devices.flat)

@@ -12,7 +12,6 @@ from prompt_tuning.data.groups import make_cutting
 from prompt_tuning.model import sharding
 from prompt_tuning.planning import program
 from prompt_tuning.planning.chips import GIB
-from prompt_tuning.pretraining.examples import check_microbatches
 
 
 def describe_devices(experiment: Experiment, mesh: Mesh | None = None) -> str:
@@ -46,8 +45,9 @@ def describe_parts(experiment: Experiment, mesh: Mesh) -> str:
       ConfigError: MICROBATCHES does not fit batch and mesh.
     """
     if experiment.corpus.objective != "task":
-        check_microbatches(experiment, mesh)
-        return f"{experiment.train.microbatches} equal part(s) of one shape"
+        parts = experiment.train.microbatches
+        sharding.check_microbatches(experiment.data.batch_size, parts, mesh)
+        return f"{parts} equal part(s) of one shape"
     cutting = make_cutting(experiment, mesh.shape["data"])
     return (
         f"{cutting.fewest} to {cutting.most} parts by length, at most {cutting.max_shapes} shapes"

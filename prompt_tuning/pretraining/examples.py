@@ -14,27 +14,15 @@ import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Int
 
-from prompt_tuning.config import ConfigError, CorpusConfig, Experiment
+from prompt_tuning.config import ConfigError, CorpusConfig
 from prompt_tuning.pretraining import objectives
 from prompt_tuning.pretraining.objectives import Pair, Words
 
 Batch = dict[str, np.ndarray]
 # The streams of random words of a run: each is a generator of its own.
 _CHUNK_ORDER, _DOCUMENT_ORDER, _CUTS, _NOISE = range(4)
-
-
-def check_microbatches(experiment: Experiment, mesh: Mesh) -> None:
-    """Raises ConfigError where the parts of a batch do not divide by the data-parallel devices."""
-    size, parts = experiment.data.batch_size, experiment.train.microbatches
-    if size % (parts * mesh.shape["data"]):
-        raise ConfigError(
-            f"BATCH_SIZE = {size} cannot be cut into MICROBATCHES = {parts} equal parts for the "
-            f"{mesh.shape['data']} data-parallel devices: choose a multiple of "
-            f"{parts * mesh.shape['data']}."
-        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -84,7 +84,7 @@ def pretrain(
     _check(experiment)
     mesh = sharding.make_mesh(experiment.num_model_partitions)
     sharding.check_batch_size(experiment.data.batch_size, mesh)
-    examples.check_microbatches(experiment, mesh)
+    sharding.check_microbatches(experiment.data.batch_size, experiment.train.microbatches, mesh)
     sharding.check_attention(experiment.model, mesh)
     model_dir = setup.make_dir(experiment.model_dir, "MODEL_DIR")
     signals.current().saved = lambda: saved.describe_saved(model_dir)
