@@ -15,6 +15,7 @@ memory.keep_freed()  # as the command does
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
+from jax.sharding import Mesh  # noqa: E402
 from workload import Workload, main, measure  # noqa: E402
 
 from prompt_tuning.api import model_config  # noqa: E402
@@ -91,6 +92,7 @@ def run(workload: Workload) -> dict[str, Any]:
         jax.block_until_ready(metrics)
 
     found = measure(workload, one, STARTED, lambda number: shapes(workload, number))
+    found["input_seconds"] = make_inputs(workload, mesh)
     if stats := jax.devices()[0].memory_stats():  # a processor has none
         found["peak_memory_bytes"] = float(stats["peak_bytes_in_use"])
     groups = [shapes(workload, number) for number in range(1, workload.steps + 1)]
@@ -105,6 +107,19 @@ def run(workload: Workload) -> dict[str, Any]:
             "programs": len({shape for g in groups for shape in g}),
         }
     )
+
+
+def make_inputs(workload: Workload, mesh: Mesh) -> float:
+    """How long the rows of a step take to be put together and onto the devices.
+
+    Part of a step here; a run makes them ahead, while the device computes.
+    """
+    seconds = []
+    for number in range(workload.steps):
+        begin = time.perf_counter()
+        jax.block_until_ready([sharding.shard_batch(b, mesh) for b in batches(workload, number)])
+        seconds.append(time.perf_counter() - begin)
+    return float(np.median(seconds))
 
 
 def save(state: step.TrainState) -> dict[str, float]:

@@ -33,7 +33,10 @@ def run(workload: Workload) -> dict[str, Any]:
         dropout_rate=0.0,
     )
     dtype, device = getattr(torch, workload.dtype), "cuda" if torch.cuda.is_available() else "cpu"
-    base = T5ForConditionalGeneration(config).to(device, dtype)
+    torch.set_default_dtype(dtype)  # xxl in float32 would not fit everywhere
+    with torch.device(device):
+        base = T5ForConditionalGeneration(config)
+    torch.set_default_dtype(torch.float32)  # of the prompt, as its users have it
     model = get_peft_model(
         base,
         PromptTuningConfig(
@@ -41,7 +44,7 @@ def run(workload: Workload) -> dict[str, Any]:
             num_virtual_tokens=workload.prompt,
             num_transformer_submodules=1,
         ),
-    )
+    ).to(device)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.3)
 
     def one(number: int) -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import tables
-from suites import SUITES, engines, real_rows
+from suites import SUITES, measured, real_rows
 from workload import Workload
 
 HERE = Path(__file__).parent
@@ -72,9 +72,20 @@ def machine() -> dict[str, Any]:
         ),
         platform.processor(),
     )
-    return {"processor": model, "cores": os.cpu_count(), "python": platform.python_version()} | {
-        "versions": versions
+    return {
+        "processor": model,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "commit": _commit(),
+        "versions": versions,
     }
+
+
+def _commit() -> str:
+    """Which source was measured; "-dirty" where files differ from it."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
+    return done.stdout.strip() or "not known"
 
 
 def read(raw: Path) -> list[dict[str, Any]]:
@@ -83,15 +94,13 @@ def read(raw: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
-def measure(suite: list[Workload], raw: Path, rounds: int, seconds: float) -> int:
-    """Makes what is missing of all measurements, for so long; returns how many are missing then."""
+def measure(workloads: list[Workload], raw: Path, rounds: int, seconds: float) -> int:
+    """Makes what is missing of all workloads, for so long; returns how many are missing then."""
     raw.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     done = {_key(one["round"], one) for one in read(raw)}
-    peaks = sorted({one.dtype for w in suite for one in engines(w) if one.engine != "peft"})
-    wanted: list[tuple[int, Workload | str]] = []
-    for number in range(rounds):
-        wanted += [*((number, d) for d in peaks), *((number, v) for w in suite for v in engines(w))]
+    peaks = sorted({one.dtype for one in workloads if one.engine != "peft"})
+    wanted = [(number, one) for number in range(rounds) for one in (*peaks, *workloads)]
     missing = 0
     for number, workload in wanted:
         of_machine = isinstance(workload, str)
@@ -129,6 +138,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--suite", choices=list(SUITES), default="step")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--dtypes",
+        default="float32,bfloat16",
+        help="bfloat16 takes minutes a step on old processors",
+    )
     parser.add_argument("--minutes", type=float, default=9.0, help="no new measurement after them")
     parser.add_argument("--name", default="latest", help="of the folder in benchmarks/results")
     parser.add_argument("--out", type=Path, default=HERE / "results")
@@ -142,7 +156,8 @@ def main() -> None:
             parser.error("--suite=superglue needs --superglue=DIR and --vocabulary=FILE")
         suite = real_rows(args.superglue, args.vocabulary, folder / "lengths")
     raw = folder / f"{args.suite}.jsonl"
-    if missing := measure(suite, raw, args.rounds, 60.0 * args.minutes):
+    workloads = measured(suite, args.dtypes.split(","))
+    if missing := measure(workloads, raw, args.rounds, 60.0 * args.minutes):
         print(f"{missing} measurements are missing: the same command goes on")
         return
     content = {"command": _command(), "machine": machine(), **tables.summarise(read(raw))}

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,11 @@ TASKS = {
 }
 
 
+def measured(suite: list[Workload], dtypes: Sequence[str]) -> list[Workload]:
+    """Every workload of a suite on every engine, in those of its dtypes that are asked for."""
+    return [one for w in suite for one in engines(w) if one.dtype in dtypes]
+
+
 def engines(workload: Workload) -> list[Workload]:
     """Every engine that is installed, in the dtypes that it is run in."""
     if workload.engine:
@@ -49,8 +55,10 @@ def engines(workload: Workload) -> list[Workload]:
     found = [by(workload, engine="ours")]
     if workload.devices == 1 and workload.dtype == "bfloat16" and shutil.which("nvidia-smi"):
         found.append(by(workload, engine="ours-cudnn"))
-    if workload.devices > 1 or workload.dtype != "float32":
+    if workload.devices > 1:
         return found
+    if workload.dtype != "float32":
+        return found + [by(workload, engine="peft")] * bool(importlib.util.find_spec("peft"))
     found.append(by(workload, engine="ours", dtype="bfloat16"))
     if workload.lengths:
         found.append(by(workload, engine="ours-512"))

@@ -19,6 +19,7 @@ COLUMNS: dict[str, tuple[str, str, float]] = {  # heading -> key, format, diviso
     "GiB": ("peak_memory_bytes", ".1f", 2.0**30),
     "compile s": ("compile_seconds", ".1f", 1.0),
     "first step s": ("first_step_after_seconds", ".1f", 1.0),
+    "input ms": ("input_seconds", ".1f", 1e-3),
     "save ms": ("save_seconds", ".0f", 1e-3),
     "saved kB": ("save_bytes", ".0f", 1e3),
     "cold start s": ("cold_start_seconds", ".1f", 1.0),

@@ -7,11 +7,12 @@ from typing import Any
 
 # Eight CPU devices, so that the mesh tests run in the same process as the others. Two thirds of a
 # test's time is compiling, of programs that run for milliseconds: LLVM need not make them faster.
-os.environ["XLA_FLAGS"] = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
-    "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
-)
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# With JAX_PLATFORMS=cuda,cpu the tests of GPUs find them as users do.
+if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
+    os.environ["XLA_FLAGS"] = (
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+        "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
+    )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Most tests compile the same few small programs: once is enough, in subprocesses too, and in the
 # other workers, which are started with what is set here.

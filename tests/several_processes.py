@@ -1,4 +1,4 @@
-"""`t5x train` as several processes on this machine that find each other."""
+"""A `t5x` command as several processes on this machine that find each other."""
 
 import os
 import socket
@@ -11,7 +11,10 @@ HERE = Path(__file__).parent
 
 
 def start(
-    folders: Sequence[Path], arguments: Sequence[str], devices: Sequence[int]
+    folders: Sequence[Path],
+    arguments: Sequence[str],
+    devices: Sequence[int],
+    command: str = "train",
 ) -> list[subprocess.Popen]:
     """One process for each number of devices, in its folder; a single one joins nobody."""
     with socket.socket() as one:
@@ -25,7 +28,7 @@ def start(
             f"--process_count={len(devices)}",
             f"--process_index={index}",
         ]
-        command = [sys.executable, "-m", "prompt_tuning.cli", "train", *arguments]
+        line = [sys.executable, "-m", "prompt_tuning.cli", command, *arguments]
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)]),
@@ -33,7 +36,7 @@ def start(
         }
         started.append(
             subprocess.Popen(
-                command + (flags if len(devices) > 1 else []),
+                line + (flags if len(devices) > 1 else []),
                 cwd=folders[index],
                 env=environment,
                 stdout=subprocess.PIPE,

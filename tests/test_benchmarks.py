@@ -63,6 +63,11 @@ def test_every_suite_names_workloads_and_what_is_drawn(tmp_path):
     for name, (axis, workloads) in suites.SUITES.items():
         assert bool(axis) == bool(workloads) == (name != "superglue")
     assert {w.engine for w in suites.engines(suites.BASE)} >= {"ours"}
+    both = suites.measured([suites.BASE], ("float32", "bfloat16"))
+    assert {w.dtype for w in both} == {"float32", "bfloat16"}
+    assert {w.dtype for w in suites.measured([suites.BASE], ("bfloat16",))} == {"bfloat16"}
+    whole = suites.SUITES["accelerator"][1]
+    assert {w.dtype for w in suites.measured(whole, ("bfloat16",))} == {"bfloat16"}
     rows = dataclasses.replace(suites.BASE, lengths=str(tmp_path / "boolq.json"), rows=2)
     Path(rows.lengths).write_text("[[7, 9], [30, 500]]")
     assert rows.row_lengths(3) == [30, 500]

@@ -29,6 +29,36 @@ def test_step_by_step_equals_all_at_once(targets, absorbed):
         np.testing.assert_allclose(logits, full[:, i], atol=1e-4)
 
 
+@pytest.mark.parametrize("decoding", [Decoding(), Decoding(method="sample")])
+@pytest.mark.parametrize("length", [4, 16])
+def test_what_the_encoder_gave_is_there_once_for_all_beams(decoding, length):
+    """Of 3 rows with 4 beams nothing as long as the source has 12 rows."""
+    params, batch = random_params(), random_batch(rows=3, inputs=23)
+    encoding = encoded(params, batch["encoder_input_tokens"], random_prompt(3))
+    assert encoding[0].shape == (3, 26, CONFIG.embed_dim)
+    search = decode.Search(length, num_decodes=4, decoding=decoding)
+
+    def run(params, encoding):
+        keys = sample.row_keys(0, jnp.arange(3))
+        return decode.generate_all(CONFIG, params, encoding, search, keys)
+
+    jaxpr = jax.make_jaxpr(run)(params, encoding)
+    shapes = {shape for shape in _shapes(jaxpr.jaxpr) if 26 in shape}
+    assert shapes
+    assert not [shape for shape in shapes if shape[0] == 12], shapes
+
+
+def _shapes(jaxpr):
+    """Of all arrays in it, and in what it calls."""
+    for equation in jaxpr.eqns:
+        yield from (v.aval.shape for v in equation.outvars)
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "jaxpr")):
+            if hasattr(value, "jaxpr"):
+                yield from _shapes(value.jaxpr)
+            elif hasattr(value, "eqns"):
+                yield from _shapes(value)
+
+
 @pytest.mark.parametrize("beams", [1, 2])
 def test_beam_search_equals_t5x(shared_dir, beams):
     folder = shared_dir / "goldens" / "t5x"

@@ -1,14 +1,20 @@
 """GPUs that are not here, planned for by their own compiler."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from test_plan import experiment
+from test_step import prompt_gradient
 from tiny_models import CONFIG
 
+from prompt_tuning.api import model_config
 from prompt_tuning.config import ConfigError, PromptConfig
 from prompt_tuning.model import attention, products, sharding
 from prompt_tuning.planning import chips, gpus, hlo, plan, program
@@ -93,7 +99,59 @@ def test_without_cudnn_its_attention_says_how_to_get_it():
         products.attend_to_lengths(*heads, jnp.ones((1, 2, 8, 8)), jnp.asarray([3]), "cudnn")
 
 
-@pytest.mark.skipif(jax.default_backend() != "gpu", reason="there is no GPU")
+ON_A_GPU = pytest.mark.skipif(
+    jax.default_backend() != "gpu",
+    reason="no GPU is used: JAX_PLATFORMS=cuda,cpu python -m pytest tests/test_gpus.py",
+)
+
+
+@ON_A_GPU
+@pytest.mark.parametrize("attention", ["xla", "cudnn"])
+def test_on_a_gpu_bfloat16_moves_the_prompt_where_float32_does(attention):
+    half, whole = prompt_gradient("bfloat16", attention), prompt_gradient("float32")
+    assert half @ whole / np.linalg.norm(half) / np.linalg.norm(whole) > 0.999
+
+
+@ON_A_GPU
+@pytest.mark.parametrize("attention", ["xla", "cudnn"])
+def test_a_gpu_needs_the_memory_that_was_planned(attention):
+    """Of base, in a process of its own: a peak is the highest since a process began."""
+    code = f"from test_gpus import print_memory\nprint_memory({attention!r})"
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**environment, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    planned, peak = map(int, done.stdout.split()[-2:])
+    assert peak == pytest.approx(planned, rel=0.1)
+
+
+def print_memory(attention):
+    """What the plan says that a step needs, and the highest that was in use while it ran."""
+    model = dataclasses.replace(model_config("base"), dtype="bfloat16", attention=attention)
+    settings = experiment(model, partitions=1, rows=32, inputs=512)
+    mesh = sharding.make_mesh(1, jax.devices()[:1])
+    lowered = program.lower_step(settings, mesh)
+    memory = lowered.compile(gpus.OPTIONS).memory_analysis()  # as `t5x plan` does
+    step = lowered.compile()
+    given = jax.tree.map(
+        lambda one: jax.device_put(np.ones(one.shape, one.dtype), jax.devices()[0]),
+        lowered.args_info[0],
+    )
+    for _ in range(3):
+        state, metrics = step(*given)
+        given = (state, *given[1:])
+    jax.block_until_ready(metrics)
+    stats = jax.devices()[0].memory_stats() or {"peak_bytes_in_use": 0}
+    planned = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    print(planned, stats["peak_bytes_in_use"])
+
+
+@ON_A_GPU
 def test_cudnn_attends_as_xla_does():
     """Of its values and gradients the cosine to float32, and none that is not finite."""
     keys = jax.random.split(jax.random.key(0), 5)

@@ -1,6 +1,5 @@
 """Two processes with four devices each do what one with eight does, and die together."""
 
-import contextlib
 import json
 import os
 import shutil
@@ -14,15 +13,21 @@ import jax
 import numpy as np
 import pytest
 import several_processes
+from test_plan import experiment
 from tiny_models import CONFIG, random_params
 
+from prompt_tuning import cli
 from prompt_tuning.checkpoint.prompt_file import load_prompt
 from prompt_tuning.checkpoint.t5x import write_t5x
 from prompt_tuning.config import ConfigError, to_dict
+from prompt_tuning.data import features, groups, tasks
 from prompt_tuning.launch import agreement, compilation_cache, guard, processes
+from prompt_tuning.training import setup
 
 HERE = Path(__file__).parent
 STEPS = 6
+TASK, LENGTHS = "short_and_long_as", {"inputs": 96, "targets": 5}
+UNEQUAL = {"model": 4, "devices": (2, 6)}
 
 # Flags and surroundings.
 
@@ -147,6 +152,24 @@ def test_the_guard_hands_on_the_exit_code_and_translates_an_abort(capfd, monkeyp
     capfd.readouterr()
     assert guard.run_guarded("t5x train", arguments) == guard.LOST
     assert "Start all processes again with the same command" in capfd.readouterr().err
+    # As the kernel ends one when memory is short.
+    (tmp_path / "aborting.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
+    assert guard.run_guarded("t5x train", arguments) == 137
+    assert "t5x train: ended by SIGKILL." in capfd.readouterr().err
+
+
+def test_what_one_process_does_alone_is_refused_in_many(capsys, monkeypatch):
+    with pytest.raises(ConfigError, match=r"TRAINABLE = 'model'\) runs in one process"):
+        setup.refuse_many_processes(experiment(CONFIG, trainable="model"))
+    arguments = ["infer", "--gin_file=models/t5_1_1_tiny.gin", "--gin_file=runs/infer.gin"]
+    arguments += ["--gin.TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 8}"]
+    arguments += ["--input=-", "--output=-", "--multiprocess_gpu"]
+    assert cli.main(arguments) == 2
+    assert "`t5x infer` runs in one process" in capsys.readouterr().err
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    arguments = ["submit-superglue", "--gin_file=runs/eval.gin", "--submission_dir=s"]
+    assert cli.main(arguments) == 2
+    assert "a submission is done by one process" in capsys.readouterr().err
 
 
 # Whole runs.
@@ -159,12 +182,15 @@ def work(tmp_path_factory):
     macros = {
         **{name.upper(): value for name, value in to_dict(CONFIG).items()},
         "VOCABULARY": "bytes",
-        "MIXTURE_OR_TASK_NAME": "two_as",
+        "MIXTURE_OR_TASK_NAME": TASK,
         "MIXTURE_OR_TASK_MODULE": "user_tasks",
-        "TASK_FEATURE_LENGTHS": {"inputs": 16, "targets": 5},
-        "BATCH_SIZE": 8,
+        "TASK_FEATURE_LENGTHS": LENGTHS,
+        "BATCH_SIZE": 16,
         "PROMPT_LENGTH": 4,
+        "CLASS_LABELS": ("yes", "no"),
         "EVAL_PERIOD": 6,
+        "EVAL_METHOD": "both",
+        "NUM_DECODES": 2,
         "EVAL_BASELINES": False,
         "CHECKPOINT_PERIOD": 3,
         "INITIAL_CHECKPOINT_PATH": "checkpoint_9",
@@ -174,7 +200,7 @@ def work(tmp_path_factory):
     return folder
 
 
-def recipe(model_dir, *, model=8, steps=STEPS):
+def recipe(model_dir, *, model=4, steps=STEPS):
     return [
         "--gin_file=runs/prompt_tune.gin",
         "--gin_file=small.gin",
@@ -198,34 +224,57 @@ def finish(work, model_dir, *, steps=STEPS, **how):
 
 @pytest.fixture(scope="module")
 def straight(work):
-    """Two processes, one copy of the model over both."""
-    return finish(work, "straight")
+    """Two unequal processes, two copies of the model, of which one lies on both."""
+    return finish(work, "straight", **UNEQUAL)
 
 
-def test_two_processes_are_one(work, straight):
+@pytest.fixture(scope="module")
+def alone(work):
+    """One process, with the same devices."""
+    return finish(work, "alone", model=4, devices=(8,))
+
+
+def test_two_processes_are_one(work, straight, alone):
     prompt, said = straight
-    alone, _ = finish(work, "alone", model=8, devices=(8,))
-    np.testing.assert_allclose(prompt, alone, atol=1e-4 * np.abs(alone).max())
+    np.testing.assert_allclose(prompt, alone[0], atol=1e-4 * np.abs(prompt).max())
     # One of them writes and speaks; the records stand there once.
-    assert "two_as" in said[0]
-    assert "two_as" not in said[1]
+    assert TASK in said[0]
+    assert TASK not in said[1]
     lines = [(work / name / "metrics.jsonl").read_text() for name in ("straight", "alone")]
     assert len(lines[0].splitlines()) == len(lines[1].splitlines()) > 0
-    # Batches of 8 leave an odd last one of 4: every row is answered once, and alike.
-    two, one = (answers(work / name) for name in ("straight", "alone"))
-    assert len(two) == len(one) == 20
-    for mine, same in zip(two, one, strict=True):
+    answer_alike(work / "straight", work / "alone")
+
+
+def test_the_batches_of_these_runs_are_cut():
+    tasks.import_task_module("user_tasks")
+    rows = features.load_rows(TASK, "train", LENGTHS)
+    cutting = groups.Cutting(96, 5, prompt=4, most=8, data_parts=2)
+    for step in range(STEPS):
+        cut = features.train_groups([rows], [1.0], cutting, seed=0, step=step, batch_size=16)
+        widths = {group["encoder_input_tokens"].shape[1] for group in cut}
+        assert len(cut) == 8
+        assert min(widths) < 32
+        assert max(widths) > 64
+
+
+def answer_alike(model_dir, other):
+    """Batches of 16 leave an odd last one of 4: every row is answered once, and alike."""
+    found, wanted = answers(model_dir), answers(other)
+    assert len(found) == len(wanted) == 20
+    for mine, same in zip(found, wanted, strict=True):
         assert mine["input"] == same["input"]
         assert mine["output"] == same["output"]
         np.testing.assert_allclose(mine["score"], same["score"], atol=1e-4)
+        for word, score in same["label_scores"].items():
+            np.testing.assert_allclose(mine["label_scores"][word], score, atol=1e-4)
 
 
 def test_a_dry_run_shows_all_devices_and_the_rows_of_each_host(work):
-    """Of 8 rows on 2 + 6 devices, the first host, which speaks, has two."""
+    """Of 16 rows on 2 + 6 devices, the first host, which speaks, has four."""
     arguments = [*recipe("dry", model=1), "--dry_run"]
     said = several_processes.finish(several_processes.start([work] * 2, arguments, (2, 6)))
     assert "mesh: data 8 x model 1 on 8 cpu, 2 process(es)" in said[0]
-    assert "batch: 8 rows, 1 a data-parallel device, 2 of this host" in said[0]
+    assert "batch: 16 rows, 2 a data-parallel device, 4 of this host" in said[0]
     assert "mesh" not in said[1]
     assert not (work / "dry").exists()
 
@@ -256,7 +305,7 @@ def test_what_does_not_fit_together_is_refused_by_all(work, straight):
     newest = max(saved(work / "damaged"))
     file = next((work / "damaged" / "checkpoints" / str(newest)).rglob("manifest.ocdbt"))
     file.write_bytes(b"no manifest")
-    prompt, said = finish(work, "damaged")
+    prompt, said = finish(work, "damaged", **UNEQUAL)
     np.testing.assert_array_equal(prompt, straight[0])
     assert f"the saved state of step {newest} is damaged" in said[0]
 
@@ -280,16 +329,45 @@ def test_what_does_not_fit_together_is_refused_by_all(work, straight):
 
 def answers(model_dir):
     """The rows of the last evaluation, as it wrote them."""
-    file = model_dir / "inference_eval" / f"two_as-{9 + STEPS:06d}.jsonl"
+    file = model_dir / "inference_eval" / f"{TASK}-{9 + STEPS:06d}.jsonl"
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [{"model": 1}, {"model": 2}, {"model": 4, "devices": (2, 6)}])
-def test_other_meshes_and_unequal_hosts(work, straight, how):
-    name = "_".join(map(str, how.values())).replace(" ", "")
-    prompt, _ = finish(work, f"other_{name}", **how)
-    np.testing.assert_allclose(prompt, straight[0], atol=1e-4 * np.abs(prompt).max())
+@pytest.mark.parametrize("model", [1, 2, 4, 8])
+def test_four_devices_each_on_other_meshes(work, alone, model):
+    prompt, _ = finish(work, f"other_{model}", model=model)
+    np.testing.assert_allclose(prompt, alone[0], atol=1e-4 * np.abs(prompt).max())
+    answer_alike(work / f"other_{model}", work / "alone")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("begins", [UNEQUAL, {"model": 4, "devices": (8,)}], ids=["two", "one"])
+def test_a_run_goes_on_in_another_number_of_processes(work, alone, begins):
+    """Two begin and one goes on, or one and two: what is saved is the same, and so is the end."""
+    ends = {"model": 4, "devices": (8,)} if begins is UNEQUAL else UNEQUAL
+    name = f"begun_by_{len(begins['devices'])}"
+    finish(work, name, steps=3, **begins)
+    prompt, said = finish(work, name, **ends)
+    assert "continuing at step 12" in said[0]
+    np.testing.assert_allclose(prompt, alone[0], atol=1e-4 * np.abs(prompt).max())
+    answer_alike(work / name, work / "alone")
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one(work, straight):
+    for name, devices in (("scored", (2, 6)), ("scored_alone", (8,))):
+        arguments = [
+            f"--gin_file={work / 'straight' / 'config.gin'}",
+            "--gin_file=runs/eval.gin",
+            "--gin.PROMPT_FILE='straight/prompts/best'",
+            f"--gin.EVAL_OUTPUT_DIR={name!r}",
+        ]
+        several_processes.finish(
+            several_processes.start([work] * len(devices), arguments, devices, "eval")
+        )
+    answer_alike(work / "scored", work / "straight")
+    answer_alike(work / "scored", work / "scored_alone")
 
 
 @pytest.mark.slow
@@ -300,14 +378,17 @@ def test_when_one_is_killed_all_end_and_a_restart_continues(work, victim):
     name = f"killed_{victim}"
     started = start(work, name, steps=steps)
     wait_for(work / name, 9 + 6, started)
+    all_of_them = [pid for process in started for pid in family(process.pid)]
+    assert len(all_of_them) == 4  # a guard and what it guards, twice
     started[victim].send_signal(signal.SIGKILL)
     killed = time.monotonic()
     said, _ = started[1 - victim].communicate(timeout=120)
     assert time.monotonic() - killed < 60, said
     assert started[1 - victim].returncode == guard.LOST, said
     assert "Start all processes again with the same command" in said.strip().splitlines()[-1]
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        started[victim].communicate(timeout=60)
+    started[victim].communicate(timeout=60)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in all_of_them)
+    assert time.monotonic() - killed < 60
     assert max(saved(work / name)) < 9 + steps
     again, _ = finish(work, name, steps=steps)
     np.testing.assert_array_equal(again, expected)

@@ -14,6 +14,7 @@ from prompt_tuning.config import ModelConfig, OptimizerConfig, TrainConfig
 from prompt_tuning.data import features
 from prompt_tuning.data.vocabulary import load_vocabulary
 from prompt_tuning.model import t5
+from prompt_tuning.model.attention import fit_to
 from prompt_tuning.model.loss import loss_fn
 from prompt_tuning.planning import flops, hlo
 from prompt_tuning.training import optim, step
@@ -180,6 +181,19 @@ def test_groups_drop_out_by_seed_step_and_number():
     assert losses[0] == losses[2] != losses[1]
 
 
+def test_the_parts_of_a_step_write_into_what_they_are_given():
+    """No second sum of gradients and no second state: both are donated, to the last array."""
+    state, frozen, optimizer = make_parts()
+    programs = step.compile_step(CONFIG, TrainConfig(), optimizer)
+    total = jax.eval_shape(programs.zeros, state)
+    add = programs.add.lower(total, state, frozen, random_batch(), jnp.int32(0))
+    update = programs.update.lower(state, total)
+    for lowered, given in ((add, total), (update, state)):
+        # But Adafactor's placeholders, which no program reads.
+        arrays = sum(leaf.shape != (1,) for leaf in jax.tree.leaves(given))
+        assert hlo.donated(lowered.compile().as_text()) == set(range(arrays))
+
+
 def test_z_loss_and_label_smoothing_are_those_of_the_settings():
     train = TrainConfig(z_loss=0.05, label_smoothing=0.2)
     state, frozen, optimizer = make_parts()
@@ -213,8 +227,8 @@ def test_dropout_differs_between_steps_and_seeds():
     assert len(set(losses)) == 3
 
 
-def test_bfloat16_moves_the_prompt_where_float32_does():
-    """A trained backbone, its own rows, a prompt of its own pieces: cosine of the gradients."""
+def prompt_gradient(dtype, attention="xla"):
+    """Of a trained backbone, on its own rows, at a prompt of its own pieces, where JAX computes."""
     vocabulary = load_vocabulary("tiny")
     rows = demo_rows("tiny_mood", "test")[:16]
     inputs, targets = (
@@ -222,18 +236,20 @@ def test_bfloat16_moves_the_prompt_where_float32_does():
     )
     widths = max(map(len, inputs)), max(map(len, targets))
     batch = jax.tree.map(jnp.asarray, dict(features.pad_batch(inputs, targets, *widths)))
+    config = dataclasses.replace(
+        model_config("tiny"), dtype=dtype, dropout_rate=0.0, attention=attention
+    )
+    backbone, _ = load.read_backbone("tiny", config, dtype=dtype)
+    prompt = backbone["token_embedder/embedding"][100:120].astype(jnp.float32)
+    optimizer = optim.make_optimizer(OPTIMIZER, optim.PROMPT_RULES)
+    state = step.init_state({"prompt": prompt}, optimizer, 0)
+    gradient_of = jax.jit(step.make_gradient(fit_to(config, jax.devices()[:1]), TrainConfig()))
+    found, _ = gradient_of(state, backbone, batch, None)
+    assert found["prompt"].dtype == jnp.float32
+    return np.asarray(found["prompt"]).ravel()
 
-    def gradient(dtype):
-        config = dataclasses.replace(model_config("tiny"), dtype=dtype, dropout_rate=0.0)
-        backbone, _ = load.read_backbone("tiny", config, dtype=dtype)
-        prompt = backbone["token_embedder/embedding"][100:120].astype(jnp.float32)
-        optimizer = optim.make_optimizer(OPTIMIZER, optim.PROMPT_RULES)
-        state = step.init_state({"prompt": prompt}, optimizer, 0)
-        gradient_of = jax.jit(step.make_gradient(config, TrainConfig()))
-        found, _ = gradient_of(state, backbone, batch, None)
-        assert found["prompt"].dtype == jnp.float32
-        return np.asarray(found["prompt"]).ravel()
 
-    half, whole = gradient("bfloat16"), gradient("float32")
+def test_bfloat16_moves_the_prompt_where_float32_does():
+    half, whole = prompt_gradient("bfloat16"), prompt_gradient("float32")
     cosine = half @ whole / np.linalg.norm(half) / np.linalg.norm(whole)
     assert cosine > 0.999

@@ -1,5 +1,8 @@
 """The backbone against T5X's outputs, the published sizes, and its own invariances."""
 
+import functools
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -129,22 +132,28 @@ def test_dropout_is_off_unless_asked_for_and_repeats_with_its_key():
     assert np.abs(first - other).max() > 1e-2
 
 
-def test_t5_drops_out_everywhere_with_one_mask_for_all_positions():
-    params, batch = random_params(), random_batch()
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_t5_drops_out_everywhere_with_one_mask_for_all_positions(compiled):
+    """And no two with the same mask, though layers are one function once compiled."""
+    params, batch = random_params(), random_batch(rows=5)  # no other test has compiled such
     config = ModelConfig(**{**CONFIG.__dict__, "dropout_rate": 0.5})
     seen = []
 
     def record(call, args, kwargs, context):
         out = call(*args, **kwargs)
         if isinstance(context.module, nn.Dropout):
-            seen.append((np.asarray(args[0]), np.asarray(out)))
+            jax.debug.callback(lambda *pair: seen.append(pair), args[0], out, ordered=True)
         return out
 
+    run = functools.partial(plain_forward, config, params, NO_PROMPT, batch)
     with nn.intercept_methods(record):
-        plain_forward(config, params, NO_PROMPT, batch, dropout_key=jax.random.key(0))
+        (jax.jit(run) if compiled else run)(dropout_key=jax.random.key(0))
+    jax.effects_barrier()
+    seen = [(np.asarray(before), np.asarray(after)) for before, after in seen]
     # T5X's places. Encoder: input, output, and in every layer attention weights, attention output,
     # MLP hidden, MLP output; decoder layers have two attentions.
     assert len(seen) == (2 + 4 * config.num_encoder_layers) + (2 + 6 * config.num_decoder_layers)
+    masks = []
     for before, after in seen:
         kept = (after != 0) | (before == 0)
         np.testing.assert_allclose(after, np.where(kept, 2.0 * before, 0.0), rtol=1e-6)
@@ -153,6 +162,9 @@ def test_t5_drops_out_everywhere_with_one_mask_for_all_positions():
         if before.shape[-2] > 1:
             whole = ~(dropped.any(axis=-2) & (after != 0).any(axis=-2))
             assert whole.all(), "a mask that differs from position to position"
+        masks.append(dropped.any(axis=-2))
+    for one, other in itertools.combinations(masks, 2):
+        assert one.shape != other.shape or 0.3 < (one == other).mean() < 0.7
 
 
 @given(st.integers(1, 200))

@@ -126,6 +126,18 @@ def check_joined() -> None:
         )
 
 
+def check_alone(what: str, environment: Mapping[str, str] = os.environ) -> None:
+    """Raises ConfigError where `what`, which one process does alone, was started as several.
+
+    >>> check_alone("this", {"SLURM_STEP_NUM_TASKS": "1"})
+    """
+    if is_wanted(Flags(), environment):
+        raise ConfigError(
+            f"{what} is done by one process, and this is one of several (by Slurm's or the TPU "
+            "pod's variables): start it once, with `srun -n 1`, or on a host of its own."
+        )
+
+
 def is_first() -> bool:
     """Whether this process is the one that writes files."""
     import jax

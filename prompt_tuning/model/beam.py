@@ -18,8 +18,6 @@ from prompt_tuning.model.attention import take_rows
 from prompt_tuning.model.sample import EOS_ID, Step
 
 NEG_INF = -1.0e7  # of an empty beam, as in T5X; finite so that dividing by a length keeps it
-# Equal for all beams of a row, so never reordered.
-_PER_ROW = frozenset({"encoded", "cross_key", "cross_value", "valid"})
 
 
 class Rules(NamedTuple):
@@ -75,8 +73,8 @@ def beam_search(
 ) -> tuple[Int[Array, "B K L"], Float[Array, "B K"]]:
     """The best `beams` sequences, worst first, so `[:, -1]` is the best, and their scores.
 
-    A row in which nothing has ended returns its live beams. `step` takes rows repeated for each
-    beam, [B * beams]; the search stops when all rows are done.
+    A row in which nothing has ended returns its live beams. `step` takes a token for each beam
+    of each row, [B * beams]; the search stops when all rows are done.
     """
 
     def more(state: BeamState) -> Array:
@@ -94,7 +92,7 @@ def beam_search(
         empty,
         jnp.full((batch, beams), NEG_INF),
         jnp.zeros(batch, bool),
-        {name: jnp.repeat(leaf, beams, axis=0) for name, leaf in cache.items()},
+        t5.repeat_targets(cache, beams),
     )
     end = jax.lax.while_loop(more, body, start)
     any_finished = (end.finished_scores > NEG_INF).any(axis=1)
@@ -120,9 +118,7 @@ def _beam_step(step: Step, state: BeamState, length: int, rules: Rules) -> BeamS
 
     live_scores, order = _ascending_top(scores + ended * NEG_INF, beams)
     chosen = _take(parent, order)
-    cache = {
-        name: leaf if name in _PER_ROW else take_rows(leaf, chosen) for name, leaf in cache.items()
-    }
+    cache = cache | {n: take_rows(cache[n], chosen) for n in cache.keys() - t5.PER_ROW}
 
     # What is done stays as it is: in transformers a longer sequence could win after all.
     competes &= ~state.done[:, None]

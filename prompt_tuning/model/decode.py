@@ -99,7 +99,7 @@ def generate_all(
     `encoded` is the encoder's output and its validity; `keys` are needed to sample.
     """
     length, num_decodes, decoding = search
-    cache = t5.apply(config, backbone, "init_cache", *encoded, length)
+    cache = t5.apply(config, backbone, "init_cache", *encoded, length, num_decodes)
     batch = encoded[0].shape[0]
 
     def step(last: Array, cache: t5.Cache, index: Array) -> tuple[Array, t5.Cache]:

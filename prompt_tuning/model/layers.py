@@ -146,7 +146,7 @@ class DecoderLayer(nn.Module):
         """The same for the target at `index` alone, and the cache's part of it.
 
         `cache` holds the keys and values of the targets before, and what `Decoder.init_cache` has
-        put there of the encoder's.
+        put there of the encoder's, once a row: the beams or samples of a row are so many queries.
         """
         self_bias, cross_bias = biases
         y = self.pre_self_attention_layer_norm(x)
@@ -156,10 +156,12 @@ class DecoderLayer(nn.Module):
         value = update(cache["self_value"], value, index, axis=1)
         x = x + self.self_attention(y, (key, value), self_bias)
         y, cross = self.pre_cross_attention_layer_norm(x), self.encoder_decoder_attention
+        y = y.reshape(cross_bias.shape[0], cross_bias.shape[2], -1)
         if "encoded" in cache:
-            x = x + cross.absorbed(y, cache["encoded"], cross_bias)
+            y = cross.absorbed(y, cache["encoded"], cross_bias)
         else:
-            x = x + cross(y, (cache["cross_key"], cache["cross_value"]), cross_bias)
+            y = cross(y, (cache["cross_key"], cache["cross_value"]), cross_bias)
+        x = x + y.reshape(x.shape)
         return self._mlp(x, train=False), {"self_key": key, "self_value": value}
 
     def _mlp(self, x: Array, *, train: bool) -> Array:

@@ -51,8 +51,8 @@ def temperature_sample(
 
     A sample ends with end-of-sequence and is filled up with 0. `keys` is one for each row, or a
     single one, with which all rows draw together, as in T5X. The scores are the model's, or of the
-    distribution that is drawn from, with `rescale_log_probs`. `step` takes rows repeated for each
-    sample, [B * N].
+    distribution that is drawn from, with `rescale_log_probs`. `step` takes a token for each
+    sample of each row, [B * N].
     """
     rows = next(iter(cache.values())).shape[0]
     batch = rows * num_decodes
@@ -83,7 +83,7 @@ def temperature_sample(
         jnp.zeros(batch, jnp.float32),
         jnp.zeros(batch, bool),
         keys,
-        {name: jnp.repeat(leaf, num_decodes, axis=0) for name, leaf in cache.items()},
+        t5.repeat_targets(cache, num_decodes),
     )
     end = jax.lax.while_loop(more, body, start)
     tokens = end.tokens.reshape(rows, num_decodes, length)

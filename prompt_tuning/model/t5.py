@@ -43,6 +43,15 @@ from prompt_tuning.model.products import dense_product
 
 Params = Mapping[str, Array]  # flat: "encoder/layers_0/attention/query/kernel" -> [D, H*K]
 Cache = dict[str, Array]
+PER_ROW = frozenset({"encoded", "cross_key", "cross_value", "valid"})  # the same for all targets
+
+
+def repeat_targets(cache: Cache, times: int) -> Cache:
+    """The cache of so many targets a row, one after the other; what is the row's is there once."""
+    return {
+        name: leaf if name in PER_ROW else jnp.repeat(leaf, times, axis=0)
+        for name, leaf in cache.items()
+    }
 
 
 _logits = functools.partial(dense_product, dtype=jnp.float32)
@@ -149,18 +158,23 @@ class Decoder(nn.Module):
         return _logits(x.astype(wide), table.T.astype(wide)) / math.sqrt(x.shape[-1])
 
     def init_cache(
-        self, encoded: Float[Array, "B S D"], valid: Bool[Array, "B S"], max_length: int
+        self,
+        encoded: Float[Array, "B S D"],
+        valid: Bool[Array, "B S"],
+        max_length: int,
+        num_decodes: int = 1,
     ) -> Cache:
         """What decoding keeps: what cross-attention reads, and room for the targets' own.
 
-        Cross-attention reads the encoder's output, once for all layers, or, of targets so long that
-        this is less to compute, its keys and values in every layer (`absorbs`).
+        Cross-attention reads the encoder's output, once for all layers, or, of targets so long or
+        so many that this is less to compute, its keys and values in every layer (`absorbs`). Either
+        lies there once, however many targets a row has; `repeat_targets` makes room for them.
         """
         c = self.config
         room = jnp.zeros((encoded.shape[0], max_length, c.num_heads, c.head_dim), encoded.dtype)
         own = jnp.stack([room] * len(self.layers), axis=1)
         cache = {"self_key": own, "self_value": own, "valid": valid}
-        if absorbs(c, max_length, encoded.shape[1]):
+        if absorbs(c, max_length * num_decodes, encoded.shape[1]):
             return cache | {"encoded": encoded}
         cross = [layer.encoder_decoder_attention.keys_values(encoded) for layer in self.layers]
         return cache | {
@@ -169,14 +183,16 @@ class Decoder(nn.Module):
         }
 
     def step(
-        self, x: Float[Array, "B 1 D"], cache: Cache, index: Int[Array, ""]
-    ) -> tuple[Float[Array, "B 1 V"], Cache]:
+        self, x: Float[Array, "BN 1 D"], cache: Cache, index: Int[Array, ""]
+    ) -> tuple[Float[Array, "BN 1 V"], Cache]:
         """Logits of the position after `index`, and the cache with `index` filled in."""
         length = cache["self_key"].shape[2]
         relative = jax.lax.dynamic_slice_in_dim(self.relpos_bias(length, length), index, 1, axis=2)
         seen = (jnp.arange(length) <= index)[None, None]
         self_bias = relative + attention_bias(seen)
-        cross_bias = attention_bias(cache["valid"][:, None, :])
+        rows, source = cache["valid"].shape
+        targets = jnp.broadcast_to(cache["valid"][:, None], (rows, x.shape[0] // rows, source))
+        cross_bias = attention_bias(targets)
         layered = cache.keys() - {"encoded", "valid"}
         filled, call = [], _once(self, DecoderLayer.step, x)
         for n, layer in enumerate(self.layers):
@@ -238,14 +254,21 @@ class T5(nn.Module):
         )
 
     def init_cache(
-        self, encoded: Float[Array, "B S D"], valid: Bool[Array, "B S"], max_length: int
+        self,
+        encoded: Float[Array, "B S D"],
+        valid: Bool[Array, "B S"],
+        max_length: int,
+        num_decodes: int = 1,
     ) -> Cache:
-        """The state of incremental decoding before the first token."""
-        return self.decoder.init_cache(encoded, valid, max_length)
+        """The state of incremental decoding before the first token, with room for one target a row.
+
+        `num_decodes` is how many each row will have (`repeat_targets`).
+        """
+        return self.decoder.init_cache(encoded, valid, max_length, num_decodes)
 
     def decode_step(
-        self, tokens: Int[Array, "B"], cache: Cache, index: Int[Array, ""]
-    ) -> tuple[Float[Array, "B V"], Cache]:
+        self, tokens: Int[Array, "BN"], cache: Cache, index: Int[Array, ""]
+    ) -> tuple[Float[Array, "BN V"], Cache]:
         """Logits after reading `tokens` at position `index`; equals `decode` there."""
         logits, cache = self.decoder.step(self.embed(tokens[:, None]), cache, index)
         return logits[:, 0], cache

@@ -23,6 +23,7 @@ def describe_devices(experiment: Experiment, mesh: Mesh | None = None) -> str:
     mesh = mesh or sharding.make_mesh(experiment.num_model_partitions)
     rows = experiment.data.batch_size
     sharding.check_batch_size(rows, mesh)
+    sharding.check_attention(experiment.model, mesh)
     held = weight_bytes(experiment, mesh)
     kind = getattr(mesh.devices.flat[0], "device_kind", "device")
     parts = describe_parts(experiment, mesh)

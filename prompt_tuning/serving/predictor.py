@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -208,14 +209,17 @@ class Predictor:
         """
         results: dict[int, list[Generated]] = {}
         search = decode.Search(self.max_target_length, num_decodes, decoding)
-        for places, batch in self._batches(rows, prompts):
+
+        def generate(places: list[int], batch: mixed_batch.MixedBatch) -> Any:
             filled = places + places[-1:] * (len(batch.which) - len(places))
             numbers = jax.device_put(
                 np.asarray(filled, np.int32) + first_row, self._sharding("data")
             )
-            found = mixed_batch.generate(
+            return mixed_batch.generate(
                 self.backbone, self.table, batch, numbers, config=self._fitted, search=search
             )
+
+        for places, found in _one_behind(generate, self._batches(rows, prompts)):
             for place, ids, scores in zip(places, *jax.device_get(found), strict=False):
                 pairs = zip(ids.tolist(), scores.tolist(), strict=True)
                 results[place] = [Generated(self._decode(i), s) for i, s in pairs][::-1]
@@ -227,10 +231,11 @@ class Predictor:
         """`score` for rows that are ids already."""
         targets = self._label_tokens(labels)
         results = np.zeros((len(rows), len(labels)), np.float32)
-        for places, batch in self._batches(rows, prompts):
-            scores = mixed_batch.score(
-                self.backbone, self.table, batch, targets, config=self._fitted
-            )
+
+        def score(places: list[int], batch: mixed_batch.MixedBatch) -> Any:
+            return mixed_batch.score(self.backbone, self.table, batch, targets, config=self._fitted)
+
+        for places, scores in _one_behind(score, self._batches(rows, prompts)):
             results[places] = jax.device_get(scores)[: len(places)]
         return results
 
@@ -318,6 +323,18 @@ def _check_vocabulary(vocabulary: Vocabulary, config: ModelConfig) -> None:
             f"the vocabulary ends sequences with id {vocabulary.eos_id}; a T5 does with "
             f"{decode.EOS_ID}. Train the SentencePiece model with pad_id=0, eos_id=1, unk_id=2."
         )
+
+
+def _one_behind(
+    compute: Callable[[list[int], mixed_batch.MixedBatch], Any],
+    batches: Iterable[tuple[list[int], mixed_batch.MixedBatch]],
+) -> Iterator[tuple[list[int], Any]]:
+    """What comes of each batch, on the device, when the next one is under way there as well.
+
+    The host reads a batch and makes the one after it while the device computes another.
+    """
+    started = ((places, compute(places, batch)) for places, batch in batches)
+    return (one for one, _ in itertools.pairwise(itertools.chain(started, [([], None)])))
 
 
 def _mesh(backbone: t5.Params) -> Mesh | None:
