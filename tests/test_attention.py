@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_models import CONFIG
 
 from prompt_tuning.model import attention, layers, products
@@ -107,18 +109,20 @@ def test_absorbed_attention_is_that_of_keys_and_values(drops):
     module = attention.Attention(dataclasses.replace(CONFIG, dropout_rate=0.3))
     x, source = draw(2, 3, CONFIG.embed_dim), draw(2, 7, CONFIG.embed_dim, seed=1)
     bias = draw(2, 1, 3, 7, seed=2).at[1, ..., 4:].add(attention.MASKED)
+    kept = None
+    if drops:
+        kept = jax.random.bernoulli(jax.random.key(4), 0.7, (2, CONFIG.num_heads * 7))
 
     def of_keys(module, x, source):
-        return module(x, module.keys_values(source), bias, train=drops)
+        return module(x, module.keys_values(source), bias, kept=kept)
 
     def absorbed(module, x, source):
-        return module.absorbed(x, source, bias, train=drops)
+        return module.absorbed(x, source, bias, kept)
 
     params = module.init(jax.random.key(3), x, source, method=of_keys)["params"]
 
     def result(method, params, x, source):
-        rngs = {"dropout": jax.random.key(4)}
-        return module.apply({"params": params}, x, source, method=method, rngs=rngs)
+        return module.apply({"params": params}, x, source, method=method)
 
     (one, found), (same, wanted) = (
         gradients(functools.partial(result, method), params, x, source)
@@ -127,6 +131,30 @@ def test_absorbed_attention_is_that_of_keys_and_values(drops):
     np.testing.assert_allclose(one, same, rtol=1e-5)
     for mine, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(mine, other, atol=1e-5 * np.abs(other).max())
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.lists(st.integers(1, 40), min_size=1, max_size=4))
+@settings(max_examples=20, deadline=None)
+def test_what_a_row_keeps_does_not_depend_on_the_rows_behind_it(rows, more, widths):
+    config = dataclasses.replace(CONFIG, dropout_rate=0.4)
+    names = {str(n): width for n, width in enumerate(widths)}
+    few, many = (
+        attention.draw_kept(config, jax.random.key(1), n, names) for n in (rows, rows + more)
+    )
+    for name, width in names.items():
+        assert few[name].shape == (rows, width)
+        np.testing.assert_array_equal(few[name], many[name][:rows])
+
+
+def test_dropout_keeps_its_share_and_the_mean():
+    config = dataclasses.replace(CONFIG, dropout_rate=0.4)
+    kept = attention.draw_kept(config, jax.random.key(0), 100, {"a": 300, "b": 200})
+    for one in kept.values():
+        share = float(one.mean())
+        assert abs(share - 0.6) < 4 * (0.24 / one.size) ** 0.5
+        x = jnp.ones((*one.shape[:1], 2, *one.shape[1:]))
+        np.testing.assert_allclose(attention.drop(x, one, 0.4).mean(), share / 0.6, rtol=1e-5)
+    assert abs(np.corrcoef(kept["a"][:, :200].ravel(), kept["b"].ravel())[0, 1]) < 0.03
 
 
 def test_absorbed_attention_multiplies_the_targets_alone_by_kernels():

@@ -17,15 +17,17 @@ from jaxtyping import Array, Float, Int
 from prompt_tuning.config import ModelConfig
 from prompt_tuning.model.attention import (
     Attention,
+    Kept,
     OnProcessor,
     absorbs,
     dense,
-    dropout,
+    drop,
     fan_in,
     norm,
     take_rows,
 )
 
+NOTHING: Kept = {}  # is dropped; a dictionary that JAX knows
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(nn.gelu, approximate=True),
     "relu": nn.relu,
@@ -43,14 +45,15 @@ class Mlp(nn.Module):
     config: ModelConfig
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B S D"], *, train: bool = False) -> Float[Array, "B S D"]:
+    def __call__(self, x: Float[Array, "B S D"], kept: Kept = NOTHING) -> Float[Array, "B S D"]:
         """The block's output, to be added to `x` by the layer."""
         c = self.config
         names = ["wi"] if len(c.mlp_activations) == 1 else _numbered(len(c.mlp_activations))
         wide = jnp.float32 if isinstance(c, OnProcessor) else None
         parts = [dense(c.mlp_dim, c, fan_in(), name, wide)(x) for name in names]
         hidden = activate(c.mlp_activations, *parts).astype(c.dtype)
-        return dense(c.embed_dim, c, fan_in(), "wo")(dropout(c)(hidden, deterministic=not train))
+        hidden = drop(hidden, kept.get("hidden"), c.dropout_rate)
+        return dense(c.embed_dim, c, fan_in(), "wo")(hidden)
 
 
 @functools.partial(jax.checkpoint, static_argnums=0)
@@ -78,22 +81,32 @@ class EncoderLayer(nn.Module):
         self.attention = Attention(c)
         self.pre_mlp_layer_norm = norm(c)
         self.mlp = Mlp(c)
-        self.drop = dropout(c)
 
     def __call__(
         self,
         x: Float[Array, "B S D"],
         bias: Float[Array, "#B H S S"],
         lengths: Int[Array, "B"] | None,
-        *,
-        train: bool,
+        kept: Kept,
     ) -> Float[Array, "B S D"]:
-        """The layer's output; `bias` and `lengths` as for `Attention`."""
-        y = self.pre_attention_layer_norm(x)
-        y = self.attention(y, self.attention.keys_values(y), bias, lengths, train=train)
-        x = x + self.drop(y, deterministic=not train)
-        y = self.mlp(self.pre_mlp_layer_norm(x), train=train)
-        return x + self.drop(y, deterministic=not train)
+        """The layer's output; `bias` and `lengths` as for `Attention`, `kept` by `widths`."""
+        rate = self.config.dropout_rate
+        y, weights = self.pre_attention_layer_norm(x), kept.get("weights")
+        y = self.attention(y, self.attention.keys_values(y), bias, lengths, weights)
+        x = x + drop(y, kept.get("attended"), rate)
+        y = self.mlp(self.pre_mlp_layer_norm(x), kept)
+        return x + drop(y, kept.get("output"), rate)
+
+    @staticmethod
+    def widths(config: ModelConfig, source: int) -> dict[str, int]:
+        """Where T5 drops out, and of how many units of a row."""
+        wide, heads = config.embed_dim, config.num_heads
+        return {
+            "weights": heads * source,
+            "attended": wide,
+            "hidden": config.mlp_dim,
+            "output": wide,
+        }
 
 
 class DecoderLayer(nn.Module):
@@ -109,7 +122,6 @@ class DecoderLayer(nn.Module):
         self.encoder_decoder_attention = Attention(c)
         self.pre_mlp_layer_norm = norm(c)
         self.mlp = Mlp(c)
-        self.drop = dropout(c)
 
     def __call__(
         self,
@@ -117,24 +129,26 @@ class DecoderLayer(nn.Module):
         encoded: Float[Array, "R S D"],
         biases: tuple[Float[Array, "#B H L L"], Float[Array, "B 1 L S"]],
         rows: Int[Array, "G C"] | None,
-        *,
-        train: bool,
+        kept: Kept,
     ) -> Float[Array, "B L D"]:
         """The layer's output for whole target sequences; `rows` as for `T5.decode`."""
         self_bias, cross_bias = biases
+        rate, weights = self.config.dropout_rate, kept.get("cross_weights")
         y = self.pre_self_attention_layer_norm(x)
-        y = self.self_attention(y, self.self_attention.keys_values(y), self_bias, train=train)
-        x = x + self.drop(y, deterministic=not train)
+        own = self.self_attention.keys_values(y)
+        y = self.self_attention(y, own, self_bias, kept=kept.get("self_weights"))
+        x = x + drop(y, kept.get("self_attended"), rate)
         y = self.pre_cross_attention_layer_norm(x)
         alone = rows is None and not self.is_initializing()  # which has to make all kernels
         if alone and absorbs(self.config, x.shape[1], encoded.shape[1]):
-            y = self.encoder_decoder_attention.absorbed(y, encoded, cross_bias, train=train)
+            y = self.encoder_decoder_attention.absorbed(y, encoded, cross_bias, weights)
         else:
             key, value = self.encoder_decoder_attention.keys_values(encoded)
             if rows is not None:
                 key, value = take_rows(key, rows), take_rows(value, rows)
-            y = self.encoder_decoder_attention(y, (key, value), cross_bias, train=train)
-        return self._mlp(x + self.drop(y, deterministic=not train), train=train)
+            y = self.encoder_decoder_attention(y, (key, value), cross_bias, kept=weights)
+        x = x + drop(y, kept.get("cross_attended"), rate)
+        return self._mlp(x, kept)
 
     def step(
         self,
@@ -162,8 +176,21 @@ class DecoderLayer(nn.Module):
         else:
             y = cross(y, (cache["cross_key"], cache["cross_value"]), cross_bias)
         x = x + y.reshape(x.shape)
-        return self._mlp(x, train=False), {"self_key": key, "self_value": value}
+        return self._mlp(x, NOTHING), {"self_key": key, "self_value": value}
 
-    def _mlp(self, x: Array, *, train: bool) -> Array:
-        y = self.mlp(self.pre_mlp_layer_norm(x), train=train)
-        return x + self.drop(y, deterministic=not train)
+    def _mlp(self, x: Array, kept: Kept) -> Array:
+        y = self.mlp(self.pre_mlp_layer_norm(x), kept)
+        return x + drop(y, kept.get("output"), self.config.dropout_rate)
+
+    @staticmethod
+    def widths(config: ModelConfig, targets: int, source: int) -> dict[str, int]:
+        """Where T5 drops out, and of how many units of a row."""
+        wide, heads = config.embed_dim, config.num_heads
+        return {
+            "self_weights": heads * targets,
+            "self_attended": wide,
+            "cross_weights": heads * source,
+            "cross_attended": wide,
+            "hidden": config.mlp_dim,
+            "output": wide,
+        }

@@ -26,19 +26,21 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from prompt_tuning.config import ModelConfig
 from prompt_tuning.model.attention import (
+    Kept,
     RelativePositionBias,
     TargetValid,
     Valid,
     absorbs,
     attention_bias,
-    dropout,
+    draw_kept,
+    drop,
     fan_in,
     norm,
     row_lengths,
     sees,
     take_rows,
 )
-from prompt_tuning.model.layers import DecoderLayer, EncoderLayer
+from prompt_tuning.model.layers import NOTHING, DecoderLayer, EncoderLayer
 from prompt_tuning.model.products import dense_product
 
 Params = Mapping[str, Array]  # flat: "encoder/layers_0/attention/query/kernel" -> [D, H*K]
@@ -57,12 +59,8 @@ def repeat_targets(cache: Cache, times: int) -> Cache:
 _logits = functools.partial(dense_product, dtype=jnp.float32)
 
 _ONCE = {
-    method: nn.jit(method, static_argnames=names)
-    for method, names in (
-        (EncoderLayer.__call__, ("train",)),
-        (DecoderLayer.__call__, ("train",)),
-        (DecoderLayer.step, ()),
-    )
+    method: nn.jit(method)
+    for method in (EncoderLayer.__call__, DecoderLayer.__call__, DecoderLayer.step)
 }
 
 
@@ -76,6 +74,22 @@ def _once(stack: nn.Module, method: Callable[..., Any], x: Array) -> Callable[..
     return _ONCE[method] if isinstance(x, Tracer) and not stack.is_initializing() else method
 
 
+def _draw(
+    stack: nn.Module, rows: int, widths: Mapping[str, int], layers: int
+) -> tuple[Kept, list[Kept]]:
+    """What dropout leaves before and after the layers of a stack, and in each of them.
+
+    One draw a layer: of all places at once every layer's masks would lie elsewhere in it, and XLA
+    compiles what reads them once for each layer instead of once for all.
+    """
+    config: ModelConfig = stack.config  # pyright: ignore[reportAttributeAccessIssue]
+    if config.dropout_rate == 0.0:
+        return NOTHING, [NOTHING] * layers
+    keys = jax.random.split(stack.make_rng("dropout"), layers + 1)
+    ends = draw_kept(config, keys[0], rows, {"first": config.embed_dim, "last": config.embed_dim})
+    return ends, [draw_kept(config, key, rows, widths) for key in keys[1:]]
+
+
 class Encoder(nn.Module):
     """The encoder stack."""
 
@@ -86,7 +100,6 @@ class Encoder(nn.Module):
         self.relpos_bias = RelativePositionBias(c, bidirectional=True)
         self.layers = [EncoderLayer(c) for _ in range(c.num_encoder_layers)]
         self.encoder_norm = norm(c)
-        self.drop = dropout(c)
 
     def __call__(
         self, x: Float[Array, "B S D"], valid: Valid, *, train: bool
@@ -96,11 +109,15 @@ class Encoder(nn.Module):
         bias, lengths = self.relpos_bias(x.shape[1], x.shape[1]), row_lengths(self.config, valid)
         if lengths is None:
             bias = bias + attention_bias(sees(valid, valid))
-        x = self.drop(x, deterministic=not train)
+        c, ends, kept = self.config, NOTHING, [NOTHING] * len(self.layers)
+        if train:
+            widths = EncoderLayer.widths(c, x.shape[1])
+            ends, kept = _draw(self, len(x), widths, len(self.layers))
+        x = drop(x, ends.get("first"), c.dropout_rate)
         call = _once(self, EncoderLayer.__call__, x)
-        for layer in self.layers:
-            x = call(layer, x, bias, lengths, train=train)
-        return self.drop(self.encoder_norm(x), deterministic=not train)
+        for layer, of_layer in zip(self.layers, kept, strict=True):
+            x = call(layer, x, bias, lengths, of_layer)
+        return drop(self.encoder_norm(x), ends.get("last"), c.dropout_rate)
 
 
 class Decoder(nn.Module):
@@ -114,7 +131,6 @@ class Decoder(nn.Module):
         self.relpos_bias = RelativePositionBias(c, bidirectional=False)
         self.layers = [DecoderLayer(c) for _ in range(c.num_decoder_layers)]
         self.decoder_norm = norm(c)
-        self.drop = dropout(c)
         if not c.logits_via_embedding:
             self.logits_dense = nn.Dense(
                 c.num_embeddings, use_bias=False, dot_general=_logits, kernel_init=fan_in()
@@ -141,15 +157,21 @@ class Decoder(nn.Module):
         cross_allowed = sees(target_valid, valid if rows is None else take_rows(valid, rows))
         self_bias = self.relpos_bias(length, length) + attention_bias(self_allowed)
         cross_bias = attention_bias(cross_allowed)
-        x = self.drop(x, deterministic=not train)
+        c, ends, kept = self.config, NOTHING, [NOTHING] * len(self.layers)
+        if train:
+            widths = DecoderLayer.widths(c, length, encoded.shape[1])
+            ends, kept = _draw(self, len(x), widths, len(self.layers))
+        x = drop(x, ends.get("first"), c.dropout_rate)
         call = _once(self, DecoderLayer.__call__, x)
-        for layer in self.layers:
-            x = call(layer, x, encoded, (self_bias, cross_bias), rows, train=train)
-        return self.logits(x, train=train)
+        for layer, of_layer in zip(self.layers, kept, strict=True):
+            x = call(layer, x, encoded, (self_bias, cross_bias), rows, of_layer)
+        return self.logits(x, ends.get("last"))
 
-    def logits(self, x: Float[Array, "B L D"], *, train: bool = False) -> Float[Array, "B L V"]:
+    def logits(
+        self, x: Float[Array, "B L D"], kept: Bool[Array, "B D"] | None = None
+    ) -> Float[Array, "B L V"]:
         """float32 logits of the last hidden states."""
-        x = self.drop(self.decoder_norm(x), deterministic=not train)
+        x = drop(self.decoder_norm(x), kept, self.config.dropout_rate)
         if not self.config.logits_via_embedding:
             return self.logits_dense(x)
         # The table has rows of norm sqrt(D), which a kernel of its own would not (Mesh TensorFlow).
