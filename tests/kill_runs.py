@@ -49,6 +49,8 @@ def make_work(folder: Path, **changes: object) -> None:
         "MIXTURE_OR_TASK_MODULE": "user_tasks",
         "TASK_FEATURE_LENGTHS": {"inputs": 96, "targets": 5},
         "BATCH_SIZE": 8,
+        "LENGTH_GROUPS": 2,
+        "MICROBATCHES": 2,  # always in two groups: fewer programs to compile
         "NUM_MODEL_PARTITIONS": 2,
         "PROMPT_LENGTH": 4,
         "EVAL_PERIOD": EVAL_PERIOD,
