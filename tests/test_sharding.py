@@ -80,6 +80,7 @@ def test_a_mesh_equals_one_device(shape, batches, single):
         assert held == {value.nbytes // parts}, name
 
 
+@pytest.mark.slow
 def test_a_bfloat16_backbone_on_a_mesh_equals_one_on_a_device(batches, single):
     """By the gradient: a step of Adafactor is as long where it is all rounding."""
     config = dataclasses.replace(CONFIG, dtype="bfloat16")
