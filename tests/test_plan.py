@@ -109,6 +109,18 @@ def test_prompt_and_state_are_donated_and_a_device_holds_its_share(compiled):
     assert memory.output_size_in_bytes < 4 * 20 * settings.model.embed_dim * 4
 
 
+def test_dropout_moves_nothing_between_devices():
+    """Its masks are drawn where they are used: the collectives are those without it."""
+    found = []
+    for rate in (0.0, 0.1):
+        settings = experiment(dataclasses.replace(CONFIG, dropout_rate=rate), partitions=4)
+        program_ = program.lower_step(settings, sharding.make_mesh(4)).compile()
+        collectives = hlo.collectives(program_.as_text())
+        found.append({kind: len(all_of_it) for kind, all_of_it in collectives.items()})
+    assert found[0] == found[1]
+    assert found[0]["all-reduce"] > 0
+
+
 def test_what_the_checks_look_for_is_found():
     """A program that gathers a weight, keeps its state and copies a weight to float32."""
     mesh = sharding.make_mesh(2)

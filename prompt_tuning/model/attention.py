@@ -414,25 +414,34 @@ def norm(config: ModelConfig) -> Norm:
     return Norm(jnp.dtype(config.dtype))
 
 
-# Dropout ---------------------------------------------------------------------------------------
-# All of a layer's masks are one draw. Drawn place by place they took two thirds of the time that
-# XLA's CPU compiler needs for a step, and most of the program.
+# Dropout -----------------------------------------------------------------------------------------
+# A layer's masks are few draws. Drawn place by place they took two thirds of the time that XLA's
+# CPU compiler needs for a step, and most of the program.
 
 Kept = Mapping[str, Bool[Array, "B _"]]  # by place
+Units = Mapping[
+    str, tuple[int, int]
+]  # of a row: what a mesh splits (heads, hidden units), and rest
 
 
 def draw_kept(
-    config: ModelConfig, key: PRNGKeyArray, rows: int, widths: Mapping[str, int]
+    config: ModelConfig, key: PRNGKeyArray, rows: int, units: Units
 ) -> dict[str, Bool[Array, "B _"]]:
-    """What dropout leaves of each place of so many units: a mask for each row, as T5 drops.
+    """What dropout leaves of the units of each place: a mask for each row, as T5 drops.
 
     A mask is the same for all positions of a row. A row's draws follow from its place in the batch,
-    and not from how many rows there are.
+    and not from how many rows there are. Places of which a mesh splits as many units are one draw,
+    which is cut where no device has a part alone.
     """
-    drawn = jax.random.bernoulli(key, 1.0 - config.dropout_rate, (rows, sum(widths.values())))
-    drawn = jax.lax.optimization_barrier(drawn)
-    parts = jnp.split(drawn, np.cumsum([*widths.values()])[:-1].tolist(), axis=1)
-    return dict(zip(widths, parts, strict=True))
+    drawn: dict[str, Array] = {}
+    for n, split in enumerate(sorted({split for split, _ in units.values()})):
+        rests = {place: rest for place, (found, rest) in units.items() if found == split}
+        shape = (rows, split, sum(rests.values()))
+        of_all = jax.random.bernoulli(jax.random.fold_in(key, n), 1.0 - config.dropout_rate, shape)
+        ends = np.cumsum([*rests.values()])[:-1].tolist()
+        for place, one in zip(rests, jnp.split(of_all, ends, axis=2), strict=True):
+            drawn[place] = one.reshape(rows, -1)
+    return drawn
 
 
 def drop(x: Float[Array, "B S W"], kept: Bool[Array, "B W"] | None, rate: float) -> Array:

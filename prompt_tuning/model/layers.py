@@ -19,6 +19,7 @@ from prompt_tuning.model.attention import (
     Attention,
     Kept,
     OnProcessor,
+    Units,
     absorbs,
     dense,
     drop,
@@ -89,7 +90,7 @@ class EncoderLayer(nn.Module):
         lengths: Int[Array, "B"] | None,
         kept: Kept,
     ) -> Float[Array, "B S D"]:
-        """The layer's output; `bias` and `lengths` as for `Attention`, `kept` by `widths`."""
+        """The layer's output; `bias` and `lengths` as for `Attention`, `kept` by `units`."""
         rate = self.config.dropout_rate
         y, weights = self.pre_attention_layer_norm(x), kept.get("weights")
         y = self.attention(y, self.attention.keys_values(y), bias, lengths, weights)
@@ -98,14 +99,14 @@ class EncoderLayer(nn.Module):
         return x + drop(y, kept.get("output"), rate)
 
     @staticmethod
-    def widths(config: ModelConfig, source: int) -> dict[str, int]:
-        """Where T5 drops out, and of how many units of a row."""
-        wide, heads = config.embed_dim, config.num_heads
+    def units(config: ModelConfig, source: int) -> Units:
+        """Where T5 drops out, and of what."""
+        whole = (1, config.embed_dim)
         return {
-            "weights": heads * source,
-            "attended": wide,
-            "hidden": config.mlp_dim,
-            "output": wide,
+            "weights": (config.num_heads, source),
+            "attended": whole,
+            "hidden": (config.mlp_dim, 1),
+            "output": whole,
         }
 
 
@@ -183,14 +184,14 @@ class DecoderLayer(nn.Module):
         return x + drop(y, kept.get("output"), self.config.dropout_rate)
 
     @staticmethod
-    def widths(config: ModelConfig, targets: int, source: int) -> dict[str, int]:
-        """Where T5 drops out, and of how many units of a row."""
-        wide, heads = config.embed_dim, config.num_heads
+    def units(config: ModelConfig, targets: int, source: int) -> Units:
+        """Where T5 drops out, and of what."""
+        whole = (1, config.embed_dim)
         return {
-            "self_weights": heads * targets,
-            "self_attended": wide,
-            "cross_weights": heads * source,
-            "cross_attended": wide,
-            "hidden": config.mlp_dim,
-            "output": wide,
+            "self_weights": (config.num_heads, targets),
+            "self_attended": whole,
+            "cross_weights": (config.num_heads, source),
+            "cross_attended": whole,
+            "hidden": (config.mlp_dim, 1),
+            "output": whole,
         }

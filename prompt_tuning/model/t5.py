@@ -29,6 +29,7 @@ from prompt_tuning.model.attention import (
     Kept,
     RelativePositionBias,
     TargetValid,
+    Units,
     Valid,
     absorbs,
     attention_bias,
@@ -74,20 +75,19 @@ def _once(stack: nn.Module, method: Callable[..., Any], x: Array) -> Callable[..
     return _ONCE[method] if isinstance(x, Tracer) and not stack.is_initializing() else method
 
 
-def _draw(
-    stack: nn.Module, rows: int, widths: Mapping[str, int], layers: int
-) -> tuple[Kept, list[Kept]]:
+def _draw(stack: nn.Module, rows: int, units: Units, layers: int) -> tuple[Kept, list[Kept]]:
     """What dropout leaves before and after the layers of a stack, and in each of them.
 
-    One draw a layer: of all places at once every layer's masks would lie elsewhere in it, and XLA
-    compiles what reads them once for each layer instead of once for all.
+    Each layer by itself: of all at once every layer's masks would lie elsewhere in the draw, and
+    XLA compiles what reads them once for each layer instead of once for all.
     """
     config: ModelConfig = stack.config  # pyright: ignore[reportAttributeAccessIssue]
     if config.dropout_rate == 0.0:
         return NOTHING, [NOTHING] * layers
     keys = jax.random.split(stack.make_rng("dropout"), layers + 1)
-    ends = draw_kept(config, keys[0], rows, {"first": config.embed_dim, "last": config.embed_dim})
-    return ends, [draw_kept(config, key, rows, widths) for key in keys[1:]]
+    whole = (1, config.embed_dim)
+    ends = draw_kept(config, keys[0], rows, {"first": whole, "last": whole})
+    return ends, [draw_kept(config, key, rows, units) for key in keys[1:]]
 
 
 class Encoder(nn.Module):
@@ -111,8 +111,8 @@ class Encoder(nn.Module):
             bias = bias + attention_bias(sees(valid, valid))
         c, ends, kept = self.config, NOTHING, [NOTHING] * len(self.layers)
         if train:
-            widths = EncoderLayer.widths(c, x.shape[1])
-            ends, kept = _draw(self, len(x), widths, len(self.layers))
+            units = EncoderLayer.units(c, x.shape[1])
+            ends, kept = _draw(self, len(x), units, len(self.layers))
         x = drop(x, ends.get("first"), c.dropout_rate)
         call = _once(self, EncoderLayer.__call__, x)
         for layer, of_layer in zip(self.layers, kept, strict=True):
@@ -159,8 +159,8 @@ class Decoder(nn.Module):
         cross_bias = attention_bias(cross_allowed)
         c, ends, kept = self.config, NOTHING, [NOTHING] * len(self.layers)
         if train:
-            widths = DecoderLayer.widths(c, length, encoded.shape[1])
-            ends, kept = _draw(self, len(x), widths, len(self.layers))
+            units = DecoderLayer.units(c, length, encoded.shape[1])
+            ends, kept = _draw(self, len(x), units, len(self.layers))
         x = drop(x, ends.get("first"), c.dropout_rate)
         call = _once(self, DecoderLayer.__call__, x)
         for layer, of_layer in zip(self.layers, kept, strict=True):
