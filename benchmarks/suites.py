@@ -55,14 +55,13 @@ def engines(workload: Workload) -> list[Workload]:
     found = [by(workload, engine="ours")]
     if workload.devices == 1 and workload.dtype == "bfloat16" and shutil.which("nvidia-smi"):
         found.append(by(workload, engine="ours-cudnn"))
-    if workload.devices > 1:
-        return found
-    if workload.dtype != "float32":
-        return found + [by(workload, engine="peft")] * bool(importlib.util.find_spec("peft"))
+    has_peft = workload.devices == 1 and importlib.util.find_spec("peft")
+    if workload.devices > 1 or workload.dtype != "float32":
+        return [*found, by(workload, engine="peft")] if has_peft else found
     found.append(by(workload, engine="ours", dtype="bfloat16"))
     if workload.lengths:
         found.append(by(workload, engine="ours-512"))
-    if importlib.util.find_spec("peft"):
+    if has_peft:
         found += [by(workload, engine="peft", dtype=d) for d in ("float32", "bfloat16")]
     if importlib.util.find_spec("t5x") and not workload.lengths:
         found.append(by(workload, engine="t5x"))

@@ -1,4 +1,4 @@
-"""GPUs that are not here, planned for by their own compiler."""
+"""GPUs: planned for by their own compiler, and held to the plan where there is one."""
 
 import dataclasses
 import os

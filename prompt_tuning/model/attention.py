@@ -419,9 +419,7 @@ def norm(config: ModelConfig) -> Norm:
 # CPU compiler needs for a step, and most of the program.
 
 Kept = Mapping[str, Bool[Array, "B _"]]  # by place
-Units = Mapping[
-    str, tuple[int, int]
-]  # of a row: what a mesh splits (heads, hidden units), and rest
+Units = Mapping[str, tuple[int, int]]  # by place: what a mesh splits, and how much there is of each
 
 
 def draw_kept(

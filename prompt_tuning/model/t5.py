@@ -75,14 +75,16 @@ def _once(stack: nn.Module, method: Callable[..., Any], x: Array) -> Callable[..
     return _ONCE[method] if isinstance(x, Tracer) and not stack.is_initializing() else method
 
 
-def _draw(stack: nn.Module, rows: int, units: Units, layers: int) -> tuple[Kept, list[Kept]]:
+def _draw(
+    stack: Encoder | Decoder, rows: int, units: Units, *, train: bool
+) -> tuple[Kept, list[Kept]]:
     """What dropout leaves before and after the layers of a stack, and in each of them.
 
     Each layer by itself: of all at once every layer's masks would lie elsewhere in the draw, and
     XLA compiles what reads them once for each layer instead of once for all.
     """
-    config: ModelConfig = stack.config  # pyright: ignore[reportAttributeAccessIssue]
-    if config.dropout_rate == 0.0:
+    config, layers = stack.config, len(stack.layers)
+    if not train or config.dropout_rate == 0.0:
         return NOTHING, [NOTHING] * layers
     keys = jax.random.split(stack.make_rng("dropout"), layers + 1)
     whole = (1, config.embed_dim)
@@ -109,10 +111,8 @@ class Encoder(nn.Module):
         bias, lengths = self.relpos_bias(x.shape[1], x.shape[1]), row_lengths(self.config, valid)
         if lengths is None:
             bias = bias + attention_bias(sees(valid, valid))
-        c, ends, kept = self.config, NOTHING, [NOTHING] * len(self.layers)
-        if train:
-            units = EncoderLayer.units(c, x.shape[1])
-            ends, kept = _draw(self, len(x), units, len(self.layers))
+        c = self.config
+        ends, kept = _draw(self, len(x), EncoderLayer.units(c, x.shape[1]), train=train)
         x = drop(x, ends.get("first"), c.dropout_rate)
         call = _once(self, EncoderLayer.__call__, x)
         for layer, of_layer in zip(self.layers, kept, strict=True):
@@ -157,10 +157,8 @@ class Decoder(nn.Module):
         cross_allowed = sees(target_valid, valid if rows is None else take_rows(valid, rows))
         self_bias = self.relpos_bias(length, length) + attention_bias(self_allowed)
         cross_bias = attention_bias(cross_allowed)
-        c, ends, kept = self.config, NOTHING, [NOTHING] * len(self.layers)
-        if train:
-            units = DecoderLayer.units(c, length, encoded.shape[1])
-            ends, kept = _draw(self, len(x), units, len(self.layers))
+        c, units = self.config, DecoderLayer.units(self.config, length, encoded.shape[1])
+        ends, kept = _draw(self, len(x), units, train=train)
         x = drop(x, ends.get("first"), c.dropout_rate)
         call = _once(self, DecoderLayer.__call__, x)
         for layer, of_layer in zip(self.layers, kept, strict=True):
