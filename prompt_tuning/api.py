@@ -58,10 +58,11 @@ def model_config(name: str) -> ModelConfig:
 def train(experiment: Experiment) -> TrainResult:
     """Runs an experiment as `t5x train` does; see `training.loop.train`."""
     from prompt_tuning import gin_config
-    from prompt_tuning.launch import memory
+    from prompt_tuning.launch import memory, threads
     from prompt_tuning.training import loop
 
     memory.keep_freed()
+    threads.provide()
     return loop.train(experiment, config_text=gin_config.to_gin(experiment))
 
 

@@ -5,6 +5,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from prompt_tuning.launch import threads
+
 # Eight CPU devices, so that the mesh tests run in the same process as the others. Two thirds of a
 # test's time is compiling, of programs that run for milliseconds: LLVM need not make them faster.
 # With JAX_PLATFORMS=cuda,cpu the tests of GPUs find them as users do.
@@ -13,6 +15,7 @@ if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
         "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
         "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
     )
+    threads.provide()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Most tests compile the same few small programs: once is enough, in subprocesses too, and in the
 # other workers, which are started with what is set here.

@@ -138,9 +138,8 @@ def test_absorbed_attention_is_that_of_keys_and_values(drops):
 def test_what_a_row_keeps_does_not_depend_on_the_rows_behind_it(rows, more, widths):
     config = dataclasses.replace(CONFIG, dropout_rate=0.4)
     names = {str(n): (1 + n % 2, width) for n, width in enumerate(widths)}
-    few, many = (
-        attention.draw_kept(config, jax.random.key(1), n, names) for n in (rows, rows + more)
-    )
+    keys = jax.random.split(jax.random.key(1), len(attention.splits(names)))
+    few, many = (attention.draw_kept(config, keys, n, names) for n in (rows, rows + more))
     for name, (split, rest) in names.items():
         assert few[name].shape == (rows, split * rest)
         np.testing.assert_array_equal(few[name], many[name][:rows])
@@ -148,7 +147,8 @@ def test_what_a_row_keeps_does_not_depend_on_the_rows_behind_it(rows, more, widt
 
 def test_dropout_keeps_its_share_and_the_mean():
     config = dataclasses.replace(CONFIG, dropout_rate=0.4)
-    kept = attention.draw_kept(config, jax.random.key(0), 100, {"a": (1, 300), "b": (4, 50)})
+    keys = jax.random.split(jax.random.key(0))
+    kept = attention.draw_kept(config, keys, 100, {"a": (1, 300), "b": (4, 50)})
     for one in kept.values():
         share = float(one.mean())
         assert abs(share - 0.6) < 4 * (0.24 / one.size) ** 0.5

@@ -188,9 +188,10 @@ def _start(args: argparse.Namespace, rest: list[str]) -> tuple[gin_config.Loaded
         theirs = [*(f"--gin.{text}" for text in theirs), *_process_arguments(args), *rest]
         t5x_engine.run(args.mode, loaded, theirs)
         return None
-    from prompt_tuning.launch import compilation_cache, memory
+    from prompt_tuning.launch import compilation_cache, memory, threads
 
     memory.keep_freed()
+    threads.provide()
     _join_processes(args)
     compilation_cache.use(args.compilation_cache)
     return loaded, gin_config.to_gin(loaded.run)

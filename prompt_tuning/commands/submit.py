@@ -27,10 +27,11 @@ def _submit(args: argparse.Namespace, rest: list[str]) -> int:
         return 0
     if not args.submission_dir:
         raise ConfigError("give --submission_dir=FOLDER to write, or --check=FOLDER|ZIP.")
-    from prompt_tuning.launch import compilation_cache, memory, processes
+    from prompt_tuning.launch import compilation_cache, memory, processes, threads
 
     processes.check_alone("a submission")
     memory.keep_freed()
+    threads.provide()
     compilation_cache.use(None)
     fallbacks = {"MIXTURE_OR_TASK_NAME": (), "EVAL_OUTPUT_DIR": args.submission_dir}
     loaded = runs.load(args, "eval", fallbacks)

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from prompt_tuning.config import Attending, ConfigError, ModelConfig
 from prompt_tuning.model.products import (
@@ -415,27 +415,30 @@ def norm(config: ModelConfig) -> Norm:
 
 
 # Dropout -----------------------------------------------------------------------------------------
-# A layer's masks are few draws. Drawn place by place they took two thirds of the time that XLA's
-# CPU compiler needs for a step, and most of the program.
 
 Kept = Mapping[str, Bool[Array, "B _"]]  # by place
 Units = Mapping[str, tuple[int, int]]  # by place: what a mesh splits, and how much there is of each
 
 
+def splits(units: Units) -> list[int]:
+    """The ways in which a mesh splits these places, each of which is a draw of its own."""
+    return sorted({split for split, _ in units.values()})
+
+
 def draw_kept(
-    config: ModelConfig, key: PRNGKeyArray, rows: int, units: Units
+    config: ModelConfig, keys: Key[Array, "_"], rows: int, units: Units
 ) -> dict[str, Bool[Array, "B _"]]:
     """What dropout leaves of the units of each place: a mask for each row, as T5 drops.
 
-    A mask is the same for all positions of a row. A row's draws follow from its place in the batch,
-    and not from how many rows there are. Places of which a mesh splits as many units are one draw,
-    which is cut where no device has a part alone.
+    It is the same for all positions of a row, and follows from the row's place in the batch, not
+    from how many there are. Places of which a mesh splits as many units are one draw, which is cut
+    where no device has a part alone: there is a key for each of `splits`.
     """
     drawn: dict[str, Array] = {}
-    for n, split in enumerate(sorted({split for split, _ in units.values()})):
+    for key, split in zip(keys, splits(units), strict=True):
         rests = {place: rest for place, (found, rest) in units.items() if found == split}
         shape = (rows, split, sum(rests.values()))
-        of_all = jax.random.bernoulli(jax.random.fold_in(key, n), 1.0 - config.dropout_rate, shape)
+        of_all = jax.random.bernoulli(key, 1.0 - config.dropout_rate, shape)
         ends = np.cumsum([*rests.values()])[:-1].tolist()
         for place, one in zip(rests, jnp.split(of_all, ends, axis=2), strict=True):
             drawn[place] = one.reshape(rows, -1)

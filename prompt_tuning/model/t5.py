@@ -39,6 +39,7 @@ from prompt_tuning.model.attention import (
     norm,
     row_lengths,
     sees,
+    splits,
     take_rows,
 )
 from prompt_tuning.model.layers import NOTHING, DecoderLayer, EncoderLayer
@@ -80,16 +81,22 @@ def _draw(
 ) -> tuple[Kept, list[Kept]]:
     """What dropout leaves before and after the layers of a stack, and in each of them.
 
-    Each layer by itself: of all at once every layer's masks would lie elsewhere in the draw, and
-    XLA compiles what reads them once for each layer instead of once for all.
+    A loop draws for one layer after another, so that the draws are compiled once, and hands on the
+    masks of each as arrays of their own. Cut from an array of all layers they would be cut within
+    what reads them, and XLA would compile that anew for every layer.
     """
     config, layers = stack.config, len(stack.layers)
     if not train or config.dropout_rate == 0.0:
         return NOTHING, [NOTHING] * layers
-    keys = jax.random.split(stack.make_rng("dropout"), layers + 1)
-    whole = (1, config.embed_dim)
-    ends = draw_kept(config, keys[0], rows, {"first": whole, "last": whole})
-    return ends, [draw_kept(config, key, rows, units) for key in keys[1:]]
+    keys = jax.random.split(stack.make_rng("dropout"), (layers + 1, len(splits(units))))
+    width = (1, config.embed_dim)
+    ends = draw_kept(config, keys[0, :1], rows, {"first": width, "last": width})
+
+    def draw(drawn: list[Kept], keys: Array) -> tuple[list[Kept], None]:
+        return [*drawn[1:], draw_kept(config, keys, rows, units)], None
+
+    none = {place: jnp.zeros((rows, split * rest), bool) for place, (split, rest) in units.items()}
+    return ends, jax.lax.scan(draw, [none] * layers, keys[1:])[0]
 
 
 class Encoder(nn.Module):
