@@ -29,6 +29,7 @@ START = 9  # the backbone's step
 STEPS = 60
 EVAL_PERIOD = 6
 DEVICES = "--xla_force_host_platform_device_count=4"
+CACHE = "compiled"  # in the folder of the work
 KILLS_PER_RUN = 4
 MOMENTS = ("start-up", "save", "evaluation", "anywhere")
 
@@ -69,7 +70,7 @@ def start(work: Path, model_dir: str, *flags: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [
             *(sys.executable, "-m", "prompt_tuning.cli", "train"),
-            *(*files, f"--gin.MODEL_DIR={model_dir!r}", *flags),
+            *(*files, f"--gin.MODEL_DIR={model_dir!r}", f"--compilation_cache={CACHE}", *flags),
         ],
         cwd=work,
         env={

@@ -134,7 +134,7 @@ def test_absorbed_attention_is_that_of_keys_and_values(drops):
 
 
 @given(st.integers(1, 5), st.integers(1, 4), st.lists(st.integers(1, 40), min_size=1, max_size=4))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_what_a_row_keeps_does_not_depend_on_the_rows_behind_it(rows, more, widths):
     config = dataclasses.replace(CONFIG, dropout_rate=0.4)
     names = {str(n): (1 + n % 2, width) for n, width in enumerate(widths)}
@@ -189,17 +189,17 @@ IN_PARTS = {"num_heads": 3, "head_dim": 8, "mlp_dim": 8, "embed_dim": 24, "num_e
 @pytest.mark.parametrize(("batch", "heads"), [(2, 3), (8, 3), (5, 6), (8, 13), (33, 13)])
 def test_attention_in_parts_is_that_of_all_rows(batch, heads):
     """Rows that do not divide by their parts, a bias of one row or of each."""
-    config = attention.OnProcessor(
+    config = products.OnProcessor(
         **IN_PARTS | {"num_heads": heads}, num_encoder_layers=1, num_decoder_layers=1
     )
-    rows = attention.rows_at_once(config, batch, 40)
+    rows = products.rows_at_once(config, batch, 40)
     query = draw(batch, 40, heads, 8)
     key, value = draw(batch, 50, heads, 8, seed=1), draw(batch, 50, heads, 8, seed=2)
     for shared in (1, batch):
         bias = draw(shared, heads, 40, 50, seed=4).at[-1, ..., 30:].add(attention.MASKED)
 
         def parts(*given, bias=bias):
-            return attention.attend_in_parts(rows, given, bias)
+            return products.attend_in_parts(rows, given, bias)
 
         def whole(query, key, value, bias=bias):
             return products.attend(query, key, value, bias)
@@ -215,15 +215,15 @@ def test_attention_in_parts_is_that_of_all_rows(batch, heads):
 
 def test_attention_is_in_parts_on_one_processor_alone():
     devices = jax.devices()
-    assert isinstance(attention.fit_to(CONFIG, devices[:1]), attention.OnProcessor)
-    assert attention.fit_to(CONFIG, devices) is CONFIG
-    assert attention.rows_at_once(CONFIG, 8, 228) == 8
-    fitted = attention.fit_to(CONFIG, devices[:1])
-    assert attention.rows_at_once(fitted, 8, 1) == 8  # a step of decoding
-    assert attention.fit_to(fitted, devices[:1]) == fitted
+    assert isinstance(products.fit_to(CONFIG, devices[:1]), products.OnProcessor)
+    assert products.fit_to(CONFIG, devices) is CONFIG
+    assert products.rows_at_once(CONFIG, 8, 228) == 8
+    fitted = products.fit_to(CONFIG, devices[:1])
+    assert products.rows_at_once(fitted, 8, 1) == 8  # a step of decoding
+    assert products.fit_to(fitted, devices[:1]) == fitted
     # What a device stands for.
-    assert isinstance(attention.fit_to(CONFIG, devices, "gpu"), attention.OnGpu)
-    assert attention.fit_to(CONFIG, devices[:1], "tpu") is CONFIG
+    assert isinstance(products.fit_to(CONFIG, devices, "gpu"), products.OnGpu)
+    assert products.fit_to(CONFIG, devices[:1], "tpu") is CONFIG
 
 
 def test_attention_to_lengths_is_attention_with_a_mask():

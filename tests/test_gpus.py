@@ -16,7 +16,7 @@ from tiny_models import CONFIG
 
 from prompt_tuning.api import model_config
 from prompt_tuning.config import ConfigError, PromptConfig
-from prompt_tuning.model import attention, products, sharding
+from prompt_tuning.model import products, sharding
 from prompt_tuning.planning import chips, gpus, hlo, plan, program
 
 
@@ -89,7 +89,7 @@ def test_a_gpu_before_ampere_has_no_cudnn_attention(gpu_compiler):
     config = dataclasses.replace(CONFIG, dtype="bfloat16", attention="cudnn")
     devices, _ = plan.find_devices(chips.parse_topology("t4:1"))
     with pytest.raises(ConfigError, match=r"Tesla T4 has 7\.5"):
-        attention.fit_to(config, devices)
+        products.fit_to(config, devices)
 
 
 @pytest.mark.skipif(gpus.has_compiler(), reason="the GPU's compiler is installed")

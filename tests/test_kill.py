@@ -6,6 +6,7 @@ import time
 
 import pytest
 from kill_runs import (
+    CACHE,
     START,
     STEPS,
     describe_end,
@@ -38,8 +39,14 @@ def wait_for_step(process, folder, step: int) -> None:
         time.sleep(0.01)
 
 
+def compiled_steps(work) -> set[str]:
+    """The programs of steps that were compiled so far, by their hashes."""
+    return {path.name for path in (work / CACHE).glob("jit_add-*-cache")}
+
+
 def test_killed_then_stopped_by_a_signal(work, straight):
-    folder = work / "killed"
+    folder, compiled = work / "killed", compiled_steps(work)
+    assert compiled
     process = start(work, "killed")
     wait_for_step(process, folder, START + 9)
     process.kill()
@@ -59,6 +66,7 @@ def test_killed_then_stopped_by_a_signal(work, straight):
 
     finish(work, "killed")
     assert describe_end(folder) == straight
+    assert compiled_steps(work) == compiled, "a step was compiled that was there"
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import threading
 
 import jax
 import numpy as np
@@ -32,6 +33,7 @@ from prompt_tuning.scoring import ranking
 from prompt_tuning.scoring.eval_task import make_eval_task
 from prompt_tuning.scoring.evaluate import mean_score
 from prompt_tuning.training import loop, model_dir, report, setup
+from prompt_tuning.training import step as steps
 
 START = 7  # the step of the backbone
 
@@ -153,6 +155,26 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(straight, experiment, tm
     shared = losses(folder).keys() & losses(tmp_path).keys()
     assert START + 12 in shared
     assert {s: losses(folder)[s] for s in shared} == {s: losses(tmp_path)[s] for s in shared}
+
+
+def test_rows_of_the_next_step_are_made_while_one_is_computed(experiment, tmp_path, monkeypatch):
+    """By another thread: a step waits here until they are."""
+    made, waited = [threading.Event() for _ in range(4)], []
+    train_groups, run_step = features.train_groups, steps.run_step
+
+    def train_groups_and_say(*args, step, **settings):
+        groups = train_groups(*args, step=step, **settings)
+        made[step].set()
+        return groups
+
+    def wait_and_run_step(*args):
+        waited.append(made[min(len(waited) + 1, 3)].wait(60))
+        return run_step(*args)
+
+    monkeypatch.setattr(features, "train_groups", train_groups_and_say)
+    monkeypatch.setattr(steps, "run_step", wait_and_run_step)
+    loop.train(experiment(tmp_path, steps=4, eval=EvalConfig(period=4, baselines=False)))
+    assert waited == [True] * 4
 
 
 def test_a_huggingface_folder_gives_the_same_bits(straight, experiment, checkpoint, tmp_path):

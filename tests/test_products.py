@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import CONFIG
 
-from prompt_tuning.model import attention, loss, t5
+from prompt_tuning.model import loss, products, t5
 from prompt_tuning.model.products import product
 from prompt_tuning.planning import hlo
 
@@ -110,7 +110,7 @@ def test_steps_of_all_sizes_run_in_bfloat16(rows, inputs, targets, prompt, proce
 
     def run(dtype):
         config = dataclasses.replace(CONFIG, dtype=dtype, dropout_rate=0.0)
-        config = attention.fit_to(config, jax.devices()[:processors])
+        config = products.fit_to(config, jax.devices()[:processors])
         cast = {name: value.astype(dtype) for name, value in params.items()}
 
         def total(cast, prompt):

@@ -13,9 +13,9 @@ from tiny_models import CONFIG, forward, random_batch, random_params, random_pro
 
 from prompt_tuning.config import ConfigError, PromptConfig
 from prompt_tuning.model import decode, prompt
-from prompt_tuning.model.attention import fit_to
 from prompt_tuning.model.loss import forward as plain_forward
 from prompt_tuning.model.loss import loss_fn
+from prompt_tuning.model.products import fit_to
 
 KEY = jax.random.key(0)
 

@@ -14,8 +14,8 @@ from prompt_tuning.config import ModelConfig, OptimizerConfig, TrainConfig
 from prompt_tuning.data import features
 from prompt_tuning.data.vocabulary import load_vocabulary
 from prompt_tuning.model import t5
-from prompt_tuning.model.attention import fit_to
 from prompt_tuning.model.loss import loss_fn
+from prompt_tuning.model.products import fit_to
 from prompt_tuning.planning import flops, hlo
 from prompt_tuning.training import optim, step
 from prompt_tuning.world.generator import demo_rows

@@ -5,9 +5,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -16,13 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
-from prompt_tuning.config import Attending, ConfigError, ModelConfig
+from prompt_tuning.config import ConfigError, ModelConfig
 from prompt_tuning.model.products import (
-    attend,
+    OnGpu,
+    attend_in_parts,
     attend_to_lengths,
     attend_to_source,
     dense_product,
     product,
+    rows_at_once,
 )
 
 MASKED = -1e10  # what T5X adds to the attention logit of a masked pair
@@ -74,6 +75,22 @@ def sees(
 def attention_bias(allowed: Bool[Array, "B Q S"]) -> Float[Array, "B 1 Q S"]:
     """0 where a query may see a key and -1e10 elsewhere."""
     return jnp.where(allowed, 0.0, MASKED)[:, None].astype(jnp.float32)
+
+
+def row_lengths(config: ModelConfig, valid: Valid) -> Int[Array, "B"] | None:
+    """How long rows are, where attention takes lengths (cuDNN's): valid positions come first.
+
+    Raises:
+      ConfigError: several examples share a row.
+    """
+    if not isinstance(config, OnGpu) or config.attention != "cudnn":
+        return None
+    if valid.dtype != bool:
+        raise ConfigError(
+            "ATTENTION = 'cudnn' takes rows of one example each: set PACK = False or "
+            "ATTENTION = 'xla'."
+        )
+    return valid.sum(axis=-1, dtype=jnp.int32)
 
 
 # Norm with a backward pass of its own -----------------------------------------------------------
@@ -240,139 +257,6 @@ def take_rows(x: Shaped[Array, "R *D"], rows: Int[Array, "G C"]) -> Shaped[Array
     return take(parts, rows).reshape(-1, *x.shape[1:])
 
 
-# Attention on one kind of device or another ------------------------------------------------------
-# On processors XLA runs the small products of a batch's heads one after the other, each on all
-# cores, and what they make of all rows does not stay in the caches. A few rows at a time do, and
-# parts run side by side: the same numbers in half of the time forward, and in two thirds with the
-# gradient.
-
-HEADS_AT_ONCE = {"float32": 12, "bfloat16": 24}  # the same bytes
-MOST_PARTS = 8  # of a batch: every part is compiled
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OnProcessor(ModelConfig):
-    """A model as one processor computes it: attention for a few rows of a batch at a time.
-
-    In bfloat16, what an MLP multiplies stays in float32 until it is multiplied: processors round to
-    bfloat16 slowly, and a step takes a tenth longer.
-    """
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OnGpu(ModelConfig):
-    """A model as GPUs compute it: see `positions`, and `row_lengths`."""
-
-    kernel: Attending = "cudnn"  # "xla" where other devices stand for GPUs
-
-
-def fit_to(config: ModelConfig, devices: Iterable[Any], platform: str = "") -> ModelConfig:
-    """The model as it is computed on these devices, or on others of `platform` they stand for.
-
-    In parts where they are one processor; on several, the parts would not lie as the batch does.
-
-    Raises:
-      ConfigError: the attention that is asked for is not theirs.
-    """
-    devices = list(devices)
-    compiling = [device.platform for device in devices]
-    platforms = [platform] * len(compiling) if platform else compiling
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(ModelConfig)}
-    if set(platforms) == {"gpu"}:
-        if compiling != platforms:
-            return OnGpu(**values, kernel="xla")
-        _check_capability(config, devices)
-        return OnGpu(**values)
-    if config.attention == "cudnn":
-        raise ConfigError(
-            f"ATTENTION = 'cudnn' is for NVIDIA's GPUs, and the devices are {platforms[0]}: set "
-            "ATTENTION = 'xla'."
-        )
-    return OnProcessor(**values) if platforms == ["cpu"] else config
-
-
-def _check_capability(config: ModelConfig, devices: Sequence[Any]) -> None:
-    """XLA finds out when it compiles, and says less."""
-    for device in devices if config.attention == "cudnn" else ():
-        capability = str(getattr(device, "compute_capability", "none"))
-        numbers = capability.split(".")
-        if not all(n.isdigit() for n in numbers) or int(numbers[0]) < 8:  # AMD's have names
-            raise ConfigError(
-                "ATTENTION = 'cudnn' is for NVIDIA's GPUs of compute capability 8.0 (Ampere) or "
-                f"later, and {device.device_kind} has {capability}: set ATTENTION = 'xla'."
-            )
-
-
-def row_lengths(config: ModelConfig, valid: Valid) -> Int[Array, "B"] | None:
-    """How long rows are, where attention takes lengths (cuDNN's): valid positions come first.
-
-    Raises:
-      ConfigError: several examples share a row.
-    """
-    if not isinstance(config, OnGpu) or config.attention != "cudnn":
-        return None
-    if valid.dtype != bool:
-        raise ConfigError(
-            "ATTENTION = 'cudnn' takes rows of one example each: set PACK = False or "
-            "ATTENTION = 'xla'."
-        )
-    return valid.sum(axis=-1, dtype=jnp.int32)
-
-
-def positions(config: ModelConfig, length: int) -> int:
-    """How many positions `length` of them are filled up to: on GPUs a multiple of 8 in bfloat16.
-
-    Their products of bfloat16 have to have such sizes. XLA copies every operand that has not, the
-    attention weights too, which are the most that a step keeps.
-
-    >>> values = dict(num_encoder_layers=1, num_decoder_layers=1, num_heads=1, head_dim=64,
-    ...               embed_dim=64, mlp_dim=64, num_embeddings=8, dtype="bfloat16")
-    >>> positions(OnGpu(**values), 612), positions(ModelConfig(**values), 612)
-    (616, 612)
-    """
-    if not isinstance(config, OnGpu) or config.dtype != "bfloat16":
-        return length
-    return -(-length // 8) * 8
-
-
-def rows_at_once(config: ModelConfig, rows: int, queries: int) -> int:
-    """Of how many rows attention is computed at a time; all, where a row has little to compute.
-
-    >>> base = dict(num_encoder_layers=1, num_decoder_layers=1, head_dim=64, embed_dim=512,
-    ...             mlp_dim=1024, num_embeddings=32128)
-    >>> [rows_at_once(OnProcessor(num_heads=h, **base), 8, 228) for h in (6, 12, 64)]
-    [2, 1, 1]
-    >>> rows_at_once(OnProcessor(num_heads=6, **base), 32, 228)
-    4
-    """
-    if not isinstance(config, OnProcessor) or queries < 32:
-        return rows
-    return max(1, HEADS_AT_ONCE[config.dtype] // config.num_heads, -(-rows // MOST_PARTS))
-
-
-def attend_in_parts(
-    rows: int,
-    heads: tuple[Float[Array, "B Q H K"], Float[Array, "B S H K"], Float[Array, "B S H K"]],
-    bias: Float[Array, "#B #H Q S"],
-) -> Float[Array, "B Q H K"]:
-    """`attend` for so many rows at a time."""
-    query, key, value = heads
-    batch = query.shape[0]
-    if rows >= batch:
-        return attend(query, key, value, bias)
-    sizes = [rows] * (batch // rows) + [batch % rows] * bool(batch % rows)
-
-    def split(x: Array) -> Sequence[Array]:
-        if x.shape[0] != batch:  # the same for all rows
-            return [x if rows > 1 else x[0]] * len(sizes)
-        parts = jax.lax.split(x, sizes)  # backward it is put together; slices would be added up
-        return parts if rows > 1 else [part[0] for part in parts]  # a batch of one is slower
-
-    given = [split(x) for x in (query, key, value, bias)]
-    parts = [attend(*part) for part in zip(*given, strict=True)]
-    return jnp.concatenate(parts) if rows > 1 else jnp.stack(parts)
-
-
 # What every layer is made of ---------------------------------------------------------------------
 
 
@@ -415,6 +299,7 @@ def norm(config: ModelConfig) -> Norm:
 
 
 # Dropout -----------------------------------------------------------------------------------------
+# In few draws: place by place they took XLA's CPU compiler longer than the rest of a step.
 
 Kept = Mapping[str, Bool[Array, "B _"]]  # by place
 Units = Mapping[str, tuple[int, int]]  # by place: what a mesh splits, and how much there is of each

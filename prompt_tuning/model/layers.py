@@ -18,7 +18,6 @@ from prompt_tuning.config import ModelConfig
 from prompt_tuning.model.attention import (
     Attention,
     Kept,
-    OnProcessor,
     Units,
     absorbs,
     dense,
@@ -27,6 +26,7 @@ from prompt_tuning.model.attention import (
     norm,
     take_rows,
 )
+from prompt_tuning.model.products import OnProcessor
 
 NOTHING: Kept = {}  # is dropped; a dictionary that JAX knows
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {

@@ -1,4 +1,4 @@
-"""What a T5 multiplies: products of matrices in bfloat16, and what attention makes of them.
+"""What a T5 multiplies, and how on which device: products of matrices, and attention's of them.
 
 A product of two bfloat16 numbers is exact in float32. All products here are summed in float32 and
 rounded once, and so are those of the gradient, whose incoming share is rounded first: no operand
@@ -14,14 +14,16 @@ Letters as in `t5.py`; Q queries.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from prompt_tuning.config import ConfigError
+from prompt_tuning.config import Attending, ConfigError, ModelConfig
 
 
 def product(
@@ -100,6 +102,78 @@ def dense_product(x: Array, kernel: Array, *_: Any, dtype: Any = None, **__: Any
     return product(f"{rows}y,yz->{rows}z", x, kernel, dtype)
 
 
+# On one kind of device or another ----------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnProcessor(ModelConfig):
+    """A model as one processor computes it: attention for a few rows of a batch at a time.
+
+    In bfloat16, what an MLP multiplies stays in float32 until it is multiplied: processors round to
+    bfloat16 slowly, and a step takes a tenth longer.
+    """
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OnGpu(ModelConfig):
+    """A model as GPUs compute it: see `positions`, and `row_lengths` in `attention.py`."""
+
+    kernel: Attending = "cudnn"  # "xla" where other devices stand for GPUs
+
+
+def fit_to(config: ModelConfig, devices: Iterable[Any], platform: str = "") -> ModelConfig:
+    """The model as it is computed on these devices, or on others of `platform` they stand for.
+
+    In parts where they are one processor; on several, the parts would not lie as the batch does.
+
+    Raises:
+      ConfigError: the attention that is asked for is not theirs.
+    """
+    devices = list(devices)
+    compiling = [device.platform for device in devices]
+    platforms = [platform] * len(compiling) if platform else compiling
+    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(ModelConfig)}
+    if set(platforms) == {"gpu"}:
+        if compiling != platforms:
+            return OnGpu(**values, kernel="xla")
+        _check_capability(config, devices)
+        return OnGpu(**values)
+    if config.attention == "cudnn":
+        raise ConfigError(
+            f"ATTENTION = 'cudnn' is for NVIDIA's GPUs, and the devices are {platforms[0]}: set "
+            "ATTENTION = 'xla'."
+        )
+    return OnProcessor(**values) if platforms == ["cpu"] else config
+
+
+def _check_capability(config: ModelConfig, devices: Sequence[Any]) -> None:
+    """XLA finds out when it compiles, and says less."""
+    for device in devices if config.attention == "cudnn" else ():
+        capability = str(getattr(device, "compute_capability", "none"))
+        numbers = capability.split(".")
+        if not all(n.isdigit() for n in numbers) or int(numbers[0]) < 8:  # AMD's have names
+            raise ConfigError(
+                "ATTENTION = 'cudnn' is for NVIDIA's GPUs of compute capability 8.0 (Ampere) or "
+                f"later, and {device.device_kind} has {capability}: set ATTENTION = 'xla'."
+            )
+
+
+def positions(config: ModelConfig, length: int) -> int:
+    """How many positions `length` of them are filled up to: on GPUs a multiple of 8 in bfloat16.
+
+    Their products of bfloat16 have to have such sizes. XLA copies every operand that has not, the
+    attention weights too, which are the most that a step keeps.
+
+    >>> values = dict(num_encoder_layers=1, num_decoder_layers=1, num_heads=1, head_dim=64,
+    ...               embed_dim=64, mlp_dim=64, num_embeddings=8, dtype="bfloat16")
+    >>> positions(OnGpu(**values), 612), positions(ModelConfig(**values), 612)
+    (616, 612)
+    """
+    if not isinstance(config, OnGpu) or config.dtype != "bfloat16":
+        return length
+    return -(-length // 8) * 8
+
+
 # Attention ----------------------------------------------------------------------------------------
 
 
@@ -142,7 +216,7 @@ def attend_to_lengths(
     value: Float[Array, "B S H K"],
     bias: Float[Array, "1 H S S"],
     lengths: Int[Array, "B"],
-    kernel: Literal["xla", "cudnn"],
+    kernel: Attending,
 ) -> Float[Array, "B S H K"]:
     """`attend` for rows of these lengths by JAX's kernels: cuDNN's keeps no weight.
 
@@ -271,3 +345,51 @@ def _pass_back(
     of_bias = of_logits.sum(axis=shared, keepdims=True)
     of_keep = None if keep is None else (seen.weights * given).sum(axis=-2, keepdims=True)
     return gradient, of_logits.astype(seen.mean.dtype), of_bias, of_keep
+
+
+# A few rows at a time ----------------------------------------------------------------------------
+# On processors XLA runs the small products of a batch's heads one after the other, each on all
+# cores, and what they make of all rows does not stay in the caches. A few rows at a time do, and
+# parts run side by side: the same numbers in half of the time forward, and in two thirds with the
+# gradient.
+
+HEADS_AT_ONCE = {"float32": 12, "bfloat16": 24}  # the same bytes
+MOST_PARTS = 8  # of a batch: every part is compiled
+
+
+def rows_at_once(config: ModelConfig, rows: int, queries: int) -> int:
+    """Of how many rows attention is computed at a time; all, where a row has little to compute.
+
+    >>> base = dict(num_encoder_layers=1, num_decoder_layers=1, head_dim=64, embed_dim=512,
+    ...             mlp_dim=1024, num_embeddings=32128)
+    >>> [rows_at_once(OnProcessor(num_heads=h, **base), 8, 228) for h in (6, 12, 64)]
+    [2, 1, 1]
+    >>> rows_at_once(OnProcessor(num_heads=6, **base), 32, 228)
+    4
+    """
+    if not isinstance(config, OnProcessor) or queries < 32:
+        return rows
+    return max(1, HEADS_AT_ONCE[config.dtype] // config.num_heads, -(-rows // MOST_PARTS))
+
+
+def attend_in_parts(
+    rows: int,
+    heads: tuple[Float[Array, "B Q H K"], Float[Array, "B S H K"], Float[Array, "B S H K"]],
+    bias: Float[Array, "#B #H Q S"],
+) -> Float[Array, "B Q H K"]:
+    """`attend` for so many rows at a time."""
+    query, key, value = heads
+    batch = query.shape[0]
+    if rows >= batch:
+        return attend(query, key, value, bias)
+    sizes = [rows] * (batch // rows) + [batch % rows] * bool(batch % rows)
+
+    def split(x: Array) -> Sequence[Array]:
+        if x.shape[0] != batch:  # the same for all rows
+            return [x if rows > 1 else x[0]] * len(sizes)
+        parts = jax.lax.split(x, sizes)  # backward it is put together; slices would be added up
+        return parts if rows > 1 else [part[0] for part in parts]  # a batch of one is slower
+
+    given = [split(x) for x in (query, key, value, bias)]
+    parts = [attend(*part) for part in zip(*given, strict=True)]
+    return jnp.concatenate(parts) if rows > 1 else jnp.stack(parts)

@@ -15,7 +15,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from prompt_tuning.config import ConfigError, ModelConfig, PromptConfig
 from prompt_tuning.model import t5
-from prompt_tuning.model.attention import Valid, positions
+from prompt_tuning.model.attention import Valid
+from prompt_tuning.model.products import positions
 
 Encode = Callable[[str], Sequence[int]]  # text -> ids, without end-of-sequence
 

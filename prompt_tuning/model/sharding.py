@@ -18,7 +18,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from prompt_tuning.config import ConfigError, ModelConfig
-from prompt_tuning.model.attention import fit_to
+from prompt_tuning.model.products import fit_to
 
 LOGICAL_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"prompt|encoder/prompt/.*", ("prompt", "prompt_embed")),

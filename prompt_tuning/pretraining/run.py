@@ -26,7 +26,7 @@ from prompt_tuning.config import ConfigError, Experiment, ModelConfig, config_ha
 from prompt_tuning.launch import agreement, processes
 from prompt_tuning.launch.ahead import BATCHES, Ahead
 from prompt_tuning.model import loss, sharding, t5
-from prompt_tuning.model.attention import fit_to
+from prompt_tuning.model.products import fit_to
 from prompt_tuning.pretraining import corpus as corpora
 from prompt_tuning.pretraining import curves, examples, saved
 from prompt_tuning.safety import lock, records, retry, signals

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Int
 from prompt_tuning.config import EvalConfig, Experiment
 from prompt_tuning.data import features
 from prompt_tuning.model import decode, sharding, t5
-from prompt_tuning.model.attention import fit_to
+from prompt_tuning.model.products import fit_to
 from prompt_tuning.model.prompt import encode_prompted
 from prompt_tuning.model.sample import row_keys
 from prompt_tuning.scoring import ranking

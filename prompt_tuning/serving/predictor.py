@@ -23,7 +23,7 @@ from prompt_tuning.backbones.load import read_backbone
 from prompt_tuning.checkpoint import identity, prompt_file
 from prompt_tuning.config import BEAM, ConfigError, Decoding, ModelConfig
 from prompt_tuning.model import decode, sharding, t5
-from prompt_tuning.model.attention import fit_to
+from prompt_tuning.model.products import fit_to
 from prompt_tuning.serving import mixed_batch
 from prompt_tuning.serving.vocabulary import Vocabulary, load_vocabulary
 

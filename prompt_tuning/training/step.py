@@ -17,8 +17,8 @@ import optax
 from jaxtyping import Array, Int
 
 from prompt_tuning.config import ModelConfig, TrainConfig
-from prompt_tuning.model.attention import fit_to
 from prompt_tuning.model.loss import METRICS, Metrics, forward, loss_fn
+from prompt_tuning.model.products import fit_to
 
 Flat = Mapping[str, Array]
 
