@@ -142,7 +142,7 @@ def test_prompts_are_saved_at_every_evaluation_with_what_is_known_of_them(straig
     np.testing.assert_array_equal(best, again)
 
 
-@pytest.mark.parametrize("first", [4, 6])
+@pytest.mark.parametrize("first", [pytest.param(4, marks=pytest.mark.slow), 6])
 def test_a_run_that_was_stopped_ends_with_the_same_bits(straight, experiment, tmp_path, first):
     result, folder = straight
     loop.train(experiment(tmp_path, steps=first))

@@ -88,7 +88,7 @@ def test_no_operand_is_copied_to_float32():
 @pytest.mark.parametrize(
     ("rows", "inputs", "targets", "prompt", "processors"),
     [
-        (2, 32, 1, 3, 2),
+        pytest.param(2, 32, 1, 3, 2, marks=pytest.mark.slow),
         (3, 7, 9, 100, 2),
         pytest.param(1, 1, 1, 1, 1, marks=pytest.mark.slow),
         pytest.param(5, 40, 2, 20, 1, marks=pytest.mark.slow),

@@ -136,7 +136,7 @@ def cut(batch, parts):
     return groups
 
 
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_length_groups_sum_to_the_gradient_of_the_padded_batch(parts):
     batch = random_batch(rows=8, inputs=24, targets=6)
     gradient = step.make_gradient(CONFIG, TrainConfig())
