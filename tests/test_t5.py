@@ -1,5 +1,6 @@
 """The backbone against T5X's outputs, the published sizes, and its own invariances."""
 
+import dataclasses
 import functools
 import itertools
 
@@ -163,6 +164,27 @@ def test_t5_drops_out_everywhere_with_one_mask_for_all_positions(monkeypatch):
         masks.append(dropped.any(axis=-2))
     for one, other in itertools.combinations(masks, 2):
         assert one.shape != other.shape or 0.3 < (one == other).mean() < 0.7
+
+
+def test_dropout_draws_as_often_for_many_layers_as_for_one(monkeypatch):
+    """Its draws are a loop over the layers: what is compiled does not grow with them."""
+    traced, draw_kept = [], t5.draw_kept
+
+    def spied(*args):
+        traced.append(args)
+        return draw_kept(*args)
+
+    monkeypatch.setattr(t5, "draw_kept", spied)
+    counts = []
+    for count in (1, 3):
+        config = dataclasses.replace(
+            CONFIG, num_encoder_layers=count, num_decoder_layers=count, dropout_rate=0.5
+        )
+        run = functools.partial(plain_forward, config, random_params(config), NO_PROMPT)
+        traced.clear()
+        jax.make_jaxpr(lambda key, run=run: run(random_batch(), dropout_key=key))(jax.random.key(0))
+        counts.append(len(traced))
+    assert counts[0] == counts[1] > 0
 
 
 @given(st.integers(1, 200))
