@@ -6,12 +6,13 @@ import dataclasses
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from prompt_tuning.launch import memory
+from prompt_tuning.launch import memory, threads
 
 STARTED = time.perf_counter()
 memory.keep_freed()  # as the command does
+threads.provide()
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -20,7 +21,14 @@ from workload import Workload, main, measure  # noqa: E402
 
 from prompt_tuning.api import model_config  # noqa: E402
 from prompt_tuning.checkpoint.run_state import RunStateStore  # noqa: E402
-from prompt_tuning.config import DataConfig, Experiment, OptimizerConfig, PromptConfig, TrainConfig  # noqa: E402
+from prompt_tuning.config import (  # noqa: E402
+    DataConfig,
+    Experiment,
+    ModelConfig,
+    OptimizerConfig,
+    PromptConfig,
+    TrainConfig,
+)
 from prompt_tuning.data import features  # noqa: E402
 from prompt_tuning.data.groups import cut_batch, make_cutting  # noqa: E402
 from prompt_tuning.model import sharding, t5  # noqa: E402
@@ -62,12 +70,22 @@ def shapes(workload: Workload, number: int) -> tuple[tuple[int, int], ...]:
     return tuple(b["encoder_input_tokens"].shape for b in batches(workload, number))
 
 
-def run(workload: Workload) -> dict[str, Any]:
-    """Steps on a random backbone, and what they cost."""
+class Prepared(NamedTuple):
+    """All that a step needs."""
+
+    config: ModelConfig
+    mesh: Mesh
+    programs: step.Programs
+    state: step.TrainState
+    frozen: Any
+
+
+def prepare(workload: Workload) -> Prepared:
+    """The programs of a step, and a random backbone."""
     config = dataclasses.replace(
-        model_config(workload.size),  # type: ignore[arg-type]
+        model_config(workload.size),
         dtype=workload.dtype,
-        dropout_rate=0.0,
+        dropout_rate=0.1 if workload.engine == "ours-dropout" else 0.0,  # 0.1: the recipe's
         attention="cudnn" if workload.engine == "ours-cudnn" else "xla",
     )
     mesh = sharding.make_mesh(1)
@@ -78,23 +96,34 @@ def run(workload: Workload) -> dict[str, Any]:
         lambda key: {n: v.astype(config.dtype) for n, v in t5.init_params(config, key).items()},
         out_shardings=places,
     )
-    frozen = make(jax.random.key(0))
     prompt = np.zeros((workload.prompt, config.embed_dim), np.float32)
     optimizer = optim.make_optimizer(OptimizerConfig(), optim.PROMPT_RULES)
     state = step.init_state({"prompt": sharding.replicate(prompt, mesh)}, optimizer, 0)
     state = jax.device_put(state, sharding.replicated(mesh))
     programs = step.compile_step(config, TrainConfig(), optimizer, state)
+    return Prepared(config, mesh, programs, state, make(jax.random.key(0)))
+
+
+def place(groups: list[dict[str, np.ndarray]], prepared: Prepared) -> list[dict[str, jax.Array]]:
+    """The groups of a step on the devices."""
+    return [sharding.shard_batch(batch, prepared.mesh) for batch in groups]
+
+
+def run(workload: Workload) -> dict[str, Any]:
+    """Steps on a random backbone, and what they cost."""
+    prepared = prepare(workload)
+    config, state = prepared.config, prepared.state
 
     def one(number: int) -> None:
         nonlocal state
-        placed = [sharding.shard_batch(batch, mesh) for batch in batches(workload, number)]
-        state, metrics = step.run_step(programs, state, frozen, placed)
+        placed = place(batches(workload, number), prepared)
+        state, metrics = step.run_step(prepared.programs, state, prepared.frozen, placed)
         jax.block_until_ready(metrics)
 
     found = measure(workload, one, STARTED, lambda number: shapes(workload, number))
-    found["input_seconds"] = make_inputs(workload, mesh)
+    found["input_seconds"] = make_inputs(workload, prepared)
     if stats := jax.devices()[0].memory_stats():  # a processor has none
-        found["peak_memory_bytes"] = float(stats["peak_bytes_in_use"])
+        found["device_memory_bytes"] = float(stats["peak_bytes_in_use"])
     groups = [shapes(workload, number) for number in range(1, workload.steps + 1)]
     sizes = {"prompt": workload.prompt, "targets": workload.targets}
     costs = [sum(flops.count(config, rows=r, inputs=t, **sizes).step for r, t in g) for g in groups]
@@ -109,7 +138,7 @@ def run(workload: Workload) -> dict[str, Any]:
     )
 
 
-def make_inputs(workload: Workload, mesh: Mesh) -> float:
+def make_inputs(workload: Workload, prepared: Prepared) -> float:
     """How long the rows of a step take to be put together and onto the devices.
 
     Part of a step here; a run makes them ahead, while the device computes.
@@ -117,7 +146,7 @@ def make_inputs(workload: Workload, mesh: Mesh) -> float:
     seconds = []
     for number in range(workload.steps):
         begin = time.perf_counter()
-        jax.block_until_ready([sharding.shard_batch(b, mesh) for b in batches(workload, number)])
+        jax.block_until_ready(place(batches(workload, number), prepared))
         seconds.append(time.perf_counter() - begin)
     return float(np.median(seconds))
 

@@ -58,7 +58,10 @@ def run(workload: Workload) -> dict[str, Any]:
         if device == "cuda":
             torch.cuda.synchronize()
 
-    return measure(workload, one, STARTED)
+    found = measure(workload, one, STARTED)
+    if device == "cuda":
+        found["device_memory_bytes"] = float(torch.cuda.max_memory_allocated())
+    return found
 
 
 if __name__ == "__main__":

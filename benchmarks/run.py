@@ -18,6 +18,7 @@ import importlib.util
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -31,17 +32,21 @@ from workload import Workload
 
 HERE = Path(__file__).parent
 SCRIPTS = {
-    **{name: "ours.py" for name in ("ours", "ours-cudnn", "ours-512")},
+    **{name: "ours.py" for name in ("ours", "ours-cudnn", "ours-dropout", "ours-512")},
     "peft": "peft_torch.py",
     **{"t5x": "t5x_upstream.py", "start": "start.py"},
 }
 
 
 def once(workload: Workload) -> dict[str, Any]:
-    """One measurement, in a new process."""
-    return _run(
-        SCRIPTS[workload.engine], json.dumps(dataclasses.asdict(workload)), workload.devices
-    )
+    """One measurement, in a new process; what fails is kept, and the others go on."""
+    values = dataclasses.asdict(workload)
+    try:
+        return _run(SCRIPTS[workload.engine], json.dumps(values), workload.devices)
+    except SystemExit as error:
+        print(error, file=sys.stderr, flush=True)
+        last = str(error).strip().splitlines()[-1]
+        return {**values, "task": workload.task, "failed": last[:500]}
 
 
 def _run(script: str, argument: str, devices: int = 1) -> dict[str, Any]:
@@ -62,8 +67,8 @@ def _run(script: str, argument: str, devices: int = 1) -> dict[str, Any]:
 
 def machine() -> dict[str, Any]:
     """What the numbers belong to."""
-    names = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "peft")
-    versions = {n: importlib.metadata.version(n) for n in names if importlib.util.find_spec(n)}
+    names = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "peft", "t5x")
+    versions = {n: _version(n) for n in names if importlib.util.find_spec(n)}
     model = next(
         (
             line.split(":")[1].strip()
@@ -75,10 +80,28 @@ def machine() -> dict[str, Any]:
     return {
         "processor": model,
         "cores": os.cpu_count(),
+        **({"accelerators": found} if (found := _gpus()) else {}),
         "python": platform.python_version(),
-        "commit": _commit(),
         "versions": versions,
     }
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:  # a checkout, such as T5X's
+        return "from source"
+
+
+def _gpus() -> list[str]:
+    """Name, memory and driver of each of NVIDIA's."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = "--query-gpu=name,memory.total,driver_version"
+    done = subprocess.run(
+        ["nvidia-smi", query, "--format=csv,noheader"], capture_output=True, text=True
+    )
+    return done.stdout.strip().splitlines()
 
 
 def _commit() -> str:
@@ -98,7 +121,8 @@ def measure(workloads: list[Workload], raw: Path, rounds: int, seconds: float) -
     """Makes what is missing of all workloads, for so long; returns how many are missing then."""
     raw.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    done = {_key(one["round"], one) for one in read(raw)}
+    done = {_key(one["round"], one) for one in read(raw) if "failed" not in one}
+    commit = _commit()
     peaks = sorted({one.dtype for one in workloads if one.engine != "peft"})
     wanted = [(number, one) for number in range(rounds) for one in (*peaks, *workloads)]
     missing = 0
@@ -114,7 +138,7 @@ def measure(workloads: list[Workload], raw: Path, rounds: int, seconds: float) -
         if found.get("lengths"):
             found["lengths"] = Path(found["lengths"]).name  # wherever it lay
         with raw.open("a") as file:
-            file.write(json.dumps({"round": number, **found}) + "\n")
+            file.write(json.dumps({"round": number, "commit": commit, **found}) + "\n")
     return missing
 
 
@@ -160,13 +184,18 @@ def main() -> None:
     if missing := measure(workloads, raw, args.rounds, 60.0 * args.minutes):
         print(f"{missing} measurements are missing: the same command goes on")
         return
-    content = {"command": _command(), "machine": machine(), **tables.summarise(read(raw))}
+    measurements = read(raw)
+    commits = sorted({one.get("commit", "not recorded") for one in measurements})
+    described = {**machine(), "commit": ", ".join(commits)}
+    content = {"command": _command(), "machine": described, **tables.summarise(measurements)}
     raw.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
     text = tables.describe(content)
     raw.with_suffix(".md").write_text(text)
-    if axis:
+    if axis and content["results"]:
         tables.draw(content["results"], axis, raw.with_suffix(".png"))
     print(text + str(raw.with_suffix(".md")))
+    if content["failed"]:
+        raise SystemExit("some measurements failed: the same command tries them again")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from workload import Workload
 
 BASE = Workload(engine="")
 by = dataclasses.replace
-ENGINES = ("ours", "ours-cudnn", "ours-512", "peft", "t5x", "start")
+ENGINES = ("ours", "ours-cudnn", "ours-dropout", "ours-512", "peft", "t5x", "start")
 # What is drawn against what, and what belongs to the line of an engine.
 SUITES: dict[str, tuple[str, list[Workload]]] = {
     "smoke": ("inputs", [by(BASE, inputs=32, prompt=10, rows=4, steps=1)]),
@@ -24,6 +24,7 @@ SUITES: dict[str, tuple[str, list[Workload]]] = {
     "rows": ("rows", [by(BASE, rows=n, steps=3) for n in (1, 4, 8, 16, 32)]),
     "sizes": ("flops_per_step", [by(BASE, size=s, steps=3) for s in ("small", "base", "large")]),
     "devices": ("devices", [by(BASE, devices=n, steps=3) for n in (1, 2, 4)]),
+    "dropout": ("inputs", [by(BASE, engine=e) for e in ("ours", "ours-dropout")]),
     "start": (
         "weights_bytes",
         [by(BASE, engine="start", size=s, steps=1) for s in ("small", "base")],

@@ -74,7 +74,10 @@ def run(workload: Workload) -> dict[str, Any]:
         state, metrics = train(state, dict(batch))
         jax.block_until_ready(metrics)
 
-    return measure(workload, one, STARTED)
+    found = measure(workload, one, STARTED)
+    if stats := jax.devices()[0].memory_stats():  # a processor has none
+        found["device_memory_bytes"] = float(stats["peak_bytes_in_use"])
+    return found
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ COLUMNS: dict[str, tuple[str, str, float]] = {  # heading -> key, format, diviso
     "dot GFLOP": ("flops_per_step", ".0f", 1e9),
     "of peak": ("share_of_peak", ".0%", 1.0),
     "GiB": ("peak_memory_bytes", ".1f", 2.0**30),
+    "GiB of the device": ("device_memory_bytes", ".1f", 2.0**30),
     "compile s": ("compile_seconds", ".1f", 1.0),
     "first step s": ("first_step_after_seconds", ".1f", 1.0),
     "input ms": ("input_seconds", ".1f", 1e-3),
@@ -37,7 +38,7 @@ def summarise(raw: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     is the one in float32 where there are two.
     """
     of_machine = [one for one in raw if "flops_per_second" in one]
-    measured = [one for one in raw if "flops_per_second" not in one]
+    measured = [one for one in raw if "seconds_per_step" in one or "warm_start_seconds" in one]
     peaks = {
         dtype: statistics.median(o["flops_per_second"] for o in of_machine if o["dtype"] == dtype)
         for dtype in sorted({one["dtype"] for one in of_machine})
@@ -63,7 +64,8 @@ def summarise(raw: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             found["share_of_peak"] = per_second / peaks[found["dtype"]]
         results.append(found)
     results.sort(key=lambda one: [str(one[key]).rjust(6) for key in (*KEYS, "engine", "dtype")])
-    return {"matmul_peak": peaks, "results": results}
+    failed = [one for one in raw if "failed" in one and engine(one) not in map(engine, measured)]
+    return {"matmul_peak": peaks, "results": results, "failed": failed}
 
 
 def describe(content: Mapping[str, Any]) -> str:
@@ -79,18 +81,26 @@ def describe(content: Mapping[str, Any]) -> str:
         for key, form, unit in shown.values():
             cells.append(format(one[key] / unit, form) if key in one else "-")
         lines.append(cells)
+    rounds = min((one["rounds"] for one in results), default=0)
     peaks = [f"{dtype} {peak / 1e9:,.0f}" for dtype, peak in content["matmul_peak"].items()]
     return "\n".join(
         [
             f"`{content['command']}`\n",
             f"{json.dumps(content['machine'])}\n",
             f"Peak of matrix products in GFLOP/s: {', '.join(peaks)}. Medians of "
-            f"{min(one['rounds'] for one in results)} rounds; first step: of a process that "
-            "compiles anew, with a random backbone made in place.\n",
+            f"{rounds} rounds; first step: of a process that compiles anew, with a random backbone "
+            "made in place.\n",
             *(f"| {' | '.join(cells)} |" for cells in lines),
+            *(f"\n{describe_failure(one)}" for one in content.get("failed", ())),
             "",
         ]
     )
+
+
+def describe_failure(one: Mapping[str, Any]) -> str:
+    """Which measurement failed, and the last thing that it said."""
+    named = ", ".join(f"{key} {one[key]}" for key in ("dtype", "size", "rows", "inputs", "prompt"))
+    return f"{one['engine']} ({named}) failed: {one['failed']}"
 
 
 def draw(results: Sequence[Mapping[str, Any]], axis: str, path: Path) -> None:

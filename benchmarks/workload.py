@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from prompt_tuning.api import model_config
+
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
     """One row of the table, by one engine."""
 
-    engine: str  # "ours", "ours-cudnn", "ours-512" (padded to 512), "peft", "t5x", "start"
+    engine: str  # "ours", "ours-cudnn", "ours-dropout", "ours-512" (padded), "peft", "t5x", "start"
     size: str = "small"
     dtype: str = "float32"
     rows: int = 8
@@ -45,8 +47,9 @@ class Workload:
     def tokens(self, step: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """Inputs and targets of a batch, end-of-sequence included."""
         random = np.random.default_rng(1000 + step)
-        inputs = [random.integers(3, 32000, n).astype(np.int32) for n in self.row_lengths(step)]
-        targets = [random.integers(3, 32000, self.targets).astype(np.int32)] * self.rows
+        known = min(32000, model_config(self.size).num_embeddings)
+        inputs = [random.integers(3, known, n).astype(np.int32) for n in self.row_lengths(step)]
+        targets = [random.integers(3, known, self.targets).astype(np.int32)] * self.rows
         for row in (*inputs, *targets):
             row[-1] = 1
         return inputs, targets

@@ -277,6 +277,11 @@ class Experiment:
     def __post_init__(self) -> None:
         _check_partitions(self.num_model_partitions)
         _check(
+            not (self.corpus.pack and self.model.attention == "cudnn"),
+            "PACK = True puts several examples in a row, and ATTENTION = 'cudnn' takes rows of one "
+            "each: set PACK = False or ATTENTION = 'xla'.",
+        )
+        _check(
             self.prompt.length >= 1 or self.train.trainable == "model",
             "PROMPT_LENGTH is 0 and only the prompt is trainable: there is nothing to train. Set "
             "PROMPT_LENGTH to at least 1.",

@@ -51,6 +51,34 @@ def test_what_was_measured_is_not_measured_again(tmp_path):
     assert len(run.read(raw)) == 2
 
 
+TINY = Workload(engine="ours", size="tiny", rows=4, inputs=16, targets=2, prompt=4, steps=2)
+
+
+def test_a_step_is_measured(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")  # one device
+    found = run.once(TINY)
+    assert found.get("failed") is None
+    assert len(found["seconds"]) == TINY.steps
+    assert min(found["seconds"]) > 0
+    assert found["flops_per_step"] > 0
+    assert found["save_bytes"] > 0
+    assert found["programs"] == 1
+
+
+def test_a_measurement_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    raw = tmp_path / "raw.jsonl"
+    fails = dataclasses.replace(TINY, devices=3, rows=4)  # four rows, three devices
+    done = {"round": 0, "dtype": "float32", "flops_per_second": PEAK}
+    raw.write_text(json.dumps(done) + "\n" + json.dumps(line(0, "ours", 1.0, size="tiny")) + "\n")
+    assert run.measure([fails], raw, rounds=1, seconds=600.0) == 0
+    found = tables.summarise(run.read(raw))
+    assert [one["size"] for one in found["results"]] == ["tiny"]
+    text = tables.describe({"command": "c", "machine": {}, **found})
+    assert "ours (dtype float32, size tiny, rows 4, inputs 16, prompt 4) failed: " in text
+    assert run.measure([fails], raw, rounds=1, seconds=-1.0) == 1, "it is tried again"
+
+
 def test_new_shapes_are_compiled_before_they_are_timed():
     calls = []
     workload = Workload(engine="ours", steps=4)

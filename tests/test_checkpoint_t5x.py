@@ -4,9 +4,11 @@ The files that upstream T5X wrote are read where the reference data is present; 
 wrote in other years are made here from one checkpoint, by rewriting its index.
 """
 
+import contextlib
 import http.server
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -542,16 +544,24 @@ class _Bucket(http.server.BaseHTTPRequestHandler):
         pass
 
 
+@contextlib.contextmanager
+def serve(root: Path) -> Iterator[Any]:
+    """A stand-in for the bucket gs://pretrained, kept in `root / "pretrained"`."""
+    server: Any = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Bucket)
+    server.root, server.requests = root, Counter()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 @pytest.fixture
 def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """A stand-in for the bucket gs://pretrained, kept in `tmp_path / "pretrained"`."""
-    server: Any = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Bucket)
-    server.root, server.requests = tmp_path, Counter()
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://127.0.0.1:{server.server_port}")
-    yield server
-    server.shutdown()
-    server.server_close()
+    with serve(tmp_path) as server:
+        monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", f"http://127.0.0.1:{server.server_port}")
+        yield server
 
 
 def test_reads_t5x_from_a_bucket(
@@ -600,6 +610,41 @@ def test_shards_share_their_chunks(bucket: Any, tmp_path: Path) -> None:
         assert_equal(read, params)
         chunks = {name: n for name, n in bucket.requests.items() if name[-3:] in ("0.0", "0.1")}
         assert list(chunks.values()) == [1, 1]
+
+
+def test_a_process_reads_the_chunks_of_its_own_shards(tmp_path: Path) -> None:
+    """Two processes with four devices each; each is served by a bucket of its own, which counts."""
+    whole = np.random.default_rng(0).random((2048, 4096), np.float32)
+    write_t5x(tmp_path / "pretrained/checkpoint_1", {"a/kernel": whole}, 1)
+    np.save(tmp_path / "whole.npy", whole)
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{one.getsockname()[1]}"
+    script = Path(__file__).parent / "read_shards.py"
+    with serve(tmp_path) as first, serve(tmp_path) as second:
+        started = []
+        for index, server in enumerate((first, second)):
+            given = (coordinator, "2", str(index), "gs://pretrained/checkpoint_1")
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, str(script), *given, str(tmp_path / "whole.npy")],
+                    env={
+                        **os.environ,
+                        "PYTHONPATH": str(script.parents[1]),
+                        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+                        "TENSORSTORE_GCS_HTTP_URL": f"http://127.0.0.1:{server.server_port}",
+                    },
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+        said = [process.communicate(timeout=200)[0] for process in started]
+        assert [process.returncode for process in started] == [0, 0], said
+        assert all("4 shards" in text for text in said)
+        for server, name in ((first, "0.0"), (second, "0.1")):
+            chunks = {path[-3:]: n for path, n in server.requests.items() if path[-3:-1] == "0."}
+            assert chunks == {name: 1}
 
 
 def test_an_unreachable_bucket_says_how_to_copy(

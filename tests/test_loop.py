@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 import seqio
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_models import CONFIG, random_params
 
 from prompt_tuning.backbones.conversion import convert
@@ -86,7 +87,12 @@ def test_a_run_leaves_what_t5x_users_look_for(straight):
     assert (folder / "config.gin").read_text() == "# settings\n"
     assert "encoder/layers_0/attention/query/kernel" in (folder / "model-info.txt").read_text()
     assert (folder / "curves.png").stat().st_size > 10_000
-    assert list((folder / "train").glob("events*"))
+    drawn = EventAccumulator(str(folder / "train")).Reload()
+    assert {"loss", "timing/steps_per_second", "timing/waiting_for_rows"} <= set(
+        drawn.Tags()["scalars"]
+    )
+    assert len(drawn.Scalars("timing/seconds")) == len(drawn.Scalars("loss")) > 0
+    assert not [r for r in records(folder) if "timing" in r["name"]], "a resumed run repeats them"
     assert list((folder / "inference_eval" / "two_as").glob("events*"))
     assert not list(folder.glob("checkpoint_*")), "the backbone is never written again"
     assert sum(p.stat().st_size for p in (folder / "checkpoints").rglob("*")) < 1_000_000

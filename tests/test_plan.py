@@ -98,6 +98,22 @@ def test_no_weight_is_gathered_and_none_is_copied_to_float32(compiled):
     assert hlo.float32_copies(lowered.as_text(dialect="hlo"), shapes) == []
 
 
+@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+def test_accelerators_are_given_frozen_weights_as_they_are(platform):
+    """Lowered for them: the products are not those of a processor, which sums to float32."""
+    model = dataclasses.replace(model_config("small"), dtype="bfloat16", dropout_rate=0.0)
+    settings = experiment(model, partitions=1)
+    mesh = sharding.make_mesh(1, jax.devices()[:1])
+    traced = program.trace_step(settings, mesh)
+    text = traced.lower(lowering_platforms=(platform,)).as_text(dialect="hlo")
+    products = [i for i in hlo.instructions(text) if i.operation == "dot"]
+    assert len(products) > 50
+    assert {i.dtype for i in products} == {"bf16", "f32"}, "softmax's and the logits' are float32"
+    assert hlo.float32_copies(text, matrices(model, 1)) == []
+    on_cpu = traced.lower().as_text(dialect="hlo")
+    assert not [i for i in hlo.instructions(on_cpu) if i.operation == "dot" and i.dtype == "bf16"]
+
+
 def test_prompt_and_state_are_donated_and_a_device_holds_its_share(compiled):
     settings, _, program_ = compiled
     # step, prompt, and Adafactor's count and moment; arguments are numbered in this order.
@@ -248,6 +264,10 @@ def test_a_plan_refuses_what_a_run_refuses():
     by_cudnn = dataclasses.replace(CONFIG, dtype="bfloat16", attention="cudnn")
     with pytest.raises(ConfigError, match="for NVIDIA's GPUs, and the devices are cpu"):
         plan.make_plan(experiment(by_cudnn), chips.parse_topology("cpu:8"))
+    with pytest.raises(ConfigError, match="PACK = True puts several examples in a row"):
+        dataclasses.replace(
+            experiment(by_cudnn), corpus=CorpusConfig(objective="prefix_lm", pack=True)
+        )
     with pytest.raises(ConfigError, match=r"NUM_MODEL_PARTITIONS = 8 does not divide NUM_HEADS"):
         plan.make_plan(experiment(by_cudnn, partitions=8), chips.parse_topology("h100:8"))
 
@@ -256,8 +276,19 @@ def test_every_device_holds_its_share_of_every_matrix():
     mesh = sharding.make_mesh(8)
     settings = experiment(dataclasses.replace(model_config("base"), num_heads=16), partitions=8)
     total = sum(4 * leaf.size for leaf in t5.param_shapes(settings.model).values())
-    held = devices.weight_bytes(settings, mesh)
-    assert held == pytest.approx(total / 8, rel=0.01)
+    state, frozen = program.abstract_state(settings, mesh)
+    assert devices.device_bytes(frozen) == pytest.approx(total / 8, rel=0.01)
+    prompt = 4 * 20 * settings.model.embed_dim
+    assert prompt < devices.device_bytes(state) < 2.01 * prompt, "Adafactor's moments beside it"
+    whole = dataclasses.replace(settings, train=TrainConfig(trainable="model"))
+    half = dataclasses.replace(settings.model, dtype="bfloat16")
+    said = devices.describe_held(dataclasses.replace(whole, model=half), mesh)
+    state, _ = program.abstract_state(whole, mesh)
+    assert devices.device_bytes(state) > total / 8, "of a model that is trained there are slots too"
+    places = sharding.param_shardings(state.trainable, mesh)
+    assert {n: leaf.sharding for n, leaf in state.trainable.items()} == places
+    held = devices.device_bytes(state) / 2**30
+    assert said == f"weights and optimiser: {held:.3f} GiB a device in float32"
     assert devices.host_rows(8, sharding.make_mesh(2)) == 8
 
 
@@ -339,7 +370,13 @@ def test_the_compiler_has_as_many_devices_as_jax_will(name):
     assert len(devices) == topology.devices
 
 
-def test_a_tpu_is_planned_for_by_its_own_compiler(capsys):
+def test_a_tpu_is_planned_for_by_its_own_compiler(capsys, tmp_path):
     pytest.importorskip("libtpu", reason="the TPU's compiler is not installed (pip install libtpu)")
-    assert cli.main(["plan", *SMALL, "--topology=v5e:2x2"]) == 0
+    path = tmp_path / "plan.json"
+    assert cli.main(["plan", *SMALL, "--topology=v5e:2x2", f"--json={path}"]) == 0
     assert "the TPU's own compiler" in capsys.readouterr().out
+    found = json.loads(path.read_text())
+    assert found["collectives"]["all-reduce"]
+    assert not found["gathers_a_weight"]
+    assert found["donates"]
+    assert found["fits"]

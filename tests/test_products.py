@@ -61,6 +61,18 @@ def test_bfloat16_is_summed_in_float32_and_rounded_once(name, sizes):
         np.testing.assert_allclose(np.asarray(found, np.float64), value, 2**-8, 1e-5 * scale)
 
 
+@pytest.mark.parametrize("name", MODEL)
+def test_what_accelerators_run_is_the_same(name):
+    """There a product of bfloat16 is asked for in bfloat16: the branch that is not taken here."""
+    of_x, of_y, _ = MODEL[name].replace("->", ",").split(",")
+    x, y = (draw(axes, dict.fromkeys("abBDFHKQSZ", 8), 3) for axes in (of_x, of_y))
+    found = jax.jit(lambda x, y: products._multiply(MODEL[name], jnp.bfloat16, x, y))(x, y)
+    wanted = np.einsum(MODEL[name], *(np.asarray(a, np.float64) for a in (x, y)))
+    assert found.dtype == jnp.bfloat16
+    tolerance = 1e-5 * np.abs(wanted).max()
+    np.testing.assert_allclose(np.asarray(found, np.float64), wanted, 2**-8, tolerance)
+
+
 def test_float32_is_jaxs():
     x, y = (draw(a, dict.fromkeys("BQSHK", 8), 1).astype(jnp.float32) for a in ("BQHK", "BSHK"))
     expected = jnp.einsum("BQHK,BSHK->BHQS", x, y)

@@ -3,7 +3,11 @@
 import io
 import json
 import re
+import time
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
@@ -76,6 +80,78 @@ def test_progress_before_the_first_value_is_no_empty_list(monkeypatch, capsys):
     progress._last_line -= 5.0
     progress.update(1)
     assert re.match(r"step 1/40: \d+ examples/s, ", capsys.readouterr().out)
+
+
+def test_what_is_not_worth_a_look_is_not_shown(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    progress = report.Progress(start=0, total=40, rows_per_step=8)
+    for step, waiting in ((1, 0.25), (2, 0.04)):
+        progress._last_line -= 5.0
+        progress.update(
+            step, report.describe_training({"loss": 1.5}, {"waiting_for_rows": waiting})
+        )
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("step 1/40: loss 1.500, waiting for rows 25%, ")
+    assert "waiting" not in second
+
+
+WAIT = 0.03
+
+
+def made_slowly(number):
+    for _ in range(number):
+        time.sleep(WAIT)
+        yield "batch"
+
+
+def sums_of(tokens):
+    """What a step that is over leaves."""
+    return {"tokens": jax.block_until_ready(jnp.float32(tokens))}
+
+
+def test_a_device_that_has_nothing_to_do_waits_for_rows():
+    pace, sums = report.Pace(), []
+    batches = made_slowly(4)
+    for _ in range(4):
+        assert pace.wait(batches, sums) == "batch"
+        sums.append(sums_of(6))
+    values = pace.values(sums, rows=8)
+    assert 4 * WAIT <= values["waiting_for_rows"] * values["seconds"] <= values["seconds"]
+    assert values["steps_per_second"] == pytest.approx(4 / values["seconds"])
+    assert values["seqs_per_second"] == pytest.approx(32 / values["seconds"])
+    assert values["target_tokens_per_second"] == pytest.approx(24 / values["seconds"])
+
+
+@jax.jit
+def work(x):
+    """Longer than a wait, on any processor."""
+    return jax.lax.fori_loop(0, 600, lambda _, x: jnp.tanh(x @ x), x).sum()
+
+
+def test_a_device_that_is_at_work_does_not_wait():
+    start = jnp.ones((512, 512))
+    jax.block_until_ready(work(start))  # compiled
+    pace, batches = report.Pace(), made_slowly(3)
+    pace.wait(batches, [])  # nothing is under way yet
+    for _ in range(2):
+        sums = [{"tokens": work(start)}]
+        pace.wait(batches, sums)
+        assert not sums[0]["tokens"].is_ready()
+        jax.block_until_ready(sums)
+    values = pace.values(sums, rows=8)
+    waited = values["waiting_for_rows"] * values["seconds"]
+    assert WAIT <= waited <= values["seconds"] - 2 * WAIT
+
+
+def test_steps_of_a_run_that_was_stopped_are_not_of_this_one():
+    pace = report.Pace()
+    older = [{"tokens": np.float32(1000)}]  # as they come out of a saved state
+    assert pace.values(older, rows=8) == {}
+    pace.wait(made_slowly(1), older)
+    values = pace.values([*older, sums_of(6)], rows=8)
+    assert values["steps_per_second"] * values["seconds"] == pytest.approx(1)
+    assert values["target_tokens_per_second"] * values["seconds"] == pytest.approx(6)
+    assert pace.values([], rows=8) == {}, "the next record begins anew"
 
 
 def test_the_legend_names_each_score_and_each_kind_of_baseline_once():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -15,7 +16,7 @@ from prompt_tuning.planning.chips import GIB
 
 
 def describe_devices(experiment: Experiment, mesh: Mesh | None = None) -> str:
-    """Mesh, bytes a device holds of the weights, rows a host feeds, and how batches are cut.
+    """Mesh, bytes a device holds, rows a host feeds, and how batches are cut.
 
     Raises:
       ConfigError: batch or mesh do not fit the devices.
@@ -24,15 +25,13 @@ def describe_devices(experiment: Experiment, mesh: Mesh | None = None) -> str:
     rows = experiment.data.batch_size
     sharding.check_batch_size(rows, mesh)
     sharding.check_attention(experiment.model, mesh)
-    held = weight_bytes(experiment, mesh)
     kind = getattr(mesh.devices.flat[0], "device_kind", "device")
     parts = describe_parts(experiment, mesh)
     return "\n".join(
         [
             f"mesh: data {mesh.shape['data']} x model {mesh.shape['model']} on {mesh.size} {kind}, "
             f"{jax.process_count()} process(es)",
-            f"weights: {held / GIB:.3f} GiB a device in {experiment.model.dtype}; "
-            "`t5x plan` says what a step needs beside",
+            f"{describe_held(experiment, mesh)}; `t5x plan` says what a step needs beside",
             f"batch: {rows} rows, {rows // mesh.shape['data']} a data-parallel device, "
             f"{host_rows(rows, mesh)} of this host; {parts}",
         ]
@@ -55,12 +54,22 @@ def describe_parts(experiment: Experiment, mesh: Mesh) -> str:
     )
 
 
-def weight_bytes(experiment: Experiment, mesh: Mesh) -> int:
-    """What one device holds of backbone and prompt."""
-    total = 0
-    for leaf in program.abstract_params(experiment, mesh).values():
-        total += math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-    return total
+def describe_held(experiment: Experiment, mesh: Mesh) -> str:
+    """What a device holds from the first step to the last."""
+    state, frozen = program.abstract_state(experiment, mesh)
+    changing = device_bytes(state) / GIB
+    if experiment.train.trainable == "model":
+        return f"weights and optimiser: {changing:.3f} GiB a device in float32"
+    weights = f"{device_bytes(frozen) / GIB:.3f} GiB a device in {experiment.model.dtype}"
+    return f"weights: {weights}, prompt and optimiser: {1024 * changing:.1f} MiB"
+
+
+def device_bytes(tree: Any) -> int:
+    """What one device holds of arrays of these shapes, dtypes and places."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def host_rows(rows: int, mesh: Mesh) -> int:

@@ -55,21 +55,35 @@ def abstract_params(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
     return {**params, "prompt": prompt}
 
 
+def abstract_state(experiment: Experiment, mesh: Mesh) -> tuple[Any, dict[str, Any]]:
+    """What a step changes (step, what is trained, the optimiser's slots), and what it does not."""
+    rules = optim.RULES[experiment.train.trainable]
+    trainable, frozen = optim.split_params(abstract_params(experiment, mesh), rules)
+    optimizer = optim.make_optimizer(experiment.optimizer, rules)
+    state = jax.eval_shape(lambda t: steps.init_state(t, optimizer, 0), trainable)
+    return _place(state, trainable, mesh), frozen
+
+
 def lower_step(
     experiment: Experiment, mesh: Mesh, shapes: Shapes | None = None, *, platform: str = ""
 ) -> Any:
-    """The training step of an experiment, lowered for a mesh; `.compile()` is XLA's work.
+    """`trace_step`, lowered for the devices of the mesh; `.compile()` is XLA's work."""
+    return trace_step(experiment, mesh, shapes, platform=platform).lower()
+
+
+def trace_step(
+    experiment: Experiment, mesh: Mesh, shapes: Shapes | None = None, *, platform: str = ""
+) -> Any:
+    """The training step of an experiment for a mesh.
 
     `platform` is named where the devices of the mesh stand for those of another platform.
 
     Without `shapes` it is the largest program of the run: the whole batch at full length, or, with
     MICROBATCHES, a part of it.
     """
-    rules = optim.RULES[experiment.train.trainable]
-    trainable, frozen = optim.split_params(abstract_params(experiment, mesh), rules)
-    optimizer = optim.make_optimizer(experiment.optimizer, rules)
-    state = jax.eval_shape(lambda t: steps.init_state(t, optimizer, 0), trainable)
-    state = _place(state, trainable, mesh)
+    state, frozen = abstract_state(experiment, mesh)
+    trainable: dict[str, Any] = state.trainable
+    optimizer = optim.make_optimizer(experiment.optimizer, optim.RULES[experiment.train.trainable])
     programs = steps.compile_step(
         experiment.model, experiment.train, optimizer, state, platform=platform
     )
@@ -78,13 +92,13 @@ def lower_step(
     packed = experiment.corpus.objective != "task" and experiment.corpus.pack
     batch = abstract_batch(shapes or largest_shapes(experiment), mesh, packed=packed)
     if parts == 1:
-        return programs.whole.lower(state, frozen, batch)
+        return programs.whole.trace(state, frozen, batch)
     total = jax.eval_shape(programs.zeros, state)
     total = (
         {n: Struct(t.shape, t.dtype, sharding=trainable[n].sharding) for n, t in total[0].items()},
         total[1],
     )
-    return programs.add.lower(total, state, frozen, batch, Struct((), jnp.int32))
+    return programs.add.trace(total, state, frozen, batch, Struct((), jnp.int32))
 
 
 def largest_shapes(experiment: Experiment) -> Shapes:
@@ -98,11 +112,14 @@ def largest_shapes(experiment: Experiment) -> Shapes:
 
 
 def _place(state: Any, trainable: dict[str, Any], mesh: Mesh) -> Any:
-    """The optimiser's slots lie where a parameter of their shape lies, else everywhere."""
-    places = {leaf.shape: leaf.sharding for leaf in trainable.values()}
+    """What is trained lies where it lay, a slot of its shape beside it, all else everywhere."""
     everywhere = sharding.replicated(mesh)
 
-    def place(leaf: Any) -> Struct:
-        return Struct(leaf.shape, leaf.dtype, sharding=places.get(leaf.shape, everywhere))
+    def place(path: tuple[Any, ...], leaf: Any) -> Struct:
+        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
+        beside = [trainable[n].sharding for n in names if n in trainable]
+        fits = [trainable[n].shape == leaf.shape for n in names if n in trainable]
+        where = beside[-1] if beside and fits[-1] else everywhere
+        return Struct(leaf.shape, leaf.dtype, sharding=where)
 
-    return jax.tree.map(place, state)
+    return jax.tree_util.tree_map_with_path(place, state)

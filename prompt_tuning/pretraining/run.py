@@ -56,6 +56,7 @@ class Progress:
     state: steps.TrainState
     step: int
     sums: list[Mapping[str, Array]]  # of the steps since the last record
+    pace: report.Pace = dataclasses.field(default_factory=report.Pace)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,7 +238,7 @@ def _loop(run: Run, progress: Progress, optimizer: Any, end: int) -> None:
     with Ahead(_batches(run, range(progress.step - start, end - start)), most=BATCHES) as batches:
         while progress.step < end:
             watch.check()
-            placed = next(batches)
+            placed = progress.pace.wait(batches, progress.sums)
             progress.state, metrics = steps.run_step(programs, progress.state, frozen, placed)
             progress.sums.append(metrics)
             progress.step += 1
@@ -264,7 +265,7 @@ def _finish_step(run: Run, progress: Progress, score: Any, bar: report.Progress,
     # A mean never reaches over a saved state, so that a resumed run records the same ones; and
     # nothing that is not finite is ever saved.
     if saves or evaluates or done % max(1, evaluation.period // 10) == 0:
-        shown["loss"] = f"{_log_training(run, progress):.3f}"
+        shown = _log_training(run, progress)
     if evaluates:
         with signals.current().allowed():
             values = held_out(run, score, progress.state.trainable)
@@ -326,13 +327,14 @@ def _log_held_out(run: Run, step: int, values: Mapping[str, float]) -> str:
     return ", ".join(f"{name} {value:.3f}" for name, value in values.items())
 
 
-def _log_training(run: Run, progress: Progress) -> float:
-    """Records the means since the last record and returns the loss per target token."""
+def _log_training(run: Run, progress: Progress) -> dict[str, str]:
+    """Records means since the last record, and how long the steps took; returns what to show."""
     sums, progress.sums = jax.device_get(progress.sums), []
+    timing = progress.pace.values(sums, run.experiment.data.batch_size)
     health.check_finite(sums, progress.step)
     values = report.mean_values(sums)
-    run.log.training(progress.step, values, task=run.corpus.name)
-    return values["loss"]
+    run.log.training(progress.step, values, task=run.corpus.name, timing=timing)
+    return report.describe_training(values, timing)
 
 
 def _describe_divergence(

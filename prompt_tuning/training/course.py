@@ -67,6 +67,7 @@ class Course:
     saved: tuple[int, Standing] | None = None  # what the newest saved state is of
     records: str | None = None  # that were saved with it, see safety/records.py
     losses: list[float] = dataclasses.field(default_factory=list)  # of each step since the start
+    pace: report.Pace = dataclasses.field(default_factory=report.Pace)
 
 
 def restore(store: run_state.RunStateStore, state: steps.TrainState) -> Course:

@@ -219,7 +219,7 @@ def _loop(run: Run, course: Course, optimizer: Any, end: int) -> None:
     with Ahead(_batches(run, range(course.step - start, end - start)), most=BATCHES) as batches:
         while course.step < end and not course.standing.stopped_early:
             watch.check()
-            groups = next(batches)
+            groups = course.pace.wait(batches, course.sums)
             course.state, metrics = steps.run_step(programs, course.state, run.frozen, groups)
             course.sums.append(metrics)
             course.step += 1
@@ -257,7 +257,7 @@ def _finish_step(run: Run, course: Course, progress: report.Progress, end: int) 
     # A mean never reaches over a saved state, so that a resumed run records the same ones; and
     # nothing that is not finite is ever saved.
     if course.sums and (saves or done % max(1, experiment.eval.period // 10) == 0):
-        shown["loss"] = f"{_log_training(run, course):.3f}"
+        shown = _log_training(run, course)
     if evaluates:
         course.standing = dataclasses.replace(course.standing, evaluation_due=True)
         course.standing, score, said = _evaluate(run, course)
@@ -292,15 +292,16 @@ def _losses(run: Run, course: Course) -> list[float]:
     return losses + course.losses
 
 
-def _log_training(run: Run, course: Course) -> float:
-    """Records the means since the last record and returns the loss per target token."""
+def _log_training(run: Run, course: Course) -> dict[str, str]:
+    """Records means since the last record, and how long the steps took; returns what to show."""
     sums = jax.device_get(course.sums)
+    timing = course.pace.values(sums, run.experiment.data.batch_size)
     health.check_finite(sums, course.step)
     course.losses += [float(one["cross_entropy"] / max(one["tokens"], 1.0)) for one in sums]
     values = report.mean_values(sums)
-    run.log.training(course.step, values, task=run.experiment.data.names[0])
+    run.log.training(course.step, values, task=run.experiment.data.names[0], timing=timing)
     course.sums = []
-    return values["loss"]
+    return report.describe_training(values, timing)
 
 
 def _evaluate(run: Run, course: Course) -> tuple[Standing, float, str]:

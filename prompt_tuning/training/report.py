@@ -10,9 +10,9 @@ import re
 import sys
 import time
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
 
@@ -22,6 +22,7 @@ from prompt_tuning.safety import records, retry
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
 
+ItemT = TypeVar("ItemT")
 METRICS = "metrics.jsonl"
 EVALUATIONS = "inference_eval"
 BASELINES = {"majority": ("--", "majority class"), "none": (":", "no prompt")}  # lines of curves
@@ -78,10 +79,20 @@ class RunLog:
             texts = {name: keep_lines(name, text, due, due - 1) for name, text in texts.items()}
         return records.pack(texts)
 
-    def training(self, step: int, values: Mapping[str, float], *, task: str) -> None:
-        """Writes what was measured while training up to `step`, one line for each value."""
+    def training(
+        self,
+        step: int,
+        values: Mapping[str, float],
+        *,
+        task: str,
+        timing: Mapping[str, float] = NOTHING,
+    ) -> None:
+        """Writes what was measured while training up to `step`, one line for each value.
+
+        `timing` is for TensorBoard alone: records are what a run that is repeated repeats.
+        """
         self._write({"step": step, "task": task, "split": "train"}, values)
-        self._draw("train", step, values)
+        self._draw("train", step, {**values, **{f"timing/{n}": v for n, v in timing.items()}})
 
     def scores(
         self, step: int, values: Mapping[str, float], *, task: str, split: str, prompt: str = ""
@@ -234,6 +245,7 @@ class Progress:
     def update(self, step: int, shown: Mapping[str, str] | None = None) -> None:
         """Moves on to `step` of the run and shows new values."""
         self._shown.update(shown or {})
+        self._shown = {name: value for name, value in self._shown.items() if value}
         advance, self._step = step - self._step, step
         if self._bar is not None:
             elapsed = max(self._bar.format_dict["elapsed"], 1e-9)
@@ -267,6 +279,49 @@ class Progress:
         )
 
 
+class Pace:
+    """How long steps take from one record to the next, and whether devices had rows to work on."""
+
+    def __init__(self) -> None:
+        self._steps = 0  # since the last record, of this process: a resumed run's sums are older
+        self._began = self._waited = 0.0
+
+    def wait(self, batches: Iterator[ItemT], sums: Sequence[Mapping[str, Any]]) -> ItemT:
+        """The batch of the next step, after steps of which these sums are made.
+
+        A wait counts if the devices have nothing to do at its end. They may have become idle in the
+        midst of it: what is counted is the most that they can have waited.
+        """
+        asked = time.perf_counter()
+        if not self._steps:
+            self._began, self._waited = asked, 0.0
+        batch = next(batches)
+        if not self._steps or all(value.is_ready() for value in sums[-1].values()):
+            self._waited += time.perf_counter() - asked
+        self._steps += 1
+        return batch
+
+    def values(self, sums: Sequence[Mapping[str, Any]], rows: int) -> dict[str, float]:
+        """T5X's `timing/...` of the steps up to here, whose sums have been read; begins anew.
+
+        `waiting_for_rows` is the share of `seconds` in which devices waited for rows. The time that
+        the first step takes to compile is in it; evaluating and saving are not. Of no step there is
+        nothing to say.
+        """
+        if not self._steps:
+            return {}
+        seconds = max(time.perf_counter() - self._began, 1e-9)
+        steps, self._steps = self._steps, 0
+        tokens = sum(float(one["tokens"]) for one in sums[len(sums) - steps :])
+        return {
+            "seconds": seconds,
+            "steps_per_second": steps / seconds,
+            "seqs_per_second": steps * rows / seconds,
+            "target_tokens_per_second": tokens / seconds,
+            "waiting_for_rows": min(1.0, self._waited / seconds),
+        }
+
+
 def mean_values(sums: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """What is recorded of some steps, given what `loss_fn` sums: means over their target tokens.
 
@@ -280,6 +335,15 @@ def mean_values(sums: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         "z_loss": totals["z_loss"] / tokens,
         "token_accuracy": 100.0 * totals["correct"] / tokens,
         "gradient_norm": totals["gradient_norm"] / len(sums),
+    }
+
+
+def describe_training(values: Mapping[str, float], timing: Mapping[str, float]) -> dict[str, str]:
+    """What the progress bar shows of a record; of waits only what is worth a look."""
+    waiting = timing.get("waiting_for_rows", 0.0)
+    return {
+        "loss": f"{values['loss']:.3f}",
+        "waiting for rows": f"{waiting:.0%}" if waiting >= 0.05 else "",
     }
 
 
