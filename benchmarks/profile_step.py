@@ -184,7 +184,8 @@ def main() -> None:
     args = vars(parser.parse_args())
     folder = args.pop("out") / args.pop("name")
     command = " ".join(["python", "benchmarks/profile_step.py", *sys.argv[1:]])
-    found = {"command": command, "machine": run.machine(), **profile(Workload("ours", **args))}
+    machine = {**run.machine(), "commit": run.commit()}
+    found = {"command": command, "machine": machine, **profile(Workload("ours", **args))}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"profile_{args['size']}_{args['dtype']}.json"
     path.write_text(json.dumps(found, indent=1) + "\n")

@@ -104,7 +104,7 @@ def _gpus() -> list[str]:
     return done.stdout.strip().splitlines()
 
 
-def _commit() -> str:
+def commit() -> str:
     """Which source was measured; "-dirty" where files differ from it."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     done = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
@@ -122,7 +122,7 @@ def measure(workloads: list[Workload], raw: Path, rounds: int, seconds: float) -
     raw.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     done = {_key(one["round"], one) for one in read(raw) if "failed" not in one}
-    commit = _commit()
+    source = commit()
     peaks = sorted({one.dtype for one in workloads if one.engine != "peft"})
     wanted = [(number, one) for number in range(rounds) for one in (*peaks, *workloads)]
     missing = 0
@@ -138,7 +138,7 @@ def measure(workloads: list[Workload], raw: Path, rounds: int, seconds: float) -
         if found.get("lengths"):
             found["lengths"] = Path(found["lengths"]).name  # wherever it lay
         with raw.open("a") as file:
-            file.write(json.dumps({"round": number, "commit": commit, **found}) + "\n")
+            file.write(json.dumps({"round": number, "commit": source, **found}) + "\n")
     return missing
 
 
