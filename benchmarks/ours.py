@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import tempfile
 import time
 from pathlib import Path
@@ -15,8 +16,9 @@ memory.keep_freed()  # as the command does
 threads.provide()
 
 import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
-from jax.sharding import Mesh  # noqa: E402
+from jax.sharding import Mesh, NamedSharding  # noqa: E402
 from workload import Workload, main, measure  # noqa: E402
 
 from prompt_tuning.api import model_config  # noqa: E402
@@ -91,17 +93,32 @@ def prepare(workload: Workload) -> Prepared:
     mesh = sharding.make_mesh(1)
     if mesh.size != workload.devices:
         raise SystemExit(f"JAX has {mesh.size} devices, and {workload.devices} are to be measured")
-    places = sharding.param_shardings(t5.param_shapes(config), mesh)
-    make = jax.jit(
-        lambda key: {n: v.astype(config.dtype) for n, v in t5.init_params(config, key).items()},
-        out_shardings=places,
-    )
     prompt = np.zeros((workload.prompt, config.embed_dim), np.float32)
     optimizer = optim.make_optimizer(OptimizerConfig(), optim.PROMPT_RULES)
     state = step.init_state({"prompt": sharding.replicate(prompt, mesh)}, optimizer, 0)
     state = jax.device_put(state, sharding.replicated(mesh))
     programs = step.compile_step(config, TrainConfig(), optimizer, state)
-    return Prepared(config, mesh, programs, state, make(jax.random.key(0)))
+    return Prepared(config, mesh, programs, state, make_backbone(config, mesh))
+
+
+def make_backbone(config: ModelConfig, mesh: Mesh) -> dict[str, jax.Array]:
+    """Random weights, one after the other, as a run restores them."""
+    shapes = t5.param_shapes(config)
+    places = sharding.param_shardings(shapes, mesh)
+
+    @functools.cache  # most matrices are of a few shapes
+    def make(shape: tuple[int, ...], where: NamedSharding) -> Any:
+        def draw(key: jax.Array) -> jax.Array:
+            if len(shape) == 1:  # a norm's scale
+                return jnp.ones(shape, config.dtype)
+            return (jax.random.normal(key, shape) * shape[0] ** -0.5).astype(config.dtype)
+
+        return jax.jit(draw, out_shardings=where)
+
+    return {
+        name: jax.block_until_ready(make(leaf.shape, places[name])(jax.random.key(number)))
+        for number, (name, leaf) in enumerate(shapes.items())
+    }
 
 
 def place(groups: list[dict[str, np.ndarray]], prepared: Prepared) -> list[dict[str, jax.Array]]:
