@@ -61,7 +61,7 @@ def describe_held(experiment: Experiment, mesh: Mesh) -> str:
     if experiment.train.trainable == "model":
         return f"weights and optimiser: {changing:.3f} GiB a device in float32"
     weights = f"{device_bytes(frozen) / GIB:.3f} GiB a device in {experiment.model.dtype}"
-    return f"weights: {weights}, prompt and optimiser: {1024 * changing:.1f} MiB"
+    return f"weights: {weights}, prompt and optimiser: {1024 * changing:.3f} MiB"
 
 
 def device_bytes(tree: Any) -> int:
