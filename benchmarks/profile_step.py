@@ -27,7 +27,7 @@ os.environ["NPROC"] = "1"  # XLA's threads
 os.sched_setaffinity(0, {CORE})
 
 import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
+import matmul_peak  # noqa: E402
 import ours  # noqa: E402
 import run  # noqa: E402
 from jax.profiler import ProfileData  # noqa: E402
@@ -94,10 +94,10 @@ def profile(workload: Workload) -> dict[str, Any]:
     seconds: dict[str, float] = collections.defaultdict(float)
     calls: dict[str, int] = collections.defaultdict(int)
     walls, peaks = [], []
-    peak = MatmulPeak(workload.dtype)
     state, _ = jax.block_until_ready(compiled(state, frozen, batch))
     for _ in range(STEPS):
-        peaks.append(peak.measure())  # in turn: a core's clock changes within seconds
+        # In turn: a core's clock changes within seconds.
+        peaks.append(matmul_peak.peak(workload.dtype, (2048,), 4))
         with tempfile.TemporaryDirectory() as folder:
             with jax.profiler.trace(folder):
                 begin = time.perf_counter()
@@ -132,26 +132,6 @@ def summarise(
     for one in found.values():
         one["share_of_peak"] = one["flops"] / one["seconds"] / peak
     return sorted(found.values(), key=lambda one: -one["seconds"])
-
-
-class MatmulPeak:
-    """Square products on this core."""
-
-    def __init__(self, dtype: str) -> None:
-        size = 2048
-        self._flops = 2 * size**3
-        self._matrix = jnp.ones((size, size), dtype)
-        multiply = jax.jit(lambda a, b: jnp.dot(a, b, preferred_element_type=jnp.float32))
-        self._multiply = multiply.lower(self._matrix, self._matrix).compile()
-
-    def measure(self) -> float:
-        """FLOP/s of the best of a few."""
-        best = 0.0
-        for _ in range(4):
-            begin = time.perf_counter()
-            jax.block_until_ready(self._multiply(self._matrix, self._matrix))
-            best = max(best, self._flops / (time.perf_counter() - begin))
-        return best
 
 
 def describe(found: Mapping[str, Any]) -> str:

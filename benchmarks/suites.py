@@ -14,7 +14,6 @@ from workload import Workload
 
 BASE = Workload(engine="")
 by = dataclasses.replace
-ENGINES = ("ours", "ours-cudnn", "ours-dropout", "ours-512", "peft", "t5x", "start")
 # What is drawn against what, and what belongs to the line of an engine.
 SUITES: dict[str, tuple[str, list[Workload]]] = {
     "smoke": ("inputs", [by(BASE, inputs=32, prompt=10, rows=4, steps=1)]),

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import several_processes
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from prompt_tuning.checkpoint import slots
 from prompt_tuning.checkpoint import t5x as t5x_checkpoint
@@ -106,6 +107,15 @@ def test_a_run_from_random_weights_learns(straight: run.PretrainResult):
     assert straight.held_out_loss == unseen[-1]["value"]
     assert np.isfinite(points).all()
     assert (straight.model_dir / "curves.png").stat().st_size > 1000
+
+
+def test_tensorboard_shows_how_long_steps_took(straight):
+    drawn = EventAccumulator(str(straight.model_dir / "train")).Reload()
+    assert len(drawn.Scalars("timing/seconds")) == len(drawn.Scalars("loss")) > 0
+    assert all(0.0 <= s.value <= 1.0 for s in drawn.Scalars("timing/waiting_for_rows"))
+    names = {r["name"] for r in records(straight.model_dir)}
+    assert "loss" in names
+    assert not [name for name in names if "timing" in name], "a resumed run repeats its records"
 
 
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, text, straight):

@@ -116,10 +116,11 @@ def _place(state: Any, trainable: dict[str, Any], mesh: Mesh) -> Any:
     everywhere = sharding.replicated(mesh)
 
     def place(path: tuple[Any, ...], leaf: Any) -> Struct:
-        names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
-        beside = [trainable[n].sharding for n in names if n in trainable]
-        fits = [trainable[n].shape == leaf.shape for n in names if n in trainable]
-        where = beside[-1] if beside and fits[-1] else everywhere
+        where = everywhere
+        for key in path:
+            owner = trainable.get(getattr(key, "key", ""))
+            if owner is not None and owner.shape == leaf.shape:
+                where = owner.sharding
         return Struct(leaf.shape, leaf.dtype, sharding=where)
 
     return jax.tree_util.tree_map_with_path(place, state)

@@ -312,7 +312,7 @@ class Pace:
             return {}
         seconds = max(time.perf_counter() - self._began, 1e-9)
         steps, self._steps = self._steps, 0
-        tokens = sum(float(one["tokens"]) for one in sums[len(sums) - steps :])
+        tokens = sum(float(one["tokens"]) for one in sums[-steps:])
         return {
             "seconds": seconds,
             "steps_per_second": steps / seconds,
