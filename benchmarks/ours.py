@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prompt_tuning.launch import memory, threads
+from prompt_tuning.runtime import memory, threads
 
 STARTED = time.perf_counter()
 memory.keep_freed()  # as the command does
@@ -22,7 +22,9 @@ from jax.sharding import Mesh, NamedSharding  # noqa: E402
 from workload import Workload, main, measure  # noqa: E402
 
 from prompt_tuning.api import model_config  # noqa: E402
-from prompt_tuning.checkpoint.run_state import RunStateStore  # noqa: E402
+from prompt_tuning.batches import batching  # noqa: E402
+from prompt_tuning.batches.groups import cut_batch, make_cutting  # noqa: E402
+from prompt_tuning.checkpoints.run_state import RunStateStore  # noqa: E402
 from prompt_tuning.config import (  # noqa: E402
     DataConfig,
     Experiment,
@@ -31,8 +33,6 @@ from prompt_tuning.config import (  # noqa: E402
     PromptConfig,
     TrainConfig,
 )
-from prompt_tuning.data import features  # noqa: E402
-from prompt_tuning.data.groups import cut_batch, make_cutting  # noqa: E402
 from prompt_tuning.model import sharding, t5  # noqa: E402
 from prompt_tuning.planning import flops  # noqa: E402
 from prompt_tuning.training import optim, step  # noqa: E402
@@ -56,11 +56,11 @@ def batches(workload: Workload, number: int) -> list[dict[str, np.ndarray]]:
     """The groups of a step; for "ours-512" one batch at full length."""
     inputs, targets = workload.tokens(number)
     if workload.engine == "ours-512":
-        return [features.pad_batch(inputs, targets, 512, workload.targets)]  # type: ignore[list-item]
+        return [batching.pad_batch(inputs, targets, 512, workload.targets)]  # type: ignore[list-item]
     cutting = make_cutting(experiment(workload), 1)
     groups = cut_batch([len(x) for x in inputs], [len(x) for x in targets], cutting)
     return [
-        features.pad_batch(  # type: ignore[misc]
+        batching.pad_batch(  # type: ignore[misc]
             [inputs[i] for i in g.rows], [targets[i] for i in g.rows], g.inputs, g.targets
         )
         for g in groups

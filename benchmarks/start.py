@@ -113,7 +113,7 @@ def make(size: str, path: str) -> None:
     """Writes a random backbone."""
     import jax
 
-    from prompt_tuning.checkpoint.t5x import write_t5x
+    from prompt_tuning.checkpoints.t5x import write_t5x
     from prompt_tuning.model import t5
 
     config = model_config(size)  # type: ignore[arg-type]
@@ -124,7 +124,7 @@ def restore(size: str, path: str) -> None:
     """Reads it, and prints how long that took and what memory it needed beside the weights."""
     import jax
 
-    from prompt_tuning.checkpoint.t5x import read_t5x
+    from prompt_tuning.checkpoints.t5x import read_t5x
     from prompt_tuning.model import t5
 
     shapes = t5.param_shapes(model_config(size))  # type: ignore[arg-type]

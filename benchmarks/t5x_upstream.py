@@ -14,12 +14,12 @@ from t5x import models, train_state, trainer  # noqa: E402
 from t5x.examples.t5 import network  # noqa: E402
 from workload import Workload, main, measure  # noqa: E402
 
-from prompt_tuning import t5x_plugin  # noqa: E402
 from prompt_tuning.api import model_config  # noqa: E402
+from prompt_tuning.batches import batching  # noqa: E402
 from prompt_tuning.config import OptimizerConfig  # noqa: E402
-from prompt_tuning.data import features  # noqa: E402
-from prompt_tuning.data.vocabulary import load_vocabulary  # noqa: E402
+from prompt_tuning.tasks.vocabulary import load_vocabulary  # noqa: E402
 from prompt_tuning.training import optim  # noqa: E402
+from prompt_tuning.upstream import plugin  # noqa: E402
 
 
 def make_model(workload: Workload) -> models.EncoderDecoderModel:
@@ -41,10 +41,10 @@ def make_model(workload: Workload) -> models.EncoderDecoderModel:
     vocabulary = load_vocabulary("bytes")
     optimizer = optim.make_optimizer(OptimizerConfig(), optim.PROMPT_RULES)
     return models.EncoderDecoderModel(
-        module=t5x_plugin.PromptedTransformer(config=config, start=start),
+        module=plugin.PromptedTransformer(config=config, start=start),
         input_vocabulary=vocabulary,
         output_vocabulary=vocabulary,
-        optimizer_def=t5x_plugin.optimizers.OptaxWrapper(optimizer),
+        optimizer_def=plugin.optimizers.OptaxWrapper(optimizer),
     )
 
 
@@ -70,7 +70,7 @@ def run(workload: Workload) -> dict[str, Any]:
     def one(number: int) -> None:
         nonlocal state
         inputs, targets = workload.tokens(number)
-        batch = features.pad_batch(inputs, targets, workload.inputs, workload.targets)
+        batch = batching.pad_batch(inputs, targets, workload.inputs, workload.targets)
         state, metrics = train(state, dict(batch))
         jax.block_until_ready(metrics)
 

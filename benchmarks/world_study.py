@@ -35,7 +35,7 @@ def checkpoint(runs: Path, size: str, stage: str) -> Path:
 
 def run(args: argparse.Namespace, key: dict) -> list[dict]:
     """The records of one run: its best and last score, and that of the model before it."""
-    from prompt_tuning import gin_config
+    from prompt_tuning.config import gin_reader
     from prompt_tuning.training import loop, report
 
     folder = Path(tempfile.mkdtemp(prefix="world-study-"))
@@ -57,7 +57,7 @@ def run(args: argparse.Namespace, key: dict) -> list[dict]:
         "RANDOM_SEED": key["seed"],
     }
     files = [f"models/world_{key['size']}.gin", f"superglue/{key['task']}.gin"]
-    loaded = gin_config.load(
+    loaded = gin_reader.load(
         [*files, METHODS[key["method"]]], [f"{k} = {v!r}" for k, v in bindings.items()]
     )
     began = time.monotonic()

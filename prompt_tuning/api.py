@@ -34,8 +34,8 @@ from prompt_tuning.config import EvalRun, Experiment, ModelConfig
 if TYPE_CHECKING:
     import numpy as np
 
-    from prompt_tuning.checkpoint.prompt_file import PromptMetadata
     from prompt_tuning.evaluation.matrix import Matrix
+    from prompt_tuning.prompts.prompt_file import PromptMetadata
     from prompt_tuning.training.loop import TrainResult
 
 
@@ -50,28 +50,28 @@ def model_config(name: str) -> ModelConfig:
     >>> model_config("xl").embed_dim
     2048
     """
-    from prompt_tuning.backbones import sizes
+    from prompt_tuning.checkpoints import sizes
 
     return sizes.model_config(name)
 
 
 def train(experiment: Experiment) -> TrainResult:
     """Runs an experiment as `t5x train` does; see `training.loop.train`."""
-    from prompt_tuning import gin_config
-    from prompt_tuning.launch import memory, threads
+    from prompt_tuning.config import gin_reader
+    from prompt_tuning.runtime import memory, threads
     from prompt_tuning.training import loop
 
     memory.keep_freed()
     threads.provide()
-    return loop.train(experiment, config_text=gin_config.to_gin(experiment))
+    return loop.train(experiment, config_text=gin_reader.to_gin(experiment))
 
 
 def evaluate(run: EvalRun) -> Matrix:
     """Scores prompts on tasks as `t5x eval` does; see `evaluation.matrix.run_eval`."""
-    from prompt_tuning import gin_config
+    from prompt_tuning.config import gin_reader
     from prompt_tuning.evaluation import matrix
 
-    return matrix.run_eval(run, config_text=gin_config.to_gin(run))
+    return matrix.run_eval(run, config_text=gin_reader.to_gin(run))
 
 
 def load_prompt(
@@ -82,6 +82,6 @@ def load_prompt(
     Raises:
       ConfigError: there is no prompt, or it is damaged.
     """
-    from prompt_tuning.checkpoint import prompt_file
+    from prompt_tuning.prompts import prompt_file
 
     return prompt_file.load_prompt(path)

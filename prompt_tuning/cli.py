@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn
 
-from prompt_tuning.safety import signals
+from prompt_tuning.runtime import signals
 
 PROGRAMS = ("t5x", "prompt-tuning")
 if __name__ == "__main__" or os.path.basename(sys.argv[0]) in PROGRAMS:
@@ -32,7 +32,7 @@ from prompt_tuning.commands import (  # noqa: E402
     world,
 )
 from prompt_tuning.config import ConfigError  # noqa: E402
-from prompt_tuning.launch import guard  # noqa: E402
+from prompt_tuning.runtime import guard  # noqa: E402
 
 COMMANDS = {
     **runs.COMMANDS,
@@ -97,7 +97,7 @@ def _explain(error: BaseException, command: str) -> tuple[int, str]:
         return 130, "interrupted"
     if isinstance(error, FloatingPointError):  # a run that diverged says what to do
         return 1, str(error)
-    from prompt_tuning.safety import crash
+    from prompt_tuning.runtime import crash
 
     if (refused := crash.describe_refusal(error, continues=command == "train")) is not None:
         return 2, f"error: {refused}"

@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from prompt_tuning.launch import threads
+from prompt_tuning.runtime import threads
 
 # Eight CPU devices, so that the mesh tests run in the same process as the others. Two thirds of a
 # test's time is compiling, of programs that run for milliseconds: LLVM need not make them faster.

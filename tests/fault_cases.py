@@ -46,7 +46,7 @@ def make_work(folder: Path, *, small: bool = False) -> Path:
     """
     from tiny_models import CONFIG, random_params
 
-    from prompt_tuning.checkpoint.t5x import write_t5x
+    from prompt_tuning.checkpoints.t5x import write_t5x
     from prompt_tuning.config import to_dict
 
     work = folder / "template"

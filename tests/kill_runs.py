@@ -38,7 +38,7 @@ def make_work(folder: Path, **changes: object) -> None:
     """A backbone and the settings of a run that saves every third step."""
     from tiny_models import CONFIG, random_params
 
-    from prompt_tuning.checkpoint.t5x import write_t5x
+    from prompt_tuning.checkpoints.t5x import write_t5x
     from prompt_tuning.config import to_dict
 
     write_t5x(folder / f"checkpoint_{START}", random_params(), START)

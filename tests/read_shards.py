@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from prompt_tuning.checkpoint.t5x import read_t5x
+from prompt_tuning.checkpoints.t5x import read_t5x
 
 
 def main() -> None:

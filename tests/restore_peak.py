@@ -12,14 +12,14 @@ from pathlib import Path
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
-from prompt_tuning.launch import memory
+from prompt_tuning.runtime import memory
 
 memory.keep_freed()  # as the command does: what it keeps counts
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
-from prompt_tuning.checkpoint.t5x import read_t5x  # noqa: E402
+from prompt_tuning.checkpoints.t5x import read_t5x  # noqa: E402
 from prompt_tuning.config import ModelConfig, from_dict  # noqa: E402
 from prompt_tuning.model import sharding, t5  # noqa: E402
 

@@ -3,7 +3,7 @@
 import seqio
 import tensorflow as tf
 
-from prompt_tuning.text import metrics
+from prompt_tuning.tasks import metrics
 
 # Several batches of training rows, and an epoch ends within one. All targets are equally long, so
 # that the mean of some steps' losses is the loss of all their tokens.

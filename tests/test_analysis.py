@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import seqio
 
+from prompt_tuning.batches import batching
 from prompt_tuning.config import ConfigError, EvalConfig
-from prompt_tuning.data import features
-from prompt_tuning.scoring import analysis, intervals
-from prompt_tuning.scoring.eval_task import EvalTask, is_right, make_eval_task, make_eval_tasks
-from prompt_tuning.scoring.evaluate import (
+from prompt_tuning.evaluation import analysis, intervals
+from prompt_tuning.evaluation.evaluate import (
     Scored,
     best_constant,
     from_records,
     majority,
     mean_score,
 )
-from prompt_tuning.text import metrics
+from prompt_tuning.tasks import metrics, task_rows
+from prompt_tuning.tasks.eval_task import EvalTask, is_right, make_eval_task, make_eval_tasks
 
 VOCABULARY = seqio.ByteVocabulary()
 FEATURES = {key: seqio.Feature(VOCABULARY) for key in ("inputs", "targets")}
@@ -50,7 +50,7 @@ def make_task(
     nothing = [np.zeros(0, np.int32)] * len(targets)
     examples = [{"number": row} for row in range(len(targets))]
     texts = [""] * len(targets)
-    rows = features.Rows(name, nothing, nothing, texts, list(targets), examples, 0, 0)
+    rows = batching.Rows(name, nothing, nothing, texts, list(targets), examples, 0, 0)
     return EvalTask(task, rows, list(targets), label_words=words)
 
 
@@ -183,7 +183,7 @@ def test_too_many_rows_have_no_bootstrap():
 
 def one_task(targets, **settings):
     task = make_task(targets, **settings)
-    return features.EvalRows(task.task, task.rows, task.label_words)
+    return task_rows.EvalRows(task.task, task.rows, task.label_words)
 
 
 def test_rows_without_labels_are_refused_even_if_they_are_few():

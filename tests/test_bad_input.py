@@ -17,11 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_models import random_params
 
-from prompt_tuning import cli, gin_config
-from prompt_tuning.checkpoint.prompt_file import PromptMetadata, load_prompt, save_prompt
-from prompt_tuning.checkpoint.replace_folder import replace_text
-from prompt_tuning.checkpoint.t5x import read_step, read_t5x, write_t5x
-from prompt_tuning.config import ConfigError
+from prompt_tuning import cli
+from prompt_tuning.checkpoints.t5x import read_step, read_t5x, write_t5x
+from prompt_tuning.config import ConfigError, gin_reader
+from prompt_tuning.prompts.prompt_file import PromptMetadata, load_prompt, save_prompt
+from prompt_tuning.runtime.replace_folder import replace_text
 from prompt_tuning.serving.lines import read_lines
 from prompt_tuning.training.model_dir import mend_best, write_config
 
@@ -121,7 +121,7 @@ def test_any_gin_text(tmp_path, text):
     file = tmp_path / "fuzz.gin"
     file.write_text(text, encoding="utf-8")
     with contextlib.suppress(ConfigError):
-        gin_config.load(["demo.gin", str(file)])
+        gin_reader.load(["demo.gin", str(file)])
 
 
 LINES = [b"{", b"}", b'"inputs"', b":", b'"text"', b",", b"\n", b"\r", b"\xff", b"[", b"null", b" "]
@@ -217,7 +217,7 @@ def test_a_disk_that_is_full(tmp_path):
     """`ulimit -f` refuses what a full disk refuses; the state is not half written."""
     code = (
         "import resource, signal, sys, numpy as np\n"
-        "from prompt_tuning.checkpoint.run_state import RunStateStore, SaveError\n"
+        "from prompt_tuning.checkpoints.run_state import RunStateStore, SaveError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "store = RunStateStore(sys.argv[1])\n"
         "rng = np.random.default_rng(0)\n"
@@ -280,7 +280,7 @@ def test_a_prompt_that_does_not_fit_the_disk_is_an_error_of_the_disk(tmp_path):
     """Which the run answers by saving its state elsewhere."""
     code = (
         "import resource, signal, sys, numpy as np\n"
-        "from prompt_tuning.checkpoint.prompt_file import PromptMetadata, save_prompt\n"
+        "from prompt_tuning.prompts.prompt_file import PromptMetadata, save_prompt\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
         "try: save_prompt(sys.argv[1], np.ones((100, 128), np.float32), PromptMetadata(task='x'))\n"

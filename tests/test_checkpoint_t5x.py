@@ -30,8 +30,8 @@ from flax.linen.partitioning import AxisMetadata
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from prompt_tuning.api import model_config
-from prompt_tuning.checkpoint import t5x
-from prompt_tuning.checkpoint.t5x import (
+from prompt_tuning.checkpoints import t5x
+from prompt_tuning.checkpoints.t5x import (
     read_param,
     read_shapes,
     read_step,

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from prompt_tuning import cli, gin_config
-from prompt_tuning.config import EvalRun
+from prompt_tuning import cli
+from prompt_tuning.config import EvalRun, gin_reader
 
 SIZES = ["--gin_file=models/t5_1_1_tiny.gin", "--gin_file=superglue/cb.gin"]
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,8 +47,8 @@ def test_show_config_prints_a_gin_file_with_places(capsys, tmp_path):
     assert "PROMPT_LENGTH = 100 (runs/prompt_tune.gin:" in err
     assert "is overridden by 20 (demo.gin:" in err
     (tmp_path / "config.gin").write_text(out)
-    again = gin_config.load([str(tmp_path / "config.gin")]).run
-    assert again == gin_config.load(["demo.gin"], ["BATCH_SIZE=16"]).run
+    again = gin_reader.load([str(tmp_path / "config.gin")]).run
+    assert again == gin_reader.load(["demo.gin"], ["BATCH_SIZE=16"]).run
 
 
 def test_all_ways_to_set_a_macro(capsys, tmp_path):
@@ -97,7 +97,7 @@ def test_show_config_of_an_evaluation(capsys, tmp_path):
     code, out, err = run(capsys, "show-config", "--run_mode=eval", *flags)
     assert (code, err) == (0, "")
     (tmp_path / "config.gin").write_text(out)
-    assert gin_config.load([str(tmp_path / "config.gin")], run=EvalRun).run.eval_output_dir == "out"
+    assert gin_reader.load([str(tmp_path / "config.gin")], run=EvalRun).run.eval_output_dir == "out"
     assert run(capsys, "eval", "--dry_run", *flags)[1] == out
 
 

@@ -12,9 +12,8 @@ import pytest
 from safetensors import safe_open
 
 from prompt_tuning import cli
-from prompt_tuning.backbones import conversion, huggingface, load, names
-from prompt_tuning.backbones.conversion import convert
-from prompt_tuning.checkpoint import t5x
+from prompt_tuning.checkpoints import conversion, huggingface, load, names, t5x
+from prompt_tuning.checkpoints.conversion import convert
 from prompt_tuning.config import ConfigError, ModelConfig
 from prompt_tuning.model import t5
 

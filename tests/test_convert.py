@@ -14,14 +14,14 @@ from hypothesis.extra.numpy import arrays
 from tiny_models import CONFIG, random_params
 
 from prompt_tuning import cli
-from prompt_tuning.checkpoint.identity import backbone_identity
-from prompt_tuning.checkpoint.prompt_file import PromptMetadata, read_prompt, save_prompt
-from prompt_tuning.checkpoint.t5x import read_param, read_shapes, read_step, read_t5x, write_t5x
-from prompt_tuning.checkpoint.t5x_prompt import PROMPT
+from prompt_tuning.checkpoints.identity import backbone_identity
+from prompt_tuning.checkpoints.t5x import read_param, read_shapes, read_step, read_t5x, write_t5x
+from prompt_tuning.checkpoints.t5x_prompt import PROMPT
 from prompt_tuning.commands import prompts as commands
 from prompt_tuning.config import ConfigError
 from prompt_tuning.model import t5
 from prompt_tuning.prompts.convert import Output, convert_prompt
+from prompt_tuning.prompts.prompt_file import PromptMetadata, read_prompt, save_prompt
 
 FORMS = typing.get_args(Output)
 METADATA = PromptMetadata(

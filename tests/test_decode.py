@@ -9,7 +9,8 @@ import pytest
 from tiny_models import CONFIG, apply_t5, random_batch, random_params, random_prompt
 
 from prompt_tuning.config import Decoding
-from prompt_tuning.model import beam, decode, prompt, sample, t5
+from prompt_tuning.decoding import beam, sample
+from prompt_tuning.model import prompt, t5
 from prompt_tuning.planning import hlo
 
 

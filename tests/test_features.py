@@ -10,10 +10,10 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prompt_tuning.batches import batching, groups
 from prompt_tuning.config import ConfigError, DataConfig
-from prompt_tuning.data import features, groups, prepare, tasks
-from prompt_tuning.data.vocabulary import load_vocabulary
-from prompt_tuning.text import metrics
+from prompt_tuning.tasks import metrics, prepare, registry, task_rows
+from prompt_tuning.tasks.vocabulary import load_vocabulary
 
 LENGTHS = {"inputs": 64, "targets": 16}
 CB = "taskless_super_glue_cb_v102"
@@ -29,7 +29,7 @@ def tfds_dir(tmp_path_factory) -> str:
 
 @pytest.fixture(autouse=True)
 def registered(tfds_dir):
-    tasks.register("bytes", tfds_data_dir=tfds_dir)
+    registry.register("bytes", tfds_data_dir=tfds_dir)
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def add_task():
 
 
 def test_rows_of_a_task():
-    rows = features.load_rows(CB, "train", LENGTHS, vocabulary=BYTES)
+    rows = task_rows.load_rows(CB, "train", LENGTHS, vocabulary=BYTES)
     assert rows.task == CB
     assert len(rows) == len(rows.inputs) == len(rows.targets) == len(rows.examples) == 5
     for tokens, example in zip(rows.inputs, rows.examples, strict=True):
@@ -73,28 +73,28 @@ def test_rows_of_a_task():
         assert tokens[-1] == 1
         text = BYTES.decode(tokens.tolist())
         assert example["inputs_pretokenized"].decode().startswith(text)
-    assert {BYTES.decode(t.tolist()) for t in rows.targets} == set(tasks.label_words(CB))
+    assert {BYTES.decode(t.tolist()) for t in rows.targets} == set(registry.label_words(CB))
 
 
 def test_rows_come_in_the_order_of_the_files_every_time():
-    one, two = (features.load_rows("tiny_mood", "validation", LENGTHS) for _ in range(2))
+    one, two = (task_rows.load_rows("tiny_mood", "validation", LENGTHS) for _ in range(2))
     for a, b in zip(one.inputs, two.inputs, strict=True):
         np.testing.assert_array_equal(a, b)
-    first = features.load_rows("tiny_mood", "validation", LENGTHS, limit=3)
+    first = task_rows.load_rows("tiny_mood", "validation", LENGTHS, limit=3)
     assert [e["inputs_pretokenized"] for e in first.examples] == [
         e["inputs_pretokenized"] for e in one.examples[:3]
     ]
 
 
 def test_slices_of_a_tfds_split():
-    assert len(features.load_rows(CB, "train[:2]", LENGTHS)) == 2
-    assert len(features.load_rows(CB, "train[1:]+validation", LENGTHS)) == 6
+    assert len(task_rows.load_rows(CB, "train[:2]", LENGTHS)) == 2
+    assert len(task_rows.load_rows(CB, "train[1:]+validation", LENGTHS)) == 6
 
 
 def test_what_is_cut_is_counted(add_task):
     # 5 bytes and the end fill 6 exactly; 6 bytes lose one.
     name = add_task(inputs=("12345", "123456", "1"), targets=("a", "b", "abcdef"))
-    rows = features.load_rows(name, "train", {"inputs": 6, "targets": 4})
+    rows = task_rows.load_rows(name, "train", {"inputs": 6, "targets": 4})
     assert [len(tokens) for tokens in rows.inputs] == [6, 6, 2]
     assert [len(tokens) for tokens in rows.targets] == [2, 2, 4]
     assert (rows.truncated_inputs, rows.truncated_targets) == (1, 1)
@@ -108,7 +108,7 @@ def test_what_is_cut_without_an_end(add_task):
         preprocessors=[seqio.preprocessors.tokenize],
         output_features=plain,
     )
-    rows = features.load_rows(name, "train", {"inputs": 6, "targets": 4})
+    rows = task_rows.load_rows(name, "train", {"inputs": 6, "targets": 4})
     assert [len(tokens) for tokens in rows.inputs] == [6, 6]
     assert rows.truncated_inputs == 1
 
@@ -120,7 +120,7 @@ def test_random_preprocessors_draw_the_same_every_time(add_task):
         return {"inputs": noise, "targets": noise}
 
     name = add_task(inputs=["x"] * 4, targets=["y"] * 4, preprocessors=[shake])
-    one, two = (features.load_rows(name, "train", LENGTHS) for _ in range(2))
+    one, two = (task_rows.load_rows(name, "train", LENGTHS) for _ in range(2))
     np.testing.assert_array_equal(one.inputs, two.inputs)
     assert len({tuple(tokens) for tokens in one.inputs}) == 4
 
@@ -132,26 +132,26 @@ def test_no_rows(add_task):
     nothing = [lambda dataset: dataset.filter(lambda row: False), seqio.preprocessors.tokenize]
     name = add_task(preprocessors=nothing)
     with pytest.raises(ConfigError, match=f"the split 'train' of the task {name} has no rows"):
-        features.load_rows(name, "train", LENGTHS)
+        task_rows.load_rows(name, "train", LENGTHS)
     with pytest.raises(ConfigError, match=r"'train\[:0\]' of the task .*_cb_v102 cannot be read"):
-        features.load_rows(CB, "train[:0]", LENGTHS)
+        task_rows.load_rows(CB, "train[:0]", LENGTHS)
 
 
 def test_another_vocabulary(add_task):
     with pytest.raises(ConfigError, match=r"makes its inputs with the vocabulary.*but VOCABULARY"):
-        features.load_rows(CB, "train", LENGTHS, vocabulary=seqio.ByteVocabulary(extra_ids=5))
+        task_rows.load_rows(CB, "train", LENGTHS, vocabulary=seqio.ByteVocabulary(extra_ids=5))
     other = {
         "inputs": seqio.Feature(BYTES),
         "targets": seqio.Feature(seqio.ByteVocabulary(extra_ids=5)),
     }
     with pytest.raises(ConfigError, match="makes its targets with the vocabulary"):
-        features.load_rows(add_task(output_features=other), "train", LENGTHS, vocabulary=BYTES)
+        task_rows.load_rows(add_task(output_features=other), "train", LENGTHS, vocabulary=BYTES)
 
 
 def test_features_that_are_not_there_or_not_tokens(add_task):
     only = {"targets": seqio.Feature(BYTES)}
     with pytest.raises(ConfigError, match=r"output features \['targets'\].*needs 'inputs' and"):
-        features.load_rows(add_task(output_features=only), "train", LENGTHS)
+        task_rows.load_rows(add_task(output_features=only), "train", LENGTHS)
 
     def without_inputs(dataset):
         return dataset.map(lambda example: {"targets": example["targets"]})
@@ -164,14 +164,14 @@ def test_features_that_are_not_there_or_not_tokens(add_task):
         preprocessors=[without_inputs, seqio.preprocessors.tokenize], output_features=optional
     )
     with pytest.raises(ConfigError, match="must give 'inputs' as a sequence of token ids, found n"):
-        features.load_rows(name, "train", LENGTHS)
+        task_rows.load_rows(name, "train", LENGTHS)
     with pytest.raises(ConfigError, match="cannot be read: Task dataset has incorrect type"):
-        features.load_rows(add_task(preprocessors=[]), "train", LENGTHS)  # never tokenised
+        task_rows.load_rows(add_task(preprocessors=[]), "train", LENGTHS)  # never tokenised
 
 
 def test_a_mixture_is_not_a_task():
     with pytest.raises(ConfigError, match="proportional is a mixture"):
-        features.load_rows("super_glue_v102_proportional", "train", LENGTHS)
+        task_rows.load_rows("super_glue_v102_proportional", "train", LENGTHS)
 
 
 # Mixtures.
@@ -182,7 +182,7 @@ def test_rows_of_a_mixture():
     rates = [(f"super_glue_{name}_v102", float(i)) for i, name in enumerate(names, start=1)]
     seqio.MixtureRegistry.add("three", rates)
     try:
-        rows, found = features.load_training_rows("three", "train", LENGTHS)
+        rows, found = task_rows.load_training_rows("three", "train", LENGTHS)
     finally:
         seqio.MixtureRegistry.remove("three")
     assert [(r.task, rate) for r, rate in zip(rows, found, strict=True)] == rates
@@ -204,29 +204,29 @@ def test_a_mixture_reads_the_tasks_that_have_the_split(tmp_path):
         vocabulary="bytes",
         tfds_data_dir=str(tmp_path / "tfds"),
     )
-    (found,) = features.load_eval_rows(config, class_labels=("commonsense", "pronoun"))
+    (found,) = task_rows.load_eval_rows(config, class_labels=("commonsense", "pronoun"))
     assert found.task.name == "taskless_super_glue_wsc_v102_simple_eval"
     assert (len(found.rows), found.label_words, found.row_words(0)) == (2, (), ())
     assert found.is_labelled(0)
-    (hidden,) = features.load_eval_rows(dataclasses.replace(config, eval_split="test"))
+    (hidden,) = task_rows.load_eval_rows(dataclasses.replace(config, eval_split="test"))
     assert not any(hidden.is_labelled(row) for row in range(2))
     with pytest.raises(ConfigError, match=r"no split 'validation\[:1\]'; it has validation, test"):
-        features.load_eval_rows(dataclasses.replace(config, eval_split="validation[:1]"))
-    rows, rates = features.load_training_rows(name, "train", LENGTHS)
+        task_rows.load_eval_rows(dataclasses.replace(config, eval_split="validation[:1]"))
+    rows, rates = task_rows.load_training_rows(name, "train", LENGTHS)
     assert [(r.task, len(r)) for r in rows] == [("taskless_super_glue_wsc_v102_simple_train", 1)]
     assert rates == [1.0]
     with pytest.raises(ConfigError, match=r"no task of taskless.* has the split 'dev': set EVAL_S"):
-        features.load_eval_rows(dataclasses.replace(config, eval_split="dev"))
+        task_rows.load_eval_rows(dataclasses.replace(config, eval_split="dev"))
     with pytest.raises(ConfigError, match="MIXTURE_OR_TASK_NAME is empty"):
-        features.load_eval_rows(dataclasses.replace(config, mixture_or_task_name=()))
+        task_rows.load_eval_rows(dataclasses.replace(config, mixture_or_task_name=()))
     with pytest.raises(ConfigError, match=r"no task of the mixture .*'dev': set TRAIN_SPLIT"):
-        features.load_training_rows(name, "dev", LENGTHS)
+        task_rows.load_training_rows(name, "dev", LENGTHS)
 
 
 def test_a_task_with_rate_0_needs_no_training_split(add_task):
     seqio.MixtureRegistry.add("with_eval", [(add_task(), 1.0), ("tiny_mood", 0.0)])
     try:
-        rows, rates = features.load_training_rows("with_eval", "train", LENGTHS)
+        rows, rates = task_rows.load_training_rows("with_eval", "train", LENGTHS)
         assert ([r.task for r in rows], rates) == (["theirs_0"], [1.0])
     finally:
         seqio.MixtureRegistry.remove("with_eval")
@@ -247,7 +247,7 @@ token_rows = st.lists(
 @given(token_rows)
 def test_a_batch_is_its_rows(rows):
     inputs, targets = zip(*rows, strict=True)
-    batch = features.make_batch(inputs, targets, {"inputs": 40, "targets": 6})
+    batch = batching.make_batch(inputs, targets, {"inputs": 40, "targets": 6})
     width = batch["encoder_input_tokens"].shape[1]
     assert width in groups.input_widths(40)
     assert batch["decoder_target_tokens"].shape == (len(rows), 6)
@@ -261,8 +261,8 @@ def test_a_batch_is_its_rows(rows):
 
 def test_a_batch_equals_the_one_seqio_makes():
     """T5X feeds its model through this converter; ours differs in the padding of inputs alone."""
-    rows = features.load_rows(CB, "train", LENGTHS)
-    batch = features.make_batch(rows.inputs, rows.targets, LENGTHS)
+    rows = task_rows.load_rows(CB, "train", LENGTHS)
+    batch = batching.make_batch(rows.inputs, rows.targets, LENGTHS)
     converted = seqio.get_dataset(
         CB,
         LENGTHS,
@@ -282,16 +282,16 @@ def test_a_batch_equals_the_one_seqio_makes():
 
 def test_a_row_that_was_not_cut_is_refused():
     with pytest.raises(AssertionError, match="a row of 7 tokens was not cut to 4"):
-        features.make_batch([[1]], [[1] * 7], {"inputs": 8, "targets": 4})
+        batching.make_batch([[1]], [[1] * 7], {"inputs": 8, "targets": 4})
     with pytest.raises(AssertionError, match="a row of 9 tokens was not cut to 8"):
-        features.make_batch([[1] * 9], [[1]], {"inputs": 8, "targets": 4})
+        batching.make_batch([[1] * 9], [[1]], {"inputs": 8, "targets": 4})
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 8])
 def test_evaluation_goes_through_all_rows_once_and_in_order_of_length(batch_size):
-    rows = features.load_rows(CB, "train", LENGTHS)
+    rows = task_rows.load_rows(CB, "train", LENGTHS)
     seen = []
-    for batch, places in features.eval_batches(rows, batch_size, LENGTHS):
+    for batch, places in batching.eval_batches(rows, batch_size, LENGTHS):
         assert batch["encoder_input_tokens"].shape[0] == batch_size
         assert not batch["decoder_loss_weights"][len(places) :].any()
         for place, tokens in zip(places, batch["encoder_input_tokens"], strict=False):
@@ -302,12 +302,12 @@ def test_evaluation_goes_through_all_rows_once_and_in_order_of_length(batch_size
     assert lengths == sorted(lengths, reverse=True)
 
 
-def make_rows(task: str, size: int) -> features.Rows:
+def make_rows(task: str, size: int) -> batching.Rows:
     """Rows whose first input token is the row's number."""
     inputs = [np.asarray([2 + i, 1], np.int32) for i in range(size)]
     targets = [np.asarray([2 + i % 2, 1], np.int32) for i in range(size)]
     texts = [""] * size
-    return features.Rows(task, inputs, targets, texts, texts, [{} for _ in range(size)], 0, 0)
+    return batching.Rows(task, inputs, targets, texts, texts, [{} for _ in range(size)], 0, 0)
 
 
 @settings(deadline=None, max_examples=30)
@@ -316,7 +316,7 @@ def test_training_resumes_anywhere(seed, size, batch_size, start):
     rows = [make_rows("a", size)]
 
     def batch(step, size=batch_size):
-        made = features.train_batch(
+        made = batching.train_batch(
             rows, [1.0], seed=seed, step=step, batch_size=size, lengths=LENGTHS
         )
         return made["encoder_input_tokens"][:, 0]
@@ -332,11 +332,11 @@ def test_training_resumes_anywhere(seed, size, batch_size, start):
 
 
 def test_groups_are_the_batch_in_another_order():
-    rows = [features.load_rows("tiny_mood", "validation", LENGTHS)]
+    rows = [task_rows.load_rows("tiny_mood", "validation", LENGTHS)]
     cutting = groups.Cutting(inputs=64, targets=16, prompt=0, fewest=4, most=4)
     where = {"seed": 3, "step": 1, "batch_size": 8}
-    whole = features.train_batch(rows, [1.0], lengths=LENGTHS, **where)
-    cut = features.train_groups(rows, [1.0], cutting, **where)
+    whole = batching.train_batch(rows, [1.0], lengths=LENGTHS, **where)
+    cut = batching.train_groups(rows, [1.0], cutting, **where)
     assert [len(g["encoder_input_tokens"]) for g in cut] == [2, 2, 2, 2]
 
     def pairs(batches):
@@ -352,7 +352,7 @@ def test_groups_are_the_batch_in_another_order():
 def test_one_epoch_of_batches_has_every_row_once():
     rows = [make_rows("a", 24)]
     batches = [
-        features.train_batch(rows, [1.0], seed=3, step=s, batch_size=8, lengths=LENGTHS)
+        batching.train_batch(rows, [1.0], seed=3, step=s, batch_size=8, lengths=LENGTHS)
         for s in range(3)
     ]
     seen = np.concatenate([batch["encoder_input_tokens"][:, 0] for batch in batches])
@@ -367,11 +367,11 @@ def test_majority_class_of_the_real_rows(shared_dir, tmp_path):
     """The floors that the paper's label counts give (table 7): CB 50.0, RTE 52.7."""
     prepare.prepare_superglue(shared_dir / "data" / "superglue", tmp_path)
     path = shared_dir / "data" / "t5_vocab" / "sentencepiece.model"
-    tasks.register(str(path), tfds_data_dir=str(tmp_path))
+    registry.register(str(path), tfds_data_dir=str(tmp_path))
     lengths = {"inputs": 512, "targets": 8}
     for name, count, floor in ((CB, 250, 50.0), ("super_glue_rte_v102", 2490, 52.7)):
-        task = tasks.resolve(name)
-        train, validation = (features.load_rows(name, s, lengths) for s in ("train", "validation"))
+        task = registry.resolve(name)
+        train, validation = (task_rows.load_rows(name, s, lengths) for s in ("train", "validation"))
         assert len(train) == count
         assert train.truncated_targets == validation.truncated_targets == 0
         targets = [
@@ -382,7 +382,7 @@ def test_majority_class_of_the_real_rows(shared_dir, tmp_path):
         assert metrics.accuracy(targets[1], predictions)["accuracy"] == pytest.approx(
             floor, abs=0.05
         )
-    long = features.load_rows(CB, "train", {"inputs": 64, "targets": 8})
+    long = task_rows.load_rows(CB, "train", {"inputs": 64, "targets": 8})
     loaded = load_vocabulary(str(path))
     texts = [e["inputs_pretokenized"].decode() for e in long.examples]
     assert long.truncated_inputs == sum(len(loaded.encode(text)) + 1 > 64 for text in texts) > 0

@@ -12,10 +12,10 @@ import seqio
 
 from prompt_tuning import cli
 from prompt_tuning.config import ConfigError, DataConfig, EvalConfig, Experiment, FileTask
-from prompt_tuning.data import features, tasks
-from prompt_tuning.data.file_tasks import check_label_words, register_files
-from prompt_tuning.data.vocabulary import load_vocabulary
-from prompt_tuning.training import overview, setup
+from prompt_tuning.session import overview, setup
+from prompt_tuning.tasks import registry, task_rows
+from prompt_tuning.tasks.file_tasks import check_label_words, register_files
+from prompt_tuning.tasks.vocabulary import load_vocabulary
 from prompt_tuning.world import generator
 from prompt_tuning.world.assets import TINY_CONFIG
 
@@ -68,8 +68,8 @@ def experiment(data: DataConfig) -> Experiment:
 
 def test_it_is_a_seqio_task(folder):
     config = data_config(folder)
-    (found,) = features.load_eval_rows(config)
-    assert found.label_words == tasks.label_words("reviews") == ("up", "down")
+    (found,) = task_rows.load_eval_rows(config)
+    assert found.label_words == registry.label_words("reviews") == ("up", "down")
     assert len(found.rows) == 40
     assert set(found.rows.target_texts) == {"up", "down"}
     task = seqio.TaskRegistry.get("reviews")
@@ -78,24 +78,24 @@ def test_it_is_a_seqio_task(folder):
         metrics |= metric([0, 1, 1, 0], [0, 1, 0, -1])
     assert metrics == {"accuracy": 50.0, "macro_f1": pytest.approx(100 * (1 / 2 + 2 / 3) / 2)}
     # Another table takes its place; without files it is gone.
-    features.load_eval_rows(data_config(folder, eval_share=0.5))
-    assert len(features.load_eval_rows(data_config(folder, eval_share=0.5))[0].rows) == 200
+    task_rows.load_eval_rows(data_config(folder, eval_share=0.5))
+    assert len(task_rows.load_eval_rows(data_config(folder, eval_share=0.5))[0].rows) == 200
     register_files(DataConfig(mixture_or_task_name="x", task_feature_lengths=FULL))
-    assert "reviews" not in tasks.task_names()
-    assert tasks.label_words("reviews") == ()
+    assert "reviews" not in registry.task_names()
+    assert registry.label_words("reviews") == ()
 
 
 FULL = {"inputs": 64, "targets": 8}
 
 
 def test_it_can_be_part_of_a_mixture(folder):
-    features.load_eval_rows(data_config(folder))
+    task_rows.load_eval_rows(data_config(folder))
     seqio.MixtureRegistry.add("own_mixture", [("reviews", 1.0), ("tiny_topic", 1.0)])
     try:
-        rows, rates = features.load_training_rows("own_mixture", "train", FULL)
+        rows, rates = task_rows.load_training_rows("own_mixture", "train", FULL)
         assert [len(r) for r in rows] == [360, 2000]
         assert rates == [1.0, 1.0]
-        assert tasks.label_words("own_mixture") == ("up", "down", "left", "right")
+        assert registry.label_words("own_mixture") == ("up", "down", "left", "right")
     finally:
         seqio.MixtureRegistry.remove("own_mixture")
 
@@ -110,7 +110,7 @@ def test_free_text_is_scored_by_exact_match_and_f1(folder):
 
 def test_rows_without_labels_are_answered_and_not_scored(folder, tmp_path):
     config = data_config(folder, eval_file=str(folder / "new.csv"))
-    (found,) = features.load_eval_rows(config)
+    (found,) = task_rows.load_eval_rows(config)
     assert len(found.rows) == 32
     with pytest.raises(ConfigError, match="have no labels"):
         setup.load_data(experiment(config))
@@ -123,12 +123,12 @@ def test_rows_without_labels_are_answered_and_not_scored(folder, tmp_path):
 def test_names_of_tasks_are_not_taken_over(folder):
     config = dataclasses.replace(data_config(folder), mixture_or_task_name="tiny_mood")
     with pytest.raises(ConfigError, match="there is a task 'tiny_mood' already"):
-        features.load_eval_rows(config)
+        task_rows.load_eval_rows(config)
     with pytest.raises(ConfigError, match="say in TASK_NAME which of them"):
         dataclasses.replace(config, mixture_or_task_name=("reviews", "tiny_mood"))
     both = data_config(folder, name="reviews")
     both = dataclasses.replace(both, mixture_or_task_name=("reviews", "tiny_mood"))
-    assert [found.task.name for found in features.load_eval_rows(both)] == ["reviews", "tiny_mood"]
+    assert [found.task.name for found in task_rows.load_eval_rows(both)] == ["reviews", "tiny_mood"]
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_words_that_the_model_cannot_answer_with(words, message):
 def test_mistakes_in_a_file_reach_the_user_whole(folder, tmp_path):
     (tmp_path / "bad.csv").write_text("review,mood\nlovely soup.,god\n")
     with pytest.raises(ConfigError, match=r"^.*bad\.csv:2: the field 'mood' holds labels"):
-        features.load_eval_rows(data_config(folder, train_file=str(tmp_path / "bad.csv")))
+        task_rows.load_eval_rows(data_config(folder, train_file=str(tmp_path / "bad.csv")))
 
 
 # What is shown before the first step

@@ -16,12 +16,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import CONFIG
 
-from prompt_tuning import api, config, gin_config, gin_settings
-from prompt_tuning.backbones import huggingface, sizes
-from prompt_tuning.config import ConfigError, EvalRun, Experiment, InferRun, ModelConfig
+from prompt_tuning import api, config
+from prompt_tuning.checkpoints import huggingface, sizes
+from prompt_tuning.config import (
+    ConfigError,
+    EvalRun,
+    Experiment,
+    InferRun,
+    ModelConfig,
+    gin_files,
+    gin_reader,
+)
 from prompt_tuning.model import t5
 
-GIN = gin_settings.gin_folder()
+GIN = gin_files.gin_folder()
 GOLDEN = Path(__file__).parent / "golden" / "config"
 MODELS, PROMPTS, TASKS = (
     [f"{folder}/{path.name}" for path in sorted((GIN / folder).glob("*.gin"))]
@@ -65,12 +73,12 @@ COMMANDS = {
 
 
 def load(files, bindings=(), **options) -> Experiment:
-    return gin_config.load(files, bindings, **options).run
+    return gin_reader.load(files, bindings, **options).run
 
 
 def refusal(files, bindings=(), **options) -> str:
     with pytest.raises(ConfigError) as error:
-        gin_config.load(files, bindings, **options)
+        gin_reader.load(files, bindings, **options)
     return str(error.value)
 
 
@@ -91,7 +99,7 @@ def test_every_combination_resolves_and_nothing_clobbers(model):
         prompt = PROMPTS[(number + i) % len(PROMPTS)]
         where = WHERE[:1] if "tiny" in model else WHERE
         bindings = [*where, *PROMPT_NEEDS.get(prompt, [])]
-        loaded = gin_config.load([model, prompt, task, RECIPE], bindings)
+        loaded = gin_reader.load([model, prompt, task, RECIPE], bindings)
         assert loaded.overrides == ()
         experiment = loaded.run
         assert experiment.train.train_steps_relative == 30_000
@@ -132,7 +140,7 @@ def test_models_of_the_synthetic_world_have_the_size_that_they_name(model, phase
 @pytest.mark.parametrize("name", COMMANDS)
 def test_golden(name):
     files, bindings = COMMANDS[name]
-    assert gin_config.to_gin(load(files, bindings)) == (GOLDEN / f"{name}.txt").read_text()
+    assert gin_reader.to_gin(load(files, bindings)) == (GOLDEN / f"{name}.txt").read_text()
 
 
 def count_parameters(model: ModelConfig) -> int:
@@ -168,9 +176,9 @@ def test_sizes_may_come_from_the_checkpoint():
     for family in ("t5_1_0", "mt5"):
         found = load(files, [*own, f"INITIAL_CHECKPOINT_PATH = '{stored / family}'"])
         assert found.model == huggingface.open_folder(stored / family).model
-        again = gin_config.to_gin(found)  # what a run keeps is plain numbers
+        again = gin_reader.to_gin(found)  # what a run keeps is plain numbers
         assert "from_checkpoint" not in again
-    scored = gin_config.load(
+    scored = gin_reader.load(
         [FROM_CHECKPOINT, "superglue/cb.gin", "runs/eval.gin"],
         [own[0], "EVAL_OUTPUT_DIR = 'out'", f"CHECKPOINT_PATH = '{stored / 'byt5'}'"],
         run=EvalRun,
@@ -195,10 +203,10 @@ def test_every_field_is_bound_to_a_macro_that_has_a_comment():
     fields = {
         f"{cls.__name__}.{name}"
         for run in (Experiment, EvalRun, InferRun)
-        for cls, name, _ in gin_config._leaf_fields(run)
+        for cls, name, _ in gin_reader._leaf_fields(run)
     }
-    assert set(gin_config.field_macros()) == fields
-    assert set(gin_config.field_macros().values()) == set(gin_config.macro_comments())
+    assert set(gin_reader.field_macros()) == fields
+    assert set(gin_reader.field_macros().values()) == set(gin_reader.macro_comments())
 
 
 def test_defaults_are_those_of_the_dataclasses():
@@ -237,7 +245,7 @@ def test_the_recipe_is_the_papers():
 
 def test_flags_win_over_files_and_later_files_over_earlier_ones(tmp_path):
     mine = write(tmp_path / "mine.gin", "BATCH_SIZE = 8\nLEARNING_RATE = 0.1\n")
-    loaded = gin_config.load(["demo.gin", mine], ["LEARNING_RATE = 1"])
+    loaded = gin_reader.load(["demo.gin", mine], ["LEARNING_RATE = 1"])
     assert loaded.run.data.batch_size == 8
     assert loaded.run.optimizer.learning_rate == 1.0
     assert type(loaded.run.optimizer.learning_rate) is float
@@ -250,21 +258,21 @@ def test_flags_win_over_files_and_later_files_over_earlier_ones(tmp_path):
 
 def test_the_same_value_again_and_defaults_are_no_override(tmp_path):
     mine = write(tmp_path / "mine.gin", "BATCH_SIZE = 32\nNUM_DECODES = 4\n")
-    ours = {str(o) for o in gin_config.load(["demo.gin"]).overrides}
-    assert {str(o) for o in gin_config.load(["demo.gin", mine]).overrides} == ours
+    ours = {str(o) for o in gin_reader.load(["demo.gin"]).overrides}
+    assert {str(o) for o in gin_reader.load(["demo.gin", mine]).overrides} == ours
     required = write(tmp_path / "required.gin", "NUM_DECODES = %gin.REQUIRED\n")
-    loaded = gin_config.load(["demo.gin", required], ["NUM_DECODES = 2"])
+    loaded = gin_reader.load(["demo.gin", required], ["NUM_DECODES = 2"])
     assert {str(o) for o in loaded.overrides} == ours
 
 
 def test_overriding_within_one_file_is_named(tmp_path):
     mine = write(tmp_path / "mine.gin", "NUM_DECODES = 4\nNUM_DECODES = 2\n")
-    (line,) = (str(o) for o in gin_config.load(["demo.gin", mine]).overrides if "DECODES" in str(o))
+    (line,) = (str(o) for o in gin_reader.load(["demo.gin", mine]).overrides if "DECODES" in str(o))
     assert line == f"NUM_DECODES = 4 ({mine}:1) is overridden by 2 ({mine}:2)"
 
 
 def test_absolute_steps_on_the_command_line_replace_the_recipes_relative_ones():
-    loaded = gin_config.load(["demo.gin"], ["TRAIN_STEPS = 1100600"])
+    loaded = gin_reader.load(["demo.gin"], ["TRAIN_STEPS = 1100600"])
     assert loaded.run.train.train_steps == 1_100_600
     assert loaded.run.train.train_steps_relative is None
     assert re.fullmatch(
@@ -290,7 +298,7 @@ def test_both_kinds_of_steps_in_one_place_are_refused(tmp_path):
 
 def test_a_file_or_a_text_says_how_the_prompt_begins():
     assert load(["demo.gin"]).prompt.init == "auto"
-    loaded = gin_config.load(["demo.gin"], ["PROMPT_FILE = 'x.npy'"])
+    loaded = gin_reader.load(["demo.gin"], ["PROMPT_FILE = 'x.npy'"])
     assert loaded.run.prompt.init == loaded.macros["PROMPT_INIT"] == "file"
     assert str(loaded.provenance["PROMPT_INIT"]) == "the command line"
     assert load(["demo.gin"], ["PROMPT_TEXT = 'a b'"]).prompt.init == "text"
@@ -364,7 +372,7 @@ def test_gins_own_state_is_left_empty_and_does_not_matter():
 def test_t5x_settings_that_change_nothing_are_accepted():
     harmless = ["USE_CACHED_TASKS = False", "USE_HARDWARE_RNG = False", "EVAL_STEPS = None"]
     assert load(["demo.gin"], harmless) == load(["demo.gin"])
-    loaded = gin_config.load(["demo.gin"], ["EVAL_STEPS = 20"], engine="t5x")
+    loaded = gin_reader.load(["demo.gin"], ["EVAL_STEPS = 20"], engine="t5x")
     assert loaded.macros["EVAL_STEPS"] == 20
 
 
@@ -378,7 +386,7 @@ def test_both_engines_read_the_same_rows_in_the_same_order(engine):
 
 
 def test_eval_takes_a_runs_configuration(tmp_path):
-    text = gin_config.to_gin(load(["demo.gin"], ["BATCH_SIZE = 16", "CLASS_LABELS = ['a']"]))
+    text = gin_reader.to_gin(load(["demo.gin"], ["BATCH_SIZE = 16", "CLASS_LABELS = ['a']"]))
     saved = write(tmp_path / "config.gin", text)
     run = load(
         [saved, "runs/eval.gin"], ["EVAL_OUTPUT_DIR = 'o'", "PROMPT_FILE = 'best'"], run=EvalRun
@@ -387,7 +395,7 @@ def test_eval_takes_a_runs_configuration(tmp_path):
     assert (run.data.batch_size, run.class_labels) == (16, ("a",))
     assert run.experiment.initial_checkpoint_path == "tiny"
     assert run.experiment.prompt.class_labels == ("a",)
-    assert load([write(tmp_path / "eval.gin", gin_config.to_gin(run))], run=EvalRun) == run
+    assert load([write(tmp_path / "eval.gin", gin_reader.to_gin(run))], run=EvalRun) == run
 
 
 def test_checkpoint_path_wins_over_where_the_training_began():
@@ -400,7 +408,7 @@ def test_eval_takes_several_prompts_and_training_one(tmp_path):
     bindings = ["EVAL_OUTPUT_DIR = 'o'", "PROMPT_FILE = ['a', 'b']"]
     run = load(["demo.gin", "runs/eval.gin"], bindings, run=EvalRun)
     assert run.prompt_file == ("a", "b")
-    assert load([write(tmp_path / "eval.gin", gin_config.to_gin(run))], run=EvalRun) == run
+    assert load([write(tmp_path / "eval.gin", gin_reader.to_gin(run))], run=EvalRun) == run
     assert "PROMPT_FILE must be a string, found ('a', 'b')" in refusal(["demo.gin"], bindings[1:])
 
 
@@ -551,11 +559,11 @@ def test_a_missing_file_of_the_users_own_names_its_neighbour(tmp_path, monkeypat
 def test_working_directory_then_search_paths_then_the_project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = "models/t5_1_1_tiny.gin"
-    assert gin_settings.find_file(name) == GIN / name
+    assert gin_files.find_file(name) == GIN / name
     write(tmp_path / "more" / name, "")
-    assert gin_settings.find_file(name, ["more"]) == Path("more") / name
+    assert gin_files.find_file(name, ["more"]) == Path("more") / name
     write(tmp_path / name, "")
-    assert gin_settings.find_file(name, ["more"]) == Path(name)
+    assert gin_files.find_file(name, ["more"]) == Path(name)
 
 
 def test_own_defaults_and_bindings_are_not_taken_from_the_working_directory(tmp_path, monkeypatch):
@@ -568,11 +576,11 @@ def test_own_defaults_and_bindings_are_not_taken_from_the_working_directory(tmp_
 def test_gin_folder_of_a_wheel_and_of_a_checkout(tmp_path):
     package = tmp_path / "prompt_tuning"
     with pytest.raises(ConfigError, match="the installation is incomplete"):
-        gin_settings.gin_folder(package)
+        gin_files.gin_folder(package)
     write(tmp_path / "gin" / "defaults.gin", "")
-    assert gin_settings.gin_folder(package) == tmp_path / "gin"
+    assert gin_files.gin_folder(package) == tmp_path / "gin"
     write(package / "gin" / "defaults.gin", "")
-    assert gin_settings.gin_folder(package) == package / "gin"
+    assert gin_files.gin_folder(package) == package / "gin"
 
 
 def test_no_package_named_gin_beside_the_experiments():
@@ -639,17 +647,17 @@ def values_of_an_experiment(draw) -> dict:
 def test_round_trip(values, tmp_path_factory):
     experiment = config.from_dict(Experiment, values)
     path = tmp_path_factory.mktemp("round_trip") / "config.gin"
-    path.write_text(gin_config.to_gin(experiment), encoding="utf-8")
-    loaded = gin_config.load([str(path)])
+    path.write_text(gin_reader.to_gin(experiment), encoding="utf-8")
+    loaded = gin_reader.load([str(path)])
     assert loaded.run == experiment
     assert loaded.overrides == ()
-    assert gin_config.to_gin(loaded.run) == path.read_text(encoding="utf-8")
+    assert gin_reader.to_gin(loaded.run) == path.read_text(encoding="utf-8")
 
 
 def test_a_saved_configuration_can_be_changed_again(tmp_path):
     path = tmp_path / "config.gin"
-    path.write_text(gin_config.to_gin(load(["demo.gin"])))
-    loaded = gin_config.load([str(path)], ["TRAIN_STEPS_RELATIVE = 900", "PROMPT_LENGTH = 5"])
+    path.write_text(gin_reader.to_gin(load(["demo.gin"])))
+    loaded = gin_reader.load([str(path)], ["TRAIN_STEPS_RELATIVE = 900", "PROMPT_LENGTH = 5"])
     assert loaded.run.train.train_steps_relative == 900
     assert loaded.run.prompt.length == 5
     assert [str(o).split(" (")[0] for o in loaded.overrides] == [
@@ -659,8 +667,8 @@ def test_a_saved_configuration_can_be_changed_again(tmp_path):
 
 
 def test_provenance_is_shown_and_is_still_a_gin_file(tmp_path):
-    loaded = gin_config.load(["demo.gin"], ["BATCH_SIZE = 16"])
-    text = gin_config.to_gin(loaded.run, loaded.provenance)
+    loaded = gin_reader.load(["demo.gin"], ["BATCH_SIZE = 16"])
+    text = gin_reader.to_gin(loaded.run, loaded.provenance)
     assert "\nBATCH_SIZE = 16  # the command line\n" in text
     assert "\nNUM_DECODES = 1  # the default\n" in text
     assert re.search(r"\nNUM_HEADS = 4  # models/t5_1_1_tiny.gin:\d+\n", text)
@@ -670,7 +678,7 @@ def test_provenance_is_shown_and_is_still_a_gin_file(tmp_path):
 def write_golden() -> None:
     GOLDEN.mkdir(parents=True, exist_ok=True)
     for name, (files, bindings) in COMMANDS.items():
-        (GOLDEN / f"{name}.txt").write_text(gin_config.to_gin(load(files, bindings)))
+        (GOLDEN / f"{name}.txt").write_text(gin_reader.to_gin(load(files, bindings)))
 
 
 if __name__ == "__main__":

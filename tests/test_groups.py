@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import CONFIG
 
-from prompt_tuning.config import ConfigError, DataConfig, Experiment, TrainConfig
-from prompt_tuning.data.groups import (
+from prompt_tuning.batches.groups import (
     Cutting,
     cut_batch,
     fill_up,
@@ -19,6 +18,7 @@ from prompt_tuning.data.groups import (
     record_cutting,
     target_widths,
 )
+from prompt_tuning.config import ConfigError, DataConfig, Experiment, TrainConfig
 
 CUTTING = Cutting(inputs=512, targets=62, prompt=100, fewest=1, most=8)
 

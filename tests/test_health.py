@@ -7,14 +7,14 @@ import types
 import numpy as np
 import pytest
 
-from prompt_tuning.data import features
+from prompt_tuning.batches import batching
 from prompt_tuning.training import health
 
 
-def rows(task: str, targets: list[list[int]]) -> features.Rows:
+def rows(task: str, targets: list[list[int]]) -> batching.Rows:
     tokens = [np.array(t, np.int32) for t in targets]
     texts = [str(t) for t in targets]
-    return features.Rows(task, tokens, tokens, texts, texts, [{} for _ in targets], 0, 0)
+    return batching.Rows(task, tokens, tokens, texts, texts, [{} for _ in targets], 0, 0)
 
 
 def test_the_first_step_that_is_not_finite_is_named():
@@ -34,7 +34,7 @@ def test_the_rows_of_a_batch_are_those_that_it_was_made_of():
     config = types.SimpleNamespace(batch_size=4, train_split="train")
     run = types.SimpleNamespace(data=config, train=types.SimpleNamespace(random_seed=3))
     for step in (1, 5):
-        batch = features.train_batch(
+        batch = batching.train_batch(
             train,
             data.rates,
             seed=3,

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from prompt_tuning.backbones import huggingface, load, names
+from prompt_tuning.checkpoints import huggingface, load, names
 from prompt_tuning.config import ConfigError, ModelConfig
-from prompt_tuning.model import beam, decode, sharding, t5
+from prompt_tuning.decoding import beam
+from prompt_tuning.model import sharding, t5
 
 GOLDEN = Path(__file__).parent / "golden" / "hf"
 FAMILIES = ("t5_1_0", "t5_1_1", "flan_t5", "mt5", "byt5")

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from prompt_tuning.checkpoint.identity import backbone_identity, vocabulary_identity
-from prompt_tuning.checkpoint.t5x import read_t5x, write_t5x
-from prompt_tuning.exchange.tokenizer_json import ModelProto
+from prompt_tuning.checkpoints.identity import backbone_identity
+from prompt_tuning.checkpoints.t5x import read_t5x, write_t5x
+from prompt_tuning.vocabularies.identity import vocabulary_identity
+from prompt_tuning.vocabularies.tokenizer_json import ModelProto
 
 SHAPES = {
     "token_embedder/embedding": (384, 32),

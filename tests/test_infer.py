@@ -14,13 +14,13 @@ import pytest
 from tiny_models import CONFIG as TWO_LAYERS
 from tiny_models import random_prompt
 
-from prompt_tuning.checkpoint import identity, prompt_file, t5x
+from prompt_tuning.checkpoints import identity, manifest, t5x
 from prompt_tuning.config import ConfigError, DataConfig, Decoding, EvalConfig, InferRun
 from prompt_tuning.model.t5 import init_params
-from prompt_tuning.safety import manifest
+from prompt_tuning.prompts import prompt_file
 from prompt_tuning.serving.infer import run_infer
 from prompt_tuning.serving.predictor import Predictor
-from prompt_tuning.serving.vocabulary import ByteVocabulary
+from prompt_tuning.vocabularies.vocabulary import ByteVocabulary
 
 CONFIG = dataclasses.replace(TWO_LAYERS, num_encoder_layers=1, num_decoder_layers=1)
 TEXTS = ["a first text", "", "zwei: äöü", "d"]

@@ -11,17 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prompt_tuning import cli
-from prompt_tuning.backbones.architecture import make_json
-from prompt_tuning.backbones.names import to_huggingface
-from prompt_tuning.checkpoint.prompt_file import PromptMetadata, load_prompt, save_prompt
-from prompt_tuning.checkpoint.t5x import read_param, read_shapes
+from prompt_tuning.checkpoints.architecture import make_json
+from prompt_tuning.checkpoints.names import to_huggingface
+from prompt_tuning.checkpoints.t5x import read_param, read_shapes
 from prompt_tuning.config import ConfigError
 from prompt_tuning.prompts import embedding
 from prompt_tuning.prompts.convert import convert_prompt
 from prompt_tuning.prompts.embedding import EmbeddingTable
 from prompt_tuning.prompts.inspection import inspect_prompts, search, similarities
 from prompt_tuning.prompts.inspection_text import describe
-from prompt_tuning.serving.vocabulary import load_vocabulary
+from prompt_tuning.prompts.prompt_file import PromptMetadata, load_prompt, save_prompt
+from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 from prompt_tuning.world.assets import TINY_CONFIG, tiny_checkpoint, tiny_vocabulary
 
 TABLE = np.asarray(read_param(tiny_checkpoint(), "token_embedder/embedding"), np.float32)

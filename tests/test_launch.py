@@ -17,12 +17,13 @@ from test_plan import experiment
 from tiny_models import CONFIG, random_params
 
 from prompt_tuning import cli
-from prompt_tuning.checkpoint.prompt_file import load_prompt
-from prompt_tuning.checkpoint.t5x import write_t5x
+from prompt_tuning.batches import batching, groups
+from prompt_tuning.checkpoints.t5x import write_t5x
 from prompt_tuning.config import ConfigError, to_dict
-from prompt_tuning.data import features, groups, tasks
-from prompt_tuning.launch import agreement, compilation_cache, guard, processes
-from prompt_tuning.training import setup
+from prompt_tuning.prompts.prompt_file import load_prompt
+from prompt_tuning.runtime import agreement, compilation_cache, guard, processes
+from prompt_tuning.session import setup
+from prompt_tuning.tasks import registry, task_rows
 
 HERE = Path(__file__).parent
 STEPS = 6
@@ -246,11 +247,11 @@ def test_two_processes_are_one(work, straight, alone):
 
 
 def test_the_batches_of_these_runs_are_cut():
-    tasks.import_task_module("user_tasks")
-    rows = features.load_rows(TASK, "train", LENGTHS)
+    registry.import_task_module("user_tasks")
+    rows = task_rows.load_rows(TASK, "train", LENGTHS)
     cutting = groups.Cutting(96, 5, prompt=4, most=8, data_parts=2)
     for step in range(STEPS):
-        cut = features.train_groups([rows], [1.0], cutting, seed=0, step=step, batch_size=16)
+        cut = batching.train_groups([rows], [1.0], cutting, seed=0, step=step, batch_size=16)
         widths = {group["encoder_input_tokens"].shape[1] for group in cut}
         assert len(cut) == 8
         assert min(widths) < 32

@@ -12,9 +12,10 @@ import seqio
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_models import CONFIG, random_params
 
-from prompt_tuning.backbones.conversion import convert
-from prompt_tuning.checkpoint import t5x
-from prompt_tuning.checkpoint.prompt_file import load_prompt
+from prompt_tuning.batches import batching
+from prompt_tuning.checkpoints import t5x
+from prompt_tuning.checkpoints.conversion import convert
+from prompt_tuning.commands import verify
 from prompt_tuning.config import (
     ConfigError,
     DataConfig,
@@ -26,14 +27,13 @@ from prompt_tuning.config import (
     PromptConfig,
     TrainConfig,
 )
-from prompt_tuning.data import features
-from prompt_tuning.evaluation import matrix
-from prompt_tuning.model import decode
-from prompt_tuning.safety import verify
-from prompt_tuning.scoring import ranking
-from prompt_tuning.scoring.eval_task import make_eval_task
-from prompt_tuning.scoring.evaluate import mean_score
-from prompt_tuning.training import loop, model_dir, report, setup
+from prompt_tuning.decoding import decode
+from prompt_tuning.evaluation import matrix, ranking
+from prompt_tuning.evaluation.evaluate import mean_score
+from prompt_tuning.prompts.prompt_file import load_prompt
+from prompt_tuning.session import setup
+from prompt_tuning.tasks.eval_task import make_eval_task
+from prompt_tuning.training import loop, model_dir, report
 from prompt_tuning.training import step as steps
 
 START = 7  # the step of the backbone
@@ -166,7 +166,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(straight, experiment, tm
 def test_rows_of_the_next_step_are_made_while_one_is_computed(experiment, tmp_path, monkeypatch):
     """By another thread: a step waits here until they are."""
     made, waited = [threading.Event() for _ in range(4)], []
-    train_groups, run_step = features.train_groups, steps.run_step
+    train_groups, run_step = batching.train_groups, steps.run_step
 
     def train_groups_and_say(*args, step, **settings):
         groups = train_groups(*args, step=step, **settings)
@@ -381,10 +381,10 @@ def test_the_score_of_a_prompt_is_the_mean_of_its_tasks_means():
 
 def test_rows_without_labels_cannot_be_scored():
     texts = ["a", "b"]
-    rows = features.Rows("t", [], [], texts, ["<unk>", "<unk>"], [{}, {}], 0, 0)
+    rows = batching.Rows("t", [], [], texts, ["<unk>", "<unk>"], [{}, {}], 0, 0)
     task = seqio.get_mixture_or_task("two_as")
     with pytest.raises(ConfigError, match="have no labels"):
-        make_eval_task(features.EvalRows(task, rows, ("yes", "no")), EvalConfig())
+        make_eval_task(rows.EvalRows(task, rows, ("yes", "no")), EvalConfig())
 
 
 def test_ranking_without_label_words_is_refused_before_anything_is_scored(experiment, tmp_path):

@@ -6,12 +6,12 @@ import json
 import numpy as np
 import pytest
 
-from prompt_tuning.checkpoint import prompt_file
 from prompt_tuning.config import ConfigError
 from prompt_tuning.evaluation import pictures, prompts
+from prompt_tuning.evaluation.analysis import Agreement, Analysis, Illegal
 from prompt_tuning.evaluation.matrix import NO_PROMPT
 from prompt_tuning.evaluation.results import OWN, SUPERGLUE, Cell, Matrix, mean_name
-from prompt_tuning.scoring.analysis import Agreement, Analysis, Illegal
+from prompt_tuning.prompts import prompt_file
 
 CB, RTE = "super_glue_cb_v102", "taskless_super_glue_rte_v102"
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 # Temporaries of 128 MB: 32,000 pages.
 STEPS = """
 import resource, sys
-from prompt_tuning.launch import memory
+from prompt_tuning.runtime import memory
 if sys.argv[1] == "keep" and not memory.keep_freed():
     sys.exit(77)
 import jax, jax.numpy as jnp

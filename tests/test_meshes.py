@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from tiny_models import CONFIG, random_params
 
-from prompt_tuning.checkpoint.run_state import RunStateStore
+from prompt_tuning.batches import batching, groups
+from prompt_tuning.checkpoints.run_state import RunStateStore
 from prompt_tuning.config import DataConfig, Experiment, ModelConfig, OptimizerConfig, TrainConfig
-from prompt_tuning.data import features, groups
 from prompt_tuning.model import sharding
 from prompt_tuning.training import optim
 from prompt_tuning.training import step as steps
@@ -31,14 +31,14 @@ EXPERIMENT = Experiment(
 )
 
 
-def make_rows() -> features.Rows:
+def make_rows() -> batching.Rows:
     """Many short ones and a few long ones: a batch is cut where the mesh allows it."""
     rng = np.random.default_rng(0)
     lengths = rng.choice([7, 320], 64, p=[0.8, 0.2])
     inputs = [rng.integers(3, 384, n).astype(np.int32) for n in lengths]
     targets = [np.array([rng.choice([5, 9]), 1], np.int32) for _ in lengths]
     texts = [""] * len(inputs)
-    return features.Rows("x", inputs, targets, texts, texts, [{} for _ in texts], 0, 0)
+    return batching.Rows("x", inputs, targets, texts, texts, [{} for _ in texts], 0, 0)
 
 
 @functools.cache
@@ -66,7 +66,7 @@ def go_on(place, cutting, state, first):
     state = jax.tree.map(lambda x: x.copy(), state)  # a step donates it
     followed, sizes = [], set()
     for step in range(first, STEPS):
-        batch = features.train_groups(
+        batch = batching.train_groups(
             [make_rows()], [1.0], cutting, seed=0, step=step, batch_size=8
         )
         placed = [sharding.shard_batch(group, mesh(*place)) for group in batch]

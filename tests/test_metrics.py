@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from prompt_tuning.text import answers, metrics
+from prompt_tuning.tasks import answers, metrics
 
 LABELS = ("entailment", "contradiction", "neutral")
 mean_f1 = metrics.mean_multiclass_f1(3)

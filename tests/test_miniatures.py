@@ -201,7 +201,7 @@ def test_too_many_rows_are_refused(tmp_path: Path):
 
 
 def test_prepare_superglue_takes_the_rows(tmp_path: Path):
-    from prompt_tuning.data.prepare import prepare_superglue
+    from prompt_tuning.tasks.prepare import prepare_superglue
 
     world = make.make_world(3, str(tmp_path / "world"), texts=10, train_rows=4)
     prepared = prepare_superglue(world / "superglue", tmp_path / "tfds")

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prompt_tuning.data import order
+from prompt_tuning.batches import order
 
 seeds = st.integers(0, 2**32 - 1)
 mixtures = st.lists(

@@ -13,7 +13,8 @@ import optax
 import pytest
 
 from prompt_tuning.config import ModelConfig, OptimizerConfig
-from prompt_tuning.model import beam, t5
+from prompt_tuning.decoding import beam
+from prompt_tuning.model import t5
 from prompt_tuning.model.loss import forward, loss_fn, sequence_log_likelihood
 from prompt_tuning.training import optim
 

@@ -9,9 +9,9 @@ import pytest
 import safetensors.numpy
 
 from prompt_tuning import cli
-from prompt_tuning.checkpoint.prompt_file import PromptMetadata, read_prompt, save_prompt
 from prompt_tuning.config import ConfigError
-from prompt_tuning.exchange.peft import CONFIG, WEIGHTS, read_peft, write_peft
+from prompt_tuning.prompts.peft import CONFIG, WEIGHTS, read_peft, write_peft
+from prompt_tuning.prompts.prompt_file import PromptMetadata, read_prompt, save_prompt
 
 PROMPT = np.random.default_rng(0).standard_normal((6, 8)).astype(np.float32)
 

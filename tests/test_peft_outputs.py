@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from prompt_tuning import Predictor, load_prompt
-from prompt_tuning.checkpoint.prompt_file import PromptMetadata, save_prompt
-from prompt_tuning.checkpoint.t5x import read_t5x
-from prompt_tuning.exchange.peft import read_peft, write_peft
-from prompt_tuning.model import decode, loss, t5
+from prompt_tuning.checkpoints.t5x import read_t5x
+from prompt_tuning.decoding import decode
+from prompt_tuning.model import loss, t5
 from prompt_tuning.prompts.convert import convert_prompt
+from prompt_tuning.prompts.peft import read_peft, write_peft
+from prompt_tuning.prompts.prompt_file import PromptMetadata, save_prompt
 from prompt_tuning.world.assets import TINY_CONFIG, tiny_checkpoint
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 from tiny_models import CONFIG as TWO_LAYERS
 from tiny_models import random_prompt
 
-from prompt_tuning.checkpoint import identity, prompt_file, t5x
+from prompt_tuning.checkpoints import identity, t5x
 from prompt_tuning.config import ConfigError
-from prompt_tuning.model import decode, loss, sharding, t5
+from prompt_tuning.decoding import decode
+from prompt_tuning.model import loss, sharding, t5
 from prompt_tuning.model.prompt import encode_prompted
+from prompt_tuning.prompts import prompt_file
 from prompt_tuning.serving import mixed_batch
 from prompt_tuning.serving.predictor import Predictor
-from prompt_tuning.serving.vocabulary import ByteVocabulary
+from prompt_tuning.vocabularies.vocabulary import ByteVocabulary
 
 CONFIG = dataclasses.replace(TWO_LAYERS, num_encoder_layers=1, num_decoder_layers=1)
 LENGTHS = {"long": 11, "short": 2}

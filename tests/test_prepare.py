@@ -10,8 +10,8 @@ import superglue_rows
 import tensorflow_datasets as tfds
 
 from prompt_tuning.config import ConfigError
-from prompt_tuning.data import prepare
-from prompt_tuning.text.official import RELEASE
+from prompt_tuning.tasks import prepare
+from prompt_tuning.tasks.official import RELEASE
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ import pytest
 import several_processes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from prompt_tuning.checkpoint import slots
-from prompt_tuning.checkpoint import t5x as t5x_checkpoint
+from prompt_tuning.checkpoints import slots
+from prompt_tuning.checkpoints import t5x as t5x_checkpoint
 from prompt_tuning.config import (
     ConfigError,
     CorpusConfig,
@@ -31,7 +31,7 @@ from prompt_tuning.config import (
 )
 from prompt_tuning.model import t5
 from prompt_tuning.pretraining import corpus, run, saved
-from prompt_tuning.safety import signals
+from prompt_tuning.runtime import signals
 from prompt_tuning.training import optim, report, step
 from prompt_tuning.world import generator
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tiny_models import CONFIG, forward, random_batch, random_params, random_prompt
 
 from prompt_tuning.config import ConfigError, PromptConfig
-from prompt_tuning.model import decode, prompt
+from prompt_tuning.decoding import decode
+from prompt_tuning.model import prompt
 from prompt_tuning.model.loss import forward as plain_forward
 from prompt_tuning.model.loss import loss_fn
 from prompt_tuning.model.products import fit_to

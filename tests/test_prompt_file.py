@@ -17,13 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax.numpy import bfloat16
 
-from prompt_tuning.checkpoint.prompt_file import (
+from prompt_tuning.config import ConfigError
+from prompt_tuning.prompts.prompt_file import (
     PromptMetadata,
     check_prompt,
     load_prompt,
     save_prompt,
 )
-from prompt_tuning.config import ConfigError
 
 METADATA = PromptMetadata(
     task="super_glue_boolq_v102",

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from prompt_tuning import Predictor, cli, load_prompt, model_config
-from prompt_tuning.checkpoint.prompt_file import PromptMetadata, check_prompt, save_prompt
-from prompt_tuning.checkpoint.t5x import write_t5x
+from prompt_tuning.checkpoints.t5x import write_t5x
 from prompt_tuning.config import ConfigError
 from prompt_tuning.model import t5
 from prompt_tuning.prompts.convert import convert_prompt
+from prompt_tuning.prompts.prompt_file import PromptMetadata, check_prompt, save_prompt
 from prompt_tuning.world.assets import TINY_CONFIG
 
 ROWS = 20 * np.random.default_rng(0).standard_normal((5, 128)).astype(np.float32)

@@ -13,14 +13,15 @@ from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tiny_models import CONFIG, random_params, random_prompt
 
+from prompt_tuning.batches import batching
+from prompt_tuning.batches.groups import Cutting
 from prompt_tuning.config import ConfigError, DataConfig, EvalConfig, Experiment
-from prompt_tuning.data import features, tasks
-from prompt_tuning.data.groups import Cutting
+from prompt_tuning.evaluation import ranking
+from prompt_tuning.evaluation.evaluate import Evaluator, evaluate
 from prompt_tuning.model import loss, sharding, t5
 from prompt_tuning.planning import hlo
-from prompt_tuning.scoring import ranking
-from prompt_tuning.scoring.eval_task import EvalTask
-from prompt_tuning.scoring.evaluate import Evaluator, evaluate
+from prompt_tuning.tasks import registry, task_rows
+from prompt_tuning.tasks.eval_task import EvalTask
 
 LENGTHS = {"inputs": 16, "targets": 5}
 WORDS = ("yes", "no", "maybe not")
@@ -29,9 +30,9 @@ RAGGED = (*(tuple("abcdefghi"[:n]) for n in (1, 9, 3)), ("yes", "nobody at all")
 
 @pytest.fixture(scope="module")
 def task():
-    tasks.import_task_module("user_tasks")
+    registry.import_task_module("user_tasks")
     found = seqio.get_mixture_or_task("two_as")
-    rows = features.load_rows("two_as", "validation", LENGTHS, limit=11)
+    rows = task_rows.load_rows("two_as", "validation", LENGTHS, limit=11)
     targets = list(rows.target_texts)
     return EvalTask(found, rows, targets, label_words=WORDS)
 
@@ -174,7 +175,7 @@ def test_rows_grouped_by_length_are_answered_as_rows_of_one_width(long_and_short
     assert len(widths) > 1
     rows = long_and_short.rows
     whole = jnp.asarray(
-        features.pad_batch(rows.inputs, rows.targets, 64, 5)["encoder_input_tokens"]
+        batching.pad_batch(rows.inputs, rows.targets, 64, 5)["encoder_input_tokens"]
     )
     tokens, _ = evaluator.generate(*params, whole, np.arange(24, dtype=np.int32))
     texts = [long_and_short.vocabulary.decode(np.asarray(row).tolist()) for row in tokens]
@@ -193,14 +194,14 @@ def test_rows_grouped_by_length_are_answered_as_rows_of_one_width(long_and_short
 def test_the_loss_of_length_groups_is_that_of_rows_of_one_width(long_and_short, params):
     rows, how = [long_and_short.rows], {"seed": 0, "step": 0, "batch_size": 24}
     cutting = Cutting(inputs=64, targets=5, prompt=0, fewest=4, most=4)
-    groups = features.train_groups(rows, [1.0], cutting, **how)
+    groups = batching.train_groups(rows, [1.0], cutting, **how)
     assert len({group["encoder_input_tokens"].shape for group in groups}) == 4
 
     @jax.jit
     def total(batch):
         return loss.loss_fn(loss.forward(CONFIG, *params, batch), batch)[1]
 
-    whole = features.train_batch(rows, [1.0], lengths={"inputs": 64, "targets": 5}, **how)
+    whole = batching.train_batch(rows, [1.0], lengths={"inputs": 64, "targets": 5}, **how)
     assert whole["encoder_input_tokens"].shape == (24, 64)
     sums = jax.tree.map(lambda *parts: sum(parts), *map(total, groups))
     for name, value in total(whole).items():

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from prompt_tuning.safety import records
+from prompt_tuning.runtime import records
 from prompt_tuning.training import report
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from prompt_tuning.scoring.score_table import score_table
+from prompt_tuning.evaluation.score_table import score_table
 from prompt_tuning.training import model_dir, report
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prompt_tuning import cli
-from prompt_tuning.data import tasks
+from prompt_tuning.tasks import registry
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -44,8 +44,8 @@ def test_the_pages_have_commands(all_commands) -> None:
 
 def test_every_run_resolves(all_commands, capsys: pytest.CaptureFixture[str]) -> None:
     """Every flag of every command, value by value; commands that bring nothing new are left out."""
-    tasks.register()
-    known, seen, resolved = set(tasks.task_names()), set(), 0
+    registry.register()
+    known, seen, resolved = set(registry.task_names()), set(), 0
     for command in all_commands:
         if command[0] not in ("train", "eval"):
             continue

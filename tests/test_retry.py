@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from prompt_tuning.safety import retry, signals
+from prompt_tuning.checkpoints import retry
+from prompt_tuning.runtime import signals
 from prompt_tuning.training import report
 
 

@@ -17,7 +17,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from prompt_tuning.checkpoint.run_state import RunStateStore
+from prompt_tuning.checkpoints.run_state import RunStateStore
 from prompt_tuning.config import ConfigError
 
 
@@ -317,7 +317,7 @@ def test_a_run_killed_while_saving_continues(tmp_path: Path) -> None:
         import os, signal, sys, threading, time
         import jax.numpy as jnp
         from pathlib import Path
-        from prompt_tuning.checkpoint.run_state import RunStateStore
+        from prompt_tuning.checkpoints.run_state import RunStateStore
 
         directory = Path(sys.argv[1])
         store = RunStateStore(directory)

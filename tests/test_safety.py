@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from prompt_tuning.config import ConfigError
-from prompt_tuning.safety import crash, lock
+from prompt_tuning.runtime import crash, lock
 
 ROOT = Path(__file__).resolve().parents[1]
 BUSY = {

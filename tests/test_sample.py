@@ -15,11 +15,12 @@ from test_decode import markov
 from tiny_models import CONFIG, random_batch, random_params, random_prompt
 
 from prompt_tuning.config import ConfigError, DataConfig, Decoding, EvalConfig, Experiment
-from prompt_tuning.model import beam, decode, sharding, t5
+from prompt_tuning.decoding import beam
+from prompt_tuning.decoding.sample import mask_logits, row_keys, temperature_sample
+from prompt_tuning.evaluation.evaluate import Evaluator, evaluate
+from prompt_tuning.model import sharding, t5
 from prompt_tuning.model.prompt import encode_prompted
-from prompt_tuning.model.sample import mask_logits, row_keys, temperature_sample
-from prompt_tuning.scoring.evaluate import Evaluator, evaluate
-from prompt_tuning.training import setup
+from prompt_tuning.session import setup
 from prompt_tuning.world.assets import TINY_CONFIG
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "t5x_samples.npz")

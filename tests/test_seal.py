@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prompt_tuning.config import ConfigError
-from prompt_tuning.exchange import seal
+from prompt_tuning.runtime import seal
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.floats(allow_nan=False) | st.text(max_size=5),

@@ -9,14 +9,14 @@ import pytest
 from tiny_models import CONFIG
 
 from prompt_tuning.config import TINY, DataConfig, EvalConfig, Experiment
-from prompt_tuning.data import features, tasks
-from prompt_tuning.data.vocabulary import SentinelTargets, load_vocabulary
+from prompt_tuning.evaluation import ranking
+from prompt_tuning.evaluation.evaluate import Evaluator, evaluate
 from prompt_tuning.model import sharding, t5
-from prompt_tuning.scoring import ranking
-from prompt_tuning.scoring.eval_task import make_eval_task
-from prompt_tuning.scoring.evaluate import Evaluator, evaluate
-from prompt_tuning.serving import vocabulary as serving_vocabulary
 from prompt_tuning.serving.predictor import Predictor
+from prompt_tuning.tasks import registry, task_rows
+from prompt_tuning.tasks.eval_task import make_eval_task
+from prompt_tuning.tasks.vocabulary import SentinelTargets, load_vocabulary
+from prompt_tuning.vocabularies import vocabulary as serving_vocabulary
 
 
 @pytest.mark.parametrize("spec", ["tiny", "bytes"])
@@ -42,11 +42,11 @@ def data(sentinel_targets: bool) -> DataConfig:
 @pytest.fixture(autouse=True)
 def as_before():
     yield
-    tasks.register("tiny")
+    registry.register("tiny")
 
 
 def test_a_task_is_asked_and_ranked_with_it():
-    (plain,), (with_it,) = (features.load_eval_rows(data(on), limit=4) for on in (False, True))
+    (plain,), (with_it,) = (task_rows.load_eval_rows(data(on), limit=4) for on in (False, True))
     first = load_vocabulary("tiny").vocab_size - 1
     for one, other in zip(plain.rows.targets, with_it.rows.targets, strict=True):
         assert other.tolist() == [first, *one.tolist()]
@@ -68,7 +68,7 @@ def test_the_predictor_answers_as_evaluation_does():
     head = params["decoder/logits_dense/kernel"]
     params["decoder/logits_dense/kernel"] = head.at[:, sentinel].multiply(8.0)
     prompt = np.random.default_rng(0).normal(size=(3, model.embed_dim)).astype(np.float32)
-    (rows,) = features.load_eval_rows(data(True), limit=6)
+    (rows,) = task_rows.load_eval_rows(data(True), limit=6)
     texts = [example["inputs_pretokenized"].decode() for example in rows.rows.examples]
     predictor = Predictor(
         model,

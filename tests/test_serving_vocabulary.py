@@ -14,11 +14,11 @@ import seqio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prompt_tuning.checkpoint.identity import vocabulary_identity
 from prompt_tuning.config import OFFICIAL_VOCABULARY, ConfigError
-from prompt_tuning.data import vocabulary as training
-from prompt_tuning.exchange.tokenizer_json import ModelProto
-from prompt_tuning.serving.vocabulary import ByteVocabulary, load_vocabulary
+from prompt_tuning.tasks import vocabulary as training
+from prompt_tuning.vocabularies.identity import vocabulary_identity
+from prompt_tuning.vocabularies.tokenizer_json import ModelProto
+from prompt_tuning.vocabularies.vocabulary import ByteVocabulary, load_vocabulary
 
 SMALL = str(
     importlib.resources.files("seqio") / "test_data" / "sentencepiece" / "sentencepiece.model"
@@ -206,7 +206,7 @@ def test_an_unreachable_bucket_says_how_to_copy(monkeypatch):
 
 def test_no_tensorflow_is_loaded():
     code = (
-        "import sys, prompt_tuning.serving.vocabulary as v; v.load_vocabulary('bytes');"
+        "import sys, prompt_tuning.vocabularies.vocabulary as v; v.load_vocabulary('bytes');"
         "print(sorted({m.split('.')[0] for m in sys.modules} & {'tensorflow', 'seqio', 'gin'}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from tiny_models import CONFIG, random_batch, random_params, random_prompt
 
-from prompt_tuning.checkpoint import t5x
-from prompt_tuning.checkpoint.run_state import RunStateStore
+from prompt_tuning.checkpoints import t5x
+from prompt_tuning.checkpoints.run_state import RunStateStore
 from prompt_tuning.config import ConfigError, ModelConfig, OptimizerConfig, TrainConfig
-from prompt_tuning.model import decode, sharding, t5
+from prompt_tuning.decoding import decode
+from prompt_tuning.model import sharding, t5
 from prompt_tuning.training import optim, step
 
 MESHES = {(8, 1): 1, (4, 2): 2, (2, 4): 4, (1, 8): 8}

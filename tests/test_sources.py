@@ -7,7 +7,7 @@ import seqio
 import superglue_rows
 
 from prompt_tuning.config import ConfigError
-from prompt_tuning.data import features, prepare, sources, tasks
+from prompt_tuning.tasks import prepare, registry, sources, task_rows
 
 LENGTHS = {"inputs": 64, "targets": 16}
 
@@ -19,7 +19,7 @@ def tfds_dir(tmp_path) -> str:
 
 
 def test_splits_that_are_there(tfds_dir):
-    tasks.register("bytes", tfds_data_dir=tfds_dir)
+    registry.register("bytes", tfds_data_dir=tfds_dir)
     cb = seqio.get_mixture_or_task("super_glue_cb_v102")
     for split in ("train", "test", "train[:2]", "train[50%:]", "train+validation[:1]"):
         sources.check_source(cb, split)
@@ -28,21 +28,21 @@ def test_splits_that_are_there(tfds_dir):
 
 @pytest.mark.parametrize("split", ["test", "dev", "test[:2]", "train+dev", ""])
 def test_splits_that_are_not(split, tfds_dir):
-    tasks.register("bytes", tfds_data_dir=tfds_dir)
+    registry.register("bytes", tfds_data_dir=tfds_dir)
     boolq = seqio.get_mixture_or_task("super_glue_boolq_v102")
     with pytest.raises(ConfigError, match=r"boolq_v102 has no split '.*'; it has train, validati"):
         sources.check_source(boolq, split)
 
 
 def test_only_tfds_slices():
-    tasks.register("bytes")
+    registry.register("bytes")
     demo = seqio.get_mixture_or_task("tiny_mood")
     with pytest.raises(ConfigError, match=r"tiny_mood has no split 'train\[:5\]'; it has train"):
         sources.check_source(demo, "train[:5]")
 
 
 def test_splits_that_the_user_named(tfds_dir):
-    tasks.register("bytes", tfds_data_dir=tfds_dir)
+    registry.register("bytes", tfds_data_dir=tfds_dir)
     task = seqio.Task(
         "renamed",
         source=seqio.TfdsDataSource("super_glue/cb:1.0.2", splits={"few": "train[:2]"}),
@@ -59,15 +59,15 @@ def test_missing_data_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.delenv("NO_PROXY", raising=False)
-    tasks.register("bytes", tfds_data_dir=str(tmp_path / "tfds"))
+    registry.register("bytes", tfds_data_dir=str(tmp_path / "tfds"))
     cure = r"super_glue/cb:1.0.2\) is not at .*cannot be downloaded.*t5x prepare-superglue --jsonl"
     start = time.monotonic()
     with pytest.raises(ConfigError, match=cure):
-        features.load_rows("super_glue_cb_v102", "train", LENGTHS)
+        task_rows.load_rows("super_glue_cb_v102", "train", LENGTHS)
     assert time.monotonic() - start < 60
     # Following the advice in the same process helps.
     prepare.prepare_superglue(superglue_rows.write_jsonl(tmp_path / "jsonl"), tmp_path / "tfds")
-    assert len(features.load_rows("super_glue_cb_v102", "train", LENGTHS)) == 5
+    assert len(task_rows.load_rows("super_glue_cb_v102", "train", LENGTHS)) == 5
 
 
 def test_a_file_that_is_not_there(tmp_path):
@@ -81,6 +81,6 @@ def test_a_file_that_is_not_there(tmp_path):
     )
     try:
         with pytest.raises(ConfigError, match=r"split 'train' of the task from_a_file cannot be r"):
-            features.load_rows("from_a_file", "train", LENGTHS)
+            task_rows.load_rows("from_a_file", "train", LENGTHS)
     finally:
         seqio.TaskRegistry.remove("from_a_file")

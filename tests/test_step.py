@@ -9,14 +9,14 @@ import pytest
 from tiny_models import CONFIG, random_batch, random_params, random_prompt
 
 from prompt_tuning.api import model_config
-from prompt_tuning.backbones import load
+from prompt_tuning.batches import batching
+from prompt_tuning.checkpoints import load
 from prompt_tuning.config import ModelConfig, OptimizerConfig, TrainConfig
-from prompt_tuning.data import features
-from prompt_tuning.data.vocabulary import load_vocabulary
 from prompt_tuning.model import t5
 from prompt_tuning.model.loss import loss_fn
 from prompt_tuning.model.products import fit_to
 from prompt_tuning.planning import flops, hlo
+from prompt_tuning.tasks.vocabulary import load_vocabulary
 from prompt_tuning.training import optim, step
 from prompt_tuning.world.generator import demo_rows
 
@@ -235,7 +235,7 @@ def prompt_gradient(dtype, attention="xla"):
         [[*vocabulary.encode(row[key]), 1] for row in rows] for key in ("inputs", "targets")
     )
     widths = max(map(len, inputs)), max(map(len, targets))
-    batch = jax.tree.map(jnp.asarray, dict(features.pad_batch(inputs, targets, *widths)))
+    batch = jax.tree.map(jnp.asarray, dict(batching.pad_batch(inputs, targets, *widths)))
     config = dataclasses.replace(
         model_config("tiny"), dtype=dtype, dropout_rate=0.0, attention=attention
     )

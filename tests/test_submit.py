@@ -9,13 +9,13 @@ import superglue_rows
 from tiny_models import CONFIG, random_params
 
 from prompt_tuning import cli
-from prompt_tuning.checkpoint.prompt_file import PromptMetadata, save_prompt
-from prompt_tuning.checkpoint.t5x import write_t5x
+from prompt_tuning.checkpoints.t5x import write_t5x
 from prompt_tuning.config import ConfigError, to_dict
-from prompt_tuning.data import tasks
 from prompt_tuning.evaluation import submission_format as form
 from prompt_tuning.evaluation import submit as submit_command
 from prompt_tuning.evaluation.prompts import Prompt
+from prompt_tuning.prompts.prompt_file import PromptMetadata, save_prompt
+from prompt_tuning.tasks import registry
 
 TASKS = ("boolq", "cb", "copa", "multirc", "record", "rte", "wic")
 NAMES = {task: f"taskless_super_glue_{task}_v102" for task in TASKS}
@@ -118,7 +118,7 @@ def test_two_prompts_for_one_task_are_refused(work, submission, capsys):
 @pytest.mark.parametrize("name", ["v102_proportional", "v102_proportional_examples"])
 def test_one_prompt_of_a_mixture_answers_all_tasks(name):
     """The mixture has the diagnostics itself, and WSC's training half, which has no test rows."""
-    tasks.register("bytes")
+    registry.register("bytes")
     array = np.ones((2, CONFIG.embed_dim), np.float32)
     found = submit_command.assign_tasks([Prompt("one", array, 0, f"taskless_super_glue_{name}")])
     assert sorted(map(form.find_task, found)) == sorted(form.FILES)

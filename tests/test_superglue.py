@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prompt_tuning.config import ConfigError
-from prompt_tuning.text import superglue
-from prompt_tuning.text.spec import label_index, to_examples
+from prompt_tuning.tasks import superglue
+from prompt_tuning.tasks.spec import label_index, to_examples
 
 LABELLED = [superglue.BOOLQ, superglue.CB, superglue.COPA, superglue.RTE, superglue.WIC]
 RECORD = {

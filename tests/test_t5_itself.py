@@ -13,9 +13,8 @@ import seqio
 import superglue_rows
 import tensorflow as tf
 
-from prompt_tuning.data import prepare, tasks
-from prompt_tuning.text import glue, qa, superglue
-from prompt_tuning.text.spec import TaskSpec, to_examples
+from prompt_tuning.tasks import glue, prepare, qa, registry, superglue
+from prompt_tuning.tasks.spec import TaskSpec, to_examples
 
 pytest.importorskip("t5.data.glue_utils", reason="T5 itself is not installed")
 
@@ -72,7 +71,7 @@ def compare(spec: TaskSpec, rows: tf.data.Dataset) -> int:
 @pytest.mark.parametrize("folder", ["fewglue", "superglue"])
 def test_all_rows_of_the_reference_data(folder, shared_dir, tmp_path):
     prepare.prepare_superglue(shared_dir / "data" / folder, tmp_path)
-    tasks.register("bytes", tfds_data_dir=str(tmp_path))
+    registry.register("bytes", tfds_data_dir=str(tmp_path))
     counts = {}
     for name, spec in superglue.TASKS.items():
         if not (tmp_path / "super_glue" / spec.config).exists():
@@ -89,7 +88,7 @@ def test_all_rows_of_the_reference_data(folder, shared_dir, tmp_path):
 def test_the_rows_of_the_tests(tmp_path):
     """Nested rows, test splits without answers, and the diagnostic sets."""
     prepare.prepare_superglue(superglue_rows.write_all(tmp_path / "jsonl"), tmp_path / "tfds")
-    tasks.register("bytes", tfds_data_dir=str(tmp_path / "tfds"))
+    registry.register("bytes", tfds_data_dir=str(tmp_path / "tfds"))
     for name, spec in superglue.TASKS.items():
         if spec.convert in (superglue.dpr, superglue.wsc, superglue.wsc_right):
             continue  # one of our rows is odd in a way that T5 refuses

@@ -8,9 +8,10 @@ import sys
 import pytest
 from tiny_models import CONFIG, random_params
 
-from prompt_tuning import cli, gin_config, gin_settings, t5x_engine
-from prompt_tuning.checkpoint.t5x import write_t5x
-from prompt_tuning.config import ConfigError, EvalRun, InferRun, to_dict
+from prompt_tuning import cli
+from prompt_tuning.checkpoints.t5x import write_t5x
+from prompt_tuning.config import ConfigError, EvalRun, InferRun, gin_reader, to_dict
+from prompt_tuning.upstream import engine
 
 
 @pytest.fixture
@@ -34,13 +35,13 @@ def arguments(tmp_path, monkeypatch):
     return ["runs/prompt_tune.gin", "small.gin"]
 
 
-def load(files, *bindings, run=t5x_engine.Experiment):
-    return gin_config.load(files, bindings, run=run, engine="t5x")
+def load(files, *bindings, run=engine.Experiment):
+    return gin_reader.load(files, bindings, run=run, engine="t5x")
 
 
 def test_writes_a_file_that_says_everything(arguments, tmp_path):
     loaded = load(arguments, "EVAL_STEPS=3", "PROMPT_FILE=''")
-    command = t5x_engine.prepare("train", loaded, ["--gin.train.gc_period=5"])
+    command = engine.prepare("train", loaded, ["--gin.train.gc_period=5"])
     file = tmp_path / "run/t5x.gin"
     assert command[1:4] == ["-m", "t5x.main", "--run_mode=train"]
     assert f"--gin_file={file}" in command
@@ -53,14 +54,14 @@ def test_writes_a_file_that_says_everything(arguments, tmp_path):
     # It is also the record of the run: the same settings, read back.
     lines = [line for line in text.splitlines() if not line.startswith(("include", "EVAL_STEPS"))]
     (tmp_path / "again.gin").write_text("\n".join(["include 'runs/bindings.gin'", *lines]))
-    assert load(["again.gin"]).run == t5x_engine.make_absolute(loaded.run)
+    assert load(["again.gin"]).run == engine.make_absolute(loaded.run)
 
 
 @pytest.mark.parametrize(
     ("mode", "run", "folder"), [("eval", EvalRun, "scores"), ("infer", InferRun, "answers")]
 )
 def test_other_modes_have_files_of_their_own(arguments, tmp_path, mode, run, folder):
-    command = t5x_engine.prepare(mode, load(arguments, run=run))
+    command = engine.prepare(mode, load(arguments, run=run))
     assert f"--run_mode={mode}" in command
     assert f"include './t5x/{mode}.gin'" in (tmp_path / folder / "t5x.gin").read_text()
 
@@ -87,20 +88,20 @@ def test_other_modes_have_files_of_their_own(arguments, tmp_path, mode, run, fol
 )
 def test_mistakes_are_found_before_t5x_starts(arguments, tmp_path, binding, message):
     with pytest.raises(ConfigError, match=message):
-        t5x_engine.prepare("train", load(arguments, binding))
+        engine.prepare("train", load(arguments, binding))
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "gs:").exists()
 
 
 def test_attention_by_cudnn_is_not_upstreams(arguments):
     with pytest.raises(ConfigError, match="ATTENTION: its network has one of its own"):
-        t5x_engine.prepare(
+        engine.prepare(
             "train", load(arguments, "ATTENTION='cudnn'", "DTYPE='bfloat16'", "HEAD_DIM=32")
         )
 
 
 def test_of_both_ways_to_evaluate_ranking_is_left_out_and_said(arguments, capsys):
-    t5x_engine.prepare("train", load(arguments, "EVAL_METHOD='both'"))
+    engine.prepare("train", load(arguments, "EVAL_METHOD='both'"))
     assert (
         "EVAL_METHOD = 'both': upstream T5X generates; it does not rank" in capsys.readouterr().out
     )
@@ -109,27 +110,27 @@ def test_of_both_ways_to_evaluate_ranking_is_left_out_and_said(arguments, capsys
 def test_infer_needs_a_task(arguments):
     loaded = load(arguments, "MIXTURE_OR_TASK_NAME=()", run=InferRun)
     with pytest.raises(ConfigError, match="--input and --output"):
-        t5x_engine.prepare("infer", loaded)
+        engine.prepare("infer", loaded)
 
 
 def test_another_experiment_in_model_dir_is_refused(arguments, tmp_path):
-    t5x_engine.prepare("train", load(arguments))
-    t5x_engine.prepare("train", load(arguments, "LEARNING_RATE=0.2"))  # nothing is trained yet
-    t5x_engine.prepare("train", load(arguments))
+    engine.prepare("train", load(arguments))
+    engine.prepare("train", load(arguments, "LEARNING_RATE=0.2"))  # nothing is trained yet
+    engine.prepare("train", load(arguments))
     (tmp_path / "run/checkpoint_80").mkdir()
-    t5x_engine.prepare("train", load(arguments, "TRAIN_STEPS_RELATIVE=40", "EVAL_PERIOD=5"))
+    engine.prepare("train", load(arguments, "TRAIN_STEPS_RELATIVE=40", "EVAL_PERIOD=5"))
     with pytest.raises(ConfigError, match=r"there: LEARNING_RATE = 0.3\s+now: LEARNING_RATE = 0.5"):
-        t5x_engine.prepare("train", load(arguments, "LEARNING_RATE=0.5"))
+        engine.prepare("train", load(arguments, "LEARNING_RATE=0.5"))
     (tmp_path / "other/checkpoints/80").mkdir(parents=True)
     with pytest.raises(ConfigError, match="a run of the embedded engine"):
-        t5x_engine.prepare("train", load(arguments, "MODEL_DIR='other'"))
+        engine.prepare("train", load(arguments, "MODEL_DIR='other'"))
 
 
 def test_absolute_paths_leave_names_and_addresses_alone(arguments, tmp_path):
     run = load(arguments, "PROMPT_FILE='p'", "TFDS_DATA_DIR='data'").run
     data = dataclasses.replace(run.data, vocabulary="gs://bucket/model")
     run = dataclasses.replace(run, data=data, initial_checkpoint_path="tiny")
-    absolute = t5x_engine.make_absolute(run)
+    absolute = engine.make_absolute(run)
     assert absolute.data.vocabulary == "gs://bucket/model"
     assert absolute.initial_checkpoint_path == "tiny"
     assert absolute.prompt.file == str(tmp_path / "p")
@@ -142,7 +143,7 @@ WITHOUT_T5X = "import sys; sys.modules['t5x'] = None; "
 
 
 def test_the_plugin_says_what_to_do():
-    code = WITHOUT_T5X + "import prompt_tuning.t5x_plugin"
+    code = WITHOUT_T5X + "import prompt_tuning.upstream.plugin"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "upstream T5X cannot be imported" in result.stderr
     assert "docs/t5x.md" in result.stderr
@@ -150,7 +151,7 @@ def test_the_plugin_says_what_to_do():
 
 def test_the_command_line_says_what_to_do(arguments, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "t5x", None)
-    monkeypatch.delitem(sys.modules, "prompt_tuning.t5x_plugin", raising=False)
+    monkeypatch.delitem(sys.modules, "prompt_tuning.upstream.plugin", raising=False)
     files = [f"--gin_file={name}" for name in arguments]
     assert cli.main(["train", "--engine=t5x", *files]) == 2
     said = capsys.readouterr().err
@@ -160,7 +161,7 @@ def test_the_command_line_says_what_to_do(arguments, monkeypatch, capsys):
 
 def test_upstream_knows_every_dataclass_that_is_bound():
     """gin knows a class once a file names it: one that T5X's bindings leave out fails there."""
-    folder = gin_settings.gin_folder()
+    folder = gin_files.gin_folder()
     bound = {
         line.split(".")[0]
         for line in (folder / "runs/bindings.gin").read_text().splitlines()

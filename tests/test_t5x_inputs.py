@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 from tiny_models import CONFIG, random_params, random_prompt
 
-from prompt_tuning import t5x_inputs
-from prompt_tuning.checkpoint.identity import backbone_identity
-from prompt_tuning.checkpoint.prompt_file import PromptMetadata, save_prompt
-from prompt_tuning.checkpoint.t5x import write_t5x
+from prompt_tuning.checkpoints.identity import backbone_identity
+from prompt_tuning.checkpoints.t5x import write_t5x
 from prompt_tuning.config import (
     ConfigError,
     DataConfig,
@@ -21,7 +19,9 @@ from prompt_tuning.config import (
     config_hash,
 )
 from prompt_tuning.model import sharding
-from prompt_tuning.training import setup
+from prompt_tuning.prompts.prompt_file import PromptMetadata, save_prompt
+from prompt_tuning.session import setup
+from prompt_tuning.upstream import inputs
 
 STEP = 70
 DATA = DataConfig(
@@ -58,26 +58,24 @@ def eval_run(checkpoint, **changes):
 
 def test_paths_become_absolute_and_addresses_stay(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert t5x_inputs.absolute_path("runs/x") == str(tmp_path / "runs/x")
-    assert t5x_inputs.absolute_path("gs://bucket/x") == "gs://bucket/x"
+    assert inputs.absolute_path("runs/x") == str(tmp_path / "runs/x")
+    assert inputs.absolute_path("gs://bucket/x") == "gs://bucket/x"
 
 
 def test_first_given():
-    assert t5x_inputs.first_given(None, 3) == 3
-    assert t5x_inputs.first_given(0, 3) == 0
+    assert inputs.first_given(None, 3) == 3
+    assert inputs.first_given(0, 3) == 0
 
 
 def test_a_checkpoint_of_the_model_is_found(experiment, checkpoint):
-    assert t5x_inputs.find_checkpoint(experiment) == checkpoint
+    assert inputs.find_checkpoint(experiment) == checkpoint
 
 
 def test_a_prompt_in_the_checkpoint_does_not_count(tmp_path):
     path = tmp_path / "checkpoint_1"
-    write_t5x(path, {**random_params(), t5x_inputs.PROMPT: random_prompt(3)}, 1)
-    assert t5x_inputs.find_checkpoint(eval_run(str(path))) == str(path)
-    np.testing.assert_array_equal(
-        t5x_inputs.starting_prompt(eval_run(str(path))), np.zeros((3, 32))
-    )
+    write_t5x(path, {**random_params(), inputs.PROMPT: random_prompt(3)}, 1)
+    assert inputs.find_checkpoint(eval_run(str(path))) == str(path)
+    np.testing.assert_array_equal(inputs.starting_prompt(eval_run(str(path))), np.zeros((3, 32)))
 
 
 @pytest.mark.parametrize(
@@ -92,29 +90,29 @@ def test_a_checkpoint_of_another_model_is_refused(experiment, change, message):
     """T5X itself would fill in random values, and drop what it does not know."""
     other = dataclasses.replace(CONFIG, **change)
     with pytest.raises(ConfigError, match=message):
-        t5x_inputs.find_checkpoint(dataclasses.replace(experiment, model=other))
+        inputs.find_checkpoint(dataclasses.replace(experiment, model=other))
 
 
 def test_no_checkpoint_path():
     with pytest.raises(ConfigError, match="CHECKPOINT_PATH is not set"):
-        t5x_inputs.find_checkpoint(eval_run(""))
+        inputs.find_checkpoint(eval_run(""))
 
 
 def test_steps_count_from_the_backbones(experiment):
-    assert t5x_inputs.start_step(experiment) == STEP
-    assert t5x_inputs.last_step(experiment) == STEP + 20
+    assert inputs.start_step(experiment) == STEP
+    assert inputs.last_step(experiment) == STEP + 20
     absolute = dataclasses.replace(experiment, train=TrainConfig(train_steps=STEP))
     with pytest.raises(ConfigError, match="TRAIN_STEPS = 70 is absolute"):
-        t5x_inputs.last_step(absolute)
+        inputs.last_step(absolute)
 
 
 def test_tasks_are_registered_with_the_vocabulary_of_the_run():
-    assert t5x_inputs.register_task(DATA) == "tiny_mood"
+    assert inputs.register_task(DATA) == "tiny_mood"
     with pytest.raises(ConfigError, match="Did you mean tiny_mood"):
-        t5x_inputs.register_task(dataclasses.replace(DATA, mixture_or_task_name="tiny_mod"))
+        inputs.register_task(dataclasses.replace(DATA, mixture_or_task_name="tiny_mod"))
     several = dataclasses.replace(DATA, mixture_or_task_name=("tiny_mood", "tiny_topic"))
     with pytest.raises(ConfigError, match="upstream T5X takes one"):
-        t5x_inputs.register_task(several)
+        inputs.register_task(several)
 
 
 @pytest.mark.parametrize(
@@ -133,14 +131,14 @@ def test_the_first_prompt_is_the_embedded_engines(experiment, prompt, dtype):
     experiment = dataclasses.replace(experiment, prompt=prompt, model=model)
     backbone = setup.load_backbone(experiment, sharding.make_mesh(1))
     expected, _ = setup.first_prompt(experiment, backbone, setup.load_data(experiment, train=False))
-    actual = t5x_inputs.starting_prompt(experiment)
+    actual = inputs.starting_prompt(experiment)
     assert actual.shape == (6, 32)
     np.testing.assert_array_equal(actual, expected)
 
 
 def test_model_tuning_has_no_prompt(experiment):
     train = TrainConfig(train_steps_relative=20, trainable="model")
-    assert t5x_inputs.starting_prompt(dataclasses.replace(experiment, train=train)).shape == (0, 32)
+    assert inputs.starting_prompt(dataclasses.replace(experiment, train=train)).shape == (0, 32)
 
 
 def test_a_prompt_from_a_file_has_to_fit(experiment, checkpoint, tmp_path):
@@ -152,29 +150,29 @@ def test_a_prompt_from_a_file_has_to_fit(experiment, checkpoint, tmp_path):
         config = PromptConfig(length=length, file=str(path))
         run = dataclasses.replace(experiment, prompt=config)
         if (path, length) == (ours, 6):
-            np.testing.assert_array_equal(t5x_inputs.starting_prompt(run), prompt)
+            np.testing.assert_array_equal(inputs.starting_prompt(run), prompt)
             continue
         with pytest.raises(ConfigError, match=r"another backbone|PROMPT_LENGTH = 6"):
-            t5x_inputs.starting_prompt(run)
+            inputs.starting_prompt(run)
     # Evaluation takes the length from the file.
     scored = eval_run(checkpoint, prompt_file=str(ours))
-    np.testing.assert_array_equal(t5x_inputs.starting_prompt(scored), prompt)
+    np.testing.assert_array_equal(inputs.starting_prompt(scored), prompt)
     with pytest.raises(ConfigError, match="another backbone"):
-        t5x_inputs.starting_prompt(eval_run(checkpoint, prompt_file=str(theirs)))
+        inputs.starting_prompt(eval_run(checkpoint, prompt_file=str(theirs)))
     with pytest.raises(ConfigError, match="upstream T5X takes one"):
-        t5x_inputs.starting_prompt(eval_run(checkpoint, prompt_file=(str(ours), str(theirs))))
+        inputs.starting_prompt(eval_run(checkpoint, prompt_file=(str(ours), str(theirs))))
 
 
 def test_only_a_prompt_file_takes_the_checkpoints_place(checkpoint):
-    assert t5x_inputs.choose_new(eval_run(checkpoint)) == ()
-    ((pattern, replacement),) = t5x_inputs.choose_new(eval_run(checkpoint, prompt_file="p"))
+    assert inputs.choose_new(eval_run(checkpoint)) == ()
+    ((pattern, replacement),) = inputs.choose_new(eval_run(checkpoint, prompt_file="p"))
     assert replacement is None
-    assert re.fullmatch(pattern, f"target/{t5x_inputs.PROMPT}")
+    assert re.fullmatch(pattern, f"target/{inputs.PROMPT}")
     assert not re.fullmatch(pattern, "target/encoder/layers_0/mlp/wo/kernel")
 
 
 def test_a_prompt_folder_says_where_it_comes_from(experiment):
-    metadata = t5x_inputs.describe_prompt(experiment, backbone="abc", step=STEP + 1)
+    metadata = inputs.describe_prompt(experiment, backbone="abc", step=STEP + 1)
     assert (metadata.task, metadata.backbone, metadata.step) == ("tiny_mood", "abc", STEP + 1)
     assert metadata.label_words
     assert metadata.init.startswith("class labels 'up', 'down'")

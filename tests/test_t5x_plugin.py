@@ -17,8 +17,7 @@ from flax.core import unfreeze
 from flax.traverse_util import flatten_dict, unflatten_dict
 from tiny_models import CONFIG, random_batch, random_params, random_prompt
 
-from prompt_tuning.checkpoint.prompt_file import load_prompt
-from prompt_tuning.checkpoint.t5x import read_param, read_shapes, read_step, write_t5x
+from prompt_tuning.checkpoints.t5x import read_param, read_shapes, read_step, write_t5x
 from prompt_tuning.config import (
     DataConfig,
     Experiment,
@@ -27,9 +26,11 @@ from prompt_tuning.config import (
     TrainConfig,
     to_dict,
 )
-from prompt_tuning.data.vocabulary import load_vocabulary
-from prompt_tuning.gin_settings import gin_folder
-from prompt_tuning.model import decode, loss
+from prompt_tuning.config.gin_files import gin_folder
+from prompt_tuning.decoding import decode
+from prompt_tuning.model import loss
+from prompt_tuning.prompts.prompt_file import load_prompt
+from prompt_tuning.tasks.vocabulary import load_vocabulary
 from prompt_tuning.training import optim, step
 
 try:
@@ -41,7 +42,7 @@ else:
     from t5x import models, partitioning, train_state, trainer
     from t5x.examples.t5 import network
 
-    from prompt_tuning import t5x_plugin
+    from prompt_tuning.upstream import plugin
 
     pytestmark = pytest.mark.t5x
 
@@ -66,7 +67,7 @@ def network_config():
 
 def transformer(prompt):
     start = np.asarray(prompt, np.float32)
-    return t5x_plugin.PromptedTransformer(config=network_config(), start=start)
+    return plugin.PromptedTransformer(config=network_config(), start=start)
 
 
 def run_t5x(module, params, batch, **kwargs):
@@ -195,7 +196,7 @@ def make_model(prompt, optimizer_def=None, num_decodes=1):
         output_vocabulary=vocabulary,
         optimizer_def=optimizer_def,
         z_loss=1e-4,
-        decode_fn=t5x_plugin.choose_decoder(num_decodes),
+        decode_fn=plugin.choose_decoder(num_decodes),
         default_decoder_params=models.DecoderParams(num_decodes=num_decodes),
     )
 
@@ -213,7 +214,7 @@ def test_twenty_steps_are_the_embedded_engines(tmp_path, optimizer):
     params, prompt = random_params(), random_prompt(4)
     batches = [random_batch(rows=8, seed=i) for i in range(20)]
 
-    wrapper = t5x_plugin.make_optimizer(experiment)
+    wrapper = plugin.make_optimizer(experiment)
     model = make_model(prompt, wrapper)
     variables = {"params": unflatten_dict({**params, PROMPT: prompt}, sep="/")}
     state = train_state.FlaxOptimTrainState.create(wrapper, variables)
@@ -244,7 +245,7 @@ def test_t5x_can_partition_and_restore_the_optimiser(tmp_path, trainable):
     experiment = make_experiment(tmp_path)
     config = dataclasses.replace(experiment.train, trainable=trainable)
     experiment = dataclasses.replace(experiment, train=config)
-    model = make_model(np.zeros((4, 32)), t5x_plugin.make_optimizer(experiment))
+    model = make_model(np.zeros((4, 32)), plugin.make_optimizer(experiment))
     shapes = {name: (8, 12) for name in random_batch()}
     variables = model.get_initial_variables(jax.random.PRNGKey(0), shapes)
     state = train_state.FlaxOptimTrainState.create(model.optimizer_def, variables)
@@ -261,10 +262,10 @@ def test_t5x_can_partition_and_restore_the_optimiser(tmp_path, trainable):
 
 def test_logged_learning_rate_counts_from_the_backbones_step(tmp_path):
     warm = make_experiment(tmp_path, learning_rate=0.2, warmup_steps=4)
-    rate = t5x_plugin.make_learning_rate(warm)
+    rate = plugin.make_learning_rate(warm)
     np.testing.assert_allclose([rate(START + i) for i in (0, 3, 9)], [0.05, 0.2, 0.2], rtol=1e-6)
     constant = make_experiment(tmp_path, learning_rate=0.2)
-    assert t5x_plugin.make_learning_rate(constant)(START + 7) == 0.2
+    assert plugin.make_learning_rate(constant)(START + 7) == 0.2
 
 
 # Whole runs ---------------------------------------------------------------------------------------

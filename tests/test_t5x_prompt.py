@@ -8,13 +8,13 @@ import pytest
 from tiny_models import CONFIG as MODEL
 from tiny_models import random_params
 
-from prompt_tuning.backbones import load
-from prompt_tuning.backbones.conversion import convert
-from prompt_tuning.checkpoint.identity import backbone_identity
-from prompt_tuning.checkpoint.prompt_file import load_prompt, read_prompt
-from prompt_tuning.checkpoint.t5x import write_t5x
-from prompt_tuning.checkpoint.t5x_prompt import PROMPT, read_identity
+from prompt_tuning.checkpoints import load
+from prompt_tuning.checkpoints.conversion import convert
+from prompt_tuning.checkpoints.identity import backbone_identity
+from prompt_tuning.checkpoints.t5x import write_t5x
+from prompt_tuning.checkpoints.t5x_prompt import PROMPT, read_identity
 from prompt_tuning.config import ConfigError
+from prompt_tuning.prompts.prompt_file import load_prompt, read_prompt
 
 ROWS = np.random.default_rng(0).standard_normal((5, 32)).astype(np.float32)
 

@@ -16,15 +16,14 @@ import superglue_rows
 import tensorflow as tf
 
 from prompt_tuning.config import ConfigError
-from prompt_tuning.data import graph, prepare, tasks
-from prompt_tuning.data.vocabulary import load_vocabulary
-from prompt_tuning.text import glue, qa, superglue
-from prompt_tuning.text.spec import TaskSpec, to_examples
+from prompt_tuning.tasks import glue, graph, prepare, qa, registry, superglue
+from prompt_tuning.tasks.spec import TaskSpec, to_examples
+from prompt_tuning.tasks.vocabulary import load_vocabulary
 from prompt_tuning.world import generator
 
 GIN = Path(__file__).resolve().parents[1] / "gin" / "superglue"
 SUPER_GLUE = [
-    tasks.full_name(spec.name, task_word)
+    registry.full_name(spec.name, task_word)
     for spec in superglue.SUPER_GLUE
     for task_word in (True, False)
     if spec is not superglue.DPR
@@ -40,7 +39,7 @@ def tfds_dir(tmp_path_factory) -> str:
 
 @pytest.fixture(autouse=True)
 def registered(tfds_dir):
-    tasks.register("bytes", tfds_data_dir=tfds_dir)
+    registry.register("bytes", tfds_data_dir=tfds_dir)
 
 
 def read(name: str, split: str = "train") -> list[dict]:
@@ -66,7 +65,7 @@ def plain(value):
 
 @pytest.mark.parametrize("name", SUPER_GLUE)
 def test_tf_data_gives_what_the_pure_function_gives(name):
-    spec = tasks.find_spec(name)
+    spec = registry.find_spec(name)
     source = seqio.get_mixture_or_task(name).source
     for split in source.splits:
         raw = source.get_dataset(split, shuffle=False).as_numpy_iterator()
@@ -208,10 +207,10 @@ def test_rows_without_labels_in_tf_data():
 
 def test_tf_data_equals_what_t5_makes_of_real_rows(shared_dir, tmp_path):
     prepare.prepare_superglue(shared_dir / "data" / "fewglue", tmp_path)
-    tasks.register("bytes", tfds_data_dir=str(tmp_path))
+    registry.register("bytes", tfds_data_dir=str(tmp_path))
     seen = 0
     for name in SUPER_GLUE:
-        spec = tasks.find_spec(name)
+        spec = registry.find_spec(name)
         path = shared_dir / "goldens" / "t5_text" / f"{spec.config}.train.jsonl"
         if not path.exists() or "train" not in seqio.get_mixture_or_task(name).splits:
             continue
@@ -229,13 +228,13 @@ def test_tf_data_equals_what_t5_makes_of_real_rows(shared_dir, tmp_path):
 
 @pytest.mark.parametrize("config", ["boolq", "cb", "copa", "rte", "wic"])
 def test_tokens_labels_and_metrics(config):
-    task = tasks.resolve(f"taskless_super_glue_{config}_v102")
+    task = registry.resolve(f"taskless_super_glue_{config}_v102")
     example = read(task.name)[0]
     text = pretokenized(example)["inputs"]
     assert example["inputs"].tolist() == [*[b + 3 for b in text.encode()], 1]
-    for index, word in enumerate(tasks.label_words(task.name)):
+    for index, word in enumerate(registry.label_words(task.name)):
         assert task.postprocess_fn(word, example=example, is_target=True) == index
-        assert tasks.row_words(task.name, example)[index] == word
+        assert registry.row_words(task.name, example)[index] == word
     assert task.postprocess_fn("nothing of the kind", example=example) == -1
     values = {}
     for metric in task.metric_fns:
@@ -247,11 +246,11 @@ def test_tokens_labels_and_metrics(config):
 
 def test_words_of_rows():
     example = read("taskless_super_glue_record_v102")[0]
-    assert tasks.row_words("taskless_super_glue_record_v102", example) == ("Bo", "Łucja")
-    assert tasks.label_words("taskless_super_glue_record_v102") == ()
+    assert registry.row_words("taskless_super_glue_record_v102", example) == ("Bo", "Łucja")
+    assert registry.label_words("taskless_super_glue_record_v102") == ()
     example = read("super_glue_wsc_v102_simple_eval", "validation")[0]
-    assert tasks.row_words("super_glue_wsc_v102_simple_eval", example) == ()
-    assert tasks.row_words("somebody's", example) == ()
+    assert registry.row_words("super_glue_wsc_v102_simple_eval", example) == ()
+    assert registry.row_words("somebody's", example) == ()
 
 
 @pytest.mark.parametrize(
@@ -286,25 +285,25 @@ def test_seqio_evaluates_the_gold_answers(name, expected):
 def test_demo_tasks():
     (train,) = {len(read(name)) for name in generator.DEMO_TASKS}
     assert train == generator.DEMO_SPLITS["train"][0]
-    task = tasks.resolve("tiny_mood")
+    task = registry.resolve("tiny_mood")
     assert task.source.num_input_examples("test") == generator.DEMO_SPLITS["test"][0]
     first = generator.demo_rows("tiny_mood", "validation")[0]
     assert pretokenized(read("tiny_mood", "validation")[0]) == first
-    words = tasks.label_words("tiny_mood")
+    words = registry.label_words("tiny_mood")
     assert first["targets"] in words
     assert task.postprocess_fn(first["targets"], example=None) == words.index(first["targets"])
 
 
-@pytest.mark.parametrize("mixture", [name for _, mixtures in tasks.TABLES for name in mixtures])
+@pytest.mark.parametrize("mixture", [name for _, mixtures in registry.TABLES for name in mixtures])
 def test_mixtures_draw_with_the_rates_of_the_table(mixture):
-    (rates,) = (mixtures[mixture] for _, mixtures in tasks.TABLES if mixture in mixtures)
-    assert dict(tasks.component_tasks(mixture)) == dict(rates)
-    logged = dict(tasks.component_tasks(f"{mixture}_examples"))
+    (rates,) = (mixtures[mixture] for _, mixtures in registry.TABLES if mixture in mixtures)
+    assert dict(registry.component_tasks(mixture)) == dict(rates)
+    logged = dict(registry.component_tasks(f"{mixture}_examples"))
     assert logged == {f"{name}_examples": rate for name, rate in rates}
     if not mixture.startswith("squad"):  # they have no task word
-        taskless = dict(tasks.component_tasks(f"taskless_{mixture}"))
+        taskless = dict(registry.component_tasks(f"taskless_{mixture}"))
         assert taskless == {f"taskless_{name}": rate for name, rate in rates}
-    assert tasks.component_tasks("tiny_mood") == [("tiny_mood", 1.0)]
+    assert registry.component_tasks("tiny_mood") == [("tiny_mood", 1.0)]
 
 
 def test_every_task_of_the_tables_is_registered_in_all_forms():
@@ -313,45 +312,45 @@ def test_every_task_of_the_tables_is_registered_in_all_forms():
     names |= {f"taskless_{name}" for name in names}
     names |= {"squad_v010_allanswers", "mrqa_duo_rc_v100", "squad_to_race", "squad_to_mrqa"}
     names |= {"taskless_dpr_v001_simple_examples", "taskless_glue_mnli_and_dev_v200"}
-    assert names <= set(tasks.task_names())
+    assert names <= set(registry.task_names())
     assert not {"taskless_squad_v010_allanswers", "taskless_squad_to_race"} & set(
-        tasks.task_names()
+        registry.task_names()
     )
 
 
 def test_transfer_takes_the_words_of_the_task_it_was_trained_on():
-    task = tasks.resolve("taskless_glue_mrpc_from_qqp_v002")
-    assert tasks.label_words(task.name) == ("not_duplicate", "duplicate")
-    for index, word in enumerate(tasks.label_words(task.name)):
+    task = registry.resolve("taskless_glue_mrpc_from_qqp_v002")
+    assert registry.label_words(task.name) == ("not_duplicate", "duplicate")
+    for index, word in enumerate(registry.label_words(task.name)):
         assert task.postprocess_fn(word, example=None, is_target=False) == index
     for index, word in enumerate(("not_equivalent", "equivalent")):
         assert task.postprocess_fn(word, example=None, is_target=True) == index
-    assert tasks.label_words("glue_qqp_from_mrpc_v002_examples") == glue.EQUIVALENT
+    assert registry.label_words("glue_qqp_from_mrpc_v002_examples") == glue.EQUIVALENT
 
 
 def test_label_words():
-    assert tasks.label_words("super_glue_boolq_v102") == ("False", "True")
-    assert tasks.label_words("taskless_super_glue_cb_v102") == superglue.CB.labels
-    words = tasks.label_words("super_glue_v102_proportional", otherwise=("x",))
+    assert registry.label_words("super_glue_boolq_v102") == ("False", "True")
+    assert registry.label_words("taskless_super_glue_cb_v102") == superglue.CB.labels
+    words = registry.label_words("super_glue_v102_proportional", otherwise=("x",))
     assert sorted(words) == sorted({w for spec in superglue.SUPER_GLUE for w in spec.labels})
-    assert tasks.label_words("somebody's task") == ()
-    assert tasks.label_words("somebody's task", otherwise=("x",)) == ("x",)
+    assert registry.label_words("somebody's task") == ()
+    assert registry.label_words("somebody's task", otherwise=("x",)) == ("x",)
     # Free text, whatever words a prompt began with.
-    assert tasks.label_words("super_glue_wsc_v102_simple_eval", otherwise=("x",)) == ()
+    assert registry.label_words("super_glue_wsc_v102_simple_eval", otherwise=("x",)) == ()
 
 
 def test_registering_again_changes_nothing(tfds_dir):
-    before = {name: tasks.resolve(name) for name in tasks.task_names()}
-    tasks.register("bytes", tfds_data_dir=tfds_dir)
-    assert {name: tasks.resolve(name) for name in tasks.task_names()} == before
+    before = {name: registry.resolve(name) for name in registry.task_names()}
+    registry.register("bytes", tfds_data_dir=tfds_dir)
+    assert {name: registry.resolve(name) for name in registry.task_names()} == before
 
 
 def test_another_vocabulary_replaces_tasks_and_mixtures(tfds_dir, vocabulary_file):
-    before = set(tasks.task_names())
-    tasks.register(vocabulary_file, tfds_data_dir=tfds_dir)
-    assert set(tasks.task_names()) == before
+    before = set(registry.task_names())
+    registry.register(vocabulary_file, tfds_data_dir=tfds_dir)
+    assert set(registry.task_names()) == before
     for name in ("super_glue_cb_v102", "super_glue_v102_proportional", "tiny_mood"):
-        for feature in tasks.resolve(name).output_features.values():
+        for feature in registry.resolve(name).output_features.values():
             assert feature.vocabulary.sentencepiece_model_file == vocabulary_file
 
 
@@ -367,7 +366,7 @@ def test_another_directory_is_read_though_the_first_one_was(tmp_path):
     )
     try:
         assert len(read("theirs_over_cb")) == 5
-        tasks.register("bytes", tfds_data_dir=str(tmp_path / "tfds"))
+        registry.register("bytes", tfds_data_dir=str(tmp_path / "tfds"))
         assert len(read("super_glue_cb_v102")) == 2
         assert len(read("theirs_over_cb")) == 2
     finally:
@@ -375,10 +374,10 @@ def test_another_directory_is_read_though_the_first_one_was(tmp_path):
 
 
 def test_a_bad_vocabulary_leaves_what_was_registered():
-    before = {name: tasks.resolve(name) for name in tasks.task_names()}
+    before = {name: registry.resolve(name) for name in registry.task_names()}
     with pytest.raises(ConfigError, match=r"nowhere\.model"):
-        tasks.register("nowhere.model")
-    assert {name: tasks.resolve(name) for name in tasks.task_names()} == before
+        registry.register("nowhere.model")
+    assert {name: registry.resolve(name) for name in registry.task_names()} == before
 
 
 def test_names_of_others_stay_theirs(tfds_dir, vocabulary_file):
@@ -386,17 +385,17 @@ def test_names_of_others_stay_theirs(tfds_dir, vocabulary_file):
     theirs = seqio.Task(
         "super_glue_cb_v102",
         source=seqio.FunctionDataSource(lambda split, shuffle_files: None, splits=["train"]),
-        output_features=tasks.resolve("super_glue_rte_v102").output_features,
+        output_features=registry.resolve("super_glue_rte_v102").output_features,
     )
     seqio.TaskRegistry.add_provider("super_glue_cb_v102", theirs)
     try:
         for vocabulary in (vocabulary_file, "bytes"):
-            tasks.register(vocabulary, tfds_data_dir=tfds_dir)
-            assert tasks.resolve("super_glue_cb_v102") is theirs
+            registry.register(vocabulary, tfds_data_dir=tfds_dir)
+            assert registry.resolve("super_glue_cb_v102") is theirs
     finally:
         seqio.TaskRegistry.remove("super_glue_cb_v102")
-    tasks.register(vocabulary_file, tfds_data_dir=tfds_dir)
-    assert tasks.resolve("super_glue_cb_v102") is not theirs
+    registry.register(vocabulary_file, tfds_data_dir=tfds_dir)
+    assert registry.resolve("super_glue_cb_v102") is not theirs
 
 
 @pytest.fixture(scope="module")
@@ -407,9 +406,9 @@ def vocabulary_file() -> str:
 
 def test_unknown_names_come_with_the_nearest_ones():
     with pytest.raises(ConfigError, match=r"'taskless_super_glue_cb_v12'. Did you mean taskless_s"):
-        tasks.resolve("taskless_super_glue_cb_v12")
+        registry.resolve("taskless_super_glue_cb_v12")
     with pytest.raises(ConfigError, match=r"MIXTURE_OR_TASK_MODULE"):
-        tasks.component_tasks("zzz")
+        registry.component_tasks("zzz")
 
 
 def no_rate(task):
@@ -429,7 +428,7 @@ def test_rates_that_are_no_rates(rates, message):
     seqio.MixtureRegistry.add("bad_rates", list(zip(names, rates, strict=True)))
     try:
         with pytest.raises(ConfigError, match=message):
-            tasks.component_tasks("bad_rates")
+            registry.component_tasks("bad_rates")
     finally:
         seqio.MixtureRegistry.remove("bad_rates")
 
@@ -445,9 +444,12 @@ def test_the_users_module_is_found_in_the_working_directory(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p != ""])
     try:
-        tasks.import_task_module("their_tasks")
-        tasks.import_task_module("their_tasks")  # a second call does nothing
-        assert tasks.component_tasks("their_mixture") == [("tiny_mood", 1.0), ("tiny_topic", 3.0)]
+        registry.import_task_module("their_tasks")
+        registry.import_task_module("their_tasks")  # a second call does nothing
+        assert registry.component_tasks("their_mixture") == [
+            ("tiny_mood", 1.0),
+            ("tiny_topic", 3.0),
+        ]
     finally:
         seqio.MixtureRegistry.remove("their_mixture")
         sys.modules.pop("their_tasks", None)
@@ -464,25 +466,25 @@ def test_a_module_may_take_names_of_ours(tmp_path, monkeypatch, vocabulary_file)
         "seqio.MixtureRegistry.add('super_glue_v102_proportional', [name], 1.0)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    tasks.register(vocabulary_file)
-    ours = tasks.resolve("super_glue_cb_v102")
+    registry.register(vocabulary_file)
+    ours = registry.resolve("super_glue_cb_v102")
     names = ("super_glue_cb_v102", "super_glue_v102_proportional")
     try:
-        tasks.import_task_module("takes_names")
-        theirs = [tasks.resolve(name) for name in names]
+        registry.import_task_module("takes_names")
+        theirs = [registry.resolve(name) for name in names]
         assert theirs[0] is not ours
         assert list(theirs[0].splits) == ["train"]
-        assert tasks.component_tasks(names[1]) == [(names[0], 1.0)]
-        tasks.register(vocabulary_file)  # stays theirs, whatever is registered anew
-        tasks.register("bytes")
-        assert [tasks.resolve(name) for name in names] == theirs
+        assert registry.component_tasks(names[1]) == [(names[0], 1.0)]
+        registry.register(vocabulary_file)  # stays theirs, whatever is registered anew
+        registry.register("bytes")
+        assert [registry.resolve(name) for name in names] == theirs
         with pytest.raises(ValueError, match="duplicate provider"):  # in there alone
             seqio.TaskRegistry.add_provider("tiny_mood", ours)
     finally:
         seqio.TaskRegistry.remove(names[0])
         seqio.MixtureRegistry.remove(names[1])
         sys.modules.pop("takes_names", None)
-        tasks.register(vocabulary_file)
+        registry.register(vocabulary_file)
 
 
 @pytest.mark.parametrize(
@@ -505,15 +507,15 @@ def test_a_module_that_fails(name, text, message, tmp_path, monkeypatch):
     if text is not None:
         (tmp_path / f"{name}.py").write_text(text)
     with pytest.raises(ConfigError, match=f"MIXTURE_OR_TASK_MODULE.*{message}"):
-        tasks.import_task_module(name)
+        registry.import_task_module(name)
 
 
 def test_the_module_for_upstream_registers_on_import(vocabulary_file):
     """In a process of its own: nothing is registered before, and importing `tasks` does not."""
     code = (
-        "from prompt_tuning.data import tasks; assert tasks.task_names() == []\n"
-        "import prompt_tuning.data.register\n"
-        "task = tasks.resolve('taskless_super_glue_rte_v102')\n"
+        "from prompt_tuning.data import tasks; assert registry.task_names() == []\n"
+        "import prompt_tuning.tasks.register\n"
+        "task = registry.resolve('taskless_super_glue_rte_v102')\n"
         "print(task.output_features['inputs'].vocabulary.sentencepiece_model_file)"
     )
     environment = {**os.environ, "PROMPT_TUNING_VOCABULARY": vocabulary_file}
@@ -540,11 +542,11 @@ def test_there_is_a_gin_file_for_every_task():
 def test_gin_files_fit_the_tasks(name):
     macros = read_macros(GIN / f"{name}.gin")
     task = macros["MIXTURE_OR_TASK_NAME"]
-    assert task in tasks.task_names()
+    assert task in registry.task_names()
     if name == "proportional":
-        assert set(macros["CLASS_LABELS"]) == set(tasks.label_words(task))
+        assert set(macros["CLASS_LABELS"]) == set(registry.label_words(task))
     else:
-        assert macros["CLASS_LABELS"] == PAPER.get(name, tasks.label_words(task))
+        assert macros["CLASS_LABELS"] == PAPER.get(name, registry.label_words(task))
     assert ("EVAL_SPLIT" in macros) == (name in ("axb", "axg"))
 
 
@@ -566,5 +568,5 @@ def read_macros(path: Path) -> dict:
 
 def test_label_words_differ_within_a_task():
     for name in itertools.chain(generator.DEMO_TASKS, ["super_glue_v102_proportional"]):
-        words = tasks.label_words(name)
+        words = registry.label_words(name)
         assert len(set(words)) == len(words) > 1

@@ -6,9 +6,8 @@ After a deliberate change of the tables `python tests/test_tasks_page.py` writes
 import re
 from pathlib import Path
 
-from prompt_tuning.data import tasks
-from prompt_tuning.text import glue, qa, superglue
-from prompt_tuning.text.spec import TaskSpec
+from prompt_tuning.tasks import glue, qa, registry, superglue
+from prompt_tuning.tasks.spec import TaskSpec
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "tasks.md"
 TEXTS = {
@@ -70,10 +69,10 @@ def test_the_page_is_that_of_the_tables():
 
 
 def test_every_name_of_the_page_is_registered():
-    tasks.register("bytes")
+    registry.register("bytes")
     names = re.findall(r"^\| `([\w.]+)`", PAGE.read_text(), flags=re.MULTILINE)
     assert len(names) > 50
-    assert set(names) <= set(tasks.task_names())
+    assert set(names) <= set(registry.task_names())
 
 
 if __name__ == "__main__":

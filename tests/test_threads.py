@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from prompt_tuning.launch import threads
+from prompt_tuning.runtime import threads
 
 ROOT = Path(__file__).parents[1]
 EIGHT = "--xla_force_host_platform_device_count=8"
 # The threads that run a program's operations, by the name that XLA gives them.
 COUNT = """
-from prompt_tuning.launch import threads
+from prompt_tuning.runtime import threads
 threads.provide()
 import jax
 from pathlib import Path

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from tokenizer_files import make_tokenizer_json, write_tokenizer_json
 
 from prompt_tuning import cli
-from prompt_tuning.checkpoint.identity import vocabulary_identity
 from prompt_tuning.config import ConfigError
-from prompt_tuning.data import vocabulary as training
-from prompt_tuning.exchange.tokenizer_json import find_vocabulary, to_sentencepiece
-from prompt_tuning.serving.vocabulary import ByteVocabulary, load_vocabulary
+from prompt_tuning.tasks import vocabulary as training
+from prompt_tuning.vocabularies.identity import vocabulary_identity
+from prompt_tuning.vocabularies.tokenizer_json import find_vocabulary, to_sentencepiece
+from prompt_tuning.vocabularies.vocabulary import ByteVocabulary, load_vocabulary
 from prompt_tuning.world import assets
 
 TINY = Path(assets.tiny_vocabulary())

@@ -10,13 +10,13 @@ import pytest
 from tiny_models import random_params
 
 from prompt_tuning import cli
-from prompt_tuning.checkpoint.prompt_file import PromptMetadata, save_prompt
-from prompt_tuning.checkpoint.run_state import RunStateStore
-from prompt_tuning.checkpoint.t5x import read_t5x, write_t5x
+from prompt_tuning.checkpoints import manifest
+from prompt_tuning.checkpoints.run_state import RunStateStore
+from prompt_tuning.checkpoints.t5x import read_t5x, write_t5x
+from prompt_tuning.commands.verify import verify as find_damage
 from prompt_tuning.config import ConfigError
-from prompt_tuning.exchange import seal
-from prompt_tuning.safety import manifest
-from prompt_tuning.safety.verify import verify as find_damage
+from prompt_tuning.prompts.prompt_file import PromptMetadata, save_prompt
+from prompt_tuning.runtime import seal
 from prompt_tuning.training import model_dir
 
 

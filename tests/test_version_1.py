@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from prompt_tuning import cli
-from prompt_tuning.checkpoint import prompt_file, run_state
+from prompt_tuning.checkpoints import run_state
+from prompt_tuning.prompts import prompt_file
 
 FOLDERS = Path(__file__).parent / "fixtures" / "version_1.tar.gz"
 

@@ -8,7 +8,7 @@ import sentencepiece
 import seqio
 
 from prompt_tuning.config import OFFICIAL_VOCABULARY, ConfigError
-from prompt_tuning.data import vocabulary
+from prompt_tuning.tasks import vocabulary
 
 TEXT = "a small piece of text, and another one; some words twice: text, words, small words.\n"
 

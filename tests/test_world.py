@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from prompt_tuning.checkpoint.t5x import read_t5x
+from prompt_tuning.checkpoints.t5x import read_t5x
 from prompt_tuning.config import CorpusConfig
 from prompt_tuning.model import loss, t5
 from prompt_tuning.pretraining import examples, tiny

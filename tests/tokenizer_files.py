@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from prompt_tuning.exchange.tokenizer_json import ModelProto
+from prompt_tuning.vocabularies.tokenizer_json import ModelProto
 
 EXTRA_IDS = 100
 

@@ -37,7 +37,7 @@ def _add_flags(command: argparse.ArgumentParser) -> None:
 
 
 def _convert(args: argparse.Namespace, rest: list[str]) -> int:
-    from prompt_tuning.backbones.conversion import convert
+    from prompt_tuning.checkpoints.conversion import convert
 
     if args.step is not None and not 0 <= args.step < 2**31:  # T5X keeps it in 32 bits
         raise ConfigError(f"--step must be between 0 and {2**31 - 1}, found {args.step}.")

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 
-from prompt_tuning.safety import signals
+from prompt_tuning.runtime import signals
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,10 +13,10 @@ def _add_no_flags(command: argparse.ArgumentParser) -> None:
 
 def _list_tasks(args: argparse.Namespace, rest: list[str]) -> int:
     import_tensorflow()
-    from prompt_tuning.data import tasks
+    from prompt_tuning.tasks import registry
 
-    tasks.register()
-    print("\n".join(name for name in tasks.task_names() if not name.endswith(tasks.ALIAS)))
+    registry.register()
+    print("\n".join(name for name in registry.task_names() if not name.endswith(registry.ALIAS)))
     return 0
 
 
@@ -27,7 +27,7 @@ def _add_prepare_flags(command: argparse.ArgumentParser) -> None:
 
 def _prepare_superglue(args: argparse.Namespace, rest: list[str]) -> int:
     import_tensorflow()
-    from prompt_tuning.data import prepare
+    from prompt_tuning.tasks import prepare
 
     prepare.prepare_superglue(args.jsonl_dir, args.tfds_data_dir)
     return 0

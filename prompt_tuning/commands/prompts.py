@@ -6,9 +6,9 @@ import argparse
 import json
 from pathlib import Path
 
-from prompt_tuning.checkpoint.replace_folder import replace_text, writing
 from prompt_tuning.commands.command import Command
 from prompt_tuning.config import ConfigError
+from prompt_tuning.runtime.replace_folder import replace_text, writing
 
 _FORMS = ("ours", "peft", "npy", "t5x")
 _INPUT = "a prompt in any form: a folder of ours or PEFT's, a .npy, a T5X checkpoint with it inside"

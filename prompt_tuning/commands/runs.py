@@ -12,7 +12,7 @@ from prompt_tuning.commands.command import Command, import_tensorflow
 from prompt_tuning.config import ConfigError, EvalRun, Experiment, InferRun
 
 if TYPE_CHECKING:
-    from prompt_tuning import gin_config
+    from prompt_tuning.config import gin_reader
 
 RUNS = {"train": Experiment, "eval": EvalRun, "infer": InferRun}
 _INPUT = "rows to answer, a text or a JSON object a line, instead of a task; - is standard input"
@@ -86,7 +86,7 @@ def _join_processes(args: argparse.Namespace) -> None:
     Raises:
       SystemExit: this process was the guard, and its child is done.
     """
-    from prompt_tuning.launch import guard, processes
+    from prompt_tuning.runtime import guard, processes
 
     flags = processes.Flags(*(getattr(args, name) for name in processes.Flags._fields))
     flags.check()
@@ -124,9 +124,9 @@ def _add_show_config_flags(command: argparse.ArgumentParser) -> None:
 
 def load(
     args: argparse.Namespace, mode: str, fallbacks: Mapping[str, Any] | None = None
-) -> gin_config.Loaded:
+) -> gin_reader.Loaded:
     """The settings of a run; names every override on standard error."""
-    from prompt_tuning import gin_config
+    from prompt_tuning.config import gin_reader
 
     if not args.gin_file:
         raise ConfigError(
@@ -144,9 +144,9 @@ def load(
     if getattr(args, "output", None):
         values["INFER_OUTPUT_DIR"] = ""
     engine: Any = getattr(args, "engine", "embedded")
-    loaded = gin_config.load(
+    loaded = gin_reader.load(
         args.gin_file,
-        [text for text in bindings if engine == "embedded" or gin_config.is_ours(text)],
+        [text for text in bindings if engine == "embedded" or gin_reader.is_ours(text)],
         [path for path in args.gin_search_paths.split(",") if path],
         run=RUNS[mode],
         engine=engine,
@@ -159,7 +159,7 @@ def load(
 
 def _edited(files: Sequence[str]) -> Iterator[str]:
     """Says which of these a run has written, and with other contents."""
-    from prompt_tuning.safety import manifest
+    from prompt_tuning.checkpoints import manifest
 
     for file in map(Path, files):
         if file.is_file() and manifest.path_of(file).exists():
@@ -169,32 +169,32 @@ def _edited(files: Sequence[str]) -> Iterator[str]:
                 yield f"{file} is not what was written there: it was edited since, or damaged."
 
 
-def _start(args: argparse.Namespace, rest: list[str]) -> tuple[gin_config.Loaded, str] | None:
+def _start(args: argparse.Namespace, rest: list[str]) -> tuple[gin_reader.Loaded, str] | None:
     """The settings and their text, or nothing where all is done: a dry run, or T5X's."""
-    from prompt_tuning import gin_config
+    from prompt_tuning.config import gin_reader
 
     loaded = load(args, args.mode)
     if args.dry_run:
         if args.mode == "train" and args.engine == "embedded":
             _join_processes(args)  # what there is on all of them
-        print(gin_config.to_gin(loaded.run, loaded.provenance), end="")
+        print(gin_reader.to_gin(loaded.run, loaded.provenance), end="")
         if args.mode == "train":
             _print_devices(loaded.experiment)
         return None
     if args.engine == "t5x":
-        from prompt_tuning import t5x_engine
+        from prompt_tuning.upstream import engine
 
-        theirs = [text for text in args.gin_bindings if not gin_config.is_ours(text)]
+        theirs = [text for text in args.gin_bindings if not gin_reader.is_ours(text)]
         theirs = [*(f"--gin.{text}" for text in theirs), *_process_arguments(args), *rest]
-        t5x_engine.run(args.mode, loaded, theirs)
+        engine.run(args.mode, loaded, theirs)
         return None
-    from prompt_tuning.launch import compilation_cache, memory, threads
+    from prompt_tuning.runtime import compilation_cache, memory, threads
 
     memory.keep_freed()
     threads.provide()
     _join_processes(args)
     compilation_cache.use(args.compilation_cache)
-    return loaded, gin_config.to_gin(loaded.run)
+    return loaded, gin_reader.to_gin(loaded.run)
 
 
 def _read_ahead(experiment: Experiment) -> Any:
@@ -203,9 +203,9 @@ def _read_ahead(experiment: Experiment) -> Any:
     Raises:
       ConfigError: the devices do not fit, or there is no checkpoint.
     """
-    from prompt_tuning.backbones import load
-    from prompt_tuning.launch import processes
+    from prompt_tuning.checkpoints import load
     from prompt_tuning.model import sharding
+    from prompt_tuning.runtime import processes
 
     processes.check_joined()
     mesh = sharding.make_mesh(experiment.num_model_partitions)
@@ -261,10 +261,10 @@ def _infer(args: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _show_config(args: argparse.Namespace, rest: list[str]) -> int:
-    from prompt_tuning import gin_config
+    from prompt_tuning.config import gin_reader
 
     loaded = load(args, args.run_mode)
-    print(gin_config.to_gin(loaded.run, loaded.provenance), end="")
+    print(gin_reader.to_gin(loaded.run, loaded.provenance), end="")
     return 0
 
 

@@ -18,7 +18,7 @@ def _add_flags(command: argparse.ArgumentParser) -> None:
 
 
 def _verify(args: argparse.Namespace, rest: list[str]) -> int:
-    from prompt_tuning.safety.verify import verify
+    from prompt_tuning.commands.verify import verify
 
     good, bad = verify(args.path, write=args.write)
     for line in good:

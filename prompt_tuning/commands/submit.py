@@ -27,7 +27,7 @@ def _submit(args: argparse.Namespace, rest: list[str]) -> int:
         return 0
     if not args.submission_dir:
         raise ConfigError("give --submission_dir=FOLDER to write, or --check=FOLDER|ZIP.")
-    from prompt_tuning.launch import compilation_cache, memory, processes, threads
+    from prompt_tuning.runtime import compilation_cache, memory, processes, threads
 
     processes.check_alone("a submission")
     memory.keep_freed()

@@ -1,6 +1,6 @@
 """`t5x eval`: every prompt on every task, beside the model without a prompt, as one table.
 
-Uses what a training run uses (`training/setup.py`, `scoring/evaluate.py`), so a score here is the
+Uses what a training run uses (`session/setup.py`, `evaluation/evaluate.py`), so a score here is the
 score there.
 """
 
@@ -12,10 +12,13 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from prompt_tuning.backbones import load
-from prompt_tuning.checkpoint.replace_folder import replace_text, writing
+from prompt_tuning.batches.prefetch import Ahead
+from prompt_tuning.checkpoints import load
 from prompt_tuning.config import ConfigError, EvalRun, config_hash
 from prompt_tuning.evaluation import pictures
+from prompt_tuning.evaluation.analysis import analyse, describe, to_json
+from prompt_tuning.evaluation.evaluate import Evaluator, Scored, evaluate, majority, methods
+from prompt_tuning.evaluation.intervals import score_intervals
 from prompt_tuning.evaluation.prompts import (
     Prompt,
     file_names,
@@ -24,14 +27,12 @@ from prompt_tuning.evaluation.prompts import (
     own_tasks,
 )
 from prompt_tuning.evaluation.results import Cell, Matrix
-from prompt_tuning.launch import agreement, processes
-from prompt_tuning.launch.ahead import Ahead
 from prompt_tuning.model import sharding
-from prompt_tuning.scoring.analysis import analyse, describe, to_json
-from prompt_tuning.scoring.eval_task import EvalTask
-from prompt_tuning.scoring.evaluate import Evaluator, Scored, evaluate, majority, methods
-from prompt_tuning.scoring.intervals import score_intervals
-from prompt_tuning.training import model_dir, report, setup
+from prompt_tuning.runtime import agreement, processes
+from prompt_tuning.runtime.replace_folder import replace_text, writing
+from prompt_tuning.session import setup
+from prompt_tuning.tasks.eval_task import EvalTask
+from prompt_tuning.training import model_dir, report
 
 NO_PROMPT = "no prompt"
 

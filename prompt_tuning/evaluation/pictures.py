@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from prompt_tuning.checkpoint.replace_folder import replace_file
-from prompt_tuning.scoring.analysis import ILLEGAL, Analysis
+from prompt_tuning.evaluation.analysis import ILLEGAL, Analysis
+from prompt_tuning.runtime.replace_folder import replace_file
 
 if TYPE_CHECKING:
     from prompt_tuning.evaluation.results import Matrix

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from prompt_tuning.checkpoint import prompt_file
 from prompt_tuning.config import ConfigError
-from prompt_tuning.data import tasks
-from prompt_tuning.training import setup
+from prompt_tuning.prompts import prompt_file
+from prompt_tuning.session import setup
+from prompt_tuning.tasks import registry
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,7 +108,7 @@ def own_tasks(prompt: Prompt) -> set[str]:
             f"{prompt.name} does not say which task it was tuned for, so EVAL_PAIRS = 'own' cannot "
             "pair it: use 'all', or a prompt folder of this project."
         )
-    names = {task for task, _ in tasks.component_tasks(prompt.task)}
+    names = {task for task, _ in registry.component_tasks(prompt.task)}
     return names | {name.replace("_simple_train", "_simple_eval") for name in names}
 
 

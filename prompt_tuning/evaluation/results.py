@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tuning.checkpoint.replace_folder import replace_text
-from prompt_tuning.exchange import seal
-from prompt_tuning.scoring.analysis import Analysis, illegal_line, to_json
-from prompt_tuning.scoring.evaluate import task_score
-from prompt_tuning.scoring.intervals import Interval
-from prompt_tuning.scoring.score_table import score_table, table
+from prompt_tuning.evaluation.analysis import Analysis, illegal_line, to_json
+from prompt_tuning.evaluation.evaluate import task_score
+from prompt_tuning.evaluation.intervals import Interval
+from prompt_tuning.evaluation.score_table import score_table, table
+from prompt_tuning.runtime import seal
+from prompt_tuning.runtime.replace_folder import replace_text
 
 # The tasks whose mean is SuperGLUE's score; its diagnostics AX-b and AX-g do not count.
 SUPERGLUE = ("boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc")

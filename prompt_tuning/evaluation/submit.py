@@ -13,15 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tuning.checkpoint.replace_folder import replace_file, replace_text
 from prompt_tuning.config import ConfigError, EvalRun
-from prompt_tuning.data import features, tasks
 from prompt_tuning.evaluation import submission_format as form
+from prompt_tuning.evaluation.evaluate import Evaluator, answer
 from prompt_tuning.evaluation.prompts import Prompt, find_prompts, load_prompts, own_tasks
 from prompt_tuning.model import sharding
-from prompt_tuning.scoring.eval_task import EvalTask, find_row_words
-from prompt_tuning.scoring.evaluate import Evaluator, answer
-from prompt_tuning.training import setup
+from prompt_tuning.runtime.replace_folder import replace_file, replace_text
+from prompt_tuning.session import setup
+from prompt_tuning.tasks import registry, task_rows
+from prompt_tuning.tasks.eval_task import EvalTask, find_row_words
 
 DIAGNOSTICS = ("axb", "axg")  # answered with RTE's prompt
 _FIELDS = {  # of an example, that say what a line answers
@@ -45,7 +45,7 @@ def run_submit(run: EvalRun, submission_dir: str, *, make_zip: bool = False) -> 
     if not files:
         raise ConfigError("there is nothing to submit: PROMPT_FILE names no prompt.")
     folder = setup.make_dir(submission_dir, "--submission_dir")
-    tasks.register(run.data.vocabulary, tfds_data_dir=run.data.tfds_data_dir)
+    registry.register(run.data.vocabulary, tfds_data_dir=run.data.tfds_data_dir)
     backbone = setup.load_backbone(experiment, mesh)
     vocabulary = setup.vocabulary_identity(run.data.vocabulary)
     prompts = load_prompts(files, run.model.embed_dim, backbone, vocabulary)
@@ -114,7 +114,7 @@ def _load(run: EvalRun, name: str) -> EvalTask | None:
     """The test rows; None of a diagnostic that is not there."""
     data = dataclasses.replace(run.data, mixture_or_task_name=name, eval_split="test")
     try:
-        (found,) = features.load_eval_rows(data, limit=run.eval.num_examples)
+        (found,) = task_rows.load_eval_rows(data, limit=run.eval.num_examples)
     except ConfigError:
         if form.find_task(name) in DIAGNOSTICS:
             print(f"{name}: no test rows, so no file", flush=True)

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from prompt_tuning.batches.groups import make_cutting
 from prompt_tuning.config import Experiment
-from prompt_tuning.data.groups import make_cutting
 from prompt_tuning.model import sharding
 from prompt_tuning.planning import program
 from prompt_tuning.planning.chips import GIB

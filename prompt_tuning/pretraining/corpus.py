@@ -10,9 +10,9 @@ from typing import Any
 from tqdm import tqdm
 
 from prompt_tuning.config import ConfigError, Experiment
-from prompt_tuning.data import vocabulary as vocabularies
 from prompt_tuning.pretraining import documents, examples, token_store
-from prompt_tuning.training import setup
+from prompt_tuning.session import setup
+from prompt_tuning.tasks import vocabulary as vocabularies
 
 FOLDER = "corpus"  # in MODEL_DIR
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from prompt_tuning.checkpoint.replace_folder import replace_file
+from prompt_tuning.runtime.replace_folder import replace_file
 from prompt_tuning.training import report
 
 _HELD_OUT = "cross_entropy/held_out"

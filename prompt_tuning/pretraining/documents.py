@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 from prompt_tuning.config import ConfigError, CorpusConfig, DataConfig
-from prompt_tuning.data import sources, tasks
-from prompt_tuning.data.vocabulary import load_vocabulary
+from prompt_tuning.tasks import registry, sources
+from prompt_tuning.tasks.vocabulary import load_vocabulary
 
 HELD_OUT = 100  # without files of its own, every so many documents one is kept for evaluation
 MOST_UNPACKED = 200  # times its size that a gzipped text may be; text is 2 to 20 times
@@ -78,10 +78,10 @@ def read_documents(corpus: CorpusConfig, data: DataConfig) -> Iterator[tuple[boo
     elif corpus.files:
         yield from _hold_out(encode(read_texts(corpus.files, corpus)))
     else:
-        tasks.register(data.vocabulary, tfds_data_dir=data.tfds_data_dir)
+        registry.register(data.vocabulary, tfds_data_dir=data.tfds_data_dir)
         if data.mixture_or_task_module:
-            tasks.import_task_module(data.mixture_or_task_module)
-        task = tasks.resolve(data.names[0])
+            registry.import_task_module(data.mixture_or_task_module)
+        task = registry.resolve(data.names[0])
         for held_out, split in splits:
             rows = sources.read_text_task(task, split, vocabulary)
             yield from ((held_out, ids) for ids in rows)

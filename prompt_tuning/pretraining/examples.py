@@ -331,7 +331,7 @@ _TOKENS = {
 
 
 def _words(seed: int, stream: int, epoch: int, count: int, index: int = 0) -> Words:
-    """Random words of a counter-based generator (see `data/order.py`)."""
+    """Random words of a counter-based generator (see `batches/order.py`)."""
     key, counter = np.array([seed, stream], np.uint64), np.array([0, 0, epoch, index], np.uint64)
     return np.random.Philox(key=key, counter=counter).random_raw(count)
 

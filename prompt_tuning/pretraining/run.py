@@ -19,18 +19,17 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from prompt_tuning.backbones import load
-from prompt_tuning.checkpoint import identity, slots
-from prompt_tuning.checkpoint import t5x as t5x_checkpoint
+from prompt_tuning.batches.prefetch import BATCHES, Ahead
+from prompt_tuning.checkpoints import identity, load, retry, slots
+from prompt_tuning.checkpoints import t5x as t5x_checkpoint
 from prompt_tuning.config import ConfigError, Experiment, ModelConfig, config_hash, to_dict
-from prompt_tuning.launch import agreement, processes
-from prompt_tuning.launch.ahead import BATCHES, Ahead
 from prompt_tuning.model import loss, sharding, t5
 from prompt_tuning.model.products import fit_to
 from prompt_tuning.pretraining import corpus as corpora
 from prompt_tuning.pretraining import curves, examples, saved
-from prompt_tuning.safety import lock, records, retry, signals
-from prompt_tuning.training import health, optim, report, setup
+from prompt_tuning.runtime import agreement, lock, processes, records, signals
+from prompt_tuning.session import setup
+from prompt_tuning.training import health, optim, report
 from prompt_tuning.training import model_dir as model_dirs
 from prompt_tuning.training import step as steps
 

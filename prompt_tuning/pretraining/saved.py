@@ -15,8 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from prompt_tuning.checkpoint import slots
-from prompt_tuning.checkpoint import t5x as t5x_checkpoint
+from prompt_tuning.checkpoints import slots
+from prompt_tuning.checkpoints import t5x as t5x_checkpoint
 from prompt_tuning.config import ConfigError
 from prompt_tuning.model import sharding
 from prompt_tuning.training import step as steps

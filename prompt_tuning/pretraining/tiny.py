@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import sentencepiece
 
-from prompt_tuning.checkpoint.t5x import read_t5x, write_t5x
+from prompt_tuning.checkpoints.t5x import read_t5x, write_t5x
 from prompt_tuning.config import (
     CorpusConfig,
     DataConfig,

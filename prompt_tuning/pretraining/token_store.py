@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from prompt_tuning.checkpoint.replace_folder import replace_folder
 from prompt_tuning.config import ConfigError
 from prompt_tuning.pretraining.examples import Documents
+from prompt_tuning.runtime.replace_folder import replace_folder
 
 PARTS = ("train", "held_out")
 _INDEX = "corpus.json"

@@ -12,8 +12,8 @@ from typing import Literal
 
 import sentencepiece
 
-from prompt_tuning.checkpoint.replace_folder import writing
 from prompt_tuning.config import ConfigError
+from prompt_tuning.runtime.replace_folder import writing
 
 EXTRA_IDS = 100
 LONGEST = 4000  # bytes of a sentence; SentencePiece leaves out those over 4192, in silence

@@ -1,6 +1,6 @@
 """A prompt from one form to another, to the same bits, and what could not come along.
 
-`t5x convert-prompt` calls this. Reading is `checkpoint/prompt_file.py`'s, which knows every form.
+`t5x convert-prompt` calls this. Reading is `prompts/prompt_file.py`'s, which knows every form.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ import dataclasses
 import os
 from typing import Literal
 
-from prompt_tuning.backbones.huggingface import is_huggingface
-from prompt_tuning.backbones.load import find_path
-from prompt_tuning.checkpoint import prompt_file, t5x, t5x_prompt
-from prompt_tuning.checkpoint.prompt_file import PromptMetadata, StoredPrompt
-from prompt_tuning.checkpoint.replace_folder import local_folder, replace_folder, writing
+from prompt_tuning.checkpoints import t5x, t5x_prompt
+from prompt_tuning.checkpoints.huggingface import is_huggingface
+from prompt_tuning.checkpoints.load import find_path
 from prompt_tuning.config import ConfigError
-from prompt_tuning.exchange import npy, peft
+from prompt_tuning.prompts import npy, peft, prompt_file
 from prompt_tuning.prompts.embedding import open_embedding, read_identity
+from prompt_tuning.prompts.prompt_file import PromptMetadata, StoredPrompt
+from prompt_tuning.runtime.replace_folder import local_folder, replace_folder, writing
 
 Output = Literal["ours", "peft", "npy", "t5x"]
 _NAMES = {

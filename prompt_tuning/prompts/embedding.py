@@ -12,12 +12,11 @@ import numpy as np
 import tensorstore as ts
 from jaxtyping import Float
 
-from prompt_tuning.backbones import huggingface
-from prompt_tuning.backbones.load import find_path
-from prompt_tuning.checkpoint import t5x_prompt
-from prompt_tuning.checkpoint.identity import backbone_identity
-from prompt_tuning.checkpoint.layouts import find_checkpoint, open_leaves
-from prompt_tuning.checkpoint.storage import explain
+from prompt_tuning.checkpoints import huggingface, t5x_prompt
+from prompt_tuning.checkpoints.identity import backbone_identity
+from prompt_tuning.checkpoints.layouts import find_checkpoint, open_leaves
+from prompt_tuning.checkpoints.load import find_path
+from prompt_tuning.checkpoints.storage import explain
 from prompt_tuning.config import ConfigError
 
 NAME = "token_embedder/embedding"

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from prompt_tuning.backbones.huggingface import is_huggingface, local_folder
-from prompt_tuning.checkpoint.prompt_file import PromptMetadata, check_prompt, load_prompt
+from prompt_tuning.checkpoints.huggingface import is_huggingface, local_folder
 from prompt_tuning.config import TINY, ConfigError, to_dict
 from prompt_tuning.prompts.embedding import EmbeddingTable, open_embedding
-from prompt_tuning.serving.vocabulary import Vocabulary, load_vocabulary
+from prompt_tuning.prompts.prompt_file import PromptMetadata, check_prompt, load_prompt
+from prompt_tuning.vocabularies.vocabulary import Vocabulary, load_vocabulary
 
 
 @dataclasses.dataclass(frozen=True)

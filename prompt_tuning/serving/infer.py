@@ -15,16 +15,15 @@ from typing import Any, NamedTuple
 
 import tqdm
 
-from prompt_tuning.backbones import load
-from prompt_tuning.checkpoint import prompt_file
-from prompt_tuning.checkpoint.replace_folder import local_folder, replace_text, writing
+from prompt_tuning.checkpoints import load, manifest
 from prompt_tuning.config import ConfigError, InferRun, RankScore
 from prompt_tuning.model import sharding
-from prompt_tuning.safety import manifest
+from prompt_tuning.prompts import prompt_file
+from prompt_tuning.runtime.replace_folder import local_folder, replace_text, writing
 from prompt_tuning.serving import lines
 from prompt_tuning.serving.predictor import Predictor
-from prompt_tuning.tables.examples import fill_inputs
-from prompt_tuning.tables.read import read_rows
+from prompt_tuning.tasks.table_files import read_rows
+from prompt_tuning.tasks.table_rows import fill_inputs
 
 BATCHES_PER_REPORT = 8  # rows are sorted by length within so many batches
 
@@ -136,13 +135,13 @@ def _read_own(run: InferRun, path: str) -> Questions:
 
 def _read_tasks(run: InferRun) -> list[Questions]:
     """The rows of the run's tasks, tokenised by seqio; a mixture stands for its tasks."""
-    from prompt_tuning.data import features
+    from prompt_tuning.tasks import task_rows
 
     if not run.data.names:
         raise ConfigError(
             "there is nothing to answer: give --input=FILE, or a task (MIXTURE_OR_TASK_NAME)."
         )
-    loaded = features.load_eval_rows(
+    loaded = task_rows.load_eval_rows(
         run.data, class_labels=run.class_labels, limit=run.eval.num_examples
     )
     asked = []

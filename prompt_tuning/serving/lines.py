@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from prompt_tuning.checkpoint.replace_folder import writing
 from prompt_tuning.config import ConfigError
+from prompt_tuning.runtime.replace_folder import writing
 
 STANDARD = "-"  # standard input, standard output
 _FORM = 'Write each line as {"inputs": "the text"}, with "prompt": "its folder" if you like.'

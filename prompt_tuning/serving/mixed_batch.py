@@ -15,9 +15,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from prompt_tuning.config import ModelConfig
-from prompt_tuning.model import decode, loss, t5
+from prompt_tuning.decoding import decode
+from prompt_tuning.decoding.sample import row_keys
+from prompt_tuning.model import loss, t5
 from prompt_tuning.model.prompt import fill_up
-from prompt_tuning.model.sample import row_keys
 
 LEAST_WIDTH = 16  # of a batch
 

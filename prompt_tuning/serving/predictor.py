@@ -19,13 +19,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from prompt_tuning.backbones.load import read_backbone
-from prompt_tuning.checkpoint import identity, prompt_file
+from prompt_tuning.checkpoints import identity
+from prompt_tuning.checkpoints.load import read_backbone
 from prompt_tuning.config import BEAM, ConfigError, Decoding, ModelConfig
-from prompt_tuning.model import decode, sharding, t5
+from prompt_tuning.decoding import decode
+from prompt_tuning.model import sharding, t5
 from prompt_tuning.model.products import fit_to
+from prompt_tuning.prompts import prompt_file
 from prompt_tuning.serving import mixed_batch
-from prompt_tuning.serving.vocabulary import Vocabulary, load_vocabulary
+from prompt_tuning.vocabularies.vocabulary import Vocabulary, load_vocabulary
 
 PromptNames = str | None | Sequence[str | None]  # one for all rows, or one for each
 

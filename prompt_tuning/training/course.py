@@ -17,14 +17,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from prompt_tuning.checkpoint import prompt_file, run_state
-from prompt_tuning.checkpoint import t5x as t5x_checkpoint
+from prompt_tuning.batches import groups
+from prompt_tuning.checkpoints import manifest, retry, run_state
+from prompt_tuning.checkpoints import t5x as t5x_checkpoint
 from prompt_tuning.config import EvalConfig, Experiment, to_dict
-from prompt_tuning.data import groups
-from prompt_tuning.launch import processes
-from prompt_tuning.safety import manifest, records, retry
-from prompt_tuning.scoring.evaluate import Evaluator
-from prompt_tuning.training import report, setup
+from prompt_tuning.evaluation.evaluate import Evaluator
+from prompt_tuning.prompts import prompt_file
+from prompt_tuning.runtime import processes, records
+from prompt_tuning.session import setup
+from prompt_tuning.training import report
 from prompt_tuning.training import step as steps
 
 
@@ -65,7 +66,7 @@ class Course:
     standing: Standing
     sums: list[Mapping[str, Any]]  # of each step since the last record, see model/loss.py
     saved: tuple[int, Standing] | None = None  # what the newest saved state is of
-    records: str | None = None  # that were saved with it, see safety/records.py
+    records: str | None = None  # that were saved with it, see runtime/records.py
     losses: list[float] = dataclasses.field(default_factory=list)  # of each step since the start
     pace: report.Pace = dataclasses.field(default_factory=report.Pace)
 

@@ -11,11 +11,11 @@ from typing import NoReturn
 import jax
 import numpy as np
 
-from prompt_tuning.checkpoint import prompt_file, run_state
+from prompt_tuning.checkpoints import run_state
 from prompt_tuning.config import ConfigError
-from prompt_tuning.launch import processes
-from prompt_tuning.safety import signals
-from prompt_tuning.scoring.ranking import NotRankableError
+from prompt_tuning.evaluation.ranking import NotRankableError
+from prompt_tuning.prompts import prompt_file
+from prompt_tuning.runtime import processes, signals
 from prompt_tuning.training import course as courses
 from prompt_tuning.training import health
 from prompt_tuning.training.course import Course, Run, describe_saved

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from prompt_tuning.batches import batching
+from prompt_tuning.batches.order import row_order
 from prompt_tuning.config import Experiment
-from prompt_tuning.data import features
-from prompt_tuning.data.order import row_order
-from prompt_tuning.training import setup
+from prompt_tuning.session import setup
 
 FEWEST = 8  # steps before a course is judged
 PATIENCE = 100  # steps before a run could have learned: until then its loss falls to the entropy
@@ -82,7 +82,7 @@ def locate(error: BaseException) -> str:
     return f"{first.rstrip('.')} at {last.filename}, line {last.lineno}: `{last.line}`"
 
 
-def target_entropy(rows: Sequence[features.Rows], rates: Sequence[float]) -> float | None:
+def target_entropy(rows: Sequence[batching.Rows], rates: Sequence[float]) -> float | None:
     """The loss per target token of a model that knows how frequent each target is, and no more.
 
     None where the targets are no few classes.

@@ -17,16 +17,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from prompt_tuning.backbones import load
-from prompt_tuning.checkpoint import prompt_file, run_state
+from prompt_tuning.batches import batching, groups
+from prompt_tuning.batches.prefetch import BATCHES, Ahead
+from prompt_tuning.checkpoints import load, retry, run_state
 from prompt_tuning.config import ConfigError, Experiment, config_hash
-from prompt_tuning.data import features, groups
-from prompt_tuning.launch import agreement, processes
-from prompt_tuning.launch.ahead import BATCHES, Ahead
-from prompt_tuning.model import sharding
-from prompt_tuning.safety import lock, retry, signals
-from prompt_tuning.scoring.analysis import analyse, describe, illegal_line, to_json
-from prompt_tuning.scoring.evaluate import (
+from prompt_tuning.evaluation.analysis import analyse, describe, illegal_line, to_json
+from prompt_tuning.evaluation.evaluate import (
     Evaluator,
     best_constant,
     evaluate,
@@ -34,9 +30,13 @@ from prompt_tuning.scoring.evaluate import (
     majority,
     mean_score,
 )
-from prompt_tuning.scoring.intervals import score_intervals
+from prompt_tuning.evaluation.intervals import score_intervals
+from prompt_tuning.model import sharding
+from prompt_tuning.prompts import prompt_file
+from prompt_tuning.runtime import agreement, lock, processes, signals
+from prompt_tuning.session import overview, setup
 from prompt_tuning.training import course as courses
-from prompt_tuning.training import health, optim, overview, report, setup
+from prompt_tuning.training import health, optim, report
 from prompt_tuning.training import model_dir as model_dirs
 from prompt_tuning.training import step as steps
 from prompt_tuning.training.course import (
@@ -234,7 +234,7 @@ def _loop(run: Run, course: Course, optimizer: Any, end: int) -> None:
 def _batches(run: Run, numbers: range) -> Iterator[list[dict[str, jax.Array]]]:
     """The length groups of one step after another, on the devices."""
     for number in numbers:
-        cut = features.train_groups(
+        cut = batching.train_groups(
             run.data.train,
             run.data.rates,
             run.cutting,

@@ -14,14 +14,15 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from prompt_tuning.checkpoint import prompt_file, run_state
-from prompt_tuning.checkpoint.replace_folder import replace_text
+from prompt_tuning.checkpoints import manifest, run_state
 from prompt_tuning.config import ConfigError, Experiment, flatten, to_dict
+from prompt_tuning.evaluation.intervals import Interval
+from prompt_tuning.evaluation.score_table import score_table
 from prompt_tuning.model import sharding
-from prompt_tuning.safety import manifest
-from prompt_tuning.scoring.intervals import Interval
-from prompt_tuning.scoring.score_table import score_table
-from prompt_tuning.training import report, setup
+from prompt_tuning.prompts import prompt_file
+from prompt_tuning.runtime.replace_folder import replace_text
+from prompt_tuning.session import setup
+from prompt_tuning.training import report
 
 Finding = tuple[Mapping[str, Interval], str]  # intervals of the metrics, and the counts as text
 NOTHING: Mapping[str, Finding] = types.MappingProxyType({})

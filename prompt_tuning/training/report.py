@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
 
-from prompt_tuning.checkpoint.replace_folder import replace_file, replace_text
-from prompt_tuning.safety import records, retry
+from prompt_tuning.checkpoints import retry
+from prompt_tuning.runtime import records
+from prompt_tuning.runtime.replace_folder import replace_file, replace_text
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter

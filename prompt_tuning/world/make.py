@@ -12,8 +12,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from prompt_tuning.checkpoint.replace_folder import local_folder, replace_folder, writing
 from prompt_tuning.config import ConfigError
+from prompt_tuning.runtime.replace_folder import local_folder, replace_folder, writing
 from prompt_tuning.world import language, miniatures
 from prompt_tuning.world.generator import Draw
 

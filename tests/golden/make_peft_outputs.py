@@ -15,8 +15,8 @@ import peft
 import peft_t5
 import safetensors.numpy
 
-from prompt_tuning.checkpoint.prompt_file import PromptMetadata, save_prompt
-from prompt_tuning.serving.vocabulary import load_vocabulary
+from prompt_tuning.prompts.prompt_file import PromptMetadata, save_prompt
+from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 
 
 def padded(texts: tuple[str, ...]) -> np.ndarray:

@@ -9,7 +9,7 @@ import peft
 import torch
 import transformers
 
-from prompt_tuning.checkpoint.t5x import read_param, read_shapes
+from prompt_tuning.checkpoints.t5x import read_param, read_shapes
 from prompt_tuning.world import assets
 
 P = 6  # rows of the prompts

@@ -1,0 +1,156 @@
+"""Rows to batches: the arrays of a step.
+
+Which rows make up a training batch is arithmetic on (seed, step), in `order.py`; how it is cut into
+length groups, in `groups.py`. Only numpy here: `tasks/task_rows.py` reads the rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+from jaxtyping import Float32, Int32
+
+from prompt_tuning.batches.groups import Cutting, cut_batch, fill_up, fitting_width, input_widths
+from prompt_tuning.batches.order import row_order
+
+Lengths = Mapping[str, int]  # TASK_FEATURE_LENGTHS
+Tokens = Int32[np.ndarray, "_"]
+
+
+class Batch(TypedDict):
+    """What a training or evaluation step takes; the names are T5X's. Token 0 is padding."""
+
+    encoder_input_tokens: Int32[np.ndarray, "B T"]
+    decoder_input_tokens: Int32[np.ndarray, "B L"]
+    decoder_target_tokens: Int32[np.ndarray, "B L"]
+    decoder_loss_weights: Float32[np.ndarray, "B L"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows:
+    """One split of one task, in the order of its files."""
+
+    task: str
+    inputs: list[Tokens]  # cut to TASK_FEATURE_LENGTHS, end-of-sequence included
+    targets: list[Tokens]
+    input_texts: list[str]  # as they were before they were tokens, or those of the tokens
+    target_texts: list[str]
+    examples: list[dict[str, Any]]  # all features as seqio gives them, for postprocess_fn
+    truncated_inputs: int
+    truncated_targets: int
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+
+def train_batch(
+    rows: Sequence[Rows],
+    rates: Sequence[float],
+    *,
+    seed: int,
+    step: int,
+    batch_size: int,
+    lengths: Lengths,
+) -> Batch:
+    """The batch of a step, a pure function of (seed, step); steps count from 0 in this run."""
+    return make_batch(*_step_rows(rows, rates, seed, step, batch_size), lengths)
+
+
+def train_groups(
+    rows: Sequence[Rows],
+    rates: Sequence[float],
+    cutting: Cutting,
+    *,
+    seed: int,
+    step: int,
+    batch_size: int,
+) -> list[Batch]:
+    """The same batch as length groups: every row in one of them, and their losses add up to its.
+
+    A group that does not divide by the mesh is filled up at its end, as in `eval_batches`: its own
+    rows draw the same dropout as without.
+    """
+    inputs, targets = _step_rows(rows, rates, seed, step, batch_size)
+    groups = cut_batch([len(x) for x in inputs], [len(x) for x in targets], cutting)
+    return [
+        pad_batch(
+            [inputs[i] for i in (*group.rows, *group.rows[-1:] * fill)],
+            [*(targets[i] for i in group.rows), *[np.zeros(0, np.int32)] * fill],
+            group.inputs,
+            group.targets,
+        )
+        for group in groups
+        for fill in [fill_up(cutting, len(group.rows))]
+    ]
+
+
+def _step_rows(
+    rows: Sequence[Rows], rates: Sequence[float], seed: int, step: int, batch_size: int
+) -> tuple[list[Tokens], list[Tokens]]:
+    positions = np.arange(step * batch_size, (step + 1) * batch_size)
+    task, row = row_order(seed, [len(r) for r in rows], rates, positions)
+    chosen = [(rows[t], int(i)) for t, i in zip(task, row, strict=True)]
+    return [r.inputs[i] for r, i in chosen], [r.targets[i] for r, i in chosen]
+
+
+def eval_batches(
+    rows: Rows, batch_size: int, lengths: Lengths
+) -> Iterator[tuple[Batch, list[int]]]:
+    """Batches of rows of like length, longest first, and the numbers of the rows in each.
+
+    Every batch has `batch_size` rows, so that few shapes are compiled; the last one is filled up
+    with copies of its last input without targets: a copy ends when the row does, and has no loss
+    weight.
+    """
+    order = sorted(range(len(rows)), key=lambda row: -len(rows.inputs[row]))
+    for start in range(0, len(rows), batch_size):
+        places = order[start : start + batch_size]
+        fill = batch_size - len(places)
+        inputs = [rows.inputs[i] for i in [*places, *places[-1:] * fill]]
+        targets = [rows.targets[i] for i in places] + [np.zeros(0, np.int32)] * fill
+        yield make_batch(inputs, targets, lengths), places
+
+
+def make_batch(
+    inputs: Sequence[Sequence[int] | Tokens],
+    targets: Sequence[Sequence[int] | Tokens],
+    lengths: Lengths,
+) -> Batch:
+    """The rows as arrays: T is the least of a few lengths that holds all inputs, L is fixed.
+
+    >>> batch = make_batch([[5, 6, 1]], [[7, 1]], {"inputs": 64, "targets": 4})
+    >>> batch["encoder_input_tokens"].shape, batch["decoder_input_tokens"].tolist()
+    ((1, 8), [[0, 7, 1, 0]])
+    """
+    longest = max((len(row) for row in inputs), default=0)
+    width = fitting_width(longest, input_widths(lengths["inputs"]))
+    return pad_batch(inputs, targets, width, lengths["targets"])
+
+
+def pad_batch(
+    inputs: Sequence[Sequence[int] | Tokens],
+    targets: Sequence[Sequence[int] | Tokens],
+    input_width: int,
+    target_width: int,
+) -> Batch:
+    """The rows as arrays of these widths, which have to hold them."""
+    target_tokens = _pad(targets, target_width)
+    return Batch(
+        encoder_input_tokens=_pad(inputs, input_width),
+        # T5 starts decoding with the padding token.
+        decoder_input_tokens=np.pad(target_tokens, ((0, 0), (1, 0)))[:, :-1],
+        decoder_target_tokens=target_tokens,
+        decoder_loss_weights=(target_tokens != 0).astype(np.float32),
+    )
+
+
+def _pad(rows: Sequence[Sequence[int] | Tokens], width: int) -> Int32[np.ndarray, "B W"]:
+    longest = max((len(row) for row in rows), default=0)
+    assert longest <= width, f"a row of {longest} tokens was not cut to {width}"
+    padded = np.zeros((len(rows), width), np.int32)
+    for padded_row, row in zip(padded, rows, strict=True):
+        padded_row[: len(row)] = row
+    return padded

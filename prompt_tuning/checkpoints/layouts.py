@@ -1,0 +1,320 @@
+"""Where every parameter of a T5X checkpoint lies, whatever program and year wrote it.
+
+Comes before `t5x.py`, which turns what is found here into arrays. Three layouts are known:
+
+* T5X's own: a msgpack file `checkpoint`, whose leaves are arrays, or TensorStore specs of zarr
+  folders beside it. In 2021 the specs named other storage drivers and wrote their path elsewhere;
+  only that path is taken, so all years are one case;
+* one msgpack file with every array inside;
+* Orbax's: `state/_METADATA` lists the leaves, and `state/` holds them, as one OCDBT database or one
+  zarr folder each. Before that file existed, a msgpack tree of `PLACEHOLDER://name` listed them.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import json
+import os
+import posixpath
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import numpy as np
+import tensorstore as ts
+from flax import serialization
+
+from prompt_tuning.checkpoints.chunks import check_chunks
+from prompt_tuning.checkpoints.storage import Folder, check_inside, explain, open_folder, reason_of
+from prompt_tuning.config import ConfigError
+
+INDEX = "checkpoint"  # T5X's msgpack file
+METADATA = "_METADATA"  # Orbax's list of leaves
+_PLACEHOLDER = "PLACEHOLDER://"
+_TF_MAGIC = b"model_checkpoint_path"
+TARGET = "target."  # how the folders of parameters begin, in T5X's layout
+_MALFORMED = (ValueError, KeyError, TypeError, SyntaxError, AttributeError, RecursionError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One array of a checkpoint, not read yet: `value` where it was inline, else `spec`."""
+
+    what: str
+    folder: Folder
+    spec: dict[str, Any] | None = None
+    value: np.ndarray | None = None
+    declared: tuple[int, ...] | None = None  # its shape, where the index says it
+
+    def check_files(self) -> None:
+        """Returns if the files of an array that lies in a local folder can be read, and are its.
+
+        Raises:
+          ConfigError: one is a pipe or the like, or a link out of the checkpoint's folder.
+        """
+        store = (self.spec or {}).get("kvstore", {})
+        if store.get("driver") == "file":
+            check_inside(Path(store["path"]), Path(self.folder.path), self.what)
+
+    def open(self, context: ts.Context) -> ts.Future[ts.TensorStore] | ts.TensorStore:
+        """A TensorStore of the array; slices of it are read on demand."""
+        if self.spec is None:
+            return ts.array(np.asarray(self.value))
+        # Without the second setting a chunk that was lost in copying would be read as zeros; the
+        # third lets the shards of one chunk be cut from one copy of it.
+        options = {"open": True, "fill_missing_data_reads": False, "recheck_cached_data": False}
+        return ts.open({**self.spec, **options}, read=True, context=context)
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint's parts that matter here: mutable variables do not."""
+
+    folder: Folder
+    params: Mapping[str, Leaf]  # "encoder/layers_0/attention/query/kernel" -> its place
+    step: Leaf
+    # Of the optimizer, read where a pre-training goes on: "encoder/.../kernel/v_row" -> its place.
+    slots: Mapping[str, Leaf] = dataclasses.field(default_factory=dict)
+
+
+def find_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """The checkpoint at a path: a folder of any layout, or a single msgpack file.
+
+    Raises:
+      ConfigError: there is none, or its index cannot be understood.
+    """
+    folder = open_folder(path)
+    state = Folder(_join(folder.path, "state"), folder.bucket)
+    if (index := folder.read(INDEX)) is not None:
+        return _from_msgpack(index, folder)
+    for place in (folder, state):
+        if (metadata := place.read(METADATA)) is not None:
+            return _from_orbax(metadata, place)
+    if (index := state.read(INDEX)) is not None:
+        return _from_msgpack(index, state)
+    parent = Folder(posixpath.dirname(folder.path), folder.bucket)
+    name = posixpath.basename(folder.path)
+    if name and (index := parent.read(name)) is not None:
+        return _from_msgpack(index, parent, name)
+    raise ConfigError(_absent(folder))
+
+
+def _join(*parts: str) -> str:
+    return "/".join(part for part in parts if part)
+
+
+def _absent(folder: Folder) -> str:
+    steps = folder.numbered("checkpoint_")
+    message = (
+        f"there is no T5X checkpoint at {folder.url}: found neither {INDEX!r} (T5X's msgpack "
+        f"index) nor 'state/{METADATA}' (Orbax) in it, and it is no msgpack file itself."
+    )
+    if not steps:
+        return message + " Give the path of a checkpoint_<step> folder."
+    shown = ", ".join(f"{folder.url}/{step}" for step in steps[-5:])
+    return message + f" It is a folder of {len(steps)} checkpoints; give one of them: {shown}."
+
+
+def _from_msgpack(data: bytes, folder: Folder, name: str = INDEX) -> Checkpoint:
+    where = f"{folder.url}/{name}"
+    if data.startswith(_TF_MAGIC):
+        raise ConfigError(
+            f"{where} belongs to a TensorFlow checkpoint, and T5X's format is needed. The released "
+            "T5 models exist in it: gs://t5-data/pretrained_models/t5x/."
+        )
+    try:
+        tree: Any = serialization.msgpack_restore(data)
+        root = next((tree[key] for key in ("optimizer", "_optimizer") if key in tree), tree)
+        target, step = root["target"], root["state"]["step"]
+        flat = _flatten(target)
+    except (*_MALFORMED, msgpack.exceptions.UnpackException) as error:
+        raise ConfigError(
+            f"{where} is not the index of a T5X checkpoint, or it is truncated or damaged "
+            f"({_say(error)}). Copy the checkpoint again."
+        ) from error
+    database = _uses_database(flat, folder)
+    params = {
+        param: _leaf(value, param, folder, database)
+        for param, value in flat.items()
+        if value is not None
+    }
+    _check_names(params, folder)
+    if not params:
+        raise ConfigError(
+            f"{where} lists no parameters: its 'target' is empty. Give one that holds a model."
+        )
+    states = root["state"].get("param_states") or {}
+    slots = {
+        name: _leaf(value, f"state/param_states/{name}", folder, database)
+        for name, value in _flatten(states).items()
+        if value is not None
+    }
+    return Checkpoint(folder, params, _leaf(step, "state/step", folder, database), slots)
+
+
+def _say(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it has no {error.args[0]!r:.80}"
+    return f"{reason_of(error):.200}"
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}/{key}" if prefix else str(key)
+        if isinstance(value, Mapping) and not {"driver", "kvstore"} <= set(value):
+            flat.update(_flatten(value, name))
+        else:
+            flat[name] = value
+    return flat
+
+
+def _uses_database(flat: Mapping[str, Any], folder: Folder) -> bool:
+    """Whether the placeholders of a tree stand for arrays of an OCDBT database."""
+    if not any(isinstance(value, str) for value in flat.values()):
+        return False
+    return folder.read("manifest.ocdbt") is not None
+
+
+def _leaf(value: Any, name: str, folder: Folder, database: bool) -> Leaf:
+    what = f"{name} of the checkpoint {folder.url}"
+    if isinstance(value, str) and value.startswith(_PLACEHOLDER):
+        path = value.removeprefix(_PLACEHOLDER)
+        return Leaf(what, folder, spec=_zarr(folder, path, what, database=database))
+    if isinstance(value, Mapping):
+        store = value["kvstore"]
+        path = value.get("path") or (store.get("path") if isinstance(store, Mapping) else None)
+        if value["driver"] != "zarr" or not isinstance(path, str):
+            raise ConfigError(f"{what} is stored as {value!r}: expected a zarr array with a path.")
+        spec = _zarr(folder, path, what)
+        return Leaf(what, folder, spec=spec, declared=_declared_shape(value))
+    if isinstance(value, (np.ndarray, np.generic, int, float)):
+        return Leaf(what, folder, value=np.asarray(value))
+    raise ConfigError(f"{what} is neither an array nor a TensorStore spec: found {value!r:.80}.")
+
+
+def _declared_shape(spec: Mapping[str, Any]) -> tuple[int, ...] | None:
+    metadata = spec.get("metadata")
+    shape = metadata.get("shape") if isinstance(metadata, Mapping) else None
+    if not isinstance(shape, (list, tuple)) or not all(type(size) is int for size in shape):
+        return None
+    return tuple(shape)
+
+
+def _check_names(params: Mapping[str, Leaf], folder: Folder) -> None:
+    """Returns if every parameter lies where its name says, and no other one lies beside them.
+
+    T5X names the folder of a parameter after it. (Where a name was longer than file names may be,
+    or the index is another program's, folders do not begin so, and nothing can be said.)
+
+    Raises:
+      ConfigError: with both names.
+    """
+    places = {name: _place(leaf) for name, leaf in params.items() if leaf.spec is not None}
+    for name, place in places.items():
+        own = f"{TARGET}{name.replace('/', '.')}"
+        if place.startswith(TARGET) and place != own:
+            raise ConfigError(
+                f"the checkpoint {folder.url} gives the parameter {name} the array {place}, which "
+                f"belongs to {place.removeprefix(TARGET).replace('.', '/')}: something was renamed "
+                "in its index. Copy the checkpoint again."
+            )
+    known = {f"{TARGET}{name.replace('/', '.')}" for name in params}
+    beside = sorted(set(folder.local_names(TARGET)) - known - set(places.values()))
+    if beside and any(place.startswith(TARGET) for place in places.values()):
+        raise ConfigError(
+            f"the checkpoint {folder.url} holds arrays that its index does not list: "
+            f"{', '.join(beside[:5])}. Were they renamed or put there later? Copy the checkpoint "
+            "again, or move them away."
+        )
+
+
+def _place(leaf: Leaf) -> str:
+    store = (leaf.spec or {}).get("kvstore", {})
+    return posixpath.basename(str(store.get("path", "")).rstrip("/"))
+
+
+def _zarr(
+    folder: Folder, path: str, what: str, *, database: bool = False, driver: str = "zarr"
+) -> dict[str, Any]:
+    """The spec of a zarr array at a path relative to the checkpoint's folder."""
+    path = path.rstrip("/")
+    if not path or path.startswith("/") or ".." in path.split("/"):
+        raise ConfigError(
+            f"{what} points outside of the checkpoint's folder: {path!r}. "
+            "Arrays must lie in it: take another copy."
+        )
+    if database:
+        store = {"driver": "ocdbt", "base": folder.spec(), "path": f"{path}/"}
+    else:
+        store = folder.spec(path)
+    return {"driver": driver, "kvstore": store}
+
+
+def _from_orbax(data: bytes, folder: Folder) -> Checkpoint:
+    try:
+        metadata = json.loads(data)
+        keys = [
+            tuple(str(part) for part in ast.literal_eval(key))
+            for key, entry in metadata["tree_metadata"].items()
+            if not entry["value_metadata"].get("skip_deserialize")  # None, and empty nodes
+        ]
+        driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
+        database = metadata.get("use_ocdbt", True)
+    except _MALFORMED as error:
+        raise ConfigError(
+            f"{folder.url}/{METADATA} is not Orbax's list of a checkpoint's arrays, or it is "
+            f"truncated or damaged ({_say(error)}). Copy the checkpoint again."
+        ) from error
+
+    def leaf(key: tuple[str, ...]) -> Leaf:
+        what = f"{'/'.join(key)} of the checkpoint {folder.url}"
+        spec = _zarr(folder, ".".join(key), what, database=database, driver=driver)
+        return Leaf(what, folder, spec=spec)
+
+    if ("state", "step") not in keys or not any(key[0] == "target" for key in keys):
+        raise ConfigError(
+            f"{folder.url} is not a T5X checkpoint: {METADATA} lists no 'state/step' or no "
+            "'target/...'."
+        )
+    params = {"/".join(key[1:]): leaf(key) for key in keys if key[0] == "target"}
+    slots = {"/".join(key[2:]): leaf(key) for key in keys if key[:2] == ("state", "param_states")}
+    return Checkpoint(folder, params, leaf(("state", "step")), slots)
+
+
+def _check_declared(leaf: Leaf, store: ts.TensorStore) -> None:
+    if leaf.declared is not None and leaf.declared != tuple(store.shape):
+        raise ConfigError(
+            f"{leaf.what} has shape {tuple(store.shape)}, and the checkpoint's index says "
+            f"{leaf.declared}: one of the two is of another checkpoint. Copy it again."
+        )
+
+
+def open_leaves(
+    leaves: Mapping[str, Leaf], context: ts.Context, *, contents: bool = False
+) -> dict[str, ts.TensorStore]:
+    """The opened leaves; all are opened at once, so that a remote store is asked in parallel.
+
+    With `contents` gzipped chunks are held against their checksums, which takes a while.
+
+    Raises:
+      ConfigError: an array's metadata is missing or damaged.
+    """
+    for leaf in leaves.values():
+        leaf.check_files()
+    opening = {name: leaf.open(context) for name, leaf in leaves.items()}
+
+    def opened(name: str) -> ts.TensorStore:
+        store = opening[name]
+        if isinstance(store, ts.TensorStore):
+            return store
+        check_chunks(store.result(), leaves[name].what, contents=contents)
+        _check_declared(leaves[name], store.result())
+        return store.result()
+
+    return {
+        name: explain(lambda name=name: opened(name), leaf.folder, leaf.what)
+        for name, leaf in leaves.items()
+    }

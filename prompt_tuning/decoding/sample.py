@@ -1,0 +1,130 @@
+"""From encoded input to sampled tokens: temperature, top-k and top-p with T5X's semantics.
+
+Beside `decode.py`, which searches; like there, the model is a `step` function. With the same logits
+and key a row's samples are those of T5X's `temperature_sample` for that row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+from prompt_tuning.config.parts import Decoding
+from prompt_tuning.model import t5
+
+Step = Callable[[Array, t5.Cache, Array], tuple[Array, t5.Cache]]
+EOS_ID = 1
+NEG_INF = -1.0e7  # of a token that is ruled out, as in T5X
+LEAST_TEMPERATURE = 1e-4  # at or below it the most probable token is taken, as in T5X
+
+
+class SampleState(NamedTuple):
+    """Where sampling stands; N samples of a row lie one behind the other."""
+
+    index: Int[Array, ""]
+    tokens: Int[Array, "BN L"]
+    scores: Float[Array, "BN"]
+    done: Bool[Array, "BN"]
+    keys: Key[Array, "..."]
+    cache: t5.Cache
+
+
+def row_keys(seed: int, rows: Int[Array, "B"]) -> Key[Array, "B"]:
+    """A key for every row, by its number: what it draws does not depend on its neighbours."""
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), rows)
+
+
+def temperature_sample(
+    step: Step,
+    cache: t5.Cache,
+    keys: Key[Array, "..."],
+    *,
+    num_decodes: int,
+    length: int,
+    decoding: Decoding,
+) -> tuple[Int[Array, "B N L"], Float[Array, "B N"]]:
+    """`num_decodes` samples of every row, the least probable first, and their log p.
+
+    A sample ends with end-of-sequence and is filled up with 0. `keys` is one for each row, or a
+    single one, with which all rows draw together, as in T5X. The scores are the model's, or of the
+    distribution that is drawn from, with `rescale_log_probs`. `step` takes a token for each
+    sample of each row, [B * N].
+    """
+    rows = next(iter(cache.values())).shape[0]
+    batch = rows * num_decodes
+    joint = keys.ndim == 0
+
+    def more(state: SampleState) -> Array:
+        return (state.index < length) & ~state.done.all()
+
+    def body(state: SampleState) -> SampleState:
+        last = jnp.where(state.index > 0, state.tokens[:, jnp.maximum(state.index - 1, 0)], 0)
+        logits, cache = step(last, state.cache, state.index)
+        split = jax.random.split if joint else jax.vmap(jax.random.split)
+        pairs = split(state.keys)
+        now, later = (pairs[0], pairs[1]) if joint else (pairs[:, 0], pairs[:, 1])
+        token, gained = _draw(logits, now, decoding)
+        return SampleState(
+            state.index + 1,
+            state.tokens.at[:, state.index].set(jnp.where(state.done, 0, token)),
+            state.scores + jnp.where(state.done, 0.0, gained),
+            state.done | (token == EOS_ID),
+            later,
+            cache,
+        )
+
+    start = SampleState(
+        jnp.int32(0),
+        jnp.zeros((batch, length), jnp.int32),
+        jnp.zeros(batch, jnp.float32),
+        jnp.zeros(batch, bool),
+        keys,
+        t5.repeat_targets(cache, num_decodes),
+    )
+    end = jax.lax.while_loop(more, body, start)
+    tokens = end.tokens.reshape(rows, num_decodes, length)
+    scores = end.scores.reshape(rows, num_decodes)
+    order = jnp.argsort(scores, axis=1)
+    return tokens[jnp.arange(rows)[:, None], order], jnp.take_along_axis(scores, order, axis=1)
+
+
+def _draw(
+    logits: Float[Array, "BN V"], keys: Key[Array, "..."], decoding: Decoding
+) -> tuple[Int[Array, "BN"], Float[Array, "BN"]]:
+    """One token of every sample and its log p."""
+    greedy = decoding.temperature <= LEAST_TEMPERATURE
+    kept = logits if greedy else mask_logits(logits, decoding)
+    if greedy:
+        token = logits.argmax(-1)
+    elif keys.ndim == 0:
+        token = jax.random.categorical(keys, kept)
+    else:
+        own = kept.reshape(keys.shape[0], -1, kept.shape[-1])
+        token = jax.vmap(jax.random.categorical)(keys, own).reshape(-1)
+    if greedy and decoding.rescale_log_probs:
+        return token.astype(jnp.int32), jnp.zeros(token.shape, jnp.float32)
+    log_p = jax.nn.log_softmax(kept if decoding.rescale_log_probs else logits)
+    gained = jnp.take_along_axis(log_p, token[:, None], axis=-1)[:, 0]
+    return token.astype(jnp.int32), gained
+
+
+def mask_logits(logits: Float[Array, "BN V"], decoding: Decoding) -> Float[Array, "BN V"]:
+    """The logits over the temperature, NEG_INF where top-k or top-p rules a token out.
+
+    Tokens that are exactly as probable as the last one that stays, stay too.
+    """
+    scaled = logits / decoding.temperature
+    if decoding.topk:
+        best, _ = jax.lax.top_k(scaled, min(decoding.topk, scaled.shape[-1]))
+        return jnp.where(scaled >= best[:, -1:], scaled, NEG_INF)
+    if decoding.topp:
+        p = jax.nn.softmax(scaled)
+        falling = jnp.flip(jnp.sort(p, axis=-1), axis=-1)
+        before = jnp.cumsum(falling, axis=-1) - falling  # a token stays while these lack the share
+        least = jnp.where(before < decoding.topp, falling, jnp.inf).min(axis=-1, keepdims=True)
+        return jnp.where(p >= least, scaled, NEG_INF)
+    return scaled

@@ -1,0 +1,250 @@
+"""Scores prompts on whole validation splits: by generation, and by ranking the label words.
+
+From `EvalTask` to T5's metrics in per cent. `training/loop.py` calls it during a run,
+`evaluation/matrix.py` for `t5x eval`; both hand over a backbone that is already on the devices.
+What a row is answered with follows from its inputs alone: targets are read by the metrics.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from prompt_tuning.batches import batching
+from prompt_tuning.config import EvalConfig, Experiment
+from prompt_tuning.decoding import decode
+from prompt_tuning.decoding.sample import row_keys
+from prompt_tuning.evaluation import ranking
+from prompt_tuning.model import sharding, t5
+from prompt_tuning.model.products import fit_to
+from prompt_tuning.model.prompt import encode_prompted
+from prompt_tuning.tasks.eval_task import EvalTask, plain
+from prompt_tuning.tasks.metrics import majority_predictions
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """One prompt on one task: metrics named `<T5's name>/<method>`, and every row."""
+
+    metrics: dict[str, float]
+    rows: list[dict[str, Any]]
+    # By method, for each row: the text of the answer, and what the metrics took for it.
+    outputs: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    predictions: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
+
+
+class Evaluator:
+    """The compiled functions of one model and how to batch for them; traced once a shape."""
+
+    def __init__(self, experiment: Experiment, mesh: Mesh) -> None:
+        """Reads model, evaluation and data settings of `experiment`."""
+        evaluation = experiment.eval
+        config = fit_to(experiment.model, mesh.devices.flat)
+        self.mesh, self.config = mesh, evaluation
+        self.lengths = experiment.data.task_feature_lengths
+        self.batch_size = evaluation.batch_size or experiment.data.batch_size
+        sharding.check_batch_size(self.batch_size, mesh)
+        search = decode.Search(self.lengths["targets"], evaluation.num_decodes, evaluation.decoding)
+
+        def generate(
+            backbone: t5.Params,
+            prompt: Float[Array, "P D"],
+            tokens: Int[Array, "B T"],
+            numbers: Int[Array, "B"],
+        ) -> tuple[Int[Array, "B L"], Float[Array, "B"]]:
+            encoded = encode_prompted(config, backbone, prompt, tokens)
+            samples = search.decoding.method == "sample"
+            keys = row_keys(search.decoding.seed, numbers) if samples else None
+            sequences, scores = decode.generate_all(config, backbone, encoded, search, keys)
+            return sequences[:, -1], scores[:, -1]
+
+        # Every process of many needs every row's answer.
+        everywhere = sharding.replicated(mesh)
+        self.generate: Callable[..., Any] = jax.jit(generate, out_shardings=everywhere)
+        self.encode: Callable[..., Any] = jax.jit(functools.partial(encode_prompted, config))
+        self.score_pairs: Callable[..., Any] = jax.jit(
+            functools.partial(ranking.score_pairs, config), out_shardings=everywhere
+        )
+
+    def batches(self, rows: batching.Rows) -> Iterator[tuple[jax.Array, list[int]]]:
+        """Input tokens on the devices, in batches of like length, and the numbers of their rows.
+
+        The last batch is filled up: what stands behind its rows is nobody's.
+        """
+        for batch, places in batching.eval_batches(rows, self.batch_size, self.lengths):
+            yield self.place(tokens=np.asarray(batch["encoder_input_tokens"]))["tokens"], places
+
+    def place(self, **arrays: np.ndarray) -> dict[str, jax.Array]:
+        """The arrays on the devices, their rows split over them."""
+        return sharding.shard_batch(arrays, self.mesh)
+
+
+def evaluate(
+    evaluator: Evaluator, params: tuple[t5.Params, Float[Array | np.ndarray, "P D"]], task: EvalTask
+) -> Scored:
+    """Scores (backbone, prompt) on every row of `task` with the methods of the configuration.
+
+    A task whose rows may be answered with any text is not ranked.
+
+    Raises:
+      ConfigError: the task's postprocessing or a metric fails.
+      FloatingPointError: a word's probability is not a number.
+    """
+    records = [_record(task, i) for i in range(len(task.rows))]
+    scored = Scored({}, records)
+    for method in methods(evaluator.config):
+        if method == "rank" and not task.can_rank:
+            continue
+        outputs = answer(evaluator, params, task, method, records)
+        predictions = [task.postprocess(i, output) for i, output in enumerate(outputs)]
+        for record, output, prediction in zip(records, outputs, predictions, strict=True):
+            record.setdefault("output", output)
+            record.setdefault("prediction", plain(prediction))
+        values = task.metrics(predictions)
+        scored.metrics.update({f"{name}/{method}": value for name, value in values.items()})
+        scored.outputs[method] = outputs
+        scored.predictions[method] = predictions
+    return scored
+
+
+def answer(
+    evaluator: Evaluator,
+    params: tuple[t5.Params, Float[Array | np.ndarray, "P D"]],
+    task: EvalTask,
+    method: str,
+    records: list[dict[str, Any]] | None = None,
+) -> list[str]:
+    """The answer to every row by one method; `records`, one a row, get the scores.
+
+    Raises:
+      FloatingPointError: a word's probability is not a number.
+    """
+    records = [{} for _ in range(len(task.rows))] if records is None else records
+    return (_generate if method == "generate" else _rank)(evaluator, params, task, records)
+
+
+def from_records(task: EvalTask, records: list[dict[str, Any]], config: EvalConfig) -> Scored:
+    """What `evaluate` gave, from the rows that were written of it."""
+    outputs: dict[str, list[str]] = {}
+    if config.method != "rank":
+        outputs["generate"] = [record["output"] for record in records]
+    if config.method != "generate" and task.can_rank:
+        scores = [record["label_scores"] for record in records]
+        outputs["rank"] = [max(words, key=words.__getitem__) for words in scores]
+    predictions = {
+        method: [task.postprocess(row, text) for row, text in enumerate(texts)]
+        for method, texts in outputs.items()
+    }
+    metrics = {
+        f"{name}/{method}": value
+        for method, found in predictions.items()
+        for name, value in task.metrics(found).items()
+    }
+    return Scored(metrics, records, outputs, predictions)
+
+
+def _generate(
+    evaluator: Evaluator, params: Any, task: EvalTask, records: list[dict[str, Any]]
+) -> list[str]:
+    """The generated texts; the records get their scores."""
+    # Nothing is waited for before all batches are under way.
+    batches = evaluator.batches(task.rows)
+    answers = []
+    for tokens, places in batches:
+        filled = places + places[-1:] * (len(tokens) - len(places))
+        numbers = evaluator.place(numbers=np.asarray(filled, np.int32))
+        answers.append((places, evaluator.generate(*params, tokens, **numbers)))
+    outputs = [""] * len(task.rows)
+    for places, answer in answers:
+        for row, ids, score in zip(places, *jax.device_get(answer), strict=False):
+            outputs[row] = task.vocabulary.decode(ids.tolist())
+            records[row]["score"] = score.item()
+    return outputs
+
+
+def _rank(
+    evaluator: Evaluator, params: Any, task: EvalTask, records: list[dict[str, Any]]
+) -> list[str]:
+    """The word of each row with the highest score, of equal ones the first."""
+    outputs: list[str] = []
+    for row, scores in enumerate(ranking.rank(evaluator, params, task)):
+        words = task.words(row)
+        outputs.append(words[int(np.argmax(scores))])
+        records[row].setdefault("score", max(scores))
+        records[row]["label_scores"] = dict(zip(words, scores, strict=True))
+    return outputs
+
+
+def majority(task: EvalTask, config: EvalConfig) -> dict[str, float]:
+    """The metrics of answering every row with the most frequent target of all of them.
+
+    What knowing no input is worth on these very rows. Named for every method of `config`, so that
+    it stands beside what is to beat it.
+    """
+    texts = majority_predictions(task.rows.target_texts, len(task.rows))
+    return _score_texts(task, config, texts)
+
+
+def best_constant(task: EvalTask, config: EvalConfig) -> float | None:
+    """The best `task_score` of one of the targets, given to every row; None where there is none.
+
+    The majority class is not always it: F1 is 0 of the answer that it does not count.
+    """
+    scores = []
+    for text in dict.fromkeys(task.rows.target_texts):
+        metrics = _score_texts(task, config, [text] * len(task.rows))
+        score = task_score(metrics, methods(config)[0])
+        if score is not None and np.isfinite(score):
+            scores.append(score)
+    return max(scores, default=None)
+
+
+def _score_texts(task: EvalTask, config: EvalConfig, texts: Sequence[str]) -> dict[str, float]:
+    values = task.metrics([task.postprocess(row, text) for row, text in enumerate(texts)])
+    used = [method for method in methods(config) if method == "generate" or task.can_rank]
+    return {f"{name}/{method}": v for name, v in values.items() for method in used}
+
+
+def methods(config: EvalConfig) -> tuple[str, ...]:
+    """The methods an evaluation uses; the first one chooses the best prompt."""
+    return ("generate", "rank") if config.method == "both" else (config.method,)
+
+
+def task_score(metrics: Mapping[str, float], method: str) -> float | None:
+    """The mean of a task's metrics by one method, as SuperGLUE's leaderboard has it.
+
+    None where the task was not scored by it.
+
+    >>> task_score({"f1/rank": 50.0, "accuracy/rank": 70.0, "f1/generate": 0.0}, "rank")
+    60.0
+    """
+    values = [value for name, value in metrics.items() if name.endswith(f"/{method}")]
+    return float(np.mean(values)) if values else None
+
+
+def mean_score(scores: Iterable[Mapping[str, float]], config: EvalConfig) -> float:
+    """The mean over tasks of the mean of each task's metrics (the paper's criterion, 3).
+
+    A metric that is not a number (of no predictions, say) makes it the lowest score of all.
+    """
+    method = methods(config)[0]
+    means = [task_score(metrics, method) for metrics in scores]
+    found = [mean for mean in means if mean is not None]
+    return float(np.nan_to_num(np.mean(found), nan=-np.inf))
+
+
+def _record(task: EvalTask, row: int) -> dict[str, Any]:
+    example = task.rows.examples[row]
+    texts = {
+        "inputs_pretokenized": task.rows.input_texts[row],
+        "targets_pretokenized": task.rows.target_texts[row],
+        **{k: plain(v) for k, v in example.items() if k.endswith("_pretokenized")},
+    }
+    return {"input": texts, "target": plain(task.targets[row])}

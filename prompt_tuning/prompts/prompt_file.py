@@ -1,0 +1,340 @@
+"""A prompt on disk: a folder that Hugging Face PEFT loads as it is, with what we know about it.
+
+    adapter_config.json          PEFT's: prompt tuning for a sequence-to-sequence model
+    adapter_model.safetensors    the prompt, float32[P, D], under PEFT's name `prompt_embeddings`
+    prompt_tuning.json           ours: task, label words, identity of the backbone, score, ...
+
+`training/loop.py` writes these folders; `serving/predictor.py`, evaluation and the "file"
+initialisation read them, and the prompts of others with them: `.npy`, PEFT's own folders
+(room `exchange`) and T5X checkpoints with a prompt inside (`t5x_prompt.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from beartype.roar import BeartypeException
+from jaxtyping import Float
+
+from prompt_tuning.checkpoints.storage import check_file
+from prompt_tuning.checkpoints.t5x_prompt import read_t5x_prompt, read_zarr_prompt
+from prompt_tuning.config import ConfigError, from_dict, to_dict
+from prompt_tuning.config.parts import typed
+from prompt_tuning.prompts import npy, peft
+from prompt_tuning.prompts.peft import parse_object, to_json
+from prompt_tuning.prompts.prompt_array import check_array
+from prompt_tuning.runtime.replace_folder import replace_folder
+
+METADATA = "prompt_tuning.json"
+NO_FILES: Mapping[str, str] = types.MappingProxyType({})
+Form = Literal["ours", "peft", "npy", "t5x", "zarr"]
+_T5X_INDICES = ("checkpoint", "_METADATA", "state/_METADATA", "state/checkpoint")
+
+
+@typed
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptMetadata:
+    """What is known about a prompt; every field may be left empty."""
+
+    task: str = ""
+    label_words: tuple[str, ...] = ()
+    backbone: str = ""  # checkpoint.identity.backbone_identity of the frozen model
+    vocabulary: str = ""  # SHA-256 of the SentencePiece model
+    init: str = ""
+    step: int = 0  # absolute, as in T5X
+    score: float | None = None
+    score_name: str = ""
+    config_hash: str = ""
+    prompt_tuning_version: str = ""
+
+
+def save_prompt(
+    folder: str | os.PathLike[str],
+    prompt: Float[np.ndarray, "P D"],
+    metadata: PromptMetadata,
+    *,
+    base_model: str | None = None,
+) -> None:
+    """Writes a prompt folder, whole or not at all; one that is there already is replaced.
+
+    `base_model` is the Hugging Face name of the backbone (google/t5-base-lm-adapt, ...): PEFT only
+    shows it.
+
+    Raises:
+      ConfigError: the prompt is not a finite matrix, or the path is not a local folder.
+    """
+    prompt = check_array(np.asarray(prompt), f"the prompt for {os.fspath(folder)}")
+    with replace_folder(folder) as new:
+        peft.write_peft(new, prompt, base_model=base_model, header={peft.BESIDE: METADATA})
+        files = {file.name: _sha256(file.read_bytes()) for file in sorted(new.iterdir())}
+        (new / METADATA).write_text(describe(prompt, metadata, files))
+
+
+def describe(
+    prompt: Float[np.ndarray, "P D"],
+    metadata: PromptMetadata,
+    files: Mapping[str, str] = NO_FILES,
+) -> str:
+    """The text of prompt_tuning.json; PEFT's form carries it in the header of its weights.
+
+    It holds checksums of the prompt, of the `files` beside it and of itself, so that nothing can
+    change unnoticed.
+    """
+    values = {**to_dict(metadata), "prompt_sha256": _fingerprint(prompt)}
+    if files:
+        values["files"] = dict(files)
+    return to_json({**values, "sha256": _sha256(to_json(values).encode())})
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _fingerprint(prompt: Float[np.ndarray, "P D"]) -> str:
+    return hashlib.sha256(prompt.astype("<f4").tobytes()).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredPrompt:
+    """A prompt as it was found: in float32, with what its form says of it."""
+
+    array: Float[np.ndarray, "P D"]
+    form: Form
+    metadata: PromptMetadata | None = None
+    base_model: str | None = None  # the Hugging Face name of its backbone
+    init: str = ""  # how PEFT began it
+    dtype: str = "float32"  # of the file
+    unused_rows: int = 0  # of PEFT's file
+
+
+def load_prompt(
+    path: str | os.PathLike[str],
+) -> tuple[Float[np.ndarray, "P D"], PromptMetadata | None]:
+    """The prompt, in float32, and what is known about it: None where the form says nothing.
+
+    Reads everything that `recognise` knows. Nothing is executed: pickles are refused.
+
+    Raises:
+      ConfigError: there is no such prompt, or it is damaged.
+    """
+    stored = read_prompt(path)
+    return stored.array, stored.metadata
+
+
+def read_prompt(path: str | os.PathLike[str]) -> StoredPrompt:
+    """The prompt at a path, in whatever form.
+
+    Raises:
+      ConfigError: there is no such prompt, or it is damaged.
+    """
+    place = Path(path).expanduser()
+    try:
+        form, place = ("t5x", place) if "://" in os.fspath(path) else recognise(place)
+    except OSError as error:  # a name that is too long; no permission
+        raise ConfigError(
+            f"the prompt {os.fspath(path)[:100]!r} cannot be read ({error.strerror}): check the "
+            "path."
+        ) from error
+    if form in ("ours", "peft"):
+        return _read_folder(place, form)
+    metadata = None
+    if form == "npy":
+        array = npy.read_npy(place)
+    elif form == "zarr":
+        array = read_zarr_prompt(place)
+    else:
+        array, step = read_t5x_prompt(path)
+        metadata = PromptMetadata(step=step)
+    checked = check_array(array, str(path))
+    return StoredPrompt(checked, form, metadata, dtype=array.dtype.name)
+
+
+def recognise(place: Path) -> tuple[Form, Path]:
+    """The form of a prompt, told by content, and the path of what is to be read.
+
+    * a folder with prompt_tuning.json in it is ours, another one of PEFT's files makes it PEFT's;
+    * a folder with the index of a T5X checkpoint (msgpack or Orbax) is one, with the prompt inside;
+      a single msgpack file can be one too, and one array of it may be given by its zarr folder;
+    * a file that begins as numpy's do is a `.npy`, whatever its name: the original's checkpoints
+      call it encoder.prompt.prompt.prompt. The folder that holds one such file stands for it.
+
+    Raises:
+      ConfigError: there is nothing, or nothing of these.
+    """
+    for file in (place, *(place / name for name in (METADATA, peft.CONFIG, peft.WEIGHTS))):
+        check_file(file)
+    if place.is_file():
+        return _recognise_file(place)
+    if (place / METADATA).is_file():
+        return "ours", place
+    if any((place / name).is_file() for name in (peft.CONFIG, peft.WEIGHTS, peft.PICKLED)):
+        return "peft", place
+    if any((place / name).is_file() for name in (".zarray", "zarr.json")):
+        return "zarr", place
+    if any((place / name).is_file() for name in _T5X_INDICES):
+        return "t5x", place
+    arrays = [file for file in place.glob("*") if file.is_file() and _starts_as_npy(file)]
+    if len(arrays) == 1:
+        return "npy", arrays[0]
+    raise ConfigError(
+        f"there is no prompt at {place}: expected a folder of ours or of PEFT's "
+        f"({peft.WEIGHTS}), a .npy file, or a T5X checkpoint.{_nearby(place, arrays)}"
+    )
+
+
+def _recognise_file(file: Path) -> tuple[Form, Path]:
+    if file.name in (METADATA, peft.CONFIG, peft.WEIGHTS):
+        return recognise(file.parent)
+    if _starts_as_npy(file):
+        return "npy", file
+    with file.open("rb") as stream:
+        first = stream.read(1)
+    if first and (0x81 <= first[0] <= 0x8F or first[0] in (0xDE, 0xDF)):  # a msgpack map
+        return "t5x", file
+    raise ConfigError(
+        f"expected a prompt folder, a .npy file or a T5X checkpoint, found {file}, which is "
+        "neither. (Pickles, .pt, .bin and .npz files are not read.)"
+    )
+
+
+def _starts_as_npy(file: Path) -> bool:
+    with file.open("rb") as stream:
+        return stream.read(len(npy.MAGIC)) == npy.MAGIC
+
+
+def _nearby(place: Path, arrays: list[Path]) -> str:
+    """Prompts one or two levels below, for someone who gave a MODEL_DIR."""
+    found = [p.parent for g in ("*", "prompts/*") for p in place.glob(f"{g}/{peft.WEIGHTS}")]
+    found += [p for g in ("*", "numpy_checkpoints/*") for p in place.glob(f"{g}/*.prompt")]
+    found += [p.parent for p in place.glob(f"checkpoint_*/{_T5X_INDICES[0]}")] + arrays
+    shown = ", ".join(str(p) for p in sorted(found)[-5:])
+    return f" There are {len(found)} prompts in it; give one of them: {shown}." if found else ""
+
+
+def _read_folder(folder: Path, form: Form) -> StoredPrompt:
+    _refuse_links(folder)
+    adapter = peft.read_peft(folder)
+    if form == "peft" and adapter.beside == METADATA:
+        raise ConfigError(
+            f"the prompt at {folder} has no {METADATA}, which holds its checksums and names its "
+            "backbone, and which it was written with. Copy the folder again."
+        )
+    prompt = adapter.prompt
+    metadata = None
+    if form == "ours":
+        file = folder / METADATA
+        metadata = _read_metadata(file.read_bytes(), prompt, str(file), folder)
+    elif adapter.header:
+        where = f"the header of {folder / peft.WEIGHTS}"
+        metadata = _read_metadata(adapter.header, prompt, where)
+    return StoredPrompt(
+        prompt,
+        form,
+        metadata,
+        adapter.base_model,
+        adapter.init,
+        adapter.dtype,
+        unused_rows=adapter.rows - len(prompt),
+    )
+
+
+def _refuse_links(folder: Path) -> None:
+    """Files of a prompt may not lie elsewhere, but where the cache of Hugging Face keeps them."""
+    home = folder.resolve()
+    blobs = home.parent.parent / "blobs"
+    for name in (METADATA, peft.CONFIG, peft.WEIGHTS):
+        target = (folder / name).resolve()
+        if (folder / name).is_symlink() and target.parent not in (home, blobs):
+            raise ConfigError(
+                f"{folder / name} is a link out of the prompt's folder, to {target}. Copy the file "
+                "itself."
+            )
+
+
+def _read_metadata(
+    text: bytes | str,
+    prompt: Float[np.ndarray, "P D"],
+    where: str,
+    folder: Path | None = None,
+) -> PromptMetadata:
+    values = parse_object(text, where)
+    own = values.pop("sha256", None)
+    whole = to_json({**values, "sha256": _sha256(to_json(values).encode())})
+    if own is not None and whole.encode() != (text.encode() if isinstance(text, str) else text):
+        raise ConfigError(
+            f"{where} is not what was written, by its SHA-256: it is damaged, or was edited. Copy "
+            'it again; if the change is yours, delete its entry "sha256".'
+        )
+    if values.pop("prompt_sha256", None) != _fingerprint(prompt):
+        raise ConfigError(
+            f"{where} describes another prompt than {peft.WEIGHTS} (the SHA-256 of the array "
+            "prompt_embeddings differs): one of the two was replaced or damaged. Copy the folder "
+            "again."
+        )
+    files = values.pop("files", {})
+    if folder is not None and isinstance(files, dict):
+        _check_files(folder, files)
+    try:
+        return from_dict(PromptMetadata, values)
+    except (ConfigError, BeartypeException) as error:
+        raise ConfigError(
+            f"{where} was written by another version of prompt-tuning "
+            f"({values.get('prompt_tuning_version', 'unknown')}) or edited: {error}"
+        ) from error
+
+
+def _check_files(folder: Path, files: Mapping[str, str]) -> None:
+    for name in (peft.CONFIG, peft.WEIGHTS):
+        if name in files and files[name] != _sha256((folder / name).read_bytes()):
+            raise ConfigError(
+                f"{folder / name} is not what was written, by its SHA-256: it is damaged, or was "
+                'edited. Copy it again; if the change is yours, delete the entries "files" and '
+                f'"sha256" of {METADATA}.'
+            )
+
+
+def check_prompt(
+    prompt: Float[np.ndarray, "P D"],
+    metadata: PromptMetadata | None,
+    *,
+    shape: tuple[int | None, int],
+    backbone: str = "",
+    vocabulary: str = "",
+    where: str | os.PathLike[str],
+) -> None:
+    """Returns if the prompt fits a model: `shape` is (P, D), with None for a P of any size.
+
+    `backbone` and `vocabulary` are the model's; what either side leaves empty is not compared.
+
+    Raises:
+      ConfigError: width, length, backbone or vocabulary is another one.
+    """
+    length, embed_dim = shape
+    needed = f"({'any' if length is None else length}, {embed_dim})"
+    if prompt.shape[1] != embed_dim:
+        raise ConfigError(
+            f"the prompt {where} has shape {prompt.shape}; the model needs {needed}. Was it "
+            "trained for a model of another size?"
+        )
+    if length is not None and prompt.shape[0] != length:
+        raise ConfigError(
+            f"the prompt {where} has shape {prompt.shape}; {needed} is asked for. Set "
+            f"PROMPT_LENGTH = {prompt.shape[0]}, or give another prompt."
+        )
+    for name, theirs, ours in (
+        ("backbone", metadata.backbone if metadata else "", backbone),
+        ("vocabulary", metadata.vocabulary if metadata else "", vocabulary),
+    ):
+        if theirs and ours and theirs != ours:
+            raise ConfigError(
+                f"the prompt {where} was trained with another {name} ({theirs[:12]}...) than this "
+                f"model's ({ours[:12]}...), and would do nothing useful here. Load the {name} it "
+                "was trained with, or train a prompt for this one."
+            )

@@ -1,0 +1,142 @@
+"""What a run is about to train on, in words: sizes, answers, lengths, and what looks wrong.
+
+`loop.py` and `upstream/engine.py` print it before the first step.
+"""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from prompt_tuning.batches import batching
+from prompt_tuning.session.setup import Data
+
+CLASSES = 10  # more different answers are free text
+LONG = 4  # tokens of a label word, so many that another word would do better
+SHOWN = 400  # characters of a text
+
+
+def describe_data(data: Data, lengths: Mapping[str, int], split: str) -> str:
+    """The training rows of every task beside those it is scored on; `split` names the latter."""
+    tasks: dict[str, dict[str, batching.Rows]] = {rows.task: {"train": rows} for rows in data.train}
+    for task in data.eval_tasks:
+        tasks.setdefault(task.name, {})[split if split != "train" else "scored"] = task.rows
+    words = {task.name: task.label_words for task in data.eval_tasks}
+    described = [
+        _describe_task(name, splits, words.get(name, ()), lengths, data)
+        for name, splits in tasks.items()
+    ]
+    return "\n".join(described)
+
+
+def _describe_task(
+    name: str,
+    splits: Mapping[str, batching.Rows],
+    words: Sequence[str],
+    lengths: Mapping[str, int],
+    data: Data,
+) -> str:
+    width = max(map(len, splits))
+    lines = [f"{name}:"]
+    for split, rows in splits.items():
+        lines.append(f"  {split:<{width}}  {_describe_lengths(rows, lengths, data)}")
+    for split, rows in splits.items():
+        lines.append(f"  {split:<{width}}  answers: {_describe_answers(rows, words)}")
+    lines += [f"  {line}" for line in _find_faults(splits, words)]
+    first = next(iter(splits.values()))
+    seen = [data.vocabulary.decode(ids[0].tolist()) for ids in (first.inputs, first.targets)]
+    lines.append(f"  the first row, as the model sees it: {_short(seen[0])} -> {_short(seen[1])}")
+    return "\n".join(lines)
+
+
+def _describe_lengths(rows: batching.Rows, lengths: Mapping[str, int], data: Data) -> str:
+    whole = [_whole_length(rows, i, lengths["inputs"], data) for i in range(len(rows))]
+    count = len(rows)
+    return (
+        f"{count} rows; inputs of {np.mean(whole):.0f} tokens on average, {_at_95(whole)} at 95%, "
+        f"{max(whole)} at most; cut: {rows.truncated_inputs / count:.1%} of the inputs (at "
+        f"{lengths['inputs']}), {rows.truncated_targets / count:.1%} of the targets (at "
+        f"{lengths['targets']})"
+    )
+
+
+def _whole_length(rows: batching.Rows, row: int, limit: int, data: Data) -> int:
+    """The tokens of an input before it was cut; end-of-sequence counts."""
+    kept = len(rows.inputs[row])
+    if kept < limit or not rows.truncated_inputs:
+        return kept
+    return max(kept, len(data.vocabulary.encode(rows.input_texts[row])) + 1)
+
+
+def _at_95(values: Sequence[int]) -> int:
+    return int(np.percentile(values, 95, method="inverted_cdf"))
+
+
+def _describe_answers(rows: batching.Rows, words: Sequence[str]) -> str:
+    counts = collections.Counter(rows.target_texts)
+    if len(counts) > CLASSES and not words:
+        (text, n), *_ = counts.most_common(1)
+        return f"{len(counts)} different ones, {_short(text)} the most frequent ({n})"
+    order = [word for word in words if word in counts]
+    order += [text for text, _ in counts.most_common() if text not in order]
+    shown = [f"{_short(text)} {counts[text]} ({counts[text] / len(rows):.1%})" for text in order]
+    return ", ".join(shown[: 2 * CLASSES]) + (", ..." if len(shown) > 2 * CLASSES else "")
+
+
+def _find_faults(splits: Mapping[str, batching.Rows], words: Sequence[str]) -> Iterable[str]:
+    """What a user would want to know of their rows, a line each; nothing where all is well."""
+    for split, rows in splits.items():
+        empty = [i for i in range(len(rows)) if _is_empty(rows, i)]
+        if empty:
+            place = rows.examples[empty[0]].get("row", b"")
+            where = f" (the first: {place.decode()})" if place else ""
+            yield f"note: {len(empty)} rows of {split} have an empty text{where}"
+        if absent := [word for word in words if word not in rows.target_texts]:
+            yield f"note: no row of {split} has the answer {', '.join(map(repr, absent))}"
+    yield from _find_bad_targets(splits, words)
+    if "train" not in splits:
+        return
+    different = len(set(splits["train"].target_texts))
+    of_files = "row" in splits["train"].examples[0]
+    if of_files and not words and different <= min(CLASSES, len(splits["train"]) // 3):
+        yield f"note: only {different} different answers; LABEL_WORDS would make classes of them"
+    answers: dict[str, set[str]] = collections.defaultdict(set)
+    for text, answer in zip(splits["train"].input_texts, splits["train"].target_texts, strict=True):
+        answers[text].add(answer)
+    again = len(splits["train"]) - len(answers)
+    if again:
+        odd = sum(len(found) > 1 for found in answers.values())
+        more = f"; {odd} texts have more than one answer" if odd else ""
+        yield f"note: {again} rows of train repeat the text of another{more}"
+    for split, rows in splits.items():
+        common = sum(text in answers for text in rows.input_texts)
+        if split != "train" and common:
+            yield (
+                f"note: {common} of the {len(rows)} texts of {split} are training texts as well: "
+                "its scores are too good"
+            )
+
+
+def _find_bad_targets(splits: Mapping[str, batching.Rows], words: Sequence[str]) -> Iterable[str]:
+    for split, rows in splits.items():
+        if cut := rows.truncated_targets:
+            yield (
+                f"note: {cut} of the {len(rows)} answers of {split} are cut and cannot be given "
+                "whole: raise TASK_FEATURE_LENGTHS['targets']"
+            )
+    if "train" not in splits or "row" not in splits["train"].examples[0]:
+        return  # the words of a registered task are T5's
+    train = splits["train"]
+    tokens = {t: len(ids) - 1 for t, ids in zip(train.target_texts, train.targets, strict=True)}
+    if long := [f"{word!r} ({tokens[word]})" for word in words if tokens.get(word, 0) >= LONG]:
+        yield f"note: label words of many tokens: {', '.join(long)}; one or two are easier to learn"
+
+
+def _is_empty(rows: batching.Rows, row: int) -> bool:
+    return bool(rows.examples[row].get("empty", not rows.input_texts[row].strip()))
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= SHOWN else text[: SHOWN - 3] + "...")

@@ -1,0 +1,228 @@
+"""SuperGLUE's official JSONL files as a TFDS directory, without a network.
+
+Run before everything else, once (`t5x prepare-superglue`); afterwards `--tfds_data_dir` points at
+the result. TFDS' own builder writes it, so rows, order and files are those of a download.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import tensorflow_datasets as tfds
+
+from prompt_tuning.config import ConfigError
+from prompt_tuning.tasks.official import RELEASE
+
+VERSION = "1.0.2"  # that of the tasks: super_glue_<name>_v102
+# The files of a task's folder by the name of their split in TFDS; the first one there is taken.
+# dev32.jsonl is the development set of few-shot releases such as FewGLUE.
+FILES = MappingProxyType(
+    {"train": ("train.jsonl",), "validation": ("val.jsonl", "dev32.jsonl"), "test": ("test.jsonl",)}
+)
+
+
+class File(NamedTuple):
+    """One file of the release."""
+
+    path: Path
+    shown: str  # as messages name it, though it may lie unpacked elsewhere
+
+
+Files = Mapping[str, File]  # by split
+
+
+@dataclasses.dataclass(frozen=True)
+class PreparedTask:
+    """What became of one task; as a string, the line that the command prints."""
+
+    task: str  # the configuration in TFDS
+    directory: Path
+    rows: dict[str, int]  # by split
+    kept: bool  # the directory was there before and has not been touched
+    files: Files
+
+    def __str__(self) -> str:
+        if self.kept:
+            return f"{self.task}: {self.directory} is there already and was kept; delete it to redo"
+        counts = ", ".join(f"{split} {n}" for split, n in self.rows.items())
+        expected = _names(self.task)
+        missing = [names[0] for split, names in expected.items() if split not in self.rows]
+        notes = [f"no {', '.join(missing)}: skipped"] if missing else []
+        for split, file in self.files.items():
+            if file.path.name.lower() != expected[split][0].lower():
+                notes.append(f"{split} is {file.path.name}")
+        note = f" ({'; '.join(notes)})" if notes else ""
+        return f"{self.task}: {counts}{note} -> {self.directory}"
+
+
+def prepare_superglue(
+    jsonl_dir: str | os.PathLike[str], tfds_data_dir: str | os.PathLike[str]
+) -> list[PreparedTask]:
+    """Makes a TFDS directory of the release in `jsonl_dir`, and says what of.
+
+    A task is a folder (`BoolQ/train.jsonl`, `val.jsonl`, `test.jsonl`) or the archive of it
+    (`BoolQ.zip`). Tasks and splits that are not there are skipped. All rows are checked before
+    anything is written, and every task appears under its final name only when it is complete.
+
+    Raises:
+      ConfigError: no task is there, a row is not as it should be (the message has file, line and
+        field), or the directory cannot be written.
+    """
+    if "://" in str(tfds_data_dir):
+        raise ConfigError(
+            f"--tfds_data_dir: {tfds_data_dir} is not a local directory. Prepare the data locally "
+            "and copy the directory there."
+        )
+    source, target = Path(jsonl_dir), Path(tfds_data_dir)
+    with tempfile.TemporaryDirectory(prefix="superglue-") as unpacked:
+        found = {task: _find(source, task, Path(unpacked)) for task in RELEASE}
+        found = {task: files for task, files in found.items() if files}
+        if not found:
+            names = ", ".join(dict.fromkeys(official.folder for official in RELEASE.values()))
+            raise ConfigError(
+                f"--jsonl_dir: none of the folders {names} with a train.jsonl, val.jsonl or "
+                f"test.jsonl is in {source}, and none of their archives (BoolQ.zip). Give the "
+                "folder into which the official SuperGLUE release was downloaded or unpacked."
+            )
+        counts = {
+            task: {split: _check(file, task, split) for split, file in files.items()}
+            for task, files in found.items()
+        }
+        prepared = []
+        for task, files in found.items():
+            try:
+                prepared.append(_prepare(task, files, target, counts[task]))
+            except OSError as error:
+                message = (
+                    f"--tfds_data_dir: {target} cannot be written ({error.strerror or error}): "
+                    "free some space, or give another place."
+                )
+                raise ConfigError(message) from error
+            print(prepared[-1], flush=True)
+    return prepared
+
+
+def _names(task: str) -> Mapping[str, tuple[str, ...]]:
+    """The files of a task by split; the diagnostic sets have one file each."""
+    folder = RELEASE[task].folder
+    return {"test": (f"{folder}.jsonl",)} if folder.startswith("AX-") else FILES
+
+
+def _find(source: Path, task: str, unpacked: Path) -> dict[str, File]:
+    """The files of a task that are there, out of its folder or else of its archive."""
+    folder = RELEASE[task].folder
+    there = {path.name.lower(): path for path in source.iterdir()} if source.is_dir() else {}
+    place = shown = there.get(folder.lower())
+    archive = there.get(f"{folder.lower()}.zip")
+    if (place is None or not place.is_dir()) and archive is not None:
+        place, shown = _unpack(archive, unpacked / folder), archive
+    if place is None or not place.is_dir():
+        return {}
+    inside = {path.name.lower(): path for path in place.iterdir() if path.is_file()}
+    chosen = {
+        split: next((inside[name.lower()] for name in names if name.lower() in inside), None)
+        for split, names in _names(task).items()
+    }
+    return {split: File(path, f"{shown}/{path.name}") for split, path in chosen.items() if path}
+
+
+def _unpack(archive: Path, folder: Path) -> Path:
+    """Unpacks the JSONL files of an archive, wherever in it they lie, into `folder`."""
+    if folder.exists():
+        return folder
+    try:
+        with zipfile.ZipFile(archive) as file:
+            for member in file.infolist():
+                name = Path(member.filename).name
+                if name.lower().endswith(".jsonl") and not name.startswith("._"):
+                    folder.mkdir(parents=True, exist_ok=True)
+                    (folder / name).write_bytes(file.read(member))
+    except (OSError, zipfile.BadZipFile, RuntimeError) as error:
+        raise ConfigError(f"--jsonl_dir: {archive} cannot be unpacked: {error}.") from error
+    return folder
+
+
+def _check(file: File, task: str, split: str) -> int:
+    """How many examples a file has, all rows of it as the builder needs them."""
+    seen: dict[Any, int] = {}  # key -> line
+    for line, row in _rows(file):
+        try:
+            for key in RELEASE[task].check(row, split != "test"):
+                if key in seen:
+                    raise ConfigError(f"the 'idx' {key} is that of line {seen[key]} too.")
+                seen[key] = line
+        except ConfigError as error:
+            raise ConfigError(f"{file.shown}, line {line}: {error}") from error
+    if not seen:
+        raise ConfigError(f"{file.shown} has no rows. Remove the file, or put rows into it.")
+    return len(seen)
+
+
+def _rows(file: File) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a JSONL file with their line numbers, counted from 1."""
+    for line, data in enumerate(file.path.read_bytes().splitlines(), start=1):
+        try:
+            row = json.loads(data.decode("utf-8"))  # bytes might be UTF-16, or begin with a mark
+        except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deeply
+            where = f"{file.shown}, line {line}"
+            raise ConfigError(f"{where}: this is not JSON ({error}).") from error
+        if not isinstance(row, dict):
+            raise ConfigError(
+                f"{file.shown}, line {line}: a row must be a JSON object, found {row!r}."
+            )
+        yield line, row
+
+
+def _prepare(task: str, files: Files, target: Path, rows: dict[str, int]) -> PreparedTask:
+    final = target / "super_glue" / task / VERSION
+    if final.exists():
+        return PreparedTask(task, final, rows, kept=True, files=files)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".prepare-", dir=target) as staging:
+        builder = _local_builder(files)(config=task, version=VERSION, data_dir=staging)
+        with _silence():
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+            )
+        os.rename(builder.data_dir, final)
+    return PreparedTask(task, final, rows, kept=False, files=files)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keeps TFDS from speaking of a download, with five progress bars a task."""
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.enable_progress_bar()
+
+
+def _local_builder(files: Files) -> Any:
+    """TFDS' SuperGLUE builder, reading these files."""
+    base: Any = tfds.builder_cls("super_glue")
+
+    class LocalSuperGlue(base, skip_registration=True):  # type: ignore[call-arg]
+        name = "super_glue"
+
+        def _split_generators(self, dl_manager: Any) -> list[Any]:
+            del dl_manager
+            return [
+                tfds.core.SplitGenerator(
+                    name=split, gen_kwargs={"data_file": str(file.path), "split": split}
+                )
+                for split, file in files.items()
+            ]
+
+    return LocalSuperGlue

@@ -1,0 +1,86 @@
+"""Questions about a text: SQuAD, the MRQA sets, and zero-shot transfer from the one to the others.
+
+Section 5 of the paper trains on SQuAD and scores on the sets of MRQA that are of other domains.
+"""
+
+from __future__ import annotations
+
+from types import MappingProxyType
+from typing import Any
+
+from prompt_tuning.config import ConfigError
+from prompt_tuning.tasks import answers, metrics
+from prompt_tuning.tasks.spec import UNLABELLED, Example, Row, TaskSpec, clean, text_field
+
+# ASCII punctuation stands free and white space is a single space, in the syntax of re and RE2.
+SPACED = ((r"([!-/:-@\[-`{-~])", r" \1 "), (r"[\t\n\f\r ]+", " "))
+COLLAPSED = SPACED[1:]
+
+OUT_OF_DOMAIN = ("bio_asq", "drop", "duo_rc", "race", "relation_extraction", "textbook_qa")
+IN_DOMAIN = ("news_qa", "trivia_qa", "search_qa", "hotpot_qa", "natural_questions")
+
+
+def question(spec: TaskSpec, row: Row, word: str) -> list[Example]:
+    """The question and the text it is about; the target is the first answer, all are kept.
+
+    Raises:
+      ConfigError: a field is missing or of another type.
+    """
+    del word  # T5 has none for these
+    given = row.get("answers")
+    given = given.get("text") if isinstance(given, dict) else given
+    if not isinstance(given, list) or not all(isinstance(answer, str) for answer in given):
+        raise ConfigError(
+            f"a row of {spec.name} needs the list of texts 'answers', found {given!r}."
+        )
+    found = [clean(answer, SPACED) for answer in given]
+    asked, context = (clean(text_field(spec, row, key), SPACED) for key in ("question", "context"))
+    return [
+        {
+            **kept_id(row),
+            "inputs": clean(f"question: {asked} context: {context}", COLLAPSED),
+            "targets": found[0] if found else UNLABELLED,
+            "question": asked,
+            "context": context,
+            "answers": found,
+        }
+    ]
+
+
+def kept_id(row: Row) -> Example:
+    """The identifier as T5 keeps SQuAD's, and the original MRQA's."""
+    return {"id": row["id"]} if "id" in row else {"idx": row["qid"]}
+
+
+def _qa(name: str, source: str, **columns: Any) -> TaskSpec:
+    return TaskSpec(
+        name=name,
+        source=source,
+        convert=question,
+        postprocess=answers.any_answer,
+        metrics=(metrics.squad,),
+        **columns,
+    )
+
+
+SQUAD = _qa("squad_v010_allanswers", "squad/v1.1:3.0.0", rows=87_599.0)
+MRQA = tuple(
+    _qa(
+        f"mrqa_{name}_v100",
+        f"mrqa/{name}:1.0.0",
+        # These have a test split alone, with answers: it is what transfer is scored on.
+        splits={"validation": "test"} if name in OUT_OF_DOMAIN else None,
+    )
+    for name in (*OUT_OF_DOMAIN, *IN_DOMAIN)
+)
+TASKS = MappingProxyType({spec.name: spec for spec in (SQUAD, *MRQA)})
+
+MIXTURES = MappingProxyType(
+    {f"squad_to_{name}": ((SQUAD.name, 1.0), (f"mrqa_{name}_v100", 1.0)) for name in OUT_OF_DOMAIN}
+    | {
+        "squad_to_mrqa": (
+            (SQUAD.name, 1.0),
+            *((f"mrqa_{name}_v100", 1.0) for name in OUT_OF_DOMAIN),
+        )
+    }
+)

@@ -1,0 +1,215 @@
+"""Rows of the user's files -> texts to read and to answer with, and what is held out.
+
+After `read.py`; `tasks/file_tasks.py` makes a seqio task of them, `serving/infer.py` answers them.
+"""
+
+from __future__ import annotations
+
+import collections
+import difflib
+import functools
+import hashlib
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from prompt_tuning.config.parts import ConfigError, FileTask, label_key
+from prompt_tuning.tasks.table_files import Row, read_rows, text_of, value_of
+from prompt_tuning.tasks.template import fill_template, parse_template
+
+TRAIN, EVAL = "train", "validation"
+SHOWN = 5  # values of a list in a message
+
+
+class Example(NamedTuple):
+    """One row as the model gets it."""
+
+    inputs: str
+    targets: str | None  # None: the row has no label
+    where: str  # file:line
+    empty: bool = False  # no field of the template holds anything
+
+
+def load_split(config: FileTask, split: str) -> list[Example]:
+    """The examples of "train" or "validation", in the order of their file.
+
+    Raises:
+      ConfigError: a file is malformed, a field is missing, or a label is not known.
+    """
+    if split == EVAL and config.eval_file:
+        return make_examples(read_rows(config.eval_file, config), config, labelled=False)
+    examples = make_examples(read_rows(config.train_file, config), config, labelled=True)
+    if config.eval_file:
+        return examples
+    held_out = hold_out(examples, config.eval_share)
+    if len(held_out) in (0, len(examples)):
+        raise ConfigError(
+            f"EVAL_SHARE = {config.eval_share} of the {len(examples)} rows in {config.train_file} "
+            f"leaves {'nothing to score' if not held_out else 'nothing to train on'}: set another "
+            "share, or an EVAL_FILE."
+        )
+    return [e for i, e in enumerate(examples) if (i in held_out) == (split == EVAL)]
+
+
+def make_examples(rows: Sequence[Row], config: FileTask, *, labelled: bool) -> list[Example]:
+    """Fills in the template and finds the answer of every row.
+
+    Raises:
+      ConfigError: as `load_split`; with `labelled`, also where a row has no label.
+    """
+    inputs = fill_inputs(rows, config)
+    answers: list[str | None] = [None] * len(rows)
+    if labelled or any(config.target_field in row.fields for row in rows):
+        answers = [_read_answer(row, config) for row in rows]
+    if labelled and None in answers:
+        _refuse_unlabelled([row for row, a in zip(rows, answers, strict=True) if a is None], config)
+    if config.words:
+        answers = _find_words(rows, answers, config)
+    named = [name for _, name in parse_template(config.input_template) if name]
+    return [
+        Example(text, answer, row.where, not any(str(row.fields[n]).strip() for n in named))
+        for text, answer, row in zip(inputs, answers, rows, strict=True)
+    ]
+
+
+def fill_inputs(rows: Sequence[Row], config: FileTask) -> list[str]:
+    """INPUT_TEMPLATE with the fields of every row.
+
+    Raises:
+      ConfigError: the template is malformed, gives the answer away, or names a field that a row
+        does not have.
+    """
+    parts = parse_template(config.input_template)
+    if any(name == config.target_field for _, name in parts):
+        raise ConfigError(
+            f"INPUT_TEMPLATE = {config.input_template!r} shows the model the field "
+            f"{config.target_field!r}, which is the answer (TARGET_FIELD)."
+        )
+    return [
+        fill_template(parts, functools.partial(text_of, row, used_by="INPUT_TEMPLATE"))
+        for row in rows
+    ]
+
+
+def _read_answer(row: Row, config: FileTask) -> str | None:
+    """What the target field holds, as text; None where it is empty."""
+    value = value_of(row, config.target_field, "TARGET_FIELD")
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return None
+    text = text_of(row, config.target_field, "TARGET_FIELD")
+    return label_key(value) if config.words else text
+
+
+def _refuse_unlabelled(rows: Sequence[Row], config: FileTask) -> None:
+    more = f" ({len(rows)} rows are like this)" if len(rows) > 1 else ""
+    raise ConfigError(
+        f"{rows[0].where}: the field {config.target_field!r} (TARGET_FIELD) is empty{more}; a row "
+        "to train on needs an answer. Rows without one can be answered with `t5x infer`."
+    )
+
+
+# Labels -----------------------------------------------------------------------------------------
+
+
+def _find_words(
+    rows: Sequence[Row], labels: Sequence[str | None], config: FileTask
+) -> list[str | None]:
+    """The word for every label.
+
+    Raises:
+      ConfigError: with all labels that no word belongs to.
+    """
+    known = label_table(config)
+    found = [None if label is None else _look_up(label, known) for label in labels]
+    strange = [i for i, label in enumerate(labels) if label is not None and found[i] is None]
+    if strange:
+        counts = collections.Counter(str(labels[i]) for i in strange)
+        shown = ", ".join(f"{value!r} ({n} rows)" for value, n in counts.most_common(SHOWN))
+        near = difflib.get_close_matches(str(labels[strange[0]]), known, n=1)
+        more = f" and {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
+        raise ConfigError(
+            f"{rows[strange[0]].where}: the field {config.target_field!r} holds labels that "
+            f"LABEL_WORDS does not name: {shown}{more}. It names {', '.join(map(repr, known))}."
+            + (f" Did you mean {near[0]!r}?" if near else "")
+        )
+    return found
+
+
+def label_table(config: FileTask) -> Mapping[str, str]:
+    """The word of every label that a row may have, from LABEL_WORDS in either of its forms.
+
+    A list names the words of the labels 0, 1, ..., or of labels that are the words themselves. Of
+    words that are numbers only the second is meant: 1 cannot be a word and a place at once.
+
+    >>> label_table(FileTask(label_words=("bad", "good")))
+    {'bad': 'bad', 'good': 'good', '0': 'bad', '1': 'good'}
+    """
+    words = config.label_words
+    if isinstance(words, Mapping):
+        return {label_key(label): word for label, word in words.items()}
+    table = {label_key(word): word for word in words}
+    if not any(re.fullmatch(r"-?\d+", label) for label in table):
+        table |= {str(place): word for place, word in enumerate(words)}
+    return table
+
+
+def _look_up(label: str, known: Mapping[str, str]) -> str | None:
+    return next((known[form] for form in _forms(label) if form in known), None)
+
+
+def _forms(label: str) -> Iterator[str]:
+    """The ways in which other programs write a label: Python's True, and pandas' 1.0 for 1."""
+    yield label
+    if label.lower() in ("true", "false"):
+        yield label.lower()
+    if whole := re.fullmatch(r"(-?\d+)\.0+", label):
+        yield whole.group(1)
+
+
+# What is held out -------------------------------------------------------------------------------
+
+
+def hold_out(examples: Sequence[Example], share: float) -> set[int]:
+    """The places of the rows that are kept for evaluation, a `share` of the different texts.
+
+    It depends on the texts alone, so that it is the same on every machine and in every order of the
+    file. Rows with the same text are on the same side, and every answer has about its share.
+    """
+    places: dict[str, list[int]] = collections.defaultdict(list)
+    for place, example in enumerate(examples):
+        places[example.inputs].append(place)
+
+    def key(text: str) -> tuple[str, bytes]:
+        answer = min(str(examples[place].targets) for place in places[text])
+        return answer, hashlib.sha256(text.encode("utf-8")).digest()
+
+    few = len({key(text)[0] for text in places}) > len(places) / 2  # free text: no classes
+    order = sorted(places, key=lambda text: key(text)[few:])
+    # Every 1/share-th, so that each answer is met as often as it occurs.
+    chosen = [
+        text
+        for i, text in enumerate(order)
+        if math.floor((i + 1) * share + 0.5) > math.floor(i * share + 0.5)
+    ]
+    return {place for text in chosen for place in places[text]}
+
+
+def files_identity(config: FileTask) -> str:
+    """The SHA-256, in hexadecimal, of the contents of the files; "" where there are none."""
+    names = [name for name in (config.train_file, config.eval_file) if name]
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(hashlib.sha256(Path(name).expanduser().read_bytes()).digest())
+    return digest.hexdigest() if names else ""
+
+
+def as_columns(examples: Sequence[Example], unlabelled: str) -> dict[str, list[Any]]:
+    """The examples as the columns of a dataset; `unlabelled` stands for the answer of a row."""
+    return {
+        "inputs": [example.inputs for example in examples],
+        "targets": [unlabelled if e.targets is None else e.targets for e in examples],
+        "row": [example.where for example in examples],
+        "empty": [example.empty for example in examples],
+    }

@@ -1,0 +1,256 @@
+"""The rows of a task in memory: any seqio task, read once, tokenised and cut.
+
+`batches/batching.py` makes batches of them; after this file there is no TensorFlow, only numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import seqio
+import tensorflow as tf
+from seqio.utils import Feature
+
+from prompt_tuning.batches.batching import Lengths, Rows, Tokens
+from prompt_tuning.config import ConfigError, DataConfig
+from prompt_tuning.tasks import glue, superglue
+from prompt_tuning.tasks.file_tasks import check_label_words, register_files
+from prompt_tuning.tasks.registry import (
+    component_tasks,
+    find_spec,
+    has_row_words,
+    import_task_module,
+    label_words,
+    register,
+    resolve,
+    row_words,
+)
+from prompt_tuning.tasks.sources import check_source, has_split
+from prompt_tuning.tasks.spec import UNLABELLED
+from prompt_tuning.tasks.vocabulary import (
+    first_line,
+    load_vocabulary,
+    read_vocabulary,
+    same_vocabulary,
+)
+
+
+def load_rows(
+    task: str,
+    split: str,
+    lengths: Lengths,
+    *,
+    vocabulary: seqio.Vocabulary | None = None,
+    limit: int | None = None,
+) -> Rows:
+    """The rows of a split, tokenised and cut to `lengths`: unshuffled, one epoch.
+
+    With a `vocabulary`, the task's has to be the same; with a `limit`, only the first rows are
+    read. Random preprocessors are seeded and draw once, not anew in every epoch.
+
+    Raises:
+      ConfigError: the task, the split or the data is missing, a feature is not a sequence of
+        tokens, or the vocabulary is another one.
+    """
+    found = resolve(task)
+    if not isinstance(found, seqio.Task):
+        raise ConfigError(f"{task} is a mixture; load the rows of its tasks one by one.")
+    _check_vocabularies(found, vocabulary)
+    if not found.requires_caching:
+        check_source(found, split)
+    examples = _read(found, split, lengths, limit)
+    if not examples:
+        raise ConfigError(f"the split {split!r} of the task {task} has no rows.")
+    inputs, targets = ([_tokens(found, e, key) for e in examples] for key in ("inputs", "targets"))
+    cut = {
+        key: sum(_is_cut(found.output_features[key], e, key, lengths[key]) for e in examples)
+        for key in ("inputs", "targets")
+    }
+    input_texts, target_texts = (
+        [_text(found, e, key) for e in examples] for key in ("inputs", "targets")
+    )
+    return Rows(
+        task,
+        inputs,
+        targets,
+        input_texts,
+        target_texts,
+        examples,
+        truncated_inputs=cut["inputs"],
+        truncated_targets=cut["targets"],
+    )
+
+
+def _check_vocabularies(task: seqio.Task, vocabulary: seqio.Vocabulary | None) -> None:
+    for key in ("inputs", "targets"):
+        if key not in task.output_features:
+            raise ConfigError(
+                f"the task {task.name} has the output features {sorted(task.output_features)}; an "
+                "encoder-decoder needs 'inputs' and 'targets'."
+            )
+        theirs = task.output_features[key].vocabulary
+        read_vocabulary(theirs)
+        if vocabulary is not None and not same_vocabulary(theirs, vocabulary):
+            raise ConfigError(
+                f"the task {task.name} makes its {key} with the vocabulary {theirs}, but "
+                f"VOCABULARY is {vocabulary}: their ids mean different things. Use one for both."
+            )
+
+
+def _read(
+    task: seqio.Task, split: str, lengths: Lengths, limit: int | None
+) -> list[dict[str, Any]]:
+    try:
+        dataset = task.get_dataset(
+            sequence_length=dict(lengths),
+            split=split,
+            use_cached=task.requires_caching,
+            shuffle=False,
+            seed=0,
+            try_in_mem_cache=False,
+        )
+        if limit is not None:
+            dataset = dataset.take(limit)
+        return list(dataset.as_numpy_iterator())
+    except ConfigError:
+        raise  # of a file of the user's own: it says what is wrong
+    except (tf.errors.OpError, ValueError, AssertionError) as error:
+        raise ConfigError(
+            f"the split {split!r} of the task {task.name} cannot be read: {first_line(error)}"
+        ) from error
+
+
+def _tokens(task: seqio.Task, example: Mapping[str, Any], key: str) -> Tokens:
+    value = np.asarray(example.get(key, []))
+    if key not in example or value.ndim != 1 or not np.issubdtype(value.dtype, np.integer):
+        found = f"{value.dtype}{list(value.shape)}" if key in example else "nothing"
+        raise ConfigError(
+            f"the task {task.name} must give {key!r} as a sequence of token ids, found {found}. "
+            "Does it lack seqio.preprocessors.tokenize?"
+        )
+    return value.astype(np.int32)
+
+
+def _text(task: seqio.Task, example: Mapping[str, Any], key: str) -> str:
+    text = example.get(f"{key}_pretokenized")
+    if isinstance(text, bytes):
+        return text.decode("utf-8", errors="replace")
+    return task.output_features[key].vocabulary.decode(example[key].tolist())
+
+
+def _is_cut(feature: Feature, example: Mapping[str, Any], key: str, length: int) -> bool:
+    """Whether a feature has lost tokens; only one that fills its length can have.
+
+    A task that keeps no pretokenized text does not show it: a full feature then counts as cut.
+    """
+    if len(example[key]) < length:
+        return False
+    text = example.get(f"{key}_pretokenized")
+    if not isinstance(text, bytes):
+        return True
+    whole = len(feature.vocabulary.encode(text.decode("utf-8"))) + int(feature.add_eos)
+    return whole > length
+
+
+def load_training_rows(
+    name: str, split: str, lengths: Lengths, *, vocabulary: seqio.Vocabulary | None = None
+) -> tuple[list[Rows], list[float]]:
+    """Rows and rates of everything that a task or mixture trains on.
+
+    Of a mixture, tasks with rate 0 and tasks without the split are there to be evaluated.
+
+    Raises:
+      ConfigError: see `load_rows` and `tasks.component_tasks`, or no task is left.
+    """
+    rates = dict(component_tasks(name))
+    drawn = [(task, rates[task]) for task in _with_split(name, split) if rates[task] > 0]
+    if not drawn:
+        raise ConfigError(
+            f"no task of the mixture {name} has the split {split!r}: set TRAIN_SPLIT."
+        )
+    rows = [load_rows(task, split, lengths, vocabulary=vocabulary) for task, _ in drawn]
+    return rows, [rate for _, rate in drawn]
+
+
+def _with_split(name: str, split: str) -> list[str]:
+    """The tasks of a mixture that have a split, as seqio draws them; a task by itself must."""
+    names = [task for task, _ in component_tasks(name)]
+    return [task for task in names if task == name or _has_split(task, split)]
+
+
+def _has_split(task: str, split: str) -> bool:
+    spec = find_spec(task)
+    if spec is not None and spec.splits is not None:
+        # Known without the data. A slice of a split of theirs is refused where it is read.
+        return split.split("[")[0] in spec.splits
+    found: Any = resolve(task)  # a task: mixtures stand for theirs
+    return found.requires_caching or has_split(found, split)
+
+
+class EvalRows(NamedTuple):
+    """The rows that one task is scored on, or answered for."""
+
+    task: Any  # seqio.Task
+    rows: Rows
+    label_words: tuple[str, ...]  # of the task; of one that is not ours CLASS_LABELS
+
+    def row_words(self, row: int) -> tuple[str, ...]:
+        """The words that a row may be answered with: its own (ReCoRD's entities), or the task's.
+
+        () where any text is an answer.
+        """
+        if has_row_words(self.task.name):
+            return row_words(self.task.name, self.rows.examples[row])
+        return self.label_words
+
+    def is_labelled(self, row: int) -> bool:
+        """Whether it is known what is right; of the test splits of SuperGLUE and GLUE it is not."""
+        spec = find_spec(self.task.name)
+        if spec is not None and spec.convert is superglue.wsc:  # its target is the noun on offer
+            return int(self.rows.examples[row]["label"]) != -1
+        unknown = "-1.0" if spec is not None and spec.convert is glue.similarity else UNLABELLED
+        return self.rows.target_texts[row] != unknown
+
+
+def load_eval_rows(
+    config: DataConfig, *, class_labels: tuple[str, ...] = (), limit: int | None = None
+) -> list[EvalRows]:
+    """The evaluation split of every task asked for; a mixture stands for those of its tasks that
+    have the split.
+
+    Registers the tasks first, the user's own included.
+
+    Raises:
+      ConfigError: a task, its data or its vocabulary is missing or does not fit.
+    """
+    register(
+        config.vocabulary,
+        tfds_data_dir=config.tfds_data_dir,
+        sentinel_targets=config.sentinel_targets,
+    )
+    register_files(config)
+    if config.mixture_or_task_module:
+        import_task_module(config.mixture_or_task_module)
+    vocabulary = load_vocabulary(config.vocabulary)
+    check_label_words(config.files.words, vocabulary, config.task_feature_lengths)
+    loaded = []
+    if not config.names:
+        raise ConfigError("MIXTURE_OR_TASK_NAME is empty: name the tasks or mixtures to score.")
+    names = [task for name in config.names for task in _with_split(name, config.eval_split)]
+    if not names:
+        raise ConfigError(
+            f"no task of {', '.join(config.names)} has the split {config.eval_split!r}: set "
+            "EVAL_SPLIT."
+        )
+    for name in dict.fromkeys(names):
+        rows = load_rows(
+            name,
+            config.eval_split,
+            config.task_feature_lengths,
+            vocabulary=vocabulary,
+            limit=limit,
+        )
+        loaded.append(EvalRows(resolve(name), rows, label_words(name, otherwise=class_labels)))
+    return loaded

@@ -1,0 +1,186 @@
+"""Hugging Face's vocabularies: a tokenizer.json becomes the SentencePiece model it was made of.
+
+T5 was trained with SentencePiece, so its ids are SentencePiece's; the library that reads these
+files elsewhere departs from them in places (docs/prompts.md names them). Both readers of
+vocabularies, `tasks/vocabulary.py` and `vocabularies/vocabulary.py`, come here first.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sentencepiece import sentencepiece_model_pb2
+
+from prompt_tuning.config import TINY, ConfigError
+
+BYTES = "bytes"
+NAME = "tokenizer.json"
+_MODELS = ("spiece.model", "sentencepiece.model")
+_CONFIG = "tokenizer_config.json"
+_SPECIAL = ("<pad>", "</s>", "<unk>")
+_SENTINEL = re.compile("\u2581?(<extra_id_[0-9]+>)")
+# What SentencePiece does itself, in its normalizer: pieces of a tokenizer.json that say the same.
+_NORMALIZERS = {"Precompiled", "Replace", "Strip", "Prepend"}
+_PRE_TOKENIZERS = {"WhitespaceSplit", "Metaspace"}
+# protobuf makes the class when it is imported: type checkers do not see it.
+ModelProto: Any = getattr(sentencepiece_model_pb2, "ModelProto")  # noqa: B009
+
+
+def find_vocabulary(spec: str) -> str:
+    """What VOCABULARY means where it names a folder of Hugging Face's: a file in it, or 'bytes'.
+
+    A SentencePiece model is preferred to the tokenizer.json that was made of it. ByT5's folder has
+    neither. Anything else is returned as it is.
+
+    Raises:
+      ConfigError: the folder holds no vocabulary of these.
+    """
+    folder = Path(spec).expanduser()
+    if "://" in spec or not folder.is_dir():
+        return spec
+    for name in (*_MODELS, NAME):
+        if (folder / name).is_file():
+            return str(folder / name)
+    found = ""
+    if (folder / _CONFIG).is_file():
+        found = str(
+            _parse((folder / _CONFIG).read_bytes(), folder / _CONFIG).get("tokenizer_class")
+        )
+        if found.removesuffix("Fast") == "ByT5Tokenizer":
+            return BYTES
+    said = f" Its {_CONFIG} names {found}." if found else ""
+    raise ConfigError(
+        f"VOCABULARY: the folder {spec!r} cannot be read: it holds none of "
+        f"{', '.join((*_MODELS, NAME))}, and no {_CONFIG} of ByT5's.{said} VOCABULARY is a Hugging "
+        f"Face folder of a T5, the path of a SentencePiece model, '{BYTES}' or '{TINY}'."
+    )
+
+
+def is_tokenizer_json(data: bytes) -> bool:
+    """Whether the contents of a file are JSON; a SentencePiece model begins with a newline."""
+    return data[:1] == b"{" or data.lstrip()[:1] == b"{"
+
+
+def is_cut(data: bytes) -> bool:
+    """Whether a SentencePiece model ends with its pieces: what trained it stands behind them.
+
+    A file that was cut between two pieces is a valid one to the library, with fewer pieces.
+    """
+    return not ModelProto.FromString(data).HasField("trainer_spec")
+
+
+def to_sentencepiece(data: bytes, where: str | Path) -> bytes:
+    """The SentencePiece model of a tokenizer.json: the same pieces, scores and normalisation.
+
+    Raises:
+      ConfigError: it is damaged, or of another kind than T5's.
+    """
+    tokenizer = _parse(data, where)
+    try:
+        pieces = _pieces(tokenizer, where)
+        model = ModelProto()
+        for number, (piece, score) in enumerate(pieces):
+            model.pieces.add(piece=_spelled(piece), score=score, type=_kind(number, piece))
+        _describe(model, tokenizer, where)
+        return model.SerializeToString()
+    except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
+        raise ConfigError(
+            f"VOCABULARY: {where} is not a tokenizer.json of T5's kind, or it is damaged "
+            f"({type(error).__name__}: {error}). Copy it again."
+        ) from error
+
+
+def _parse(data: bytes, where: str | Path) -> dict[str, Any]:
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"VOCABULARY: {where} is not JSON: {error}. Copy it again.") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"VOCABULARY: {where} must hold a JSON object.")
+    return value
+
+
+def _pieces(tokenizer: Mapping[str, Any], where: str | Path) -> list[tuple[str, float]]:
+    """All pieces in the order of their ids, with the tokens that were added behind them."""
+    model = tokenizer["model"]
+    if model.get("type") != "Unigram" or model.get("byte_fallback"):
+        kind = "Unigram with bytes" if model.get("type") == "Unigram" else model.get("type")
+        raise ConfigError(
+            f"VOCABULARY: {where} is a tokenizer of another kind than T5's: expected a Unigram "
+            f"model, found {kind}. Give the SentencePiece model (spiece.model) if there is one."
+        )
+    pieces = [(str(piece), float(score)) for piece, score in model["vocab"]]
+    if tuple(piece for piece, _ in pieces[:3]) != _SPECIAL or model["unk_id"] != 2:
+        raise ConfigError(
+            f"VOCABULARY: the first pieces of {where} must be {', '.join(_SPECIAL)}, as T5's are; "
+            f"found {', '.join(piece for piece, _ in pieces[:3])}."
+        )
+    added = sorted((token["id"], token["content"]) for token in tokenizer.get("added_tokens") or [])
+    for number, content in added:
+        if number == len(pieces):
+            pieces.append((content, 0.0))
+        elif number > len(pieces) or not _same(pieces[number][0], content):
+            raise ConfigError(
+                f"VOCABULARY: {where} adds the token {content!r} as number {number}, which is not "
+                f"the next one after {len(pieces)} pieces, nor the name of the piece there."
+            )
+    return pieces
+
+
+def _same(piece: str, content: str) -> bool:
+    return _spelled(piece) == _spelled(content)
+
+
+def _spelled(piece: str) -> str:
+    """The piece as SentencePiece has it: T5's sentinels begin a word."""
+    sentinel = _SENTINEL.fullmatch(piece)
+    return f"\u2581{sentinel.group(1)}" if sentinel else piece
+
+
+def _kind(number: int, piece: str) -> int:
+    kinds = ModelProto.SentencePiece
+    if number < len(_SPECIAL):
+        return kinds.UNKNOWN if piece == "<unk>" else kinds.CONTROL
+    return kinds.USER_DEFINED if _SENTINEL.fullmatch(piece) else kinds.NORMAL
+
+
+def _describe(model: Any, tokenizer: Mapping[str, Any], where: str | Path) -> None:
+    """SentencePiece's settings: T5's are its defaults, but for the ids and the normalisation."""
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    trainer.model_type = trainer.UNIGRAM
+    trainer.vocab_size = len(model.pieces)
+    trainer.pad_id, trainer.eos_id, trainer.unk_id, trainer.bos_id = 0, 1, 2, -1
+    trainer.pad_piece, trainer.eos_piece, trainer.unk_piece = _SPECIAL
+    normalizer.name = "identity"
+    for step in _steps(tokenizer.get("normalizer"), "normalizers", _NORMALIZERS, where):
+        if step["type"] == "Precompiled":
+            normalizer.name = "precompiled"
+            text = step["precompiled_charsmap"]
+            normalizer.precompiled_charsmap = base64.b64decode(text, validate=True)
+    steps = _steps(tokenizer.get("pre_tokenizer"), "pretokenizers", _PRE_TOKENIZERS, where)
+    for step in steps:
+        if step["type"] == "Metaspace":
+            never = step.get("prepend_scheme") == "never" or step.get("add_prefix_space") is False
+            normalizer.add_dummy_prefix = not never
+
+
+def _steps(
+    part: Mapping[str, Any] | None, several: str, known: set[str], where: str | Path
+) -> list[Mapping[str, Any]]:
+    """The steps of a normalizer or pre-tokenizer, each of which SentencePiece has as well."""
+    if part is None:
+        return []
+    steps = list(part[several]) if part["type"] == "Sequence" else [part]
+    strange = [step["type"] for step in steps if step["type"] not in known]
+    if strange:
+        raise ConfigError(
+            f"VOCABULARY: {where} treats text in a way that T5's SentencePiece does not: "
+            f"{', '.join(strange)}. Give the SentencePiece model (spiece.model) if there is one."
+        )
+    return steps

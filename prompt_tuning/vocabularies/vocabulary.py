@@ -1,0 +1,219 @@
+"""Text to ids and back without TensorFlow or seqio, to the same ids as theirs.
+
+First station of serving; `predictor.py` comes next. Training tokenises in `data/`, with seqio
+itself: `tests/test_serving_vocabulary.py` holds the two against each other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import sentencepiece
+from google.protobuf.message import DecodeError
+
+from prompt_tuning.checkpoints.storage import open_folder
+from prompt_tuning.config import OFFICIAL_VOCABULARY, TINY, ConfigError
+from prompt_tuning.vocabularies.identity import vocabulary_identity
+from prompt_tuning.vocabularies.tokenizer_json import (
+    BYTES,
+    ModelProto,
+    find_vocabulary,
+    is_cut,
+    is_tokenizer_json,
+    to_sentencepiece,
+)
+from prompt_tuning.world import assets
+
+EXTRA_IDS = 100  # T5's sentinels, the last ids of its vocabulary
+_SPECIAL_IDS = 3  # padding, end-of-sequence, unknown: the first ids of both kinds
+_BYTES = 256
+
+
+@runtime_checkable
+class Vocabulary(Protocol):
+    """What serving needs of a vocabulary; both kinds below are one."""
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are, sentinels included."""
+        ...
+
+    @property
+    def eos_id(self) -> int:
+        """The id that ends a sequence."""
+        ...
+
+    @property
+    def sha256(self) -> str:
+        """The hash by which a prompt remembers its vocabulary."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without end-of-sequence."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids up to the first end-of-sequence; padding is nothing."""
+        ...
+
+    def piece(self, number: int) -> str:
+        """What one id stands for, as its vocabulary writes it."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SentencePieceVocabulary:
+    """A SentencePiece model and its sentinels, as seqio's class of the same name."""
+
+    processor: sentencepiece.SentencePieceProcessor
+    sha256: str  # checkpoint.identity.vocabulary_identity
+
+    @property
+    def vocab_size(self) -> int:
+        """How many ids there are, sentinels included."""
+        return self.processor.vocab_size()
+
+    @property
+    def eos_id(self) -> int:
+        """The id that ends a sequence."""
+        return self.processor.eos_id()
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without end-of-sequence; `<extra_id_0>` is the last of all ids."""
+        return self.processor.encode(text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids up to the first end-of-sequence; ids beyond the vocabulary are unknown.
+
+        A model may have more embeddings than the vocabulary has ids (T5 1.1: 32128 and 32100), so
+        such ids can be generated.
+        """
+        size, unknown = self.vocab_size, self.processor.unk_id()
+        known = [unknown if i >= size else int(i) for i in ids]
+        return self.processor.decode(_until(self.eos_id, known))
+
+    def piece(self, number: int) -> str:
+        """What one id stands for; a word begins with \u2581."""
+        return self.processor.id_to_piece(number)
+
+
+@dataclasses.dataclass(frozen=True)
+class ByteVocabulary:
+    """UTF-8 bytes behind the three special ids, as seqio's class of the same name."""
+
+    vocab_size: int = _SPECIAL_IDS + _BYTES
+    eos_id: int = 1
+    sha256: str = vocabulary_identity(BYTES.encode())
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without end-of-sequence.
+
+        >>> ByteVocabulary().encode("hé")
+        [107, 198, 172]
+        """
+        return [byte + _SPECIAL_IDS for byte in text.encode("utf-8")]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids up to the first end-of-sequence; what is no UTF-8 is left out.
+
+        >>> ByteVocabulary().decode([107, 198, 172, 258, 0, 1, 107])
+        'hé'
+        """
+        values = [int(i) - _SPECIAL_IDS for i in _until(self.eos_id, list(ids))]
+        kept = bytes(value for value in values if 0 <= value < _BYTES)
+        return kept.decode("utf-8", errors="ignore")
+
+    def piece(self, number: int) -> str:
+        """The byte, as a character where ASCII prints it.
+
+        >>> [ByteVocabulary().piece(i) for i in (1, 107, 198)]
+        ['</s>', 'h', '0xC3']
+        """
+        if number < _SPECIAL_IDS:
+            return ("<pad>", "</s>", "<unk>")[number]
+        byte = number - _SPECIAL_IDS
+        return chr(byte) if 32 < byte < 127 else f"0x{byte:02X}"
+
+
+def _until(eos_id: int, ids: list[int]) -> list[int]:
+    """The ids through the first end-of-sequence, which decodes to nothing."""
+    return ids[: ids.index(eos_id) + 1] if eos_id in ids else ids
+
+
+def load_vocabulary(spec: str) -> Vocabulary:
+    """The vocabulary that VOCABULARY names: 'bytes', 'tiny', a SentencePiece model by path, or a
+    folder or a tokenizer.json of Hugging Face's.
+
+    T5's 100 sentinels are added where the model does not bring them along.
+
+    Raises:
+      ConfigError: the model cannot be read, or is none.
+    """
+    path = assets.tiny_vocabulary() if spec == TINY else find_vocabulary(spec)
+    if path == BYTES:
+        return ByteVocabulary()
+    data = _read(path)
+    if is_tokenizer_json(data):
+        data = to_sentencepiece(data, path)
+    try:
+        if is_cut(data):
+            raise RuntimeError("the file ends too early")
+        model = ModelProto.FromString(data)
+        _add_sentinels(model)
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+    except (DecodeError, RuntimeError) as error:
+        raise ConfigError(
+            f"VOCABULARY: {path} ({len(data)} bytes) is not a SentencePiece model ({error}). T5's "
+            f"is {OFFICIAL_VOCABULARY}; copy it again if this is meant to be it."
+        ) from error
+    return SentencePieceVocabulary(processor, vocabulary_identity(data))
+
+
+def _add_sentinels(model: Any) -> None:
+    """Appends the sentinels, the first one last, where the model has none.
+
+    The official file (cc_all.32000.100extra) has them; copies of the 32,000 plain pieces do not.
+    """
+    if any(piece.piece.lstrip("\u2581") == "<extra_id_0>" for piece in model.pieces):
+        return
+    for number in reversed(range(EXTRA_IDS)):
+        model.pieces.add(
+            piece=f"\u2581<extra_id_{number}>",
+            score=0.0,
+            type=ModelProto.SentencePiece.USER_DEFINED,
+        )
+
+
+def _read(path: str) -> bytes:
+    if path.startswith("gs://"):
+        return _read_remote(path)
+    try:
+        return Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"VOCABULARY: the SentencePiece model {path!r} cannot be read ({error.strerror}). "
+            f"Set VOCABULARY to the path of one (local or gs://), a Hugging Face folder, '{BYTES}' "
+            f"or '{TINY}'."
+        ) from error
+
+
+def _read_remote(url: str) -> bytes:
+    folder, _, name = url.rpartition("/")
+    try:
+        data = open_folder(folder).read(name)
+        reason = "there is no such file"
+    except ConfigError as error:
+        # TensorStore's own words, without the details in brackets behind them.
+        data, reason = None, re.split(r" \[", str(error.__cause__ or error))[0]
+    if data is not None:
+        return data
+    public = url.replace("gs://", "https://storage.googleapis.com/", 1)
+    raise ConfigError(
+        f"VOCABULARY: {url} cannot be read ({reason}). Copy it where a network is, with "
+        f"`gsutil cp {url} .` or `curl -O {public}`, and name the copy: "
+        f"--gin.VOCABULARY=\"'{name}'\"."
+    )
