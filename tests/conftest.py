@@ -17,9 +17,9 @@ if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
     )
     threads.provide()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# Most tests compile the same few small programs: once is enough, in subprocesses too, and in the
-# other workers, which are started with what is set here.
-if "PYTEST_XDIST_WORKER" not in os.environ:
+# Most tests compile the same few small programs: all processes share a cache of them. A folder in
+# JAX_COMPILATION_CACHE_DIR is kept from one run of the tests to the next.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _CACHE = tempfile.TemporaryDirectory(prefix="jax-cache-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
