@@ -7,6 +7,7 @@ Between `T5.embed` and `T5.encode`. The backbone (`t5.py`) does not know it; `lo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,23 @@ from prompt_tuning.model.attention import Valid
 from prompt_tuning.model.products import positions
 
 Encode = Callable[[str], Sequence[int]]  # text -> ids, without end-of-sequence
+
+
+class Prompt(NamedTuple):
+    """What a frozen T5 is given beside its input.
+
+    `*M` is nothing, or one axis of members: the tasks of a multi-task prompt, or prompts that are
+    served together. `which`, int32[B], then names the member of each row of a batch. Rows are
+    padded on the right, and the text follows a row's own prompt at once; prefixes are padded on the
+    left. J, the length of a prefix, may differ from field to field.
+    """
+
+    rows: Float[Array, "*M P D"]  # in front of the embedded encoder input
+    encoder: Float[Array, "*M N 2 J H K"] | None = None  # keys and values before each layer's own
+    decoder: Float[Array, "*M N 2 J H K"] | None = None  # the same for the decoder's self-attention
+    cross: Float[Array, "*M N 2 J H K"] | None = None  # the same for cross-attention
+    memory: Float[Array, "*M J D"] | None = None  # rows in front of the encoder's output
+    lengths: Int[Array, "*M 5"] | None = None  # of each field; None: members are all full
 
 
 def prepend_prompt(
