@@ -36,7 +36,8 @@ def checkpoint(runs: Path, size: str, stage: str) -> Path:
 def run(args: argparse.Namespace, key: dict) -> list[dict]:
     """The records of one run: its best and last score, and that of the model before it."""
     from prompt_tuning.config import gin_reader
-    from prompt_tuning.training import loop, report
+    from prompt_tuning.evaluation.records import read_records
+    from prompt_tuning.training import loop
 
     folder = Path(tempfile.mkdtemp(prefix="world-study-"))
     steps = args.steps if key["method"] == "prompt tuning" else args.model_steps
@@ -64,9 +65,7 @@ def run(args: argparse.Namespace, key: dict) -> list[dict]:
     loop.train(loaded.run)
     seconds = time.monotonic() - began
     records = [
-        r
-        for r in report.read_records(folder / "run" / "metrics.jsonl")
-        if r["name"] == "accuracy/rank"
+        r for r in read_records(folder / "run" / "metrics.jsonl") if r["name"] == "accuracy/rank"
     ]
     own = [r["value"] for r in records if "prompt" not in r]
     (before,) = (r["value"] for r in records if r.get("prompt") == "none")

@@ -38,10 +38,8 @@ ROOMS = (
     "commands",
     "cli",
 )
-# Still to be turned round: evaluation writes its records with training's module, sizes
-# `from_checkpoint` are read while settings are read.
+# Still to be turned round: sizes `from_checkpoint` are read while settings are read.
 BACKWARDS = {
-    ("evaluation/matrix.py", "training"),
     ("config/gin_reader.py", "checkpoints"),
     ("checkpoints/load.py", "batches"),
     ("world/probe.py", "model"),

@@ -13,11 +13,8 @@ from prompt_tuning import cli
 from prompt_tuning.checkpoints import manifest
 from prompt_tuning.checkpoints.run_state import RunStateStore
 from prompt_tuning.checkpoints.t5x import read_t5x, write_t5x
-from prompt_tuning.commands.verify import verify as find_damage
 from prompt_tuning.config import ConfigError
 from prompt_tuning.prompts.prompt_file import PromptMetadata, save_prompt
-from prompt_tuning.runtime import seal
-from prompt_tuning.training import model_dir
 
 
 @pytest.fixture(scope="module")
@@ -158,16 +155,3 @@ def test_a_manifest_that_is_none(tmp_path, capsys, text):
 def test_places_that_cannot_be_checked(tmp_path, capsys, path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert verify(capsys, path)[0] == 2
-
-
-def test_the_results_of_an_evaluation_are_checked(tmp_path: Path):
-    (tmp_path / "matrix.json").write_text(seal.write({"prompts": {"a": 1.5}}))
-    model_dir.write_config(tmp_path / "config.gin", "BATCH_SIZE = 8\n")
-    good, bad = find_damage(str(tmp_path))
-    assert (len(good), bad) == (2, [])
-    (tmp_path / "matrix.json").write_text(seal.write({"a": 1}).replace("1", "2", 1))
-    (tmp_path / "config.gin").write_text("BATCH_SIZE = 9\n")
-    good, bad = find_damage(str(tmp_path))
-    assert not good
-    assert "config.gin has other contents" in bad[0]
-    assert "matrix.json is not what was written there" in bad[1]

@@ -6,13 +6,11 @@ checkpoints are read from end to end as well, which finds what is truncated or m
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -21,10 +19,8 @@ from prompt_tuning.checkpoints.architecture import infer_model
 from prompt_tuning.config import ConfigError
 from prompt_tuning.model import t5
 from prompt_tuning.prompts import prompt_file
-from prompt_tuning.runtime import records, seal
 
 STATES = "checkpoints"  # of a MODEL_DIR
-MATRIX = "matrix.json"  # of an evaluation
 RUN_FILE = "run.json"  # in a checkpoint that pre-training has written
 
 Check = tuple[str, Callable[[], str]]  # of what, and what says how it was found to be good
@@ -67,9 +63,6 @@ def _find_checks(place: Path) -> Iterator[Check]:
     """What there is to check without a manifest."""
     if (place / STATES).is_dir() or (place / "prompts").is_dir() or _checkpoints(place):
         yield from _in_model_dir(place)
-    elif (place / MATRIX).exists():
-        yield from _config(place)
-        yield f"{place / MATRIX}", lambda: _sealed(place / MATRIX)
     elif place.name == STATES and place.is_dir():
         yield from _states(place)
     elif _is_state(place):
@@ -90,51 +83,11 @@ def _in_model_dir(place: Path) -> Iterator[Check]:
         if os.path.lexists(manifest.path_of(folder)):
             yield f"{folder}, by its manifest", lambda folder=folder: _by_manifest(folder)
 
-    yield from _config(place)
-    if texts := _saved_records(place):
-        yield f"records of {place}", lambda: _compare_records(place, texts)
-
-
-def _config(place: Path) -> Iterator[Check]:
-    """The settings of a run or of an evaluation."""
-    config = place / "config.gin"
-    if manifest.path_of(config).exists():
-        yield f"{config}, by its manifest", lambda: _by_manifest(config)
-
-
-def _sealed(file: Path) -> str:
-    seal.check(file)
-    return "with the SHA-256 it was written with"
-
 
 def _checkpoints(place: Path) -> list[Path]:
     """Those of a MODEL_DIR, in the order of their steps."""
     found = {p: p.name.removeprefix("checkpoint_") for p in place.glob("checkpoint_*")}
     return sorted((p for p, step in found.items() if step.isdigit()), key=lambda p: int(found[p]))
-
-
-def _compare_records(place: Path, texts: Mapping[str, str]) -> str:
-    """Holds metrics.jsonl and its like against what the newest state says of them."""
-    bad = [records.describe_damage(place / name, text) for name, text in texts.items()]
-    if said := [damage for damage in bad if damage]:
-        raise ConfigError(
-            f"{'; '.join(said)}. The `t5x train` command of the run makes them anew from its "
-            "newest state."
-        )
-    return f"{', '.join(texts)}, as the newest state has them"
-
-
-def _saved_records(place: Path) -> dict[str, str]:
-    meta: Any = None
-    found = [folder for folder in _checkpoints(place) if (folder / RUN_FILE).exists()]
-    if (place / STATES).is_dir():
-        with run_state.RunStateStore(place / STATES, read_only=True) as store:
-            meta = store.read_meta()
-    elif found:
-        with contextlib.suppress(OSError, ValueError):
-            meta = json.loads((found[-1] / RUN_FILE).read_bytes())
-    packed = meta.get(records.KEY) if isinstance(meta, dict) else None
-    return records.unpack(packed) if isinstance(packed, str) else {}
 
 
 def _read_run_file(folder: Path) -> str:
