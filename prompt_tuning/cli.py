@@ -27,8 +27,8 @@ from prompt_tuning.commands import (  # noqa: E402
     plan,
     prompts,
     runs,
-    safety,
     submit,
+    verify,
     world,
 )
 from prompt_tuning.config import ConfigError  # noqa: E402
@@ -41,7 +41,7 @@ COMMANDS = {
     **prompts.COMMANDS,
     **backbones.COMMANDS,
     **data.COMMANDS,
-    **safety.COMMANDS,
+    **verify.COMMANDS,
     **submit.COMMANDS,
 }
 EXAMPLES = """\
