@@ -29,7 +29,7 @@ from prompt_tuning.commands import (  # noqa: E402
     runs,
     submit,
     verify,
-    world,
+    vocabulary,
 )
 from prompt_tuning.config import ConfigError  # noqa: E402
 from prompt_tuning.runtime import guard  # noqa: E402
@@ -37,7 +37,7 @@ from prompt_tuning.runtime import guard  # noqa: E402
 COMMANDS = {
     **runs.COMMANDS,
     **plan.COMMANDS,
-    **world.COMMANDS,
+    **vocabulary.COMMANDS,
     **prompts.COMMANDS,
     **backbones.COMMANDS,
     **data.COMMANDS,

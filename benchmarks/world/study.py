@@ -1,7 +1,7 @@
 """Zero-shot, prompt and model tuning on SuperGLUE in miniature, before and after LM adaptation.
 
-For the backbones of docs/pretraining.md, in the folder in which its commands were run:
-  python benchmarks/world_study.py --sizes 200k 1m --out study.jsonl
+For the backbones of README.md, in the folder in which its commands were run:
+  python benchmarks/world/study.py --sizes 200k 1m --out study.jsonl
 A line of `--out` is a run; one that is there is not run again, so a study can be stopped at will.
 `--report` prints the table of what is there, means of the seeds with 95 % intervals, and draws it;
 `--curves` draws the held-out losses of the backbones' own training.
@@ -29,7 +29,7 @@ def checkpoint(runs: Path, size: str, stage: str) -> Path:
     folder = runs / STAGES[stage].format(size=size)
     found = [p for p in folder.glob("checkpoint_*") if p.is_dir()]
     if not found:
-        raise SystemExit(f"there is no checkpoint in {folder}: see docs/pretraining.md")
+        raise SystemExit(f"there is no checkpoint in {folder}: see benchmarks/world/README.md")
     return max(found, key=lambda path: int(path.name.split("_")[1]))
 
 
@@ -57,9 +57,11 @@ def run(args: argparse.Namespace, key: dict) -> list[dict]:
         "LEARNING_RATE": args.rate if key["method"] == "prompt tuning" else args.model_rate,
         "RANDOM_SEED": key["seed"],
     }
-    files = [f"models/world_{key['size']}.gin", f"superglue/{key['task']}.gin"]
+    files = [f"world_{key['size']}.gin", f"superglue/{key['task']}.gin"]
     loaded = gin_reader.load(
-        [*files, METHODS[key["method"]]], [f"{k} = {v!r}" for k, v in bindings.items()]
+        [*files, METHODS[key["method"]]],
+        [f"{k} = {v!r}" for k, v in bindings.items()],
+        [str(Path(__file__).parent)],
     )
     began = time.monotonic()
     loop.train(loaded.run)
