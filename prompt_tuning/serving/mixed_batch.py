@@ -132,7 +132,8 @@ def generate(
     `rows` are the numbers of the rows, by which each draws its samples, whatever batch it is in.
     """
     encoded = encode_mixed(config, backbone, table, batch)
-    keys = None if search.decoding.method == "beam" else row_keys(search.decoding.seed, rows)
+    samples = search.decoding.method == "sample"
+    keys = row_keys(search.decoding.seed, rows) if samples else None
     return decode.generate_all(config, backbone, encoded, search, keys)
 
 
