@@ -42,8 +42,6 @@ ROOMS = (
 BACKWARDS = {
     ("config/gin_reader.py", "checkpoints"),
     ("checkpoints/load.py", "batches"),
-    ("world/probe.py", "model"),
-    ("world/generator.py", "model"),
     ("vocabularies/vocabulary.py", "checkpoints"),
 }
 # The only rooms that may import TensorFlow and seqio.
