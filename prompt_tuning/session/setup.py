@@ -22,7 +22,7 @@ from prompt_tuning.batches import batching
 from prompt_tuning.batches.prefetch import Ahead
 from prompt_tuning.checkpoints import huggingface, identity, load, manifest
 from prompt_tuning.config import ConfigError, Experiment, TrainConfig, config_hash
-from prompt_tuning.model import prompt as prompts
+from prompt_tuning.methods import inits
 from prompt_tuning.model import sharding
 from prompt_tuning.prompts import prompt_file
 from prompt_tuning.runtime.replace_folder import local_folder
@@ -218,11 +218,11 @@ def first_prompt(
             vocabulary=data.vocabulary_identity,
             where=config.file,
         )
-        said = prompts.describe_init(config, (), len(prompt), data.vocabulary.encode)
+        said = inits.describe_init(config, (), len(prompt), data.vocabulary.encode)
         return np.asarray(prompt, np.float32), said
     key = first_prompt_key(experiment.train.random_seed)
     labels = registry.label_words(experiment.data.names[0])
-    return prompts.init_prompt(
+    return inits.init_prompt(
         config,
         key,
         jnp.asarray(_fetch(backbone.params["token_embedder/embedding"]), jnp.float32),
