@@ -11,6 +11,8 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from prompt_tuning.config import ConfigError, PromptConfig
 
+# PROMPT_INITs that draw rows. 'auto' is one of them, chosen by the task.
+STARTS = ("random_uniform", "sampled_vocab", "class_labels", "text", "file")
 Encode = Callable[[str], Sequence[int]]  # text -> ids, without end-of-sequence
 
 
