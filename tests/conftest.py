@@ -29,6 +29,7 @@ import pytest
 
 # Files of minutes, begun first: one at the end would leave the other workers idle.
 LONGEST = {f"test_{name}.py" for name in ("notebook", "superglue_run", "loop", "world", "kill")}
+LEVELS = ("slow", "weekly")  # markers; pyproject.toml says what is behind each
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
 
@@ -50,13 +51,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    for level in LEVELS:
+        parser.addoption(
+            f"--{level}", action="store_true", help=f"also run the tests marked {level}"
+        )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in LONGEST)
-    if config.getoption("--slow"):
-        return
-    for item in items:
-        if "slow" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+    for level in LEVELS:
+        if not config.getoption(f"--{level}"):
+            skip = pytest.mark.skip(reason=f"{level}: run with --{level}")
+            for item in items:
+                if level in item.keywords:
+                    item.add_marker(skip)
