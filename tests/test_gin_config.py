@@ -31,9 +31,9 @@ from prompt_tuning.model import t5
 
 GIN = gin_files.gin_folder()
 GOLDEN = Path(__file__).parent / "golden" / "config"
-MODELS, PROMPTS, TASKS = (
+MODELS, INITS, TASKS = (
     [f"{folder}/{path.name}" for path in sorted((GIN / folder).glob("*.gin"))]
-    for folder in ("models", "prompts", "superglue")
+    for folder in ("models", "inits", "superglue")
 )
 WORLDS = [model for model in MODELS if "world_" in model]
 MODELS = [model for model in MODELS if model not in WORLDS]
@@ -41,14 +41,14 @@ FROM_CHECKPOINT = "models/from_checkpoint.gin"
 MODELS.remove(FROM_CHECKPOINT)  # it has no sizes of its own
 RECIPE = "runs/prompt_tune.gin"
 WHERE = ["MODEL_DIR = 'out'", "INITIAL_CHECKPOINT_PATH = 'gs://bucket/checkpoint_1100000'"]
-# What a file of prompts/ leaves to the user.
-PROMPT_NEEDS = {
-    "prompts/text.gin": ["PROMPT_TEXT = 'yes or no'"],
-    "prompts/from_file.gin": ["PROMPT_FILE = 'best'"],
+# What a file of inits/ leaves to the user.
+INIT_NEEDS = {
+    "inits/text.gin": ["PROMPT_TEXT = 'yes or no'"],
+    "inits/from_file.gin": ["PROMPT_FILE = 'best'"],
 }
 COMMANDS = {
     "boolq_base": (
-        ["models/t5_1_1_base.gin", "prompts/class_labels.gin", "superglue/boolq.gin", RECIPE],
+        ["models/t5_1_1_base.gin", "inits/class_labels.gin", "superglue/boolq.gin", RECIPE],
         WHERE,
     ),
     "cb_xxl_without_prompt_file": (
@@ -93,13 +93,13 @@ def write(path: Path, text: str) -> str:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_combination_resolves_and_nothing_clobbers(model):
-    """Every two of a model, a prompt and a task, since it takes two files to clobber a macro."""
+    """Every two of a model, an initialisation and a task: two files can clobber a macro."""
     number = MODELS.index(model)
     for i, task in enumerate(TASKS):
-        prompt = PROMPTS[(number + i) % len(PROMPTS)]
+        init = INITS[(number + i) % len(INITS)]
         where = WHERE[:1] if "tiny" in model else WHERE
-        bindings = [*where, *PROMPT_NEEDS.get(prompt, [])]
-        loaded = gin_reader.load([model, prompt, task, RECIPE], bindings)
+        bindings = [*where, *INIT_NEEDS.get(init, [])]
+        loaded = gin_reader.load([model, init, task, RECIPE], bindings)
         assert loaded.overrides == ()
         experiment = loaded.run
         assert experiment.train.train_steps_relative == 30_000
@@ -111,7 +111,7 @@ def test_every_combination_resolves_and_nothing_clobbers(model):
                 "random_uniform": "random_uniform",
                 "sampled_vocab": "sampled_vocab",
                 "text": "text",
-            }[Path(prompt).stem]
+            }[Path(init).stem]
         )
         name = experiment.data.mixture_or_task_name
         assert isinstance(name, str)
@@ -119,9 +119,16 @@ def test_every_combination_resolves_and_nothing_clobbers(model):
         assert experiment.prompt.class_labels  # the words of the task
 
 
-def test_there_are_models_prompts_and_tasks():
+@pytest.mark.parametrize("init", INITS)
+def test_the_old_names_of_the_initialisations_go_on(init):
+    old = f"prompts/{Path(init).name}"
+    bindings = INIT_NEEDS.get(init, [])
+    assert load([old, "demo.gin"], bindings) == load([init, "demo.gin"], bindings)
+
+
+def test_there_are_models_inits_and_tasks():
     assert {Path(m).stem for m in MODELS} == {"t5_1_1_tiny", *sizes.NAMES}
-    assert len(PROMPTS) == 5
+    assert len(INITS) == 5
     assert len(TASKS) == 11
 
 
@@ -192,8 +199,8 @@ def test_sizes_may_come_from_the_checkpoint():
     assert "DataConfig.batch_size cannot come from the checkpoint" in message
 
 
-def test_models_prompts_and_tasks_hold_macros_only():
-    for folder in ("models", "prompts", "superglue"):
+def test_models_inits_and_tasks_hold_macros_only():
+    for folder in ("models", "inits", "superglue"):
         for path in (GIN / folder).glob("*.gin"):
             for line in path.read_text().splitlines():
                 assert re.match(r"(#.*|[A-Z0-9_]+ = .*|)$", line), (path, line)
@@ -303,9 +310,9 @@ def test_a_file_or_a_text_says_how_the_prompt_begins():
     assert str(loaded.provenance["PROMPT_INIT"]) == "the command line"
     assert load(["demo.gin"], ["PROMPT_TEXT = 'a b'"]).prompt.init == "text"
     assert "are both set" in refusal(["demo.gin"], ["PROMPT_TEXT = 'a b'", "PROMPT_FILE = 'x'"])
-    message = refusal(["prompts/class_labels.gin", "demo.gin"], ["PROMPT_FILE = 'x'"])
+    message = refusal(["inits/class_labels.gin", "demo.gin"], ["PROMPT_FILE = 'x'"])
     assert "PROMPT_FILE is set ('x'), but PROMPT_INIT is 'class_labels'" in message
-    assert "PROMPT_INIT: prompts/class_labels.gin:" in message
+    assert "PROMPT_INIT: inits/class_labels.gin:" in message
 
 
 # Values
