@@ -21,6 +21,7 @@ ROOMS = (
     "runtime",
     "world",
     "model",
+    "methods",
     "decoding",
     "vocabularies",
     "checkpoints",
