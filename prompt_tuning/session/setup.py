@@ -217,7 +217,7 @@ def first_params(
     labels = registry.label_words(experiment.data.names[0])
     loaded = _load_first_prompt(experiment, backbone, data) if config.init == "file" else None
 
-    def draw_rows(number: int) -> Float[np.ndarray, "n D"]:
+    def draw_rows(number: int) -> Any:
         if loaded is not None:
             if len(loaded) < number:
                 raise ConfigError(
