@@ -11,7 +11,6 @@ from pathlib import Path
 
 import jax
 
-from prompt_tuning.batches.prefetch import Ahead
 from prompt_tuning.checkpoints import load
 from prompt_tuning.config import ConfigError, EvalRun, config_hash
 from prompt_tuning.evaluation import pictures
@@ -29,6 +28,7 @@ from prompt_tuning.evaluation.results import Cell, Matrix
 from prompt_tuning.model import sharding
 from prompt_tuning.model.prompt import no_prompt
 from prompt_tuning.runtime import agreement, processes
+from prompt_tuning.runtime.prefetch import Ahead
 from prompt_tuning.runtime.replace_folder import replace_text, writing
 from prompt_tuning.session import setup
 from prompt_tuning.tasks.eval_task import EvalTask
