@@ -327,6 +327,13 @@ def test_lists_become_tuples_and_numbers_are_gin_literals():
     assert experiment.optimizer.weight_decay == 1e-3
 
 
+def test_settings_of_a_method_are_stored_with_sorted_names_and_lists_as_tuples():
+    found = load(["demo.gin"], ["PROMPT_SETTINGS = {'b': [1, 'x', (2.5,)], 'a': None}"]).prompt
+    assert list(found.settings.items()) == [("a", None), ("b", (1, "x", (2.5,)))]
+    assert found.method == "prompt_tuning"
+    assert config.from_dict(config.PromptConfig, config.to_dict(found)) == found
+
+
 def test_lists_are_tuples_where_gin_alone_makes_the_object():
     """As in T5X's own program, which knows nothing of our macros."""
     model = dataclasses.replace(CONFIG, mlp_activations=["relu"])
@@ -455,6 +462,11 @@ def test_infer_with_fallbacks():
         ("CLASS_LABELS = ['a', 'b', 'c', 4]", r"CLASS_LABELS must be a list of strings"),
         ("TASK_FEATURE_LENGTHS = {'inputs': 3, 'targets': '4'}", r"must be a dict from strings"),
         ("CLASS_LABELS = 'yes'", r"CLASS_LABELS must be a list of strings, found 'yes'"),
+        ("PROMPT_METHOD = 3", r"PROMPT_METHOD must be a string, found 3"),
+        ("PROMPT_SETTINGS = 3", r"PROMPT_SETTINGS must be a dict from names to values, found 3"),
+        ("PROMPT_SETTINGS = {3: 1}", r"PROMPT_SETTINGS must be a dict from names to values"),
+        ("PROMPT_SETTINGS = {'a': {}}", r"'a' is \{\}. Expected .* \(PROMPT_SETTINGS: "),
+        ("PROMPT_SETTINGS = {'a': [1e999]}", r"'a' is inf. Expected an integer, a finite"),
         ("TASK_FEATURE_LENGTHS = 3", r"must be a dict from strings to integers, found 3"),
         ("TASK_FEATURE_LENGTHS = {'inputs': 3}", r"must be \{'inputs': T, 'targets': L\}"),
         ("BATCH_SIZE = 0", r"BATCH_SIZE must be at least 1, found 0.* \(BATCH_SIZE: "),
@@ -593,6 +605,8 @@ def test_no_package_named_gin_beside_the_experiments():
 words = st.text(max_size=8)
 positive = st.integers(1, 10**6)
 numbers = st.floats(1e-30, 1e30)
+plain = st.none() | st.booleans() | st.integers() | st.floats(-1e30, 1e30) | words
+method_settings = plain | st.lists(plain, max_size=2) | st.lists(plain, max_size=2).map(tuple)
 
 
 @st.composite
@@ -622,6 +636,7 @@ def values_of_an_experiment(draw) -> dict:
             "text": draw(st.text(min_size=1)) if init == "text" else "",
             "file": draw(st.text(min_size=1)) if init == "file" else "",
             "scale": draw(st.floats(-1e9, 1e9)),
+            "settings": draw(st.dictionaries(words, method_settings, max_size=3)),
         },
         "optimizer": {
             "name": draw(st.sampled_from(["adafactor", "adamw"])),

@@ -30,12 +30,14 @@ def compute(model, params, inputs, targets, length):
     """Logits, greedy outputs, and the best beams with their scores."""
     tokens = jnp.asarray(inputs)
     valid = tokens > 0
-    encoded = t5.apply(model, params, "encode", t5.apply(model, params, "embed", tokens), valid)
-    logits = t5.apply(model, params, "decode", jnp.asarray(targets), encoded, valid)
-    cache = t5.apply(model, params, "init_cache", encoded, valid, length)
+    encoded = t5.apply(
+        t5.T5(model), params, "encode", t5.apply(t5.T5(model), params, "embed", tokens), valid
+    )
+    logits = t5.apply(t5.T5(model), params, "decode", jnp.asarray(targets), encoded, valid)
+    cache = t5.apply(t5.T5(model), params, "init_cache", encoded, valid, length)
 
     def step(last, cache, index):
-        return t5.apply(model, params, "decode_step", last, cache, index)
+        return t5.apply(t5.T5(model), params, "decode_step", last, cache, index)
 
     greedy, _ = decode.greedy(step, cache, len(tokens), length=length)
     beams, scores = beam.beam_search(

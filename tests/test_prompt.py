@@ -9,14 +9,23 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import CONFIG, forward, random_batch, random_params, random_prompt
+from tiny_models import (
+    CONFIG,
+    MODEL,
+    as_model,
+    fit_to,
+    forward,
+    random_batch,
+    random_params,
+    random_prompt,
+)
 
 from prompt_tuning.config import ConfigError
 from prompt_tuning.decoding import decode
 from prompt_tuning.model import prompt
 from prompt_tuning.model.loss import forward as plain_forward
 from prompt_tuning.model.loss import loss_fn
-from prompt_tuning.model.products import fit_to
+from prompt_tuning.model.prompt import Prompt, no_prompt
 
 
 @settings(max_examples=8, deadline=None)
@@ -35,14 +44,14 @@ def test_a_prompt_of_token_embeddings_is_those_tokens(length, seed):
 
 def test_an_empty_prompt_is_no_prompt():
     params, batch = random_params(), random_batch()
-    empty = plain_forward(CONFIG, params, jnp.zeros((0, 32)), batch)
+    empty = plain_forward(MODEL, params, no_prompt(CONFIG), batch)
     from prompt_tuning.model import t5
 
     valid = batch["encoder_input_tokens"] > 0
-    x = t5.apply(CONFIG, params, "embed", batch["encoder_input_tokens"])
-    encoded = t5.apply(CONFIG, params, "encode", x, valid)
+    x = t5.apply(t5.T5(CONFIG), params, "embed", batch["encoder_input_tokens"])
+    encoded = t5.apply(t5.T5(CONFIG), params, "encode", x, valid)
     plain = t5.apply(
-        CONFIG,
+        t5.T5(CONFIG),
         params,
         "decode",
         batch["decoder_input_tokens"],
@@ -86,7 +95,7 @@ def test_equals_the_original_implementation(shared_dir):
     np.testing.assert_allclose(grad, expected["grad_prompt"], atol=1e-5 * scale)
     tokens = batch["encoder_input_tokens"]
     for beams, name in ((1, "greedy/decodes"), (2, "beam2/decodes")):
-        ids, _ = decode.generate(CONFIG, params, rows, tokens, length=8, num_decodes=beams)
+        ids, _ = decode.generate(MODEL, params, Prompt(rows), tokens, length=8, num_decodes=beams)
         np.testing.assert_array_equal(ids, expected[name][:, -1])
 
 
@@ -124,8 +133,8 @@ def test_attention_by_lengths_sees_what_masks_show(drops):
         return float(value), np.asarray(gradient).ravel()
 
     def length(config):
-        encode = functools.partial(prompt.encode_prompted, config)
-        encoded, _ = jax.eval_shape(encode, params, rows, batch["encoder_input_tokens"])
+        encode = functools.partial(prompt.encode, as_model(config))
+        encoded, _ = jax.eval_shape(encode, params, Prompt(rows), batch["encoder_input_tokens"])
         return encoded.shape[1]
 
     wide = fit_to(plain, jax.devices(), "gpu")
@@ -141,10 +150,10 @@ def test_attention_by_lengths_takes_rows_of_one_example():
     config = dataclasses.replace(CONFIG, dtype="bfloat16", attention="cudnn")
     packed = {"segments": jnp.ones((2, 8), jnp.int32)}
     with pytest.raises(ConfigError, match=r"set PACK = False or ATTENTION = 'xla'"):
-        prompt.encode_prompted(
+        prompt.encode(
             fit_to(config, jax.devices(), "gpu"),
             random_params(),
-            random_prompt(0),
+            Prompt(random_prompt(0)),
             jnp.ones((2, 8), jnp.int32),
             **packed,
         )
@@ -160,8 +169,8 @@ def test_positions_that_a_gpu_needs_change_nothing():
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 9, (3, 21)))
 
     def encode(config):
-        run = jax.jit(prompt.encode_prompted, static_argnums=0)
-        encoded, valid = run(config, params, random_prompt(5), tokens)
+        run = jax.jit(prompt.encode, static_argnums=0)
+        encoded, valid = run(as_model(config), params, Prompt(random_prompt(5)), tokens)
         return np.asarray(encoded, np.float32), np.asarray(valid)
 
     (wide, more), (narrow, valid) = encode(for_gpu), encode(plain)

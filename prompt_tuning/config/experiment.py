@@ -24,6 +24,7 @@ from prompt_tuning.config.parts import Decoding as Decoding
 from prompt_tuning.config.parts import FileTask as FileTask
 from prompt_tuning.config.parts import OptimizerConfig as OptimizerConfig
 from prompt_tuning.config.parts import check as _check
+from prompt_tuning.config.parts import store_settings as _store_settings
 from prompt_tuning.config.parts import typed as _typed
 
 PromptInit = Literal["auto", "random_uniform", "sampled_vocab", "class_labels", "text", "file"]
@@ -93,8 +94,11 @@ class PromptConfig:
     file: str = ""  # a prompt folder or a .npy
     scale: float = 0.5  # random_uniform draws from [-scale, scale]
     population: int = 5000  # sampled_vocab draws from this many most common pieces
+    method: str = "prompt_tuning"  # how the prompt is parametrised and learned: a name in methods/
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the method's own
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "settings", _store_settings("PROMPT_SETTINGS", self.settings))
         _check(self.length >= 0, f"PROMPT_LENGTH must be at least 0, found {self.length}.")
         _check(self.population >= 1, f"PROMPT_POPULATION must be >= 1, found {self.population}.")
         _check(

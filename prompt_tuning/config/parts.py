@@ -47,6 +47,29 @@ def check(ok: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def store_settings(macro: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with sorted names and lists as tuples, so that equal settings look equal.
+
+    Raises:
+      ConfigError: a name is not a string, or a value cannot be stored as JSON and read back.
+    """
+
+    def store(name: Any, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return tuple(store(name, item) for item in value)
+        plain = value is None or type(value) in (bool, int, float, str)
+        check(
+            plain and (type(value) is not float or math.isfinite(value)),
+            f"{macro} = {dict(settings)}: {name!r} is {value!r}. Expected an integer, a finite "
+            "number, a string, True, False, None, or a list of these.",
+        )
+        return value
+
+    names = [name for name in settings if not isinstance(name, str)]
+    check(not names, f"{macro} = {dict(settings)}: {names} are not strings. Put names in quotes.")
+    return {name: store(name, settings[name]) for name in sorted(settings)}
+
+
 @typed
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FileTask:

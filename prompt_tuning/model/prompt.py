@@ -1,7 +1,8 @@
-"""The prompt: how `float[P, D]` goes in front of the embedded input.
+"""The prompt: what it holds, and a T5 that encodes and decodes with it.
 
-Between `T5.embed` and `T5.encode`. The backbone (`t5.py`) does not know it; `loss.py` and
-`decode.py` call `encode_prompted` and never see a prompt length.
+The backbone (`t5.py`) does not know `Prompt`: it takes embeddings, validity, and keys and values to
+put in front. `encode`, `decode` and `init_cache` here take a prompt apart; `loss.py`, decoding,
+ranking and serving call them and never see a prompt length.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from prompt_tuning.config import ModelConfig
 from prompt_tuning.model import t5
-from prompt_tuning.model.attention import Valid
-from prompt_tuning.model.products import positions
+from prompt_tuning.model.attention import TargetValid, Valid
+from prompt_tuning.model.device import padded_length
 
 
 class Prompt(NamedTuple):
@@ -34,13 +35,50 @@ class Prompt(NamedTuple):
     lengths: Int[Array, "*M 5"] | None = None  # of each field; None: members are all full
 
 
+class Encoded(NamedTuple):
+    """The encoder's output, and which of its positions the decoder may see."""
+
+    states: Float[Array, "R S D"]
+    valid: Valid
+
+
+def no_prompt(config: ModelConfig) -> Prompt:
+    """A prompt without rows: the model as it is."""
+    return Prompt(jnp.zeros((0, config.embed_dim), jnp.float32))
+
+
+def stack_prompts(prompts: Sequence[Prompt]) -> Prompt:
+    """One prompt whose members are `prompts`: their rows padded on the right, and their lengths.
+
+    >>> prompt = stack_prompts([Prompt(jnp.ones((3, 4))), Prompt(jnp.ones((1, 4)))])
+    >>> prompt.rows.shape, prompt.lengths[:, 0].tolist()
+    ((2, 3, 4), [3, 1])
+    """
+    for prompt in prompts:
+        _check_rows_alone(prompt)
+    lengths = [prompt.rows.shape[0] for prompt in prompts]
+    rows = [
+        jnp.pad(jnp.asarray(prompt.rows, jnp.float32), ((0, max(lengths) - length), (0, 0)))
+        for prompt, length in zip(prompts, lengths, strict=True)
+    ]
+    return Prompt(jnp.stack(rows), lengths=jnp.asarray([[n, 0, 0, 0, 0] for n in lengths]))
+
+
+def _check_rows_alone(prompt: Prompt) -> None:
+    if any(field is not None for field in prompt[1:5]):
+        raise NotImplementedError(
+            "prompts of keys, values or memory are declared but not computed yet: use a method "
+            "whose prompt is rows."
+        )
+
+
 def prepend_prompt(
     prompt: Float[Array, "P D"], x: Float[Array, "B T D"], valid: Bool[Array, "B T"]
 ) -> tuple[Float[Array, "B P+T D"], Bool[Array, "B P+T"]]:
     """Puts the prompt in front of every row and marks it valid.
 
-    The prompt has no token ids, so padding cannot be read from the tokens any more: this is the
-    one place where the longer mask is made, and everything after it takes `valid` as given.
+    The prompt has no token ids, so padding cannot be read from the tokens any more: this is where
+    the longer mask is made, and everything after it takes `valid` as given.
 
     >>> x, valid = prepend_prompt(jnp.ones((2, 4)), jnp.zeros((3, 5, 4)), jnp.ones((3, 5), bool))
     >>> x.shape, valid.shape
@@ -52,37 +90,120 @@ def prepend_prompt(
     return jnp.concatenate([rows, x], axis=1), jnp.concatenate([seen, valid], axis=1)
 
 
-def encode_prompted(
-    config: ModelConfig,
+def member_lengths(prompt: Prompt, which: Int[Array, "B"]) -> Int[Array, "B"]:
+    """How many prompt rows stand in front of each row of a batch."""
+    if prompt.lengths is None:
+        return jnp.full(which.shape, prompt.rows.shape[-2], jnp.int32)
+    return prompt.lengths[which, 0]
+
+
+def shift_tokens(
+    tokens: Int[Array, "B T"], by: Int[Array, "B"], width: int
+) -> Int[Array, "B {width}"]:
+    """The tokens of each row moved `by` places to the right, 0 elsewhere.
+
+    >>> shift_tokens(jnp.array([[5, 6], [7, 0]]), jnp.array([1, 2]), 4).tolist()
+    [[0, 5, 6, 0], [0, 0, 7, 0]]
+    """
+    place = jnp.arange(width)[None, :] - by[:, None]
+    is_text = (place >= 0) & (place < tokens.shape[1])
+    shifted = jnp.take_along_axis(tokens, jnp.clip(place, 0, tokens.shape[1] - 1), axis=1)
+    return jnp.where(is_text, shifted, 0)
+
+
+def encode(
+    model: t5.T5,
     backbone: t5.Params,
-    prompt: Float[Array, "P D"],
+    prompt: Prompt,
     tokens: Int[Array, "B T"],
+    which: Int[Array, "B"] | None = None,
     *,
+    width: int | None = None,
     segments: Int[Array, "B T"] | None = None,
     dropout_key: PRNGKeyArray | None = None,
-) -> tuple[Float[Array, "B S D"], Valid]:
+) -> Encoded:
     """The encoder's output for prompt and tokens, and which of its positions are valid.
 
     The prompt stands before dropout, is seen by every position, and counts in the relative
-    positions (paper 2). Token 0 is padding. With a `dropout_key` the encoder drops out. The
-    `segments` of packed rows are for a model without a prompt: one prompt could not stand in front
-    of several examples.
+    positions (paper 2). Token 0 is padding. If the prompt has members, `which` names that of each
+    row, and the text follows the rows of its own prompt at once: padding between them would shift
+    relative positions. S is then `width`, which has to hold every row (P + T unless given). With a
+    `dropout_key` the encoder drops out. The `segments` of packed rows are for a model without a
+    prompt: one prompt could not stand in front of several examples.
     """
-    x = t5.apply(config, backbone, "embed", tokens)
-    if segments is None:
-        x, valid = prepend_prompt(prompt, x, tokens > 0)
+    _check_rows_alone(prompt)
+    if segments is not None:
+        assert prompt.rows.shape[-2] == 0, "packed rows take no prompt"
+        x, valid = t5.apply(model, backbone, "embed", tokens), segments
+    elif which is None:
+        x = t5.apply(model, backbone, "embed", tokens)
+        x, valid = prepend_prompt(prompt.rows, x, tokens > 0)
     else:
-        assert prompt.shape[0] == 0, "packed rows take no prompt"
-        valid = segments
-    x, valid = fill_up(config, x, valid)
+        width = prompt.rows.shape[-2] + tokens.shape[1] if width is None else width
+        lengths = member_lengths(prompt, which)
+        tokens = shift_tokens(tokens, lengths, width)
+        is_prompt = jnp.arange(width)[None, :] < lengths[:, None]
+        own = jnp.take(prompt.rows, which, axis=0)[:, :width]
+        own = jnp.pad(own, ((0, 0), (0, width - own.shape[1]), (0, 0)))
+        x = t5.apply(model, backbone, "embed", tokens)
+        x, valid = jnp.where(is_prompt[..., None], own.astype(x.dtype), x), is_prompt | (tokens > 0)
+    x, valid = pad_sequence(model, x, valid)
     train = dropout_key is not None
-    encoded = t5.apply(config, backbone, "encode", x, valid, train=train, dropout_key=dropout_key)
-    return encoded, valid
+    states = t5.apply(model, backbone, "encode", x, valid, train=train, dropout_key=dropout_key)
+    return Encoded(states, valid)
 
 
-def fill_up(
-    config: ModelConfig, x: Float[Array, "B N D"], valid: Shaped[Array, "B N"]
+def pad_sequence(
+    model: t5.T5, x: Float[Array, "B N D"], valid: Shaped[Array, "B N"]
 ) -> tuple[Float[Array, "B S D"], Valid]:
-    """Adds positions that are not valid, as many as the devices of the model need (`positions`)."""
-    more = positions(config, x.shape[1]) - x.shape[1]
+    """Adds positions that are not valid, as many as the model's device needs."""
+    more = padded_length(model.config, model.device, x.shape[1]) - x.shape[1]
     return jnp.pad(x, ((0, 0), (0, more), (0, 0))), jnp.pad(valid, ((0, 0), (0, more)))
+
+
+def decode(
+    model: t5.T5,
+    backbone: t5.Params,
+    prompt: Prompt,
+    tokens: Int[Array, "B L"],
+    encoded: Encoded,
+    which: Int[Array, "R"] | None = None,
+    *,
+    target_valid: TargetValid | None = None,
+    rows: Int[Array, "G C"] | None = None,
+    dropout_key: PRNGKeyArray | None = None,
+) -> Float[Array, "B L V"]:
+    """Logits of every target, given decoder inputs (the targets shifted right).
+
+    `which` names the member of each encoded row; `rows` is as for `T5.decode`.
+    """
+    _check_rows_alone(prompt)
+    return t5.apply(
+        model,
+        backbone,
+        "decode",
+        tokens,
+        *encoded,
+        target_valid=target_valid,
+        rows=rows,
+        train=dropout_key is not None,
+        dropout_key=dropout_key,
+    )
+
+
+def init_cache(
+    model: t5.T5,
+    backbone: t5.Params,
+    prompt: Prompt,
+    encoded: Encoded,
+    which: Int[Array, "R"] | None = None,
+    *,
+    length: int,
+    num_decodes: int = 1,
+) -> t5.Cache:
+    """The state of incremental decoding before the first of `length` tokens; see `T5.init_cache`.
+
+    What the decoder is given by the prompt is put into it, so that `T5.decode_step` needs no more.
+    """
+    _check_rows_alone(prompt)
+    return t5.apply(model, backbone, "init_cache", *encoded, length, num_decodes)

@@ -18,7 +18,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from prompt_tuning.config import ConfigError, ModelConfig
-from prompt_tuning.model.products import fit_to
+from prompt_tuning.model.device import choose_device
 
 LOGICAL_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"prompt|encoder/prompt/.*", ("prompt", "prompt_embed")),
@@ -93,7 +93,7 @@ def check_microbatches(size: int, parts: int, mesh: Mesh) -> None:
 
 def check_attention(config: ModelConfig, mesh: Mesh) -> None:
     """Raises ConfigError where ATTENTION is not for these devices, or their mesh."""
-    fit_to(config, mesh.devices.flat)
+    choose_device(config, mesh.devices.flat)
     check_heads(config, mesh)
 
 

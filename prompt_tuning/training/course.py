@@ -51,6 +51,7 @@ class Run:
     backbone: setup.Backbone
     frozen: Mapping[str, jax.Array]
     evaluator: Evaluator
+    programs: steps.Programs
     log: report.RunLog
     init: str  # how the prompt began
     store: run_state.RunStateStore
