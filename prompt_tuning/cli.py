@@ -47,7 +47,7 @@ COMMANDS = {
 EXAMPLES = """\
 examples:
   t5x train --gin_file=demo.gin
-  t5x train --gin_file=models/t5_1_1_base.gin --gin_file=prompts/class_labels.gin \\
+  t5x train --gin_file=models/t5_1_1_base.gin --gin_file=inits/class_labels.gin \\
       --gin_file=superglue/boolq.gin --gin_file=runs/prompt_tune.gin \\
       --gin.MODEL_DIR="'runs/boolq'" --gin.INITIAL_CHECKPOINT_PATH="'gs://.../checkpoint_1100000'"
 

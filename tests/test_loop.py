@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import seqio
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_models import CONFIG, random_params
+from tiny_models import CONFIG, MODEL, random_params
 
 from prompt_tuning.batches import batching
 from prompt_tuning.checkpoints import t5x
@@ -30,6 +30,7 @@ from prompt_tuning.decoding import decode
 from prompt_tuning.evaluation import matrix, ranking
 from prompt_tuning.evaluation.evaluate import mean_score
 from prompt_tuning.evaluation.records import read_records
+from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.prompts.prompt_file import load_prompt
 from prompt_tuning.session import setup
 from prompt_tuning.tasks.eval_task import make_eval_task
@@ -166,7 +167,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(straight, experiment, tm
 def test_rows_of_the_next_step_are_made_while_one_is_computed(experiment, tmp_path, monkeypatch):
     """By another thread: a step waits here until they are."""
     made, waited = [threading.Event() for _ in range(4)], []
-    train_groups, run_step = batching.train_groups, steps.run_step
+    train_groups, run_step = batching.train_groups, steps.train_step
 
     def train_groups_and_say(*args, step, **settings):
         groups = train_groups(*args, step=step, **settings)
@@ -178,7 +179,7 @@ def test_rows_of_the_next_step_are_made_while_one_is_computed(experiment, tmp_pa
         return run_step(*args)
 
     monkeypatch.setattr(features, "train_groups", train_groups_and_say)
-    monkeypatch.setattr(steps, "run_step", wait_and_run_step)
+    monkeypatch.setattr(steps, "train_step", wait_and_run_step)
     loop.train(experiment(tmp_path, steps=4, eval=EvalConfig(period=4, baselines=False)))
     assert waited == [True] * 4
 
@@ -352,7 +353,9 @@ def test_beams_and_number_of_rows_are_those_of_the_settings(experiment, tmp_path
         ids = [byte + 3 for byte in record["input"]["inputs_pretokenized"].encode()] + [1]
         row[: len(ids)] = ids
     prompt, tokens = jax.numpy.asarray(result.prompt), jax.numpy.asarray(tokens)
-    _, scores = decode.generate(CONFIG, random_params(), prompt, tokens, length=5, num_decodes=3)
+    _, scores = decode.generate(
+        MODEL, random_params(), Prompt(prompt), tokens, length=5, num_decodes=3
+    )
     np.testing.assert_allclose([record["score"] for record in rows], scores, rtol=1e-4)
 
 

@@ -31,8 +31,8 @@ def encode_mean(
 ) -> Float[Array, "B D"]:
     """The encoder's output without a prompt, averaged over the tokens of each row."""
     valid = tokens > 0
-    x = t5.apply(config, params, "embed", tokens)
-    encoded = t5.apply(config, params, "encode", x, valid)
+    x = t5.apply(t5.T5(config), params, "embed", tokens)
+    encoded = t5.apply(t5.T5(config), params, "encode", x, valid)
     weights = valid[:, :, None].astype(encoded.dtype)
     return (encoded * weights).sum(axis=1) / weights.sum(axis=1)
 

@@ -25,8 +25,8 @@ import numpy as np
 import tensorstore as ts
 from flax import serialization
 
-from prompt_tuning.checkpoints.storage import Folder, explain, open_folder, reason_of
 from prompt_tuning.config import ConfigError
+from prompt_tuning.runtime.storage import Folder, explain, open_folder, reason_of
 
 INDEX = "checkpoint"  # T5X's msgpack file
 METADATA = "_METADATA"  # Orbax's list of leaves

@@ -149,6 +149,10 @@ def load(
         engine=engine,
         fallbacks=values,
     )
+    if loaded.open_sizes:
+        from prompt_tuning.session.sizes import resolve_sizes
+
+        loaded = resolve_sizes(loaded)
     for override in loaded.overrides:
         print(override, file=sys.stderr)
     return loaded

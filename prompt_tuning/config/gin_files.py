@@ -227,6 +227,8 @@ def fits(value: Any, hint: Any) -> bool:
     >>> fits(("a", "b"), tuple[str, ...]), fits(("a", 1), tuple[str, ...])
     (True, False)
     """
+    if hint is Any:
+        return True
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, option) for option in options)
@@ -256,6 +258,8 @@ def describe(hint: Any) -> str:
         return "a list of strings"
     if origin is Mapping and options[1] is str:
         return "a dict from labels to words"
+    if origin is Mapping and options[1] is Any:
+        return "a dict from names to values"
     words = {
         int: "an integer",
         float: "a number",

@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from prompt_tuning.batches.prefetch import BATCHES, Ahead
 from prompt_tuning.checkpoints import identity, load, retry, slots
 from prompt_tuning.checkpoints import t5x as t5x_checkpoint
-from prompt_tuning.config import ConfigError, Experiment, ModelConfig, config_hash, to_dict
+from prompt_tuning.config import ConfigError, Experiment, config_hash, to_dict
 from prompt_tuning.evaluation.records import RunLog
 from prompt_tuning.model import loss, sharding, t5
-from prompt_tuning.model.products import fit_to
+from prompt_tuning.model.device import choose_device
+from prompt_tuning.model.prompt import no_prompt
 from prompt_tuning.pretraining import corpus as corpora
 from prompt_tuning.pretraining import curves, examples, saved
 from prompt_tuning.runtime import agreement, lock, processes, signals
+from prompt_tuning.runtime.prefetch import BATCHES, Ahead
 from prompt_tuning.session import setup
 from prompt_tuning.training import health, optim
 from prompt_tuning.training import model_dir as model_dirs
@@ -226,9 +226,13 @@ def _loop(run: Run, progress: Progress, optimizer: Any, end: int) -> None:
     experiment, start, watch = run.experiment, run.start, signals.current()
     if progress.step >= end:
         return
-    programs = steps.compile_step(experiment.model, experiment.train, optimizer, progress.state)
-    frozen = {"prompt": _no_prompt(experiment.model)}
-    model = fit_to(experiment.model, run.mesh.devices.flat)
+    device = choose_device(experiment.model, run.mesh.devices.flat)
+    model = t5.T5(experiment.model, device)
+    recipe = steps.make_recipe(
+        model, experiment.prompt, experiment.optimizer, experiment.train, start_step=start
+    )
+    programs = steps.compile_step(recipe, progress.state)
+    frozen = {"prompt": no_prompt(experiment.model).rows}
     score = jax.jit(functools.partial(_sums, model))
     size = experiment.data.batch_size
     bar = Bar(start=progress.step - start, total=end - start, rows_per_step=size)
@@ -238,7 +242,7 @@ def _loop(run: Run, progress: Progress, optimizer: Any, end: int) -> None:
         while progress.step < end:
             watch.check()
             placed = progress.pace.wait(batches, progress.sums)
-            progress.state, metrics = steps.run_step(programs, progress.state, frozen, placed)
+            progress.state, metrics = steps.train_step(programs, progress.state, frozen, placed)
             progress.sums.append(metrics)
             progress.step += 1
             watch.unsaved = True
@@ -295,12 +299,8 @@ def split_batch(batch: examples.Batch, parts: int) -> list[examples.Batch]:
     return [{name: arrays[i] for name, arrays in cut.items()} for i in range(parts)]
 
 
-def _no_prompt(model: ModelConfig) -> Array:
-    return jnp.zeros((0, model.embed_dim))
-
-
-def _sums(model: ModelConfig, params: t5.Params, batch: Mapping[str, Array]) -> loss.Metrics:
-    logits = loss.forward(model, params, _no_prompt(model), batch)
+def _sums(model: t5.T5, params: t5.Params, batch: Mapping[str, Array]) -> loss.Metrics:
+    logits = loss.forward(model, params, no_prompt(model.config), batch)
     return loss.loss_fn(logits, batch, z_loss=0.0)[1]
 
 

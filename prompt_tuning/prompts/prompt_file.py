@@ -24,8 +24,7 @@ from beartype.roar import BeartypeException
 from jaxtyping import Float
 
 from prompt_tuning.checkpoints.t5x_prompt import read_t5x_prompt, read_zarr_prompt
-from prompt_tuning.config import ConfigError, from_dict, to_dict
-from prompt_tuning.config.parts import typed
+from prompt_tuning.config import ConfigError, from_dict, to_dict, typed
 from prompt_tuning.prompts import npy, peft
 from prompt_tuning.prompts.peft import parse_object, to_json
 from prompt_tuning.prompts.prompt_array import check_array

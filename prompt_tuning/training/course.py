@@ -52,6 +52,7 @@ class Run:
     backbone: setup.Backbone
     frozen: Mapping[str, jax.Array]
     evaluator: Evaluator
+    programs: steps.Programs
     log: RunLog
     init: str  # how the prompt began
     store: run_state.RunStateStore

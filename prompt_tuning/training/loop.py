@@ -11,14 +11,12 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from prompt_tuning.batches import batching, groups
-from prompt_tuning.batches.prefetch import BATCHES, Ahead
 from prompt_tuning.checkpoints import load, retry, run_state
 from prompt_tuning.config import ConfigError, Experiment, config_hash
 from prompt_tuning.evaluation.analysis import analyse, describe, illegal_line, to_json
@@ -32,9 +30,12 @@ from prompt_tuning.evaluation.evaluate import (
 )
 from prompt_tuning.evaluation.intervals import score_intervals
 from prompt_tuning.evaluation.records import METRICS, RunLog, draw_curves, read_records
-from prompt_tuning.model import sharding
+from prompt_tuning.model import sharding, t5
+from prompt_tuning.model.device import choose_device
+from prompt_tuning.model.prompt import no_prompt
 from prompt_tuning.prompts import prompt_file
 from prompt_tuning.runtime import agreement, lock, processes, signals
+from prompt_tuning.runtime.prefetch import BATCHES, Ahead
 from prompt_tuning.session import overview, setup
 from prompt_tuning.training import course as courses
 from prompt_tuning.training import health, optim
@@ -127,18 +128,25 @@ def _train(
     model_dirs.refuse_other_contents(meta, backbone, data, shared)
     if processes.count() > 1:
         agreement.agree("rows, vocabulary or backbone", setup.fingerprint(data, backbone))
-    prompt, init = setup.first_prompt(experiment, backbone, data)
-    agreement.agree("first prompt", np.asarray(prompt).tobytes())
-    print(f"prompt: {prompt.shape[0]} x {prompt.shape[1]}, {init}", flush=True)
+    first, init = setup.first_params(experiment, backbone, data)
+    agreement.agree("first prompt", b"".join(v.tobytes() for _, v in sorted(first.items())))
+    print(f"prompt: {init}", flush=True)
 
     # ---- what is trained, and how
     rules = optim.RULES[experiment.train.trainable]
-    params = {**backbone.params, "prompt": sharding.replicate(prompt, mesh)}
+    prompt = {name: sharding.replicate(value, mesh) for name, value in first.items()}
+    params = {**backbone.params, **prompt}
     trainable, frozen = optim.split_params(params, rules)
-    optimizer = optim.make_optimizer(experiment.optimizer, rules, start_step=backbone.step)
-    state = jax.jit(functools.partial(steps.init_state, optimizer=optimizer, step=backbone.step))(
-        trainable
+    recipe = steps.make_recipe(
+        t5.T5(experiment.model, choose_device(experiment.model, mesh.devices.flat)),
+        experiment.prompt,
+        experiment.optimizer,
+        experiment.train,
+        start_step=backbone.step,
     )
+    init_state = functools.partial(steps.init_state, optimizer=recipe.optimizer, step=backbone.step)
+    state = jax.jit(init_state)(trainable)
+    programs = steps.compile_step(recipe, state)
 
     # ---- resume, or begin; from here on there is something to lose
     with signals.current().postponed():
@@ -157,6 +165,7 @@ def _train(
             backbone=backbone,
             frozen=frozen,
             evaluator=Evaluator(experiment, mesh),
+            programs=programs,
             log=_open_log(model_dir, course),
             init=init,
             store=store,
@@ -165,7 +174,7 @@ def _train(
         model_dirs.write_info(model_dir, params, mesh, config_text)
         try:
             _begin(run, course, end)
-            _loop(run, course, optimizer, end)
+            _loop(run, course, end)
             store.wait()
         except BaseException as error:
             end_badly(run, course, error)
@@ -177,7 +186,7 @@ def _train(
     findings = _look_closer(run, course.standing.best_step)
     summary = model_dirs.result_text(model_dir, course.standing.best_step, curves, findings)
     print(summary, flush=True)
-    last = np.asarray(jax.device_get({**frozen, **course.state.trainable}["prompt"]))
+    last = np.asarray(jax.device_get(programs.fold_for_use(course.state, frozen).rows))
     return TrainResult(shared, course.step, course.standing.best_step, last, summary)
 
 
@@ -204,11 +213,10 @@ def _begin(run: Run, course: Course, end: int) -> None:
         print(f"nothing is left to train: the run is at its last step, {course.step}", flush=True)
 
 
-def _loop(run: Run, course: Course, optimizer: Any, end: int) -> None:
+def _loop(run: Run, course: Course, end: int) -> None:
     """Steps until `end` or until evaluations stop getting better."""
     experiment, start = run.experiment, run.backbone.step
     config, watch = experiment.data, signals.current()
-    programs = steps.compile_step(experiment.model, experiment.train, optimizer, course.state)
     if course.standing.evaluation_due:
         end = max(end, course.step)
     elif course.step >= end or course.standing.stopped_early:
@@ -222,7 +230,7 @@ def _loop(run: Run, course: Course, optimizer: Any, end: int) -> None:
         while course.step < end and not course.standing.stopped_early:
             watch.check()
             groups = course.pace.wait(batches, course.sums)
-            course.state, metrics = steps.run_step(programs, course.state, run.frozen, groups)
+            course.state, metrics = steps.train_step(run.programs, course.state, run.frozen, groups)
             course.sums.append(metrics)
             course.step += 1
             watch.unsaved = True
@@ -312,8 +320,8 @@ def _evaluate(run: Run, course: Course) -> tuple[Standing, float, str]:
     Returns the standing, this evaluation's score, and what is said of it.
     """
     standing, step = course.standing, course.step
-    params = {**run.frozen, **course.state.trainable}
-    prompt = params.pop("prompt")
+    _, params = steps.split_prompt({**run.frozen, **course.state.trainable})
+    prompt = run.programs.fold_for_use(course.state, run.frozen)  # what is scored is what is saved
     with signals.current().allowed():  # nothing is written in here
         scored = {t.name: evaluate(run.evaluator, (params, prompt), t) for t in run.data.eval_tasks}
     split = run.experiment.data.eval_split
@@ -334,10 +342,10 @@ def _evaluate(run: Run, course: Course) -> tuple[Standing, float, str]:
         best_step=step if better else standing.best_step,
         evals_since_best=0 if better else standing.evals_since_best + 1,
     )
-    if prompt.shape[0]:
+    if prompt.rows.shape[0]:
         metadata = courses.describe_prompt(run, step, score)
         folder = run.log.model_dir / "prompts"
-        array = np.asarray(jax.device_get(prompt))
+        array = np.asarray(jax.device_get(prompt.rows))
         for name in (f"step_{step:06d}", *(["best"] if better else [])):
             save = functools.partial(prompt_file.save_prompt, folder / name, array, metadata)
             retry.retried(save, folder)
@@ -366,7 +374,7 @@ def _baselines(run: Run) -> None:
     if not experiment.eval.baselines:
         return
     split = experiment.data.eval_split
-    nothing = np.zeros((0, experiment.model.embed_dim), np.float32)
+    nothing = no_prompt(experiment.model)
     for task in run.data.eval_tasks:
         values = majority(task, experiment.eval)
         run.log.scores(step, values, task=task.name, split=split, prompt="majority")
