@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from prompt_tuning.batches.prefetch import Ahead
 from prompt_tuning.config import ConfigError
+from prompt_tuning.runtime.prefetch import Ahead
 
 ROOT = Path(__file__).parents[1]
 

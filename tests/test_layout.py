@@ -44,10 +44,7 @@ ROOMS = (
 BACKWARDS = {
     ("evaluation/matrix.py", "training"),
     ("config/gin_reader.py", "methods"),
-    ("checkpoints/load.py", "batches"),
     ("world/probe.py", "model"),
-    ("world/generator.py", "model"),
-    ("vocabularies/vocabulary.py", "checkpoints"),
 }
 # The only rooms that may import TensorFlow and seqio.
 TENSORFLOW = {"tasks", "upstream", "commands"}

@@ -15,7 +15,7 @@ from test_decode import markov
 from tiny_models import CONFIG, MODEL, random_batch, random_params, random_prompt
 
 from prompt_tuning.config import ConfigError, DataConfig, Decoding, EvalConfig, Experiment
-from prompt_tuning.decoding import beam
+from prompt_tuning.decoding import beam, decode
 from prompt_tuning.decoding.sample import mask_logits, row_keys, temperature_sample
 from prompt_tuning.evaluation.evaluate import Evaluator, evaluate
 from prompt_tuning.model import sharding, t5

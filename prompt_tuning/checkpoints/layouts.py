@@ -27,8 +27,8 @@ import tensorstore as ts
 from flax import serialization
 
 from prompt_tuning.checkpoints.chunks import check_chunks
-from prompt_tuning.checkpoints.storage import Folder, check_inside, explain, open_folder, reason_of
 from prompt_tuning.config import ConfigError
+from prompt_tuning.runtime.storage import Folder, check_inside, explain, open_folder, reason_of
 
 INDEX = "checkpoint"  # T5X's msgpack file
 METADATA = "_METADATA"  # Orbax's list of leaves

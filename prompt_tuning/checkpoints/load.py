@@ -14,13 +14,13 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from prompt_tuning.batches.prefetch import Ahead
 from prompt_tuning.checkpoints import architecture, huggingface, t5x
 from prompt_tuning.checkpoints.layouts import find_checkpoint
-from prompt_tuning.checkpoints.storage import open_folder
 from prompt_tuning.checkpoints.t5x_prompt import PROMPT
 from prompt_tuning.config import TINY, Experiment, ModelConfig
 from prompt_tuning.model import sharding, t5
+from prompt_tuning.runtime.prefetch import Ahead
+from prompt_tuning.runtime.storage import open_folder
 from prompt_tuning.world import assets
 
 PathLike = str | os.PathLike[str]

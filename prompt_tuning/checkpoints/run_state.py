@@ -26,10 +26,10 @@ from absl import flags
 
 from prompt_tuning.checkpoints import file_list
 from prompt_tuning.checkpoints import state_arrays as arrays
-from prompt_tuning.checkpoints.storage import reason_of
 from prompt_tuning.config import ConfigError
 from prompt_tuning.runtime import agreement, processes
 from prompt_tuning.runtime.replace_folder import local_folder
+from prompt_tuning.runtime.storage import reason_of
 
 TreeT = TypeVar("TreeT")
 

@@ -27,9 +27,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array
 
 from prompt_tuning.checkpoints.layouts import INDEX, Checkpoint, Leaf, find_checkpoint, open_leaves
-from prompt_tuning.checkpoints.storage import explain
 from prompt_tuning.config import ConfigError
 from prompt_tuning.runtime.replace_folder import replace_folder
+from prompt_tuning.runtime.storage import explain
 
 PathLike = str | os.PathLike[str]
 Index = tuple[slice, ...]

@@ -10,9 +10,7 @@ import itertools
 from pathlib import Path
 
 import jax
-import numpy as np
 
-from prompt_tuning.batches.prefetch import Ahead
 from prompt_tuning.checkpoints import load
 from prompt_tuning.config import ConfigError, EvalRun, config_hash
 from prompt_tuning.evaluation import pictures
@@ -20,7 +18,7 @@ from prompt_tuning.evaluation.analysis import analyse, describe, to_json
 from prompt_tuning.evaluation.evaluate import Evaluator, Scored, evaluate, majority, methods
 from prompt_tuning.evaluation.intervals import score_intervals
 from prompt_tuning.evaluation.prompts import (
-    Prompt,
+    NamedPrompt,
     file_names,
     find_prompts,
     load_prompts,
@@ -28,7 +26,9 @@ from prompt_tuning.evaluation.prompts import (
 )
 from prompt_tuning.evaluation.results import Cell, Matrix
 from prompt_tuning.model import sharding
+from prompt_tuning.model.prompt import no_prompt
 from prompt_tuning.runtime import agreement, processes
+from prompt_tuning.runtime.prefetch import Ahead
 from prompt_tuning.runtime.replace_folder import replace_text, writing
 from prompt_tuning.session import setup
 from prompt_tuning.tasks.eval_task import EvalTask
@@ -66,11 +66,11 @@ def run_eval(
     prompts = load_prompts(files, run.model.embed_dim, backbone, data.vocabulary_identity)
     if processes.count() > 1:
         agreement.agree("rows, vocabulary or backbone", setup.fingerprint(data, backbone))
-        agreement.agree("prompts", b"".join(prompt.array.tobytes() for prompt in prompts))
+        agreement.agree("prompts", b"".join(p.prompt.rows.tobytes() for p in prompts))
     pairs = _pair(run, prompts, data.eval_tasks)
     if run.eval.baselines or not prompts:
-        nothing = np.zeros((0, run.model.embed_dim), np.float32)
-        bare = Prompt(NO_PROMPT, nothing, backbone.step)
+        nothing = no_prompt(run.model)
+        bare = NamedPrompt(NO_PROMPT, nothing, backbone.step)
         pairs = [*((bare, task) for task in data.eval_tasks), *pairs]
 
     output_dir = setup.make_dir(run.eval_output_dir, "EVAL_OUTPUT_DIR")
@@ -87,9 +87,9 @@ def run_eval(
                 log.scores(0, values, task=task.name, split=run.data.eval_split, prompt="majority")
         suffixes = file_names(files) or {NO_PROMPT: ""}
         for prompt, group in itertools.groupby(pairs, key=lambda pair: pair[0]):
-            array = sharding.replicate(prompt.array, mesh)
+            placed = sharding.replicate(prompt.prompt, mesh)
             for _, task in group:
-                scored = evaluate(evaluator, (backbone.params, array), task)
+                scored = evaluate(evaluator, (backbone.params, placed), task)
                 suffix = suffixes.get(prompt.name)
                 cell = _write(run, log, (prompt, task), scored, suffix)
                 matrix.metrics.setdefault(prompt.name, {})[task.name] = scored.metrics
@@ -101,8 +101,8 @@ def run_eval(
 
 
 def _pair(
-    run: EvalRun, prompts: list[Prompt], tasks: tuple[EvalTask, ...]
-) -> list[tuple[Prompt, EvalTask]]:
+    run: EvalRun, prompts: list[NamedPrompt], tasks: tuple[EvalTask, ...]
+) -> list[tuple[NamedPrompt, EvalTask]]:
     """Which prompt is scored on which task."""
     if run.pairs == "all":
         return [(prompt, task) for prompt in prompts for task in tasks]
@@ -122,7 +122,7 @@ def _pair(
 def _write(
     run: EvalRun,
     log: report.RunLog,
-    pair: tuple[Prompt, EvalTask],
+    pair: tuple[NamedPrompt, EvalTask],
     scored: Scored,
     suffix: str | None,
 ) -> Cell:

@@ -18,7 +18,6 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from prompt_tuning.batches.prefetch import BATCHES, Ahead
 from prompt_tuning.checkpoints import identity, load, retry, slots
 from prompt_tuning.checkpoints import t5x as t5x_checkpoint
 from prompt_tuning.config import ConfigError, Experiment, config_hash, to_dict
@@ -28,6 +27,7 @@ from prompt_tuning.model.prompt import no_prompt
 from prompt_tuning.pretraining import corpus as corpora
 from prompt_tuning.pretraining import curves, examples, saved
 from prompt_tuning.runtime import agreement, lock, processes, records, signals
+from prompt_tuning.runtime.prefetch import BATCHES, Ahead
 from prompt_tuning.session import setup
 from prompt_tuning.training import health, optim, report
 from prompt_tuning.training import model_dir as model_dirs

@@ -23,13 +23,13 @@ import numpy as np
 from beartype.roar import BeartypeException
 from jaxtyping import Float
 
-from prompt_tuning.checkpoints.storage import check_file
 from prompt_tuning.checkpoints.t5x_prompt import read_t5x_prompt, read_zarr_prompt
 from prompt_tuning.config import ConfigError, from_dict, to_dict, typed
 from prompt_tuning.prompts import npy, peft
 from prompt_tuning.prompts.peft import parse_object, to_json
 from prompt_tuning.prompts.prompt_array import check_array
 from prompt_tuning.runtime.replace_folder import replace_folder
+from prompt_tuning.runtime.storage import check_file
 
 METADATA = "prompt_tuning.json"
 NO_FILES: Mapping[str, str] = types.MappingProxyType({})

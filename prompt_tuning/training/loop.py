@@ -17,7 +17,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from prompt_tuning.batches import batching, groups
-from prompt_tuning.batches.prefetch import BATCHES, Ahead
 from prompt_tuning.checkpoints import load, retry, run_state
 from prompt_tuning.config import ConfigError, Experiment, config_hash
 from prompt_tuning.evaluation.analysis import analyse, describe, illegal_line, to_json
@@ -35,6 +34,7 @@ from prompt_tuning.model.device import choose_device
 from prompt_tuning.model.prompt import no_prompt
 from prompt_tuning.prompts import prompt_file
 from prompt_tuning.runtime import agreement, lock, processes, signals
+from prompt_tuning.runtime.prefetch import BATCHES, Ahead
 from prompt_tuning.session import overview, setup
 from prompt_tuning.training import course as courses
 from prompt_tuning.training import health, optim, report

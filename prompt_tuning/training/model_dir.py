@@ -136,7 +136,7 @@ def write_info(
         write_config(model_dir / "config.gin", config_text)
     lines = []
     for name, value in sorted(params.items()):
-        axes = zip(sharding.logical_axes(name), value.shape, strict=True)
+        axes = zip(sharding.logical_axes(name, value.shape), value.shape, strict=True)
         shape = ", ".join(f"{axis}={size}" for axis, size in axes)
         spec = sharding.partition_spec(name, value.shape, mesh)
         lines.append(f"Variable {name:<70} size {value.size:<12} shape ({shape}) spec {spec}")
