@@ -82,7 +82,7 @@ def experiment(model_dir: Path, text: str, steps: int = 6, **changes) -> Experim
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory, text) -> run.PretrainResult:
+def straight(tmp_path_factory, text) -> TrainResult:
     return run.pretrain(experiment(tmp_path_factory.mktemp("straight"), text))
 
 
@@ -100,7 +100,7 @@ def records(model_dir: Path) -> list[dict]:
     return read_records(model_dir / "metrics.jsonl")
 
 
-def test_a_run_from_random_weights_learns(straight: run.PretrainResult):
+def test_a_run_from_random_weights_learns(straight: TrainResult):
     points = [r["value"] for r in records(straight.model_dir) if r["name"].startswith("cross_")]
     unseen = [r for r in records(straight.model_dir) if r["name"] == "cross_entropy/held_out"]
     assert [r["step"] for r in unseen] == [0, 3, 6]
@@ -142,7 +142,7 @@ def test_a_loss_that_is_not_finite_names_step_and_documents(tmp_path, text, stra
         train=TrainConfig(trainable="model", train_steps_relative=3, microbatches=1),
         eval=EvalConfig(period=1, num_examples=16),
     )
-    said = r"diverged in step 7 \(.*loss nan.*--debug-nans.* in the rows of its batch, from 0: \d+"
+    said = r"diverged in step 7 \(.*loss nan.*--debug-nans.*documents of .*, from 0: \d+"
     with pytest.raises(FloatingPointError, match=said) as caught:
         run.pretrain(diverges)
     assert "Nothing is saved yet." in str(caught.value)
