@@ -27,9 +27,9 @@ from prompt_tuning.commands import (  # noqa: E402
     plan,
     prompts,
     runs,
-    safety,
     submit,
-    world,
+    verify,
+    vocabulary,
 )
 from prompt_tuning.config import ConfigError  # noqa: E402
 from prompt_tuning.runtime import guard  # noqa: E402
@@ -37,11 +37,11 @@ from prompt_tuning.runtime import guard  # noqa: E402
 COMMANDS = {
     **runs.COMMANDS,
     **plan.COMMANDS,
-    **world.COMMANDS,
+    **vocabulary.COMMANDS,
     **prompts.COMMANDS,
     **backbones.COMMANDS,
     **data.COMMANDS,
-    **safety.COMMANDS,
+    **verify.COMMANDS,
     **submit.COMMANDS,
 }
 EXAMPLES = """\

@@ -23,7 +23,7 @@ from prompt_tuning.config import ConfigError, gin_reader
 from prompt_tuning.prompts.prompt_file import PromptMetadata, load_prompt, save_prompt
 from prompt_tuning.runtime.replace_folder import replace_text
 from prompt_tuning.serving.lines import read_lines
-from prompt_tuning.training.model_dir import mend_best, write_config
+from prompt_tuning.training.model_dir import mend_best
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ("train", "--gin_file=demo.gin")
@@ -291,16 +291,3 @@ def test_a_prompt_that_does_not_fit_the_disk_is_an_error_of_the_disk(tmp_path):
     )
     assert ran.stdout == "refused 27\n", ran.stderr
     assert list(tmp_path.iterdir()) == []
-
-
-def test_settings_that_were_edited_since_a_run_wrote_them_are_named(tmp_path, capsys):
-    config = tmp_path / "config.gin"
-    write_config(config, "include 'demo.gin'\nMODEL_DIR = 'run'\n")
-    show = ("show-config", f"--gin_file={config}")
-    assert cli.main(show) == 0
-    assert "is not what was written" not in capsys.readouterr().err
-    config.write_text(config.read_text() + "BATCH_SIZE = 16\n")
-    assert cli.main(show) == 0
-    said = capsys.readouterr()
-    assert "config.gin is not what was written there: it was edited since" in said.err
-    assert "BATCH_SIZE = 16" in said.out

@@ -39,12 +39,10 @@ ROOMS = (
     "commands",
     "cli",
 )
-# Still to be turned round: evaluation writes its records with training's module. The gin reader
-# looks methods up, once PROMPT_METHOD or PROMPT_SETTINGS is set.
+# Still to be turned round: the gin reader looks methods up, once PROMPT_METHOD or PROMPT_SETTINGS
+# is set.
 BACKWARDS = {
-    ("evaluation/matrix.py", "training"),
     ("config/gin_reader.py", "methods"),
-    ("world/probe.py", "model"),
 }
 # The only rooms that may import TensorFlow and seqio.
 TENSORFLOW = {"tasks", "upstream", "commands"}

@@ -24,6 +24,7 @@ from prompt_tuning.evaluation.prompts import (
     load_prompts,
     own_tasks,
 )
+from prompt_tuning.evaluation.records import RunLog
 from prompt_tuning.evaluation.results import Cell, Matrix
 from prompt_tuning.model import sharding
 from prompt_tuning.model.prompt import no_prompt
@@ -32,7 +33,6 @@ from prompt_tuning.runtime.prefetch import Ahead
 from prompt_tuning.runtime.replace_folder import replace_text, writing
 from prompt_tuning.session import setup
 from prompt_tuning.tasks.eval_task import EvalTask
-from prompt_tuning.training import model_dir, report
 
 NO_PROMPT = "no prompt"
 
@@ -78,8 +78,8 @@ def run_eval(
     what = f"EVAL_OUTPUT_DIR {output_dir}"
     with writing(what), processes.writing_folder(output_dir) as folder:
         if config_text:
-            model_dir.write_config(folder / "config.gin", config_text)
-        log = report.RunLog.of_evaluation(folder)
+            replace_text(folder / "config.gin", config_text)
+        log = RunLog(folder, step=-1)  # an earlier evaluation's records go
         matrix = Matrix({}, methods=methods(run.eval))
         if run.eval.baselines:
             for task in data.eval_tasks:
@@ -94,7 +94,6 @@ def run_eval(
                 cell = _write(run, log, (prompt, task), scored, suffix)
                 matrix.metrics.setdefault(prompt.name, {})[task.name] = scored.metrics
                 matrix.cells.setdefault(prompt.name, {})[task.name] = cell
-        log.replace()
         log.close()
         _finish(matrix, folder)
         return matrix
@@ -121,7 +120,7 @@ def _pair(
 
 def _write(
     run: EvalRun,
-    log: report.RunLog,
+    log: RunLog,
     pair: tuple[NamedPrompt, EvalTask],
     scored: Scored,
     suffix: str | None,
