@@ -4,7 +4,9 @@ The golden files are the resolved configurations of some documented commands; af
 change of the recipes: `python tests/test_gin_config.py` writes them anew.
 """
 
+import ast
 import dataclasses
+import json
 import re
 import sys
 from pathlib import Path
@@ -334,6 +336,10 @@ def test_a_file_or_a_text_says_how_the_prompt_begins():
 # Values
 
 
+plain = st.none() | st.booleans() | st.integers() | st.floats(-1e30, 1e30) | st.text(max_size=8)
+method_settings = plain | st.lists(plain, max_size=2) | st.lists(plain, max_size=2).map(tuple)
+
+
 def test_lists_become_tuples_and_numbers_are_gin_literals():
     experiment = load(
         ["demo.gin"],
@@ -350,11 +356,48 @@ def test_lists_become_tuples_and_numbers_are_gin_literals():
     assert experiment.optimizer.weight_decay == 1e-3
 
 
-def test_settings_of_a_method_are_stored_with_sorted_names_and_lists_as_tuples():
-    found = load(["demo.gin"], ["PROMPT_SETTINGS = {'b': [1, 'x', (2.5,)], 'a': None}"]).prompt
-    assert list(found.settings.items()) == [("a", None), ("b", (1, "x", (2.5,)))]
-    assert found.method == "prompt_tuning"
-    assert config.from_dict(config.PromptConfig, config.to_dict(found)) == found
+METHOD = """
+import dataclasses
+from prompt_tuning.methods import prompt_tuning
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    width: int = 8
+    rates: tuple[float, ...] = ()
+    name: str | None = None
+
+METHOD = prompt_tuning.METHOD._replace(Settings=Settings)
+"""
+
+
+def test_settings_of_a_method_of_the_users_own(tmp_path, monkeypatch):
+    write(tmp_path / "my_method.py", METHOD)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = "PROMPT_METHOD = 'my_method.METHOD'"
+    values = "PROMPT_SETTINGS = {'width': 2, 'rates': [0.5, 1.0], 'name': None}"
+    found = load(["demo.gin"], [own, values])
+    assert list(found.prompt.settings.items()) == [
+        ("name", None),
+        ("rates", (0.5, 1.0)),
+        ("width", 2),
+    ]
+    saved = write(tmp_path / "config.gin", gin_reader.to_gin(found))
+    assert load([saved]) == found
+    message = refusal(["demo.gin"], [own, "PROMPT_SETTINGS = {'widht': 2}"])
+    assert "Did you mean width?" in message
+    assert "PROMPT_SETTINGS: the command line" in message
+    message = refusal(["demo.gin"], [own, "PROMPT_SETTINGS = {'width': 2.0}"])
+    assert "Expected an integer" in message
+
+
+@given(values=st.dictionaries(st.text(max_size=8), method_settings, max_size=3))
+@settings(deadline=None)
+def test_settings_of_a_method_are_stored_and_read_back(values):
+    prompt = config.PromptConfig(settings=values)
+    stored = json.dumps(config.to_dict(prompt), sort_keys=True)
+    assert config.from_dict(config.PromptConfig, json.loads(stored)) == prompt
+    assert list(prompt.settings) == sorted(values)
+    assert ast.literal_eval(repr(dict(prompt.settings))) == prompt.settings
 
 
 def test_lists_are_tuples_where_gin_alone_makes_the_object():
@@ -485,6 +528,11 @@ def test_infer_with_fallbacks():
         ("CLASS_LABELS = ['a', 'b', 'c', 4]", r"CLASS_LABELS must be a list of strings"),
         ("TASK_FEATURE_LENGTHS = {'inputs': 3, 'targets': '4'}", r"must be a dict from strings"),
         ("CLASS_LABELS = 'yes'", r"CLASS_LABELS must be a list of strings, found 'yes'"),
+        (
+            "PROMPT_METHOD = 'promt_tuning'",
+            r"PROMPT_METHOD = 'promt_tuning': .* Did you mean prompt_tuning\?.*\(PROMPT_METHOD: ",
+        ),
+        ("PROMPT_SETTINGS = {'x': 1}", r"names 'x': .* no such setting.*\(PROMPT_SETTINGS: "),
         ("PROMPT_METHOD = 3", r"PROMPT_METHOD must be a string, found 3"),
         ("PROMPT_SETTINGS = 3", r"PROMPT_SETTINGS must be a dict from names to values, found 3"),
         ("PROMPT_SETTINGS = {3: 1}", r"PROMPT_SETTINGS must be a dict from names to values"),
@@ -628,8 +676,6 @@ def test_no_package_named_gin_beside_the_experiments():
 words = st.text(max_size=8)
 positive = st.integers(1, 10**6)
 numbers = st.floats(1e-30, 1e30)
-plain = st.none() | st.booleans() | st.integers() | st.floats(-1e30, 1e30) | words
-method_settings = plain | st.lists(plain, max_size=2) | st.lists(plain, max_size=2).map(tuple)
 
 
 @st.composite
@@ -659,7 +705,6 @@ def values_of_an_experiment(draw) -> dict:
             "text": draw(st.text(min_size=1)) if init == "text" else "",
             "file": draw(st.text(min_size=1)) if init == "file" else "",
             "scale": draw(st.floats(-1e9, 1e9)),
-            "settings": draw(st.dictionaries(words, method_settings, max_size=3)),
         },
         "optimizer": {
             "name": draw(st.sampled_from(["adafactor", "adamw"])),

@@ -213,9 +213,7 @@ class CorpusConfig:
         default=True,
     )
     pack: bool = setting(
-        "PACK",
-        "several short examples in a row, which do not see each other",
-        default=False,
+        "PACK", "several short examples in a row, which do not see each other", default=False
     )
 
     def __post_init__(self) -> None:

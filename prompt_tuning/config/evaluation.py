@@ -27,10 +27,7 @@ class Decoding:
         at_least=0,
     )
     topk: int = setting(
-        "TOPK",
-        "sample: only from so many most probable tokens; 0: from all",
-        default=0,
-        at_least=0,
+        "TOPK", "sample: only from so many most probable tokens; 0: from all", default=0, at_least=0
     )
     topp: float = setting(
         "TOPP",

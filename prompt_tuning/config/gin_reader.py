@@ -1,8 +1,8 @@
-"""gin files and flags -> the dataclasses of `config.py`, every value with the place it came from.
+"""gin files and flags -> the dataclasses of `config`, every value with the place it came from.
 
-The only module that imports gin (besides the T5X plugin). gin parses the files and evaluates
-macros and references; what gin lets pass in silence is an error or a line here: a misspelt macro,
-a wrong type, an override. `cli.py` comes before it, `config.py` after it.
+The only module that imports gin. gin parses the files and evaluates macros and references. What gin
+accepts without a word is an error or a line of output here: a misspelt macro, a wrong type, an
+override. `commands/` comes before it, `session/` after it.
 """
 
 from __future__ import annotations
@@ -244,9 +244,9 @@ class _Reader:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            said = getattr(error, "strerror", None) or f"it is not UTF-8: {error.reason}"  # type: ignore[union-attr]
+            reason = getattr(error, "strerror", None) or f"it is not UTF-8: {error.reason}"  # type: ignore[union-attr]
             raise ConfigError(
-                f"cannot read gin file {path} ({said}). Give a text file of lines NAME = VALUE."
+                f"cannot read gin file {path} ({reason}). Give a text file of lines NAME = VALUE."
             ) from error
         yield from self._read_text(text, name)
         self.open_files.pop()

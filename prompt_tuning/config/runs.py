@@ -52,8 +52,7 @@ class Experiment(ModelRun):
 
     model_dir: str = setting("MODEL_DIR", "where the run writes, e.g. 'runs/boolq'")
     initial_checkpoint_path: str | None = setting(  # None: random weights
-        "INITIAL_CHECKPOINT_PATH",
-        "the T5: T5X's, Hugging Face's (docs/checkpoints.md), or 'tiny'",
+        "INITIAL_CHECKPOINT_PATH", "the T5: T5X's, Hugging Face's (docs/checkpoints.md), or 'tiny'"
     )
     corpus: CorpusConfig = CorpusConfig()
     prompt: PromptConfig = PromptConfig()

@@ -33,9 +33,7 @@ class PromptConfig:
         default="",
     )
     scale: float = setting(
-        "PROMPT_SCALE",
-        "random_uniform draws from [-PROMPT_SCALE, PROMPT_SCALE]",
-        default=0.5,
+        "PROMPT_SCALE", "random_uniform draws from [-PROMPT_SCALE, PROMPT_SCALE]", default=0.5
     )
     population: int = setting(
         "PROMPT_POPULATION",
@@ -128,10 +126,7 @@ class OptimizerConfig:
         default="constant",
     )
     decay_rate: float = setting(
-        "DECAY_RATE",
-        "Adafactor: exponent of the second moment's decay",
-        default=0.8,
-        above=0,
+        "DECAY_RATE", "Adafactor: exponent of the second moment's decay", default=0.8, above=0
     )
     clipping_threshold: float = setting(
         "CLIPPING_THRESHOLD",
@@ -140,10 +135,7 @@ class OptimizerConfig:
         above=0,
     )
     weight_decay: float = setting(
-        "WEIGHT_DECAY",
-        "Adafactor: not multiplied by the learning rate",
-        default=1e-5,
-        at_least=0,
+        "WEIGHT_DECAY", "Adafactor: not multiplied by the learning rate", default=1e-5, at_least=0
     )
     multiply_by_parameter_scale: bool = setting(
         "MULTIPLY_BY_PARAMETER_SCALE",
