@@ -26,7 +26,7 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import PRNGKeyArray
 
-from prompt_tuning.config.parts import check
+from prompt_tuning.config.setting import check
 from prompt_tuning.methods.dense import uniform
 from prompt_tuning.methods.inits import STARTS
 from prompt_tuning.methods.method import Frozen, Method, Params, Start

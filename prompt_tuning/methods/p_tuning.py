@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from prompt_tuning.config.parts import check
+from prompt_tuning.config.setting import check
 from prompt_tuning.methods.dense import dense, init_dense
 from prompt_tuning.methods.inits import STARTS
 from prompt_tuning.methods.method import Frozen, Method, Params, Start

@@ -15,7 +15,7 @@ import dataclasses
 import jax.numpy as jnp
 from jaxtyping import PRNGKeyArray
 
-from prompt_tuning.config.parts import check
+from prompt_tuning.config.setting import check
 from prompt_tuning.methods.method import Frozen, Method, Params, Start
 from prompt_tuning.model.prompt import Prompt
 

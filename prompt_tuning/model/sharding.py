@@ -159,9 +159,9 @@ def put(value: np.ndarray, where: Sharding) -> jax.Array:
     return jax.make_array_from_callback(value.shape, where, lambda index: value[index])
 
 
-def replicate(value: np.ndarray, mesh: Mesh) -> jax.Array:
-    """A value that every process has, on every device."""
-    return put(value, replicated(mesh))
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """A tree of arrays that every process has, on every device."""
+    return jax.tree.map(lambda leaf: put(np.asarray(leaf), replicated(mesh)), tree)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:

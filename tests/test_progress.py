@@ -1,7 +1,6 @@
-"""Records, what a resumed run drops of them, and the lines and tables that a person reads."""
+"""The lines and tables that a person reads while a run goes on and when it ends."""
 
 import io
-import json
 import re
 import time
 
@@ -9,59 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
+from prompt_tuning.evaluation import records
 from prompt_tuning.evaluation.score_table import score_table
-from prompt_tuning.training import model_dir, report
-
-
-def write(folder, step=-1):
-    log = report.RunLog(folder, step=step)
-    log.training(3, {"loss": 1.5}, task="cb")
-    log.scores(3, {"accuracy/rank": 50.0}, task="cb", split="validation[:10]", prompt="none")
-    log.scores(4, {"accuracy/rank": 75.0}, task="cb", split="train")
-    log.predictions(4, "cb", {"accuracy/rank": 75.0}, [{"output": "\u00e9"}])
-    log.close()
-
-
-def test_a_record_is_one_line(tmp_path):
-    write(tmp_path)
-    lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert lines == [
-        {"step": 3, "task": "cb", "split": "train", "name": "loss", "value": 1.5},
-        {
-            "step": 3,
-            "task": "cb",
-            "split": "validation",
-            "name": "accuracy/rank",
-            "value": 50.0,
-            "prompt": "none",
-        },
-        {"step": 4, "task": "cb", "split": "train", "name": "accuracy/rank", "value": 75.0},
-    ]
-    # Scores of the training split are scores.
-    assert [report.is_score(line) for line in lines] == [False, True, True]
-    assert (
-        json.loads((tmp_path / "inference_eval/cb-000004.jsonl").read_text())["output"] == "\u00e9"
-    )
-    for folder in ("train", "inference_eval/cb"):
-        assert len(list((tmp_path / folder).glob("events*"))) == 1
-
-
-def test_opening_drops_what_is_later_and_what_was_cut_off(tmp_path):
-    write(tmp_path)
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 3, "ta')
-    report.RunLog(tmp_path, step=3)
-    assert [r["step"] for r in report.read_records(tmp_path / "metrics.jsonl")] == [3, 3]
-    assert (tmp_path / "inference_eval/cb-metrics.jsonl").read_text() == ""
-    report.RunLog(tmp_path, step=-1)
-    assert report.read_records(tmp_path / "metrics.jsonl") == []
+from prompt_tuning.training import model_dir
+from prompt_tuning.training.progress import Pace, Progress, describe_training
 
 
 def test_piped_progress_is_plain_lines(monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr", io.StringIO())
-    progress = report.Progress(start=10, total=40, rows_per_step=8)
+    progress = Progress(start=10, total=40, rows_per_step=8)
     progress._last_line -= 5.0  # as if five seconds had passed
     progress.update(20, {"loss": "1.500"})
     progress.update(21)
@@ -76,7 +32,7 @@ def test_piped_progress_is_plain_lines(monkeypatch, capsys):
 
 def test_progress_before_the_first_value_is_no_empty_list(monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr", io.StringIO())
-    progress = report.Progress(start=0, total=40, rows_per_step=8)
+    progress = Progress(start=0, total=40, rows_per_step=8)
     progress._last_line -= 5.0
     progress.update(1)
     assert re.match(r"step 1/40: \d+ examples/s, ", capsys.readouterr().out)
@@ -84,12 +40,10 @@ def test_progress_before_the_first_value_is_no_empty_list(monkeypatch, capsys):
 
 def test_what_is_not_worth_a_look_is_not_shown(monkeypatch, capsys):
     monkeypatch.setattr("sys.stderr", io.StringIO())
-    progress = report.Progress(start=0, total=40, rows_per_step=8)
+    progress = Progress(start=0, total=40, rows_per_step=8)
     for step, waiting in ((1, 0.25), (2, 0.04)):
         progress._last_line -= 5.0
-        progress.update(
-            step, report.describe_training({"loss": 1.5}, {"waiting_for_rows": waiting})
-        )
+        progress.update(step, describe_training({"loss": 1.5}, {"waiting_for_rows": waiting}))
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("step 1/40: loss 1.500, waiting for rows 25%, ")
     assert "waiting" not in second
@@ -110,7 +64,7 @@ def sums_of(tokens):
 
 
 def test_a_device_that_has_nothing_to_do_waits_for_rows():
-    pace, sums = report.Pace(), []
+    pace, sums = Pace(), []
     batches = made_slowly(4)
     for _ in range(4):
         assert pace.wait(batches, sums) == "batch"
@@ -131,7 +85,7 @@ def work(x):
 def test_a_device_that_is_at_work_does_not_wait():
     start = jnp.ones((512, 512))
     jax.block_until_ready(work(start))  # compiled
-    pace, batches = report.Pace(), made_slowly(3)
+    pace, batches = Pace(), made_slowly(3)
     pace.wait(batches, [])  # nothing is under way yet
     for _ in range(2):
         sums = [{"tokens": work(start)}]
@@ -144,7 +98,7 @@ def test_a_device_that_is_at_work_does_not_wait():
 
 
 def test_steps_of_a_run_that_was_stopped_are_not_of_this_one():
-    pace = report.Pace()
+    pace = Pace()
     older = [{"tokens": np.float32(1000)}]  # as they come out of a saved state
     assert pace.values(older, rows=8) == {}
     pace.wait(made_slowly(1), older)
@@ -154,24 +108,8 @@ def test_steps_of_a_run_that_was_stopped_are_not_of_this_one():
     assert pace.values([], rows=8) == {}, "the next record begins anew"
 
 
-def test_the_legend_names_each_score_and_each_kind_of_baseline_once():
-    axes = Figure().subplots()
-    names = ("cb accuracy/generate", "cb accuracy/rank")
-    scores = {name: [(1, 50.0), (2, 75.0)] for name in names}
-    report.draw_scores(axes, scores, {name: {"majority": 40.0, "none": 0.0} for name in names})
-    legend = axes.get_legend()
-    assert legend is not None
-    assert [text.get_text() for text in legend.get_texts()] == [
-        *names,
-        "majority class",
-        "no prompt",
-    ]
-    styles = [line.get_linestyle() for line in axes.get_lines()]
-    assert styles == ["-", "--", ":", "-", "--", ":", "--", ":"]
-
-
 def summary(folder, tuned):
-    log = report.RunLog(folder, step=-1)
+    log = records.RunLog(folder, step=-1)
     log.scores(0, {"accuracy/rank": 50.0}, task="cb", split="validation", prompt="majority")
     log.scores(4, {"accuracy/rank": tuned}, task="cb", split="validation")
     log.close()
@@ -181,10 +119,6 @@ def summary(folder, tuned):
 @pytest.mark.parametrize(("tuned", "said"), [(49.0, True), (50.0, True), (51.0, False)])
 def test_a_prompt_that_does_not_beat_the_majority_is_said(tmp_path, tuned, said):
     assert ("note: no score of the best prompt on cb is above" in summary(tmp_path, tuned)) == said
-
-
-def test_there_is_no_picture_without_records(tmp_path):
-    assert report.draw_curves(tmp_path) is None
 
 
 @pytest.mark.parametrize("values", [{"a": {"x/rank": 1.0}, "b": {"y/rank": 2.0}}])

@@ -1,8 +1,9 @@
-"""Makes a backbone like the bundled one: `python -m prompt_tuning.pretraining.tiny --out=DIR`.
+"""Makes a backbone like the bundled one: `python benchmarks/world/tiny.py --out=DIR`.
 
-The reviews of `world/generator.py`, a vocabulary, span corruption, LM adaptation, the checkpoint in
-bfloat16, and what a probe finds in it. All of it is the pre-training run of `run.py`; this file is
-its settings. docs/tiny_backbone.md says how the files that are shipped were made.
+The reviews of `prompt_tuning/world/generator.py`, a vocabulary, span corruption, LM adaptation, the
+checkpoint in bfloat16, and what a probe finds in it. All of it is the pre-training run of
+`prompt_tuning/pretraining/run.py`; this file is its settings.
+docs/tiny_backbone.md says how the files that are shipped were made.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import probe
 import sentencepiece
 
 from prompt_tuning.checkpoints.t5x import read_t5x, write_t5x
@@ -29,7 +31,7 @@ from prompt_tuning.config import (
 from prompt_tuning.model import t5
 from prompt_tuning.pretraining import run
 from prompt_tuning.pretraining.train_vocabulary import write_vocabulary
-from prompt_tuning.world import assets, generator, probe
+from prompt_tuning.world import assets, generator
 
 INPUTS = 48  # the longest review
 STEPS = 3000  # of each objective

@@ -1,4 +1,6 @@
-"""`t5x make-world`: the corpus and the miniatures of SuperGLUE, from a seed to files.
+"""Makes the corpus and the miniatures of SuperGLUE of a synthetic world, from a seed to files.
+
+    python benchmarks/world/make.py --seed=0 --out=world
 
 A folder holds `corpus.txt` and `held_out.txt`, a text a line, and `superglue/<Task>/*.jsonl`, which
 `t5x prepare-superglue` takes as it takes the official release. No row stands in two splits; the
@@ -7,14 +9,17 @@ test splits have no labels, as the official ones.
 
 from __future__ import annotations
 
+import argparse
 import copy
 import json
 from pathlib import Path
 from typing import Any
 
+import language
+import miniatures
+
 from prompt_tuning.config import ConfigError
 from prompt_tuning.runtime.replace_folder import local_folder, replace_folder, writing
-from prompt_tuning.world import language, miniatures
 from prompt_tuning.world.generator import Draw
 
 TEXTS = 60_000  # of the corpus
@@ -101,3 +106,26 @@ def _unlabelled(row: dict[str, Any]) -> dict[str, Any]:
 def _write_lines(path: Path, lines: Any) -> None:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.writelines(f"{line}\n" for line in lines)
+
+
+def main() -> None:
+    """Makes the world that the flags describe."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, required=True, help="the same one: the same files")
+    parser.add_argument("--out", required=True, help="a new folder to write")
+    parser.add_argument("--texts", type=int, default=TEXTS, help=f"of the corpus ({TEXTS})")
+    parser.add_argument("--rows", type=int, default=ROWS["train"], help="of each training split")
+    args = parser.parse_args()
+    try:
+        folder = make_world(args.seed, args.out, texts=args.texts, train_rows=args.rows)
+    except ConfigError as error:
+        parser.error(str(error))
+    print(
+        f"{folder}: corpus.txt ({args.texts} texts), held_out.txt, and the miniatures in "
+        f"superglue/. Next: t5x prepare-superglue --jsonl_dir={folder}/superglue "
+        f"--tfds_data_dir={folder}/tfds"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from prompt_tuning.world import language
+import language
+
 from prompt_tuning.world.generator import Draw
 
 Row = dict[str, Any]

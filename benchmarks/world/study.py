@@ -1,7 +1,7 @@
 """Zero-shot, prompt and model tuning on SuperGLUE in miniature, before and after LM adaptation.
 
-For the backbones of docs/pretraining.md, in the folder in which its commands were run:
-  python benchmarks/world_study.py --sizes 200k 1m --out study.jsonl
+For the backbones of README.md, in the folder in which its commands were run:
+  python benchmarks/world/study.py --sizes 200k 1m --out study.jsonl
 A line of `--out` is a run; one that is there is not run again, so a study can be stopped at will.
 `--report` prints the table of what is there, means of the seeds with 95 % intervals, and draws it;
 `--curves` draws the held-out losses of the backbones' own training.
@@ -29,14 +29,15 @@ def checkpoint(runs: Path, size: str, stage: str) -> Path:
     folder = runs / STAGES[stage].format(size=size)
     found = [p for p in folder.glob("checkpoint_*") if p.is_dir()]
     if not found:
-        raise SystemExit(f"there is no checkpoint in {folder}: see docs/pretraining.md")
+        raise SystemExit(f"there is no checkpoint in {folder}: see benchmarks/world/README.md")
     return max(found, key=lambda path: int(path.name.split("_")[1]))
 
 
 def run(args: argparse.Namespace, key: dict) -> list[dict]:
     """The records of one run: its best and last score, and that of the model before it."""
     from prompt_tuning.config import gin_reader
-    from prompt_tuning.training import loop, report
+    from prompt_tuning.evaluation.records import read_records
+    from prompt_tuning.training import loop
 
     folder = Path(tempfile.mkdtemp(prefix="world-study-"))
     steps = args.steps if key["method"] == "prompt tuning" else args.model_steps
@@ -56,17 +57,17 @@ def run(args: argparse.Namespace, key: dict) -> list[dict]:
         "LEARNING_RATE": args.rate if key["method"] == "prompt tuning" else args.model_rate,
         "RANDOM_SEED": key["seed"],
     }
-    files = [f"models/world_{key['size']}.gin", f"superglue/{key['task']}.gin"]
+    files = [f"world_{key['size']}.gin", f"superglue/{key['task']}.gin"]
     loaded = gin_reader.load(
-        [*files, METHODS[key["method"]]], [f"{k} = {v!r}" for k, v in bindings.items()]
+        [*files, METHODS[key["method"]]],
+        [f"{k} = {v!r}" for k, v in bindings.items()],
+        [str(Path(__file__).parent)],
     )
     began = time.monotonic()
     loop.train(loaded.run)
     seconds = time.monotonic() - began
     records = [
-        r
-        for r in report.read_records(folder / "run" / "metrics.jsonl")
-        if r["name"] == "accuracy/rank"
+        r for r in read_records(folder / "run" / "metrics.jsonl") if r["name"] == "accuracy/rank"
     ]
     own = [r["value"] for r in records if "prompt" not in r]
     (before,) = (r["value"] for r in records if r.get("prompt") == "none")
