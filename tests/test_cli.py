@@ -233,6 +233,26 @@ def test_interrupts_and_bugs(tmp_path, body, code, message):
         Path(file).unlink()
 
 
+def test_the_first_run_is_quiet(tmp_path):
+    """A few steps of the demo: on stderr are the overrides, and nothing of the libraries."""
+    flags = ["--gin_file=demo.gin", "--gin.TRAIN_STEPS_RELATIVE=4", "--gin.EVAL_PERIOD=4"]
+    flags += ["--gin.EVALUATOR_NUM_EXAMPLES=8", "--gin.EVAL_METHOD='generate'"]
+    environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+    done = subprocess.run(
+        [sys.executable, "-m", "prompt_tuning.cli", "train", *flags],
+        cwd=tmp_path,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stderr.splitlines()
+    assert [line for line in lines if not re.match(r"[A-Z_]+ = .* is overridden by ", line)] == []
+    assert "4/4" in done.stdout
+    assert (tmp_path / "runs/demo/prompts/best/prompt_tuning.json").exists()
+
+
 def test_a_reader_that_stops_early_is_no_error(tmp_path):
     reading, writing = os.pipe()
     os.close(reading)

@@ -34,7 +34,9 @@ def import_tensorflow() -> None:
     time.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    noise = re.compile(rb"I\d{4} |WARNING: All log messages before absl::InitializeLog")
+    noise = re.compile(
+        rb"I\d{4} |WARNING: All log messages before absl::InitializeLog|E\d{4} .*call to cuInit"
+    )
     sys.stderr.flush()
     stderr = os.dup(2)
     watch = signals.current()
@@ -43,7 +45,11 @@ def import_tensorflow() -> None:
         watch.stderr = stderr  # a signal that cannot wait for the import is still answered
         try:
             with _hidden("matplotlib", "sklearn"):
-                import tensorflow  # noqa: F401
+                import tensorflow
+            # TensorFlow only reads data, and leaves accelerators to JAX. It looks for a GPU here,
+            # and logs if the machine has none.
+            with contextlib.suppress(RuntimeError):  # running already: too late to change
+                tensorflow.config.set_visible_devices([], "GPU")
         finally:
             watch.stderr = 2
             sys.stderr.flush()
