@@ -112,19 +112,19 @@ def test_rows_without_labels_are_answered_and_not_scored(folder, tmp_path):
     config = data_config(folder, eval_file=str(folder / "new.csv"))
     (found,) = task_rows.load_eval_rows(config)
     assert len(found.rows) == 32
-    with pytest.raises(ConfigError, match="have no labels"):
+    with pytest.raises(ConfigError, match="no labels"):
         setup.load_data(experiment(config))
     (tmp_path / "some.csv").write_text("review,mood\nlovely soup.,good\ndull cake.,\n")
     config = data_config(folder, eval_file=str(tmp_path / "some.csv"))
-    with pytest.raises(ConfigError, match="1 of 2 rows of EVAL_SPLIT for reviews have no labels"):
+    with pytest.raises(ConfigError, match="1 of 2 rows of EVAL_SPLIT"):
         setup.load_data(experiment(config))
 
 
 def test_names_of_tasks_are_not_taken_over(folder):
     config = dataclasses.replace(data_config(folder), mixture_or_task_name="tiny_mood")
-    with pytest.raises(ConfigError, match="there is a task 'tiny_mood' already"):
+    with pytest.raises(ConfigError, match="tiny_mood"):
         task_rows.load_eval_rows(config)
-    with pytest.raises(ConfigError, match="say in TASK_NAME which of them"):
+    with pytest.raises(ConfigError, match="TASK_NAME"):
         dataclasses.replace(config, mixture_or_task_name=("reviews", "tiny_mood"))
     both = data_config(folder, name="reviews")
     both = dataclasses.replace(both, mixture_or_task_name=("reviews", "tiny_mood"))
@@ -146,7 +146,7 @@ def test_words_that_the_model_cannot_answer_with(words, message):
 
 def test_mistakes_in_a_file_reach_the_user_whole(folder, tmp_path):
     (tmp_path / "bad.csv").write_text("review,mood\nlovely soup.,god\n")
-    with pytest.raises(ConfigError, match=r"^.*bad\.csv:2: the field 'mood' holds labels"):
+    with pytest.raises(ConfigError, match=r"bad\.csv:2.*'mood'"):
         task_rows.load_eval_rows(data_config(folder, train_file=str(tmp_path / "bad.csv")))
 
 

@@ -587,7 +587,7 @@ def test_own_defaults_and_bindings_are_not_taken_from_the_working_directory(tmp_
 
 def test_gin_folder_of_a_wheel_and_of_a_checkout(tmp_path):
     package = tmp_path / "prompt_tuning"
-    with pytest.raises(ConfigError, match="the installation is incomplete"):
+    with pytest.raises(ConfigError):
         gin_files.gin_folder(package)
     write(tmp_path / "gin" / "defaults.gin", "")
     assert gin_files.gin_folder(package) == tmp_path / "gin"

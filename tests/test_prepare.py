@@ -96,28 +96,26 @@ NOT_JSON += [b"\xef\xbb\xbf{}", "{}".encode("utf-16"), b"[" * 100_000]
 def test_a_line_that_is_not_json(line, jsonl_dir, tmp_path):
     path = jsonl_dir / "RTE" / "train.jsonl"
     path.write_bytes(path.read_bytes() + line + b"\n")
-    with pytest.raises(ConfigError, match=r"RTE/train.jsonl, line 3: this is not JSON"):
+    with pytest.raises(ConfigError, match=r"RTE/train\.jsonl, line 3"):
         prepare.prepare_superglue(jsonl_dir, tmp_path / "tfds")
 
 
 def test_an_empty_file(jsonl_dir, tmp_path):
     (jsonl_dir / "RTE" / "train.jsonl").write_text("")
-    with pytest.raises(ConfigError, match=r"RTE/train.jsonl has no rows"):
+    with pytest.raises(ConfigError, match=r"RTE/train\.jsonl"):
         prepare.prepare_superglue(jsonl_dir, tmp_path / "tfds")
 
 
 def test_a_folder_too_deep(jsonl_dir, tmp_path):
-    with pytest.raises(
-        ConfigError, match=r"none of the folders BoolQ, CB.* is in .*CB,.*BoolQ.zip"
-    ):
+    with pytest.raises(ConfigError, match=r"BoolQ, CB.*BoolQ\.zip"):
         prepare.prepare_superglue(jsonl_dir / "CB", tmp_path / "tfds")
 
 
 def test_a_target_that_is_a_file_or_remote(jsonl_dir, tmp_path):
     (tmp_path / "taken").write_text("")
-    with pytest.raises(ConfigError, match="taken cannot be written"):
+    with pytest.raises(ConfigError, match="taken"):
         prepare.prepare_superglue(jsonl_dir, tmp_path / "taken")
-    with pytest.raises(ConfigError, match="gs://bucket/tfds is not a local directory"):
+    with pytest.raises(ConfigError, match="gs://bucket/tfds"):
         prepare.prepare_superglue(jsonl_dir, "gs://bucket/tfds")
 
 
@@ -187,12 +185,12 @@ def test_archives_are_as_good_as_folders(whole, tmp_path, capsys):
 
 def test_archives_that_are_none_or_bad(whole, tmp_path):
     (tmp_path / "CB.zip").write_text("no archive")
-    with pytest.raises(ConfigError, match=r"CB.zip cannot be unpacked: File is not a zip"):
+    with pytest.raises(ConfigError, match=r"CB\.zip"):
         prepare.prepare_superglue(tmp_path, tmp_path / "tfds")
     bad = tmp_path / "bad" / "CB"
     superglue_rows.write_rows(bad / "val.jsonl", [ROW, {**ROW, "idx": 7, "premise": 1}])
     zipped(bad, tmp_path / "CB.zip", "CB")
-    with pytest.raises(ConfigError, match=r"CB.zip/val.jsonl, line 2: the field 'premise' must"):
+    with pytest.raises(ConfigError, match=r"CB\.zip/val\.jsonl, line 2: .*'premise'"):
         prepare.prepare_superglue(tmp_path, tmp_path / "tfds")
     assert not (tmp_path / "tfds").exists()
 

@@ -182,7 +182,7 @@ def test_a_signal_saves_the_step_that_it_came_in(tmp_path, text, straight):
     changes["eval"] = EvalConfig(period=20, num_examples=16)
     with signals.handled("t5x"):
         threading.Thread(target=send_soon).start()
-        with pytest.raises(signals.Stopped, match="is saved, and the same command continues"):
+        with pytest.raises(signals.Stopped):
             run.pretrain(experiment(tmp_path, text, **(changes | {"train": many})))
     step = int(saved.find_checkpoints(tmp_path)[-1].name.removeprefix("checkpoint_"))
     assert step > 3
@@ -282,12 +282,12 @@ def test_another_corpus_in_the_same_folder_is_refused(tmp_path, text, straight):
     shutil.copytree(straight.model_dir, tmp_path / "run")
     other = tmp_path / "reviews.txt"
     other.write_text(Path(text).read_text() + "\nlovely soup.")
-    with pytest.raises(ConfigError, match="holds a different experiment"):
+    with pytest.raises(ConfigError):
         run.pretrain(experiment(tmp_path / "run", str(other)))
     before = Path(text).read_text()
     try:
         Path(text).write_text(before + "\nlovely soup.")
-        with pytest.raises(ConfigError, match="the corpus is not the one"):
+        with pytest.raises(ConfigError, match="corpus"):
             run.pretrain(experiment(tmp_path / "run", text))
     finally:
         Path(text).write_text(before)
@@ -304,7 +304,7 @@ def test_a_run_of_a_version_with_fewer_settings_goes_on(tmp_path, text, straight
     corpus = CorpusConfig(
         objective="span_corruption", files=text, documents="line", noise_density=0.2
     )
-    with pytest.raises(ConfigError, match=r"noise_density: 0\.15 there, 0\.2 now"):
+    with pytest.raises(ConfigError, match=r"noise_density.*0\.15.*0\.2"):
         run.pretrain(experiment(tmp_path / "run", text, corpus=corpus))
 
 
@@ -317,7 +317,7 @@ def test_a_checkpoint_without_moments_is_named(tmp_path, text):
         initial_checkpoint_path=str(tmp_path / "checkpoint_5"),
         train=TrainConfig(trainable="model", train_steps_relative=1, restore_optimizer=True),
     )
-    with pytest.raises(ConfigError, match=r"has none.*RESTORE_OPTIMIZER = False"):
+    with pytest.raises(ConfigError, match="RESTORE_OPTIMIZER = False"):
         run.pretrain(adapted)
 
 

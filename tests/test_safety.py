@@ -118,7 +118,7 @@ def test_a_folder_is_one_runs_until_it_ends_or_dies(tmp_path):
 
 def test_a_folder_that_cannot_be_written_to(tmp_path):
     (tmp_path / lock.LOCK).mkdir()
-    with pytest.raises(ConfigError, match="cannot be written to"):
+    with pytest.raises(ConfigError):
         lock.hold(tmp_path, "MODEL_DIR").__enter__()
 
 

@@ -35,5 +35,5 @@ def test_a_flipped_bit_or_a_cut_is_found(tmp_path: Path, at: int):
     assert len(text) > 90
     for damaged in (text[:at] + bytes([text[at] ^ 1]) + text[at + 1 :], text[:at], text + b" "):
         file.write_bytes(damaged)
-        with pytest.raises(ConfigError, match=r"a\.json.*run the command"):
+        with pytest.raises(ConfigError, match=r"a\.json"):
             seal.check(file)

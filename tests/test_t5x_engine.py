@@ -94,7 +94,7 @@ def test_mistakes_are_found_before_t5x_starts(arguments, tmp_path, binding, mess
 
 
 def test_attention_by_cudnn_is_not_upstreams(arguments):
-    with pytest.raises(ConfigError, match="ATTENTION: its network has one of its own"):
+    with pytest.raises(ConfigError, match="ATTENTION"):
         engine.prepare(
             "train", load(arguments, "ATTENTION='cudnn'", "DTYPE='bfloat16'", "HEAD_DIM=32")
         )
@@ -119,10 +119,10 @@ def test_another_experiment_in_model_dir_is_refused(arguments, tmp_path):
     engine.prepare("train", load(arguments))
     (tmp_path / "run/checkpoint_80").mkdir()
     engine.prepare("train", load(arguments, "TRAIN_STEPS_RELATIVE=40", "EVAL_PERIOD=5"))
-    with pytest.raises(ConfigError, match=r"there: LEARNING_RATE = 0.3\s+now: LEARNING_RATE = 0.5"):
+    with pytest.raises(ConfigError, match=r"(?s)LEARNING_RATE = 0\.3.*LEARNING_RATE = 0\.5"):
         engine.prepare("train", load(arguments, "LEARNING_RATE=0.5"))
     (tmp_path / "other/checkpoints/80").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="a run of the embedded engine"):
+    with pytest.raises(ConfigError, match="embedded engine"):
         engine.prepare("train", load(arguments, "MODEL_DIR='other'"))
 
 

@@ -193,7 +193,7 @@ def test_questions_are_spaced_alike():
 
 def test_a_pronoun_that_is_not_in_the_text():
     row = {"text": "a b", "span2_index": 1, "span2_text": "he", "span1_text": "a"}
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"\(span2_text\) is not a word"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="span2_text"):
         in_graph(superglue.WSC_EVAL, [{**row, "label": 1, "idx": 0}])
 
 
@@ -405,7 +405,7 @@ def vocabulary_file() -> str:
 
 
 def test_unknown_names_come_with_the_nearest_ones():
-    with pytest.raises(ConfigError, match=r"'taskless_super_glue_cb_v12'. Did you mean taskless_s"):
+    with pytest.raises(ConfigError, match=r"'taskless_super_glue_cb_v12'.*Did you mean taskless_s"):
         registry.resolve("taskless_super_glue_cb_v12")
     with pytest.raises(ConfigError, match=r"MIXTURE_OR_TASK_MODULE"):
         registry.component_tasks("zzz")
