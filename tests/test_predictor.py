@@ -224,7 +224,7 @@ def test_a_long_text_is_cut_and_said_so(predictor):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         expected = predictor.generate(fits, None), predictor.rank(fits, LABELS, None)
-    message = r"6 of 6 texts are longer than .* = 48 .* numbers 0, 1, 2, 3, 4, \.\.\."
+    message = r"6 of 6 texts .*48 .*0, 1, 2, 3, 4, \.\.\."
     with pytest.warns(UserWarning, match=message) as warned:
         found = predictor.generate(long, None), predictor.rank(long, LABELS, None)
     assert found == expected
@@ -232,7 +232,7 @@ def test_a_long_text_is_cut_and_said_so(predictor):
     with pytest.warns(UserWarning, match=message) as warned:
         predictor.score(long, LABELS, None)
     assert warned[0].filename == __file__
-    with pytest.warns(UserWarning, match=r"1 of 6 texts .* numbers 2\."):
+    with pytest.warns(UserWarning, match=r"1 of 6 texts .* 2\."):
         predictor.generate([*fits[:2], long[0], *fits[:3]], None)
     rows, cut = predictor.tokenize([fits[0], long[0]])
     assert (rows[0], cut) == (rows[1], [1])

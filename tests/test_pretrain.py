@@ -141,7 +141,7 @@ def test_a_loss_that_is_not_finite_names_step_and_documents(tmp_path, text, stra
         train=TrainConfig(trainable="model", train_steps_relative=3, microbatches=1),
         eval=EvalConfig(period=1, num_examples=16),
     )
-    said = r"diverged in step 7 \(.*loss nan.*--debug-nans.* in the rows of its batch, from 0: \d+"
+    said = r"step 7 \(.*loss nan.*--debug-nans.*from 0: \d+"
     with pytest.raises(FloatingPointError, match=said) as caught:
         run.pretrain(diverges)
     assert "Nothing is saved yet." in str(caught.value)
@@ -160,7 +160,7 @@ def test_a_damaged_checkpoint_costs_one_period(tmp_path, text, straight, capsys)
     (tmp_path / "run" / "checkpoint_6" / "target.token_embedder.embedding" / "0.0").unlink()
     done = run.pretrain(experiment(tmp_path / "run", text))
     said = capsys.readouterr().out
-    assert "cannot be read, going back" in said
+    assert "cannot be read" in said
     assert "continuing at step 3" in said
     expected = arrays(straight.checkpoint)
     for name, value in arrays(done.checkpoint).items():
@@ -270,7 +270,7 @@ def test_the_learning_rate_is_t5s():
             {"train": TrainConfig(trainable="model", train_steps=1, microbatches=3)},
             "multiple of 24",
         ),
-        ({"model": dataclasses.replace(MODEL, num_embeddings=500)}, "512 ids, the model only 500"),
+        ({"model": dataclasses.replace(MODEL, num_embeddings=500)}, "512 .*500"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path, text, changes, expected):

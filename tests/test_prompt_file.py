@@ -172,10 +172,10 @@ def test_nothing_there(tmp_path: Path, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros(5, np.float32), r"has shape \(5,\); a prompt must be a matrix"),
-        (np.zeros((0, 5), np.float32), r"has shape \(0, 5\); a prompt must be a matrix"),
-        (np.full((2, 5), np.inf, np.float32), "holds 10 values that are not finite"),
-        (np.full((2, 5), 1e300), "holds 10 values that are not finite"),
+        (np.zeros(5, np.float32), r"\(5,\)"),
+        (np.zeros((0, 5), np.float32), r"\(0, 5\)"),
+        (np.full((2, 5), np.inf, np.float32), "10 values"),
+        (np.full((2, 5), 1e300), "10 values"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")

@@ -81,9 +81,9 @@ def test_a_prompt_in_the_checkpoint_does_not_count(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_encoder_layers": 1}, r"encoder/layers_1/.*: \(32, 32\) there, unknown in the model"),
-        ({"num_decoder_layers": 3}, r"decoder/layers_2/.*: missing there, \(32, 32\) in the model"),
-        ({"mlp_dim": 65}, r"wi_0/kernel: \(32, 64\) there, \(32, 65\) in the model"),
+        ({"num_encoder_layers": 1}, r"encoder/layers_1/.*\(32, 32\)"),
+        ({"num_decoder_layers": 3}, r"decoder/layers_2/.*\(32, 32\)"),
+        ({"mlp_dim": 65}, r"wi_0/kernel.*\(32, 64\).*\(32, 65\)"),
     ],
 )
 def test_a_checkpoint_of_another_model_is_refused(experiment, change, message):

@@ -143,14 +143,14 @@ def test_a_folder_without_a_vocabulary(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": {"type": "BPE", "vocab": {}, "merges": []}}, "expected a Unigram model, found"),
-        ({"model": {"type": "Unigram"}}, "not a tokenizer.json of T5's kind"),
-        ({"model": {"type": "Unigram", "unk_id": 2, "vocab": [["a", 0]]}}, "the first pieces of"),
-        ({"normalizer": {"type": "Lowercase"}}, "treats text in a way .*: Lowercase"),
-        ({"pre_tokenizer": {"type": "ByteLevel"}}, "treats text in a way .*: ByteLevel"),
-        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "!"}}, "it is damaged"),
-        ({"added_tokens": [{"id": 900, "content": "x"}]}, "adds the token 'x' as number 900"),
-        ({"added_tokens": [{"id": 9, "content": "x"}]}, "adds the token 'x' as number 9"),
+        ({"model": {"type": "BPE", "vocab": {}, "merges": []}}, "Unigram"),
+        ({"model": {"type": "Unigram"}}, "tokenizer.json"),
+        ({"model": {"type": "Unigram", "unk_id": 2, "vocab": [["a", 0]]}}, "pieces"),
+        ({"normalizer": {"type": "Lowercase"}}, "Lowercase"),
+        ({"pre_tokenizer": {"type": "ByteLevel"}}, "ByteLevel"),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "!"}}, "damaged"),
+        ({"added_tokens": [{"id": 900, "content": "x"}]}, "'x' .*900"),
+        ({"added_tokens": [{"id": 9, "content": "x"}]}, "'x' .*9"),
     ],
 )
 def test_other_tokenizers_are_refused(tmp_path: Path, changes: dict, message: str) -> None:

@@ -83,19 +83,19 @@ def test_a_foreign_checkpoint_is_read_through_and_held_against_its_manifest(fold
     kernel = "encoder/layers_0/attention/query/kernel"
     code, out, _ = verify(capsys, place)
     assert code == 0
-    assert "bits that flipped show against a manifest only (--write)" in out
+    assert "--write" in out
     assert verify(capsys, place, "--write")[0] == 0
     assert kernel in json.loads(manifest.path_of(place).read_text())["arrays"]
     code, out, _ = verify(capsys, place)
     assert code == 0
-    assert "files, all with the SHA-256 that was recorded" in out
+    assert "SHA-256" in out
 
     write_t5x(folder / "other", {**random_params(), kernel: jnp.ones((32, 32))}, 9)
     name = f"target.{kernel.replace('/', '.')}"
     shutil.copytree(folder / "other" / name, place / name, dirs_exist_ok=True)
     code, _, err = verify(capsys, place)  # it is a perfect array, but another one
     assert code == 2
-    assert f"the array {kernel} has other contents" in err
+    assert kernel in err
     assert f"{name}/0.0 has" in err
 
 
@@ -107,7 +107,7 @@ def test_a_truncated_and_a_missing_array_are_found_without_a_manifest(folder, ca
         chunk.write_bytes(whole[:length])
         code, _, err = verify(capsys, place)
         assert code == 2
-        assert "decoder/logits_dense/kernel of the checkpoint" in err
+        assert "decoder/logits_dense/kernel" in err
         with pytest.raises(ConfigError, match="decoder/logits_dense/kernel"):
             read_t5x(place, random_params())
     chunk.write_bytes(whole)
@@ -151,7 +151,7 @@ def test_a_manifest_that_is_none(tmp_path, capsys, text):
     (tmp_path / manifest.NAME).write_text(text)
     code, _, err = verify(capsys, tmp_path)
     assert code == 2
-    assert "is no manifest, or is damaged" in err
+    assert "damaged" in err
 
 
 @pytest.mark.parametrize("path", ["nowhere", "gs://bucket/x"])
