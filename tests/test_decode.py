@@ -9,7 +9,7 @@ import pytest
 from tiny_models import CONFIG, MODEL, apply_t5, random_batch, random_params, random_prompt
 
 from prompt_tuning.config import Decoding
-from prompt_tuning.decoding import beam, sample
+from prompt_tuning.decoding import beam, decode, sample
 from prompt_tuning.model import prompt, t5
 from prompt_tuning.model.prompt import Prompt, no_prompt
 from prompt_tuning.planning import hlo

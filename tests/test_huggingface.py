@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from prompt_tuning.checkpoints import huggingface, load, names
 from prompt_tuning.config import ConfigError, ModelConfig
-from prompt_tuning.decoding import beam
+from prompt_tuning.decoding import beam, decode
 from prompt_tuning.model import sharding, t5
 
 GOLDEN = Path(__file__).parent / "golden" / "hf"

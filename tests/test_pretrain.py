@@ -29,10 +29,11 @@ from prompt_tuning.config import (
     TrainConfig,
     to_dict,
 )
+from prompt_tuning.evaluation.records import read_records
 from prompt_tuning.model import t5
 from prompt_tuning.pretraining import corpus, run, saved
 from prompt_tuning.runtime import signals
-from prompt_tuning.training import optim, report, step
+from prompt_tuning.training import optim, step
 from prompt_tuning.world import generator
 
 MODEL = ModelConfig(
@@ -96,7 +97,7 @@ def arrays(folder: Path) -> dict[str, np.ndarray]:
 
 
 def records(model_dir: Path) -> list[dict]:
-    return report.read_records(model_dir / "metrics.jsonl")
+    return read_records(model_dir / "metrics.jsonl")
 
 
 def test_a_run_from_random_weights_learns(straight: run.PretrainResult):

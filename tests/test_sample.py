@@ -15,7 +15,7 @@ from test_decode import markov
 from tiny_models import CONFIG, MODEL, random_batch, random_params, random_prompt
 
 from prompt_tuning.config import ConfigError, DataConfig, Decoding, EvalConfig, Experiment
-from prompt_tuning.decoding import beam
+from prompt_tuning.decoding import beam, decode
 from prompt_tuning.decoding.sample import mask_logits, row_keys, temperature_sample
 from prompt_tuning.evaluation.evaluate import Evaluator, evaluate
 from prompt_tuning.model import sharding, t5
@@ -242,13 +242,13 @@ def test_scores_are_those_of_the_whole_sequence_without_a_cache():
     ("options", "message"),
     [
         ({"method": "sample", "topk": 2, "topp": 0.5}, "at most one, as in T5X"),
-        ({"method": "sample", "temperature": -1.0}, "TEMPERATURE must be >= 0"),
-        ({"method": "sample", "topp": 1.5}, "TOPP must lie in"),
-        ({"method": "sample", "topk": -1}, "TOPK must be >= 0"),
+        ({"method": "sample", "temperature": -1.0}, "TEMPERATURE = -1.0: out of range"),
+        ({"method": "sample", "topp": 1.5}, "TOPP = 1.5: out of range"),
+        ({"method": "sample", "topk": -1}, "TOPK = -1: out of range"),
         ({"method": "sample", "alpha": 1.0}, "ALPHA is set (1.0), but DECODING is 'sample'"),
         ({"topk": 5}, "TOPK is set (5), but DECODING is 'beam'"),
         ({"seed": 5}, "DECODE_SEED is set (5), but DECODING is 'beam'"),
-        ({"alpha": -1.0}, "ALPHA must be >= 0"),
+        ({"alpha": -1.0}, "ALPHA = -1.0: out of range"),
     ],
 )
 def test_impossible_settings(options, message):

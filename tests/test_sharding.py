@@ -151,9 +151,9 @@ def test_a_mesh_restores_saves_and_resumes_as_one_device_does(shape, written, tm
 
 def test_every_parameter_has_a_rule_and_an_unknown_one_is_an_error():
     for name, shape in t5.param_shapes(CONFIG).items():
-        assert len(sharding.logical_axes(name)) == len(shape.shape)
+        assert len(sharding.logical_axes(name, shape.shape)) == len(shape.shape)
     with pytest.raises(ValueError, match="LOGICAL_AXES"):
-        sharding.logical_axes("encoder/layers_0/lora/kernel")
+        sharding.logical_axes("encoder/layers_0/lora/kernel", (2, 3))
 
 
 def test_what_does_not_divide_says_so():

@@ -267,6 +267,10 @@ def test_logged_learning_rate_counts_from_the_backbones_step(tmp_path):
     np.testing.assert_allclose([rate(START + i) for i in (0, 3, 9)], [0.05, 0.2, 0.2], rtol=1e-6)
     constant = make_experiment(tmp_path, learning_rate=0.2)
     assert plugin.make_learning_rate(constant)(START + 7) == 0.2
+    falling = make_experiment(tmp_path, learning_rate=0.2, warmup_steps=4, schedule="rsqrt")
+    np.testing.assert_allclose(
+        plugin.make_learning_rate(falling)(START + 7), 0.2 * (START + 7) ** -0.5, rtol=1e-6
+    )
 
 
 # Whole runs ---------------------------------------------------------------------------------------

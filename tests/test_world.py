@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -14,8 +15,14 @@ from prompt_tuning.checkpoints.t5x import read_t5x
 from prompt_tuning.config import CorpusConfig
 from prompt_tuning.model import loss, t5
 from prompt_tuning.model.prompt import no_prompt
-from prompt_tuning.pretraining import examples, tiny
-from prompt_tuning.world import assets, generator, probe
+from prompt_tuning.pretraining import examples
+from prompt_tuning.world import assets, generator
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "world"))
+import probe  # noqa: E402
+import tiny  # noqa: E402
+
+sys.path.pop()
 
 MEGABYTE = 1_000_000
 LABELS = [word for task in generator.DEMO_TASKS.values() for word in task.label_words]

@@ -20,11 +20,11 @@ import tqdm
 from prompt_tuning.checkpoints import architecture, huggingface, layouts, names, t5x
 from prompt_tuning.checkpoints import safetensors_files as files
 from prompt_tuning.checkpoints.load import find_path
-from prompt_tuning.checkpoints.storage import explain
 from prompt_tuning.checkpoints.t5x_prompt import PROMPT
 from prompt_tuning.config import ConfigError, ModelConfig
 from prompt_tuning.model import t5
 from prompt_tuning.runtime.replace_folder import local_folder, replace_folder, writing
+from prompt_tuning.runtime.storage import explain
 
 # What lies beside the weights and is copied, whichever way: a way back finds it again.
 BESIDE = (

@@ -16,9 +16,9 @@ from jaxtyping import Float, Shaped
 
 from prompt_tuning.checkpoints.identity import backbone_identity
 from prompt_tuning.checkpoints.layouts import Checkpoint, Leaf, find_checkpoint, open_leaves
-from prompt_tuning.checkpoints.storage import Folder, explain, open_folder
 from prompt_tuning.checkpoints.t5x import read_step, write_t5x
 from prompt_tuning.config import ConfigError
+from prompt_tuning.runtime.storage import Folder, explain, open_folder
 
 PROMPT = "encoder/prompt/prompt/prompt"  # its name in T5X's tree
 MAX_BYTES = 2**31  # far beyond any prompt: a damaged shape is an error, not an allocation

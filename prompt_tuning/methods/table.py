@@ -12,11 +12,15 @@ from typing import Any
 
 from prompt_tuning.config import ConfigError
 from prompt_tuning.config.gin_files import convert, describe, fits, suggest
-from prompt_tuning.methods import prompt_tuning
+from prompt_tuning.methods import low_rank, p_tuning, prompt_tuning, residual, superpos
 from prompt_tuning.methods.method import Method
 
 METHODS: Mapping[str, Method] = {
     "prompt_tuning": prompt_tuning.METHOD,
+    "p_tuning": p_tuning.METHOD,
+    "residual": residual.METHOD,
+    "superpos": superpos.METHOD,
+    "low_rank": low_rank.METHOD,
 }
 
 

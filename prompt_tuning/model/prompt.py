@@ -7,9 +7,11 @@ ranking and serving call them and never see a prompt length.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from prompt_tuning.config import ModelConfig
@@ -44,7 +46,8 @@ class Encoded(NamedTuple):
 
 def no_prompt(config: ModelConfig) -> Prompt:
     """A prompt without rows: the model as it is."""
-    return Prompt(jnp.zeros((0, config.embed_dim), jnp.float32))
+    rows: Any = np.zeros((0, config.embed_dim), np.float32)  # on no device yet
+    return Prompt(rows)
 
 
 def stack_prompts(prompts: Sequence[Prompt]) -> Prompt:
@@ -137,14 +140,14 @@ def encode(
         x, valid = t5.apply(model, backbone, "embed", tokens), segments
     elif which is None:
         x = t5.apply(model, backbone, "embed", tokens)
-        x, valid = prepend_prompt(prompt.rows, x, tokens > 0)
+        x, valid = prepend_prompt(jnp.asarray(prompt.rows), x, tokens > 0)
     else:
-        width = prompt.rows.shape[-2] + tokens.shape[1] if width is None else width
+        places = width or prompt.rows.shape[-2] + tokens.shape[1]
         lengths = member_lengths(prompt, which)
-        tokens = shift_tokens(tokens, lengths, width)
-        is_prompt = jnp.arange(width)[None, :] < lengths[:, None]
-        own = jnp.take(prompt.rows, which, axis=0)[:, :width]
-        own = jnp.pad(own, ((0, 0), (0, width - own.shape[1]), (0, 0)))
+        tokens = shift_tokens(tokens, lengths, places)
+        is_prompt = jnp.arange(places)[None, :] < lengths[:, None]
+        own = jnp.take(prompt.rows, which, axis=0)[:, :places]
+        own = jnp.pad(own, ((0, 0), (0, places - own.shape[1]), (0, 0)))
         x = t5.apply(model, backbone, "embed", tokens)
         x, valid = jnp.where(is_prompt[..., None], own.astype(x.dtype), x), is_prompt | (tokens > 0)
     x, valid = pad_sequence(model, x, valid)

@@ -114,14 +114,12 @@ def trace_step(
         return programs.whole.trace(state, frozen, batch)
     everywhere = sharding.replicated(mesh)
     folded = place_everywhere(jax.eval_shape(programs.fold, state, frozen), everywhere)
-    total = jax.eval_shape(programs.zeros, state, folded)
-    total = steps.Total(
-        place_everywhere(total.prompt, everywhere),
-        {
+    total: Any = jax.eval_shape(programs.zeros, state, folded)
+    total = place_everywhere(total, everywhere)._replace(
+        backbone={
             name: Struct(leaf.shape, leaf.dtype, sharding=state.trainable[name].sharding)
             for name, leaf in total.backbone.items()
-        },
-        place_everywhere(total.metrics, everywhere),
+        }
     )
     return programs.add.trace(total, folded, state, frozen, batch, Struct((), jnp.int32))
 

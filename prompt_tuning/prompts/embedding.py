@@ -16,8 +16,8 @@ from prompt_tuning.checkpoints import huggingface, t5x_prompt
 from prompt_tuning.checkpoints.identity import backbone_identity
 from prompt_tuning.checkpoints.layouts import find_checkpoint, open_leaves
 from prompt_tuning.checkpoints.load import find_path
-from prompt_tuning.checkpoints.storage import explain
 from prompt_tuning.config import ConfigError
+from prompt_tuning.runtime.storage import explain
 
 NAME = "token_embedder/embedding"
 CHUNK_VALUES = 2**24  # float32: 64 MiB at a time

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
@@ -78,7 +79,7 @@ class Predictor:
                 raise ConfigError(f"the prompt {name} has shape {rows.shape}; expected (P, D).")
             shape = (None, self.config.embed_dim)
             prompt_file.check_prompt(rows, None, shape=shape, where=name)
-            prompts.append(prompt if isinstance(prompt, Prompt) else Prompt(rows))
+            prompts.append(prompt if isinstance(prompt, Prompt) else Prompt(jnp.asarray(rows)))
         members = stack_prompts([*prompts, no_prompt(self.config)])
         object.__setattr__(self, "members", jax.device_put(members, self._sharding()))
         device = choose_device(self.config, self.members.rows.devices())

@@ -19,7 +19,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 import prompt_tuning
 from prompt_tuning.batches import batching
-from prompt_tuning.batches.prefetch import Ahead
 from prompt_tuning.checkpoints import huggingface, identity, load, manifest
 from prompt_tuning.config import ConfigError, Experiment, ModelConfig, TrainConfig, config_hash
 from prompt_tuning.methods import inits
@@ -28,6 +27,7 @@ from prompt_tuning.methods.method import first_params as make_first_params
 from prompt_tuning.methods.table import find_method, make_settings
 from prompt_tuning.model import sharding
 from prompt_tuning.prompts import prompt_file
+from prompt_tuning.runtime.prefetch import Ahead
 from prompt_tuning.runtime.replace_folder import local_folder
 from prompt_tuning.tasks import registry, table_rows, task_rows
 from prompt_tuning.tasks import vocabulary as vocabularies
@@ -217,7 +217,7 @@ def first_params(
     labels = registry.label_words(experiment.data.names[0])
     loaded = _load_first_prompt(experiment, backbone, data) if config.init == "file" else None
 
-    def draw_rows(number: int) -> Float[np.ndarray, "n D"]:
+    def draw_rows(number: int) -> Any:
         if loaded is not None:
             if len(loaded) < number:
                 raise ConfigError(

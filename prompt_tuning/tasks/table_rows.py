@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prompt_tuning.config.parts import ConfigError, FileTask, label_key
+from prompt_tuning.config import ConfigError, FileTask, label_key
 from prompt_tuning.tasks.table_files import Row, read_rows, text_of, value_of
 from prompt_tuning.tasks.template import fill_template, parse_template
 

@@ -17,7 +17,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from prompt_tuning.batches import batching, groups
-from prompt_tuning.batches.prefetch import BATCHES, Ahead
 from prompt_tuning.checkpoints import load, retry, run_state
 from prompt_tuning.config import ConfigError, Experiment, config_hash
 from prompt_tuning.evaluation.analysis import analyse, describe, illegal_line, to_json
@@ -30,14 +29,16 @@ from prompt_tuning.evaluation.evaluate import (
     mean_score,
 )
 from prompt_tuning.evaluation.intervals import score_intervals
+from prompt_tuning.evaluation.records import METRICS, RunLog, draw_curves, read_records
 from prompt_tuning.model import sharding, t5
 from prompt_tuning.model.device import choose_device
 from prompt_tuning.model.prompt import no_prompt
 from prompt_tuning.prompts import prompt_file
 from prompt_tuning.runtime import agreement, lock, processes, signals
+from prompt_tuning.runtime.prefetch import BATCHES, Ahead
 from prompt_tuning.session import overview, setup
 from prompt_tuning.training import course as courses
-from prompt_tuning.training import health, optim, report
+from prompt_tuning.training import health, optim
 from prompt_tuning.training import model_dir as model_dirs
 from prompt_tuning.training import step as steps
 from prompt_tuning.training.course import (
@@ -49,6 +50,7 @@ from prompt_tuning.training.course import (
     say_stopped,
 )
 from prompt_tuning.training.ending import end_badly
+from prompt_tuning.training.progress import Progress, describe_training, mean_values
 
 Reading = Ahead[tuple[str, jax.Array]]
 
@@ -180,7 +182,7 @@ def _train(
         run.log.close()
 
     # ---- result
-    curves = report.draw_curves(model_dir)
+    curves = draw_curves(model_dir)
     findings = _look_closer(run, course.standing.best_step)
     summary = model_dirs.result_text(model_dir, course.standing.best_step, curves, findings)
     print(summary, flush=True)
@@ -188,14 +190,14 @@ def _train(
     return TrainResult(shared, course.step, course.standing.best_step, last, summary)
 
 
-def _open_log(model_dir: Path, course: Course) -> report.RunLog:
+def _open_log(model_dir: Path, course: Course) -> RunLog:
     """The records up to where the run stands; those after it will be written again.
 
     Without a saved state, what is there was written by a run that was killed before its first.
     """
     due = course.standing.evaluation_due
     step = -1 if course.saved is None else course.step
-    return report.RunLog(model_dir, step=step, evaluation_due=due, saved=course.records)
+    return RunLog(model_dir, step=step, evaluation_due=due)
 
 
 def _begin(run: Run, course: Course, end: int) -> None:
@@ -219,7 +221,7 @@ def _loop(run: Run, course: Course, end: int) -> None:
         end = max(end, course.step)
     elif course.step >= end or course.standing.stopped_early:
         return
-    progress = report.Progress(
+    progress = Progress(
         start=course.step - start, total=end - start, rows_per_step=config.batch_size
     )
     if course.standing.evaluation_due:
@@ -253,7 +255,7 @@ def _batches(run: Run, numbers: range) -> Iterator[list[dict[str, jax.Array]]]:
         yield [sharding.shard_batch(group, run.mesh) for group in cut]
 
 
-def _finish_step(run: Run, course: Course, progress: report.Progress, end: int) -> None:
+def _finish_step(run: Run, course: Course, progress: Progress, end: int) -> None:
     """What follows the step that the course has just made: records, evaluation, saving."""
     experiment = run.experiment
     done, total = course.step - run.backbone.step, end - run.backbone.step
@@ -293,7 +295,7 @@ def _has_learned(run: Run, score: float) -> bool:
 def _losses(run: Run, course: Course) -> list[float]:
     """The cross entropy per token of every step; of those before this start, by their records."""
     losses, last = [], run.backbone.step
-    for record in report.read_records(run.log.model_dir / report.METRICS):
+    for record in read_records(run.log.model_dir / METRICS):
         if record["name"] == "cross_entropy" and record["step"] <= course.step - len(course.losses):
             losses += [record["value"]] * (record["step"] - last)
             last = record["step"]
@@ -306,10 +308,10 @@ def _log_training(run: Run, course: Course) -> dict[str, str]:
     timing = course.pace.values(sums, run.experiment.data.batch_size)
     health.check_finite(sums, course.step)
     course.losses += [float(one["cross_entropy"] / max(one["tokens"], 1.0)) for one in sums]
-    values = report.mean_values(sums)
+    values = mean_values(sums)
     run.log.training(course.step, values, task=run.experiment.data.names[0], timing=timing)
     course.sums = []
-    return report.describe_training(values, timing)
+    return describe_training(values, timing)
 
 
 def _evaluate(run: Run, course: Course) -> tuple[Standing, float, str]:
@@ -357,7 +359,10 @@ def _look_closer(run: Run, best_step: int | None) -> dict[str, model_dirs.Findin
     for task in run.data.eval_tasks:
         rows = run.log.read_predictions(best_step, task.name) if best_step is not None else []
         if len(rows) == len(task.rows):
-            scored = from_records(task, rows, config)
+            try:
+                scored = from_records(task, rows, config)
+            except (LookupError, TypeError, ValueError):  # somebody has edited them
+                continue
             intervals = score_intervals(task, scored.predictions, config.bootstrap)
             findings[task.name] = intervals, describe(analyse(task, scored))
     return findings

@@ -15,8 +15,8 @@ from typing import Any, Protocol, runtime_checkable
 import sentencepiece
 from google.protobuf.message import DecodeError
 
-from prompt_tuning.checkpoints.storage import open_folder
 from prompt_tuning.config import OFFICIAL_VOCABULARY, TINY, ConfigError
+from prompt_tuning.runtime.storage import open_folder
 from prompt_tuning.vocabularies.identity import vocabulary_identity
 from prompt_tuning.vocabularies.tokenizer_json import (
     BYTES,

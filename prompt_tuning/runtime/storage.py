@@ -1,0 +1,131 @@
+"""Folders that lie on a local disk or in Google Cloud Storage, read through one code path.
+
+TensorStore's key-value drivers do all of it, so `layouts.py`, the next file, and what it finds do
+not know which of the two they read. Every failure becomes a ConfigError that names the place.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import tensorstore as ts
+
+from prompt_tuning.config import ConfigError
+
+ValueT = TypeVar("ValueT")
+
+# What TensorStore raises for an absent, damaged or unreachable array.
+STORAGE_ERRORS = (ValueError, OSError, RuntimeError, NotImplementedError, MemoryError)
+# Reads of the index: an unreachable bucket is reported within seconds.
+_PROBE = ts.Context({"gcs_request_retries": {"max_retries": 3, "max_delay": "1s"}})
+LIST_SECONDS = 10.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """A folder: `bucket` is None on a local disk; `path` is absolute and ends in no slash."""
+
+    path: str
+    bucket: str | None = None
+
+    @property
+    def url(self) -> str:
+        """What a person types to name the folder."""
+        return self.path if self.bucket is None else f"gs://{self.bucket}/{self.path}"
+
+    def spec(self, name: str = "") -> dict[str, Any]:
+        """TensorStore's key-value spec of the folder, or of a folder in it."""
+        path = "/".join(part for part in (self.path, name) if part)
+        if self.bucket is None:
+            return {"driver": "file", "path": f"{path}/"}
+        return {"driver": "gcs", "bucket": self.bucket, "path": f"{path}/" if path else ""}
+
+    def read(self, name: str) -> bytes | None:
+        """The contents of a file, or None where there is no such file.
+
+        Raises:
+          ConfigError: it cannot be read.
+        """
+
+        def fetch() -> bytes | None:
+            store = ts.KvStore.open(self.spec(), context=_PROBE).result()
+            found = store.read(name).result()
+            return found.value if found.state == "value" else None
+
+        return explain(fetch, self, f"{self.url}/{name}")
+
+    def numbered(self, prefix: str) -> list[str]:
+        """Names of the folders `<prefix><number>` in this one, in order of their numbers.
+
+        It only serves error messages, so it gives up quietly: a bucket may be enormous, or readable
+        but not listable.
+        """
+        last = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+        try:
+            store = ts.KvStore.open(self.spec(), context=_PROBE).result()
+            keys = store.list(ts.KvStore.KeyRange(prefix, last)).result(timeout=LIST_SECONDS)
+        except STORAGE_ERRORS:  # a TimeoutError is an OSError
+            return []
+        pattern = re.compile(rf"{re.escape(prefix)}(\d+)/")
+        numbers = {int(m.group(1)) for key in keys if (m := pattern.match(key.decode()))}
+        return [f"{prefix}{number}" for number in sorted(numbers)]
+
+
+def open_folder(path: str | os.PathLike[str]) -> Folder:
+    """The folder of a local path or a `gs://bucket/path`.
+
+    Raises:
+      ConfigError: the path is empty, or of another kind of storage.
+    """
+    text = os.fspath(path)
+    if match := re.fullmatch(r"gs://([^/]+)/*(.*?)/*", text):
+        return Folder(path=match.group(2), bucket=match.group(1))
+    if not text or re.match(r"[a-z][a-z0-9+.-]+://", text):
+        raise ConfigError(
+            f"expected a local path or gs://bucket/path, found {text!r}. Copy the checkpoint to "
+            "a local folder and give that."
+        )
+    return Folder(path=os.path.abspath(os.path.expanduser(text)))
+
+
+def explain(action: Callable[[], ValueT], folder: Folder, what: str) -> ValueT:
+    """The action's result.
+
+    Raises:
+      ConfigError: TensorStore failed; says what was being read, why not, and what to do.
+    """
+    try:
+        return action()
+    except ConfigError:
+        raise
+    except STORAGE_ERRORS as error:
+        raise ConfigError(
+            f"cannot read {what}: {reason_of(error)}. {_cure(folder, error)}"
+        ) from error
+
+
+def reason_of(error: Exception) -> str:
+    """A library's message without the specs, source lines and names of types in it."""
+    text = re.split(
+        r" \[(?:tensorstore_spec|source locations|http_response|curl_code)=", str(error)
+    )
+    said = re.sub(r"\b[A-Z][A-Za-z]*(?:Error|Exception): ", "", text[0])
+    said = re.sub(r"^[A-Z_]{4,}: ", "", " ".join(said.split()))
+    return said.rstrip(". ") or "no reason is given"
+
+
+def _cure(folder: Folder, error: Exception) -> str:
+    text = str(error)
+    if re.search("NOT_FOUND|is missing|Not enough data|Invalid JSON|DATA_LOSS|decod", text):
+        return "The checkpoint is damaged, or was copied incompletely: copy it again."
+    if folder.bucket is None:
+        return "Check the path, its permissions, and that the checkpoint was copied whole."
+    return (
+        "Can this machine reach Google Cloud Storage, and may it read this bucket? If not, copy "
+        f"the checkpoint where both hold, `gsutil -m cp -r {folder.url} .`, and give the local "
+        "folder."
+    )
