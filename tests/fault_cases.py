@@ -140,6 +140,7 @@ def as_folder(file: Path, draw: random.Random) -> None:
     file.mkdir()
 
 
+CHANGES = {"bit flipped in": flip, "truncated": truncate, "overwritten": overwrite}
 LOSSES = {"removed": remove, "a folder instead of": as_folder}
 FAULTS = {**CHANGES, "appended to": append, **LOSSES}
 

@@ -119,7 +119,7 @@ def test_compiled_programs_lie_in_the_users_cache(monkeypatch, tmp_path):
 def test_a_second_process_finds_what_the_first_has_compiled(tmp_path):
     code = (
         "import sys, jax, jax.numpy as jnp\n"
-        "from prompt_tuning.launch import compilation_cache\n"
+        "from prompt_tuning.runtime import compilation_cache\n"
         "compilation_cache.use(sys.argv[1])\n"
         "hits = []\n"
         "jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))\n"

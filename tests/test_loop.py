@@ -34,6 +34,7 @@ from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.prompts.prompt_file import load_prompt
 from prompt_tuning.session import setup
 from prompt_tuning.tasks.eval_task import make_eval_task
+from prompt_tuning.tasks.task_rows import EvalRows
 from prompt_tuning.training import loop, model_dir
 from prompt_tuning.training import step as steps
 
@@ -178,7 +179,7 @@ def test_rows_of_the_next_step_are_made_while_one_is_computed(experiment, tmp_pa
         waited.append(made[min(len(waited) + 1, 3)].wait(60))
         return run_step(*args)
 
-    monkeypatch.setattr(features, "train_groups", train_groups_and_say)
+    monkeypatch.setattr(batching, "train_groups", train_groups_and_say)
     monkeypatch.setattr(steps, "train_step", wait_and_run_step)
     loop.train(experiment(tmp_path, steps=4, eval=EvalConfig(period=4, baselines=False)))
     assert waited == [True] * 4
@@ -373,7 +374,7 @@ def test_rows_without_labels_cannot_be_scored():
     rows = batching.Rows("t", [], [], texts, ["<unk>", "<unk>"], [{}, {}], 0, 0)
     task = seqio.get_mixture_or_task("two_as")
     with pytest.raises(ConfigError, match="no labels"):
-        make_eval_task(rows.EvalRows(task, rows, ("yes", "no")), EvalConfig())
+        make_eval_task(EvalRows(task, rows, ("yes", "no")), EvalConfig())
 
 
 def test_ranking_without_label_words_is_refused_before_anything_is_scored(experiment, tmp_path):

@@ -1,5 +1,9 @@
 """Every method: its parameters, where it begins, its formula and gradient, its settings."""
 
+import dataclasses
+import importlib
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -10,7 +10,7 @@ from tiny_models import CONFIG, random_params
 
 from prompt_tuning import cli
 from prompt_tuning.checkpoints.t5x import write_t5x
-from prompt_tuning.config import ConfigError, EvalRun, InferRun, gin_reader, to_dict
+from prompt_tuning.config import ConfigError, EvalRun, InferRun, gin_files, gin_reader, to_dict
 from prompt_tuning.upstream import engine
 
 
