@@ -113,19 +113,19 @@ def test_rows_without_labels_are_answered_and_not_scored(folder, tmp_path):
     config = data_config(folder, eval_file=str(folder / "new.csv"))
     (found,) = task_rows.load_eval_rows(config)
     assert len(found.rows) == 32
-    with pytest.raises(ConfigError, match="have no labels"):
+    with pytest.raises(ConfigError, match="no labels"):
         load_data(experiment(config))
     (tmp_path / "some.csv").write_text("review,mood\nlovely soup.,good\ndull cake.,\n")
     config = data_config(folder, eval_file=str(tmp_path / "some.csv"))
-    with pytest.raises(ConfigError, match="1 of 2 rows of EVAL_SPLIT for reviews have no labels"):
+    with pytest.raises(ConfigError, match="1 of 2 rows of EVAL_SPLIT"):
         load_data(experiment(config))
 
 
 def test_names_of_tasks_are_not_taken_over(folder):
     config = dataclasses.replace(data_config(folder), mixture_or_task_name="tiny_mood")
-    with pytest.raises(ConfigError, match="there is a task 'tiny_mood' already"):
+    with pytest.raises(ConfigError, match="tiny_mood"):
         task_rows.load_eval_rows(config)
-    with pytest.raises(ConfigError, match="say in TASK_NAME which of them"):
+    with pytest.raises(ConfigError, match="TASK_NAME"):
         dataclasses.replace(config, mixture_or_task_name=("reviews", "tiny_mood"))
     both = data_config(folder, name="reviews")
     both = dataclasses.replace(both, mixture_or_task_name=("reviews", "tiny_mood"))
@@ -135,9 +135,9 @@ def test_names_of_tasks_are_not_taken_over(folder):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("up", "\u6f22"), "the vocabulary writes '\u6f22' as"),
-        (("up", " down"), "the vocabulary writes ' down' as 'down'"),
-        (("up", "up and down and up"), "more than the 4 of TASK_FEATURE_LENGTHS"),
+        (("up", "\u6f22"), "'\u6f22'"),
+        (("up", " down"), "' down' as 'down'"),
+        (("up", "up and down and up"), "4 of TASK_FEATURE_LENGTHS"),
     ],
 )
 def test_words_that_the_model_cannot_answer_with(words, message):
@@ -147,7 +147,7 @@ def test_words_that_the_model_cannot_answer_with(words, message):
 
 def test_mistakes_in_a_file_reach_the_user_whole(folder, tmp_path):
     (tmp_path / "bad.csv").write_text("review,mood\nlovely soup.,god\n")
-    with pytest.raises(ConfigError, match=r"^.*bad\.csv:2: the field 'mood' holds labels"):
+    with pytest.raises(ConfigError, match=r"bad\.csv:2.*'mood'"):
         task_rows.load_eval_rows(data_config(folder, train_file=str(tmp_path / "bad.csv")))
 
 
@@ -241,7 +241,7 @@ def test_the_documented_commands(tmp_path, monkeypatch, capsys):
     with Path("reviews.csv").open("a") as file:
         file.write("60,lovely soup.,good\n")
     assert cli.main([*train, *short]) == 2
-    assert "training or evaluation file is not the one" in capsys.readouterr().err
+    assert "file is not the one" in capsys.readouterr().err
     assert cli.main(evaluate) == 0
     assert "runs/reviews/prompts/best" in capsys.readouterr().out
     assert cli.main(infer) == 0

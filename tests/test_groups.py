@@ -88,9 +88,9 @@ def test_the_cutting_follows_settings_and_mesh():
     assert cutting(1, length_groups=3).most == 2
     assert (cutting(1, microbatches=8).fewest, cutting(1, microbatches=8).most) == (8, 8)
     assert cutting(1).max_shapes == 2 * 15 * 3
-    with pytest.raises(ConfigError, match="MICROBATCHES = 3 does not cut BATCH_SIZE = 32"):
+    with pytest.raises(ConfigError, match=r"MICROBATCHES = 3 .*BATCH_SIZE = 32"):
         cutting(1, microbatches=3)
-    with pytest.raises(ConfigError, match="divide by the 8 data-parallel devices"):
+    with pytest.raises(ConfigError, match="8 data-parallel devices"):
         cutting(8, microbatches=8)
 
 

@@ -34,6 +34,7 @@ from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.prompts.prompt_file import load_prompt
 from prompt_tuning.session import session
 from prompt_tuning.tasks.eval_task import make_eval_task
+from prompt_tuning.tasks.task_rows import EvalRows
 from prompt_tuning.training import loop, model_dir
 from prompt_tuning.training import step as steps
 
@@ -259,7 +260,7 @@ def test_a_backbone_that_was_replaced_is_refused(experiment, tmp_path):
     loop.train(run)
     t5x.write_t5x(path, random_params(seed=5), START)
     longer = dataclasses.replace(run, train=TrainConfig(train_steps_relative=4))
-    with pytest.raises(ConfigError, match="the backbone is not the one that the run in MODEL_DIR"):
+    with pytest.raises(ConfigError, match=r"backbone.*MODEL_DIR"):
         loop.train(longer)
 
 
@@ -318,7 +319,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_anything_is_saved(
         initial_checkpoint_path=str(tmp_path / f"checkpoint_{START}"),
         num_model_partitions=parts,
     )
-    with pytest.raises(FloatingPointError, match=r"in step 8 \(.*two_as train .*WARMUP") as caught:
+    with pytest.raises(FloatingPointError, match=r"step 8 .*two_as train .*WARMUP") as caught:
         loop.train(run)
     assert kept in str(caught.value)
     found = [p.name for p in (tmp_path / "run" / "prompts").glob("*")]
@@ -334,9 +335,7 @@ def test_a_ranking_that_is_not_finite_is_no_divergence(experiment, tmp_path):
         experiment(tmp_path / "run", eval=EvalConfig(period=4, method="rank")),
         initial_checkpoint_path=str(tmp_path / f"checkpoint_{START}"),
     )
-    with pytest.raises(
-        ranking.NotRankableError, match="log probabilities are not finite"
-    ) as caught:
+    with pytest.raises(ranking.NotRankableError, match="not finite") as caught:
         loop.train(run)
     assert "in step" not in str(caught.value)
     assert "LEARNING_RATE" not in str(caught.value)
@@ -374,19 +373,19 @@ def test_rows_without_labels_cannot_be_scored():
     texts = ["a", "b"]
     rows = batching.Rows("t", [], [], texts, ["<unk>", "<unk>"], [{}, {}], 0, 0)
     task = seqio.get_mixture_or_task("two_as")
-    with pytest.raises(ConfigError, match="have no labels"):
-        make_eval_task(rows.EvalRows(task, rows, ("yes", "no")), EvalConfig())
+    with pytest.raises(ConfigError, match="no labels"):
+        make_eval_task(EvalRows(task, rows, ("yes", "no")), EvalConfig())
 
 
 def test_ranking_without_label_words_is_refused_before_anything_is_scored(experiment, tmp_path):
-    with pytest.raises(ConfigError, match="ranking needs the label words of two_as"):
+    with pytest.raises(ConfigError, match="two_as"):
         loop.train(experiment(tmp_path, prompt=PromptConfig(length=4)))
 
 
 def test_another_experiment_is_refused(straight, experiment):
     _, folder = straight
     other = experiment(folder, prompt=PromptConfig(length=5, class_labels=("yes", "no")))
-    with pytest.raises(ConfigError, match=r"prompt.length: 4 there, 5 now"):
+    with pytest.raises(ConfigError, match=r"prompt\.length.*4.*5"):
         loop.train(other)
     # What may differ: how long, how often.
     loop.train(experiment(folder, eval=EvalConfig(period=6, method="both")))
@@ -394,7 +393,7 @@ def test_another_experiment_is_refused(straight, experiment):
 
 def test_a_run_of_which_only_damaged_states_are_left_does_not_begin_anew(experiment, tmp_path):
     (tmp_path / "checkpoints" / "damaged_12").mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"can be read: there are only damaged_12\. Restore"):
+    with pytest.raises(ConfigError, match="damaged_12"):
         model_dir.refuse_other_experiment(None, experiment(tmp_path), tmp_path)
     (tmp_path / "checkpoints" / "9").mkdir()
     model_dir.refuse_other_experiment(None, experiment(tmp_path), tmp_path)
@@ -496,7 +495,7 @@ def test_an_evaluation_does_not_write_into_a_run(straight, experiment):
         model=source.model,
         data=source.data,
     )
-    with pytest.raises(ConfigError, match="is the MODEL_DIR of a run"):
+    with pytest.raises(ConfigError, match="MODEL_DIR"):
         matrix.run_eval(run)
     assert (folder / "metrics.jsonl").read_bytes() == before
 
@@ -541,16 +540,16 @@ def test_absolute_and_relative_steps():
 
 def test_a_folder_that_cannot_be_made(experiment, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"MODEL_DIR .*file cannot be made"):
+    with pytest.raises(ConfigError, match=r"MODEL_DIR .*file"):
         loop.train(experiment(tmp_path / "file"))
 
 
 def test_a_bucket_is_no_folder_to_write_to(experiment):
-    with pytest.raises(ConfigError, match="MODEL_DIR must be a local folder, found gs://bucket/x"):
+    with pytest.raises(ConfigError, match=r"MODEL_DIR .*gs://bucket/x"):
         loop.train(experiment("gs://bucket/x"))
 
 
 def test_a_vocabulary_that_is_too_large(experiment, tmp_path):
     small = ModelConfig(**{**CONFIG.__dict__, "num_embeddings": 128})
-    with pytest.raises(ConfigError, match="ids, the model only 128"):
+    with pytest.raises(ConfigError, match="128"):
         loop.train(experiment(tmp_path, model=small))

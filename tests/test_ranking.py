@@ -278,13 +278,13 @@ def test_every_word_is_ranked_once_on_the_device_of_its_row(words, parts):
 
 def test_words_that_cannot_be_ranked_are_refused(task):
     silent = dataclasses.replace(task, label_words=(), row_words=((),) * len(task.rows))
-    with pytest.raises(ConfigError, match=r"row 0 of two_as cannot be ranked: its words are \(\)"):
+    with pytest.raises(ConfigError, match="row 0 of two_as"):
         ranking.word_ids(silent)
 
 
 def test_probabilities_that_are_not_numbers_are_refused(task, params):
     broken = {**params[0], "decoder/decoder_norm/scale": jnp.full(CONFIG.embed_dim, jnp.nan)}
-    with pytest.raises(FloatingPointError, match="33 of 33 log probabilities are not finite"):
+    with pytest.raises(FloatingPointError, match="33 of 33"):
         ranking.rank(make_evaluator(), (broken, params[1]), task)
 
 

