@@ -22,8 +22,9 @@ from prompt_tuning.model.products import (
     attend_to_lengths,
     attend_to_source,
     dense_product,
-    product,
+    narrow_heads,
     rows_at_once,
+    widen_heads,
 )
 
 MASKED = -1e10  # what T5X adds to the attention logit of a masked pair
@@ -212,9 +213,9 @@ class Attention(nn.Module):
         """
         query = self.split_heads(self.query(x))
         keep = self._keep(kept, source)
-        query = product("BQHK,DHK->BHQD", query, self._kernel(self.key))
+        query = widen_heads(query, self._kernel(self.key))
         seen = attend_to_source(query, source, bias, keep)
-        attended = product("BHQD,DHK->BQHK", seen, self._kernel(self.value))
+        attended = narrow_heads(seen, self._kernel(self.value))
         return self.out(attended.reshape(*x.shape[:-1], -1))
 
     def _keep(self, kept: Array | None, source: Array) -> Array | None:

@@ -16,126 +16,303 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import jaxlib.version
 from jaxtyping import Array, Float, Int
 
 from prompt_tuning.config import Attending, ConfigError, ModelConfig
 from prompt_tuning.model.device import Device
 
 
-def product(
+def einsum(
     spec: str, x: Float[Array, "..."], y: Float[Array, "..."], dtype: Any = None
 ) -> Float[Array, "..."]:
-    """`jnp.einsum(spec, x, y)` in `dtype` (that of `x` unless given).
+    """`jnp.einsum(spec, x, y)` in `dtype` (that of `x` by default), summed in float32.
 
-    Every letter of `spec` stands in two of its three parts at least, and there is no "...": then
-    each gradient is a product of the same kind.
+    In the specs of this project the result has the axes of a batch, then those of `x`, then those
+    of `y`: jnp.einsum is then one product of `x` and `y` in this order. The axes that are summed
+    are the last of `x` wherever they can be: processors take up to a third longer for other orders.
 
-    >>> product("ab,bc->ac", jnp.ones((2, 3), jnp.bfloat16), jnp.ones((3, 1), jnp.bfloat16)).dtype
-    dtype(bfloat16)
+    Gradients of bfloat16 that JAX derives from it would copy operands to float32: call it in the
+    passes of a `jax.custom_vjp`.
     """
     dtype = jnp.dtype(dtype or x.dtype)
-    if x.dtype != jnp.bfloat16 or y.dtype != jnp.bfloat16:
-        return _multiply(spec, dtype, x, y)
-    return _product(spec, dtype, x, y)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _product(spec: str, dtype: Any, x: Array, y: Array) -> Array:
+    if not _in_bfloat16(x, y):
+        return jnp.einsum(spec, x, y, preferred_element_type=dtype)
     # XLA's CPU compiler has the processor's bfloat16 instructions for products that give float32;
     # others it computes on float32 copies, in five times as long.
-    on_processor = lambda x, y: _multiply(spec, jnp.float32, x, y).astype(dtype)  # noqa: E731
-    elsewhere = lambda x, y: _multiply(spec, dtype, x, y)  # noqa: E731
+    on_processor = lambda x, y: jnp.einsum(  # noqa: E731
+        spec, x, y, preferred_element_type=jnp.float32
+    ).astype(dtype)
+    elsewhere = lambda x, y: jnp.einsum(spec, x, y, preferred_element_type=dtype)  # noqa: E731
     return jax.lax.platform_dependent(x, y, cpu=on_processor, default=elsewhere)
 
 
-def _multiply(spec: str, dtype: Any, x: Array, y: Array) -> Array:
-    """The einsum, with the operand first whose last axes are summed over, where there is one.
+def _in_bfloat16(x: Array, y: Array) -> bool:
+    return x.dtype == y.dtype == jnp.bfloat16
 
-    Processors take up to a third longer for the other order. One that has only its last two axes
-    to swap does not come first: of such a product of bfloat16 XLA's CPU compiler believes that it
-    has an instruction for it, and fails when it runs (jaxlib 0.10). Where both are such, they are
-    copied to float32: of the encoder's output in cross-attention, and the gradients of kernels.
+
+# Products with kernels ---------------------------------------------------------------------------
+# y = x W        dL/dx = dL/dy W^T        dL/dW = x^T dL/dy, summed over all positions
+
+
+def multiply(x: Float[Array, "*B D"], kernel: Float[Array, "D F"], dtype: Any = None) -> Array:
+    """`x @ kernel`, [*B, F], in `dtype` (that of `x` by default).
+
+    >>> multiply(jnp.ones((2, 3), jnp.bfloat16), jnp.ones((3, 1), jnp.bfloat16)).dtype
+    dtype(bfloat16)
     """
-    first, second, out = spec.replace("->", ",").split(",")
-    summed = "".join(c for c in first if c in second and c not in out)
-    rows = "".join(c for c in first if c in second and c in out)
-    in_front = bool(rows) and first.startswith(rows)
-    if not first.endswith(summed) and (second.endswith(summed) or in_front):
-        first, second, x, y = second, first, y, x
-    if not first.endswith(summed) and first.startswith(rows) and dtype == jnp.float32:
-        x, y = x.astype(jnp.float32), y.astype(jnp.float32)
-    over, along = (
-        ([first.index(c) for c in group], [second.index(c) for c in group])
-        for group in (summed, rows)
-    )
-    made = jax.lax.dot_general(x, y, (over, along), preferred_element_type=dtype)
-    names = rows + "".join(c for c in first + second if c not in rows + summed)
-    return made.transpose([names.index(c) for c in out])
+    if _in_bfloat16(x, kernel):
+        return _multiply(x, kernel, dtype)
+    return einsum("...D,DF->...F", x, kernel, dtype)
 
 
-def _forward(spec: str, dtype: Any, x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _product(spec, dtype, x, y), (x, y)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _multiply(x: Array, kernel: Array, dtype: Any) -> Array:
+    return einsum("...D,DF->...F", x, kernel, dtype)
 
 
-def _backward(
-    spec: str, dtype: Any, kept: tuple[Array, Array], gradient: Array
+def _multiply_forward(x: Array, kernel: Array, dtype: Any) -> tuple[Array, tuple[Array, Array]]:
+    return _multiply(x, kernel, dtype), (x, kernel)
+
+
+def _multiply_backward(
+    dtype: Any, saved: tuple[Array, Array], gradient: Array
 ) -> tuple[Array, Array]:
-    x, y = kept
-    of_x, of_y, out = spec.replace("->", ",").split(",")
+    x, kernel = saved
     gradient = gradient.astype(x.dtype)
+    positions, gradients = (a.reshape(-1, a.shape[-1]) for a in (x, gradient))
     return (
-        _product(f"{out},{of_y}->{of_x}", x.dtype, gradient, y),
-        _product(f"{of_x},{out}->{of_y}", y.dtype, x, gradient),
+        einsum("...F,DF->...D", gradient, kernel),
+        einsum("ND,NF->DF", positions, gradients),
     )
 
 
-_product.defvjp(_forward, _backward)
+_multiply.defvjp(_multiply_forward, _multiply_backward)
 
 
 def dense_product(x: Array, kernel: Array, *_: Any, dtype: Any = None, **__: Any) -> Array:
-    """`product` in the place where Linen's Dense takes one: the last axis with the first."""
-    rows = "abcdefgh"[: x.ndim - 1]
-    return product(f"{rows}y,yz->{rows}z", x, kernel, dtype)
+    """`multiply` with the arguments that Linen's Dense gives its product."""
+    return multiply(x, kernel, dtype)
 
 
-# Attention ----------------------------------------------------------------------------------------
+# The kernel of keys or values, multiplied into each head: one product is the other's transpose.
+# y = sum_K x W   dL/dx = sum_D dL/dy W   dL/dW = sum_BQ x dL/dy
+
+
+def widen_heads(
+    x: Float[Array, "B Q H K"], kernel: Float[Array, "D H K"]
+) -> Float[Array, "B H Q D"]:
+    """Every head of `x` times its part of the kernel: as wide as the model."""
+    return (_widen if _in_bfloat16(x, kernel) else _plain_widen)(x, kernel)
+
+
+def narrow_heads(
+    x: Float[Array, "B H Q D"], kernel: Float[Array, "D H K"]
+) -> Float[Array, "B Q H K"]:
+    """Every head of `x`, which is as wide as the model, times its part of the kernel."""
+    return (_narrow if _in_bfloat16(x, kernel) else _plain_narrow)(x, kernel)
+
+
+def _plain_widen(x: Array, kernel: Array) -> Array:
+    return einsum("BQHK,DHK->HBQD", x, kernel).swapaxes(0, 1)
+
+
+def _plain_narrow(x: Array, kernel: Array) -> Array:
+    return jnp.moveaxis(einsum("BHQD,DHK->HBQK", x, kernel), 0, 2)
+
+
+def _kernel_gradient(narrow: Float[Array, "B Q H K"], wide: Float[Array, "B H Q D"]) -> Array:
+    return jnp.moveaxis(einsum("BQHK,BHQD->HKD", narrow, wide), 2, 0)
+
+
+_widen, _narrow = jax.custom_vjp(_plain_widen), jax.custom_vjp(_plain_narrow)
+_widen.defvjp(
+    lambda x, kernel: (_widen(x, kernel), (x, kernel)),
+    lambda saved, g: (_plain_narrow(g, saved[1]), _kernel_gradient(saved[0], g)),
+)
+_narrow.defvjp(
+    lambda x, kernel: (_narrow(x, kernel), (x, kernel)),
+    lambda saved, g: (_plain_widen(g, saved[1]), _kernel_gradient(g, saved[0])),
+)
+
+
+# A product that XLA cannot compute ---------------------------------------------------------------
+# XLA's CPU compiler fails on a bfloat16 product with a batch if the summed axes of its first
+# operand stand in front of the others: "UNIMPLEMENTED: Unsupported element type for
+# DotThunk::Execute: BF16 x BF16 = F32", when it runs. It asks whether YNNPACK computes the product
+# (IsDotSupportedByYnn) while the operand is still transposed in front of it, and leaves the dtypes
+# as they are. Later it folds the transpose into the product, which YNNPACK then refuses. jaxlib
+# 0.10.2 has the defect; no report of it upstream is known.
+
+XLA_FAILS_BEFORE = (1, 0)  # lower it to the first jaxlib that computes the product
+
+
+def sum_queries(
+    weights: Float[Array, "B Z H Q S"], x: Float[Array, "B Z H Q D"]
+) -> Float[Array, "B S D"]:
+    """The sum of `x` over Z, heads and queries, weighted for each position.
+
+    Both operands have their summed axes in front of the others. Processors get float32 copies of
+    them, which are small: it is for few queries.
+    """
+    spec = "BZHQS,BZHQD->BSD"
+    if not _in_bfloat16(weights, x) or jaxlib.version.__version_info__ >= XLA_FAILS_BEFORE:
+        return einsum(spec, weights, x)
+    wide = lambda *xs: jnp.einsum(spec, *(x.astype(jnp.float32) for x in xs))  # noqa: E731
+    return jax.lax.platform_dependent(
+        weights,
+        x,
+        cpu=lambda *xs: wide(*xs).astype(x.dtype),
+        default=lambda *xs: jnp.einsum(spec, *xs, preferred_element_type=x.dtype),
+    )
+
+
+# Attention ---------------------------------------------------------------------------------------
+# With queries q, keys k, values v and a bias b, and with sums over the keys s:
+#
+#     l_s = q . k_s + b_s      w_s = exp(l_s - max_s l_s)      z = sum_s w_s
+#     o = (sum_s w_s v_s) / z
+#
+# Backward, with g = dL/do / z, and with g . o for sum_s w_s (g . v_s) / z, which is the same:
+#
+#     dL/dl_s = w_s (g . v_s - g . o)        dL/db = dL/dl, summed over the axes that b has not
+#     dL/dq = sum_s dL/dl_s k_s              dL/dk_s = sum_q dL/dl_s q
+#                                            dL/dv_s = sum_q w_s g
+#
+# w is kept for it, in the dtype of the model. Without the barriers XLA would widen it to float32
+# once, forward, and keep that.
 
 
 @jax.custom_vjp
 def attend(
-    query: Float[Array, "*B Q H K"],
-    key: Float[Array, "*B S H K"],
-    value: Float[Array, "*B S H K"],
-    bias: Float[Array, "#*B #H Q S"],
-) -> Float[Array, "*B Q H K"]:
-    """Every query's mean of the values."""
+    query: Float[Array, "B Q H K"],
+    key: Float[Array, "B S H K"],
+    value: Float[Array, "B S H K"],
+    bias: Float[Array, "#B #H Q S"],
+) -> Float[Array, "B Q H K"]:
+    """Every query's mean of the values, weighted by softmax(query . key + bias)."""
     return _attend_forward(query, key, value, bias)[0]
 
 
 def _attend_forward(query: Array, key: Array, value: Array, bias: Array) -> tuple[Array, Any]:
-    rows = "B" * (query.ndim - 3)
-    seen = _see(_Axes(f"{rows}QHK", f"{rows}SHK"), query, (key, value), bias, None)
-    return seen.mean, (query, key, value, bias, seen)
+    with jax.named_scope("query-key"):
+        logits = einsum("BQHK,BSHK->BHQS", query, key, jnp.float32) + bias
+    with jax.named_scope("softmax"):
+        weights, scale = _exponentials(logits, query.dtype)
+    with jax.named_scope("values"):
+        total = einsum("BHQS,BSHK->BHQK", weights, value, jnp.float32)
+        mean = (total * scale).astype(query.dtype).swapaxes(1, 2)
+    return mean, (query, key, value, bias, weights, scale, mean)
 
 
-def _attend_backward(kept: Any, gradient: Array) -> tuple[Array, ...]:
-    query, key, value, bias, seen = jax.lax.optimization_barrier(kept)
-    rows = "B" * (query.ndim - 3)
-    axes = _Axes(f"{rows}QHK", f"{rows}SHK")
-    gradient, of_logits, of_bias, _ = _pass_back(axes, gradient, value, bias, None, seen)
-    return (
-        product(f"{axes.logits},{axes.source}->{axes.query}", of_logits, key),
-        product(f"{axes.logits},{axes.query}->{axes.source}", of_logits, query),
-        product(f"{axes.logits},{axes.query}->{axes.source}", seen.weights, gradient),
-        of_bias,
-    )
+def _attend_backward(saved: Any, gradient: Float[Array, "B Q H K"]) -> tuple[Array, ...]:
+    query, key, value, bias, weights, scale, mean = jax.lax.optimization_barrier(saved)
+    with jax.named_scope("values"):
+        gradient = gradient * scale.swapaxes(1, 2)
+        along = (gradient * mean).sum(axis=-1, keepdims=True).swapaxes(1, 2)
+        gradient = gradient.astype(mean.dtype)
+        of_weights = einsum("BQHK,BSHK->BHQS", gradient, value, jnp.float32)
+        of_value = einsum("BQHK,BHQS->BHKS", gradient, weights)
+    with jax.named_scope("softmax"):
+        of_logits = weights * (of_weights - along)
+        of_bias = _sum_to(bias.shape, of_logits)
+        of_logits = of_logits.astype(mean.dtype)
+    with jax.named_scope("query-key"):
+        of_query = einsum("BHQS,BSHK->BHQK", of_logits, key)
+        of_key = einsum("BQHK,BHQS->BHKS", query, of_logits)
+    return of_query.swapaxes(1, 2), _keys_first(of_key), _keys_first(of_value), of_bias
+
+
+def _keys_first(x: Float[Array, "B H K S"]) -> Float[Array, "B S H K"]:
+    return jnp.moveaxis(x, 3, 1)
 
 
 attend.defvjp(_attend_forward, _attend_backward)
+
+
+def _exponentials(
+    logits: Float[Array, "B H Q S"], dtype: Any
+) -> tuple[Float[Array, "B H Q S"], Float[Array, "B H Q 1"]]:
+    """Exponentials in `dtype`, and 1 / their sum: the product of both is the softmax."""
+    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True)).astype(dtype)
+    return weights, 1.0 / weights.sum(axis=-1, keepdims=True, dtype=jnp.float32)
+
+
+def _sum_to(shape: tuple[int, ...], x: Array) -> Array:
+    """`x` summed over the axes that are 1 in `shape`."""
+    shared = tuple(axis for axis, size in enumerate(shape) if size < x.shape[axis])
+    return x.sum(axis=shared, keepdims=True)
+
+
+# The same where a position x_s of the source is key and value of every head, and the weights are
+# multiplied by a factor m_s, which dropout draws for all queries:
+#
+#     l_s = q . x_s + b_s      o = (sum_s m_s w_s x_s) / z
+#     dL/dl_s = w_s (m_s g . x_s - g . o)      dL/dm_s = sum_q w_s (g . x_s)
+#     dL/dq = sum_s dL/dl_s x_s                dL/dx_s = sum_hq (dL/dl_s q + m_s w_s g)
+
+
+@jax.custom_vjp
+def attend_to_source(
+    query: Float[Array, "B H Q D"],
+    source: Float[Array, "B S D"],
+    bias: Float[Array, "#B #H Q S"],
+    factor: Float[Array, "B H 1 S"] | None = None,
+) -> Float[Array, "B H Q D"]:
+    """`attend` where positions are their own keys and values, the same for every head.
+
+    `factor` is what dropout multiplies a head's weights by. Backward, what a position gives as key
+    and as value is one product: derived, there are two, of the size of the source, and XLA keeps
+    those of many layers.
+    """
+    return _attend_to_source_forward(query, source, bias, factor)[0]
+
+
+def _attend_to_source_forward(
+    query: Array, source: Array, bias: Array, factor: Array | None
+) -> tuple[Array, Any]:
+    with jax.named_scope("query-key"):
+        logits = einsum("BHQD,BSD->BHQS", query, source, jnp.float32) + bias
+    with jax.named_scope("softmax"):
+        weights, scale = _exponentials(logits, query.dtype)
+    with jax.named_scope("values"):
+        total = einsum("BHQS,BSD->BHQD", _times(weights, factor), source, jnp.float32)
+        mean = (total * scale).astype(query.dtype)
+    return mean, (query, source, bias, factor, weights, scale, mean)
+
+
+def _attend_to_source_backward(
+    saved: Any, gradient: Float[Array, "B H Q D"]
+) -> tuple[Array | None, ...]:
+    query, source, bias, factor, weights, scale, mean = jax.lax.optimization_barrier(saved)
+    with jax.named_scope("values"):
+        gradient = gradient * scale
+        along = (gradient * mean).sum(axis=-1, keepdims=True)
+        gradient = gradient.astype(mean.dtype)
+        of_weights = einsum("BHQD,BSD->BHQS", gradient, source, jnp.float32)
+        of_factor = None
+        if factor is not None:
+            of_factor = (weights * of_weights).sum(axis=-2, keepdims=True)
+    with jax.named_scope("softmax"):
+        of_logits = weights * (_times(of_weights, factor) - along)
+        of_bias = _sum_to(bias.shape, of_logits)
+        of_logits = of_logits.astype(mean.dtype)
+    with jax.named_scope("query-key"):
+        of_query = einsum("BHQS,BSD->BHQD", of_logits, source)
+        both = jnp.stack([of_logits, _times(weights, factor)], axis=1)
+        of_source = sum_queries(both, jnp.stack([query, gradient], axis=1))
+    return of_query, of_source, of_bias, of_factor
+
+
+attend_to_source.defvjp(_attend_to_source_forward, _attend_to_source_backward)
+
+
+def _times(weights: Array, factor: Array | None) -> Array:
+    return weights if factor is None else weights * factor
 
 
 def attend_to_lengths(
@@ -173,106 +350,6 @@ def attend_to_lengths(
             "ATTENTION = 'xla' needs no cuDNN."
         ) from error
     return jnp.where(counts, seen, 0)
-
-
-@jax.custom_vjp
-def attend_to_source(
-    query: Float[Array, "B H Q D"],
-    source: Float[Array, "B S D"],
-    bias: Float[Array, "#B #H Q S"],
-    keep: Float[Array, "B H 1 S"] | None = None,
-) -> Float[Array, "B H Q D"]:
-    """`attend` where positions are their own keys and values, the same for every head.
-
-    `keep` is what dropout multiplies a head's weights by, the same for all queries; where a head
-    has values of its own it multiplies these. Backward, what a position gives as key and as value
-    is one product: derived, there are two, of the size of the source, and XLA keeps those of many
-    layers.
-    """
-    return _attend_to_source_forward(query, source, bias, keep)[0]
-
-
-def _attend_to_source_forward(
-    query: Array, source: Array, bias: Array, keep: Array | None
-) -> tuple[Array, Any]:
-    seen = _see(_Axes("BHQD", "BSD"), query, (source, source), bias, keep)
-    return seen.mean, (query, source, bias, keep, seen)
-
-
-def _attend_to_source_backward(kept: Any, gradient: Array) -> tuple[Array | None, ...]:
-    query, source, bias, keep, seen = jax.lax.optimization_barrier(kept)
-    axes = _Axes("BHQD", "BSD")
-    gradient, of_logits, of_bias, of_keep = _pass_back(axes, gradient, source, bias, keep, seen)
-    of_source = product(
-        "BZHQS,BZHQD->BSD",
-        jnp.stack([of_logits, _kept(seen.weights, keep)], axis=1),
-        jnp.stack([query, gradient], axis=1),
-    )
-    return product("BHQS,BSD->BHQD", of_logits, source), of_source, of_bias, of_keep
-
-
-attend_to_source.defvjp(_attend_to_source_forward, _attend_to_source_backward)
-
-
-class _Axes(NamedTuple):
-    """The axes of the queries and of what they attend to; logits are `*B H Q S`."""
-
-    query: str
-    source: str
-
-    @property
-    def logits(self) -> str:
-        return "B" * self.query.count("B") + "HQS"
-
-    def of_queries(self, x: Float[Array, "*B H Q"]) -> Array:
-        """A number a query, to be multiplied by the queries."""
-        return (x.swapaxes(-1, -2) if self.query.endswith("QHK") else x)[..., None]
-
-    def over_queries(self, x: Array) -> Float[Array, "*B H Q"]:
-        """The sum of every query's own numbers."""
-        total = x.sum(axis=-1)
-        return total.swapaxes(-1, -2) if self.query.endswith("QHK") else total
-
-
-class _Seen(NamedTuple):
-    """What the backward pass needs of the forward one."""
-
-    weights: Float[Array, "*B H Q S"]  # exponentials: not yet divided by their sum
-    scale: Float[Array, "*B H Q"]  # which divides them
-    mean: Array  # what comes out
-
-
-def _see(
-    axes: _Axes, query: Array, source: tuple[Array, Array], bias: Array, keep: Array | None
-) -> _Seen:
-    key, value = source
-    logits = product(f"{axes.query},{axes.source}->{axes.logits}", query, key, jnp.float32) + bias
-    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True)).astype(query.dtype)
-    scale = 1.0 / weights.sum(axis=-1, dtype=jnp.float32)
-    total = product(
-        f"{axes.logits},{axes.source}->{axes.query}", _kept(weights, keep), value, jnp.float32
-    )
-    return _Seen(weights, scale, (total * axes.of_queries(scale)).astype(query.dtype))
-
-
-def _kept(weights: Array, keep: Array | None) -> Array:
-    return weights if keep is None else weights * keep
-
-
-def _pass_back(
-    axes: _Axes, gradient: Array, value: Array, bias: Array, keep: Array | None, seen: _Seen
-) -> tuple[Array, Array, Array, Array | None]:
-    """Gradients: of the sum before it was divided, of logits, of bias and of `keep`."""
-    gradient = gradient * axes.of_queries(seen.scale)
-    # The mean of the weights' gradients is that of what came out: no sum over the keys.
-    mean = axes.over_queries(gradient * seen.mean)[..., None]
-    gradient = gradient.astype(seen.mean.dtype)
-    given = product(f"{axes.query},{axes.source}->{axes.logits}", gradient, value, jnp.float32)
-    of_logits = seen.weights * (_kept(given, keep) - mean)
-    shared = tuple(axis for axis, n in enumerate(bias.shape) if n < of_logits.shape[axis])
-    of_bias = of_logits.sum(axis=shared, keepdims=True)
-    of_keep = None if keep is None else (seen.weights * given).sum(axis=-2, keepdims=True)
-    return gradient, of_logits.astype(seen.mean.dtype), of_bias, of_keep
 
 
 # A few rows at a time ----------------------------------------------------------------------------
@@ -315,10 +392,8 @@ def attend_in_parts(
 
     def split(x: Array) -> Sequence[Array]:
         if x.shape[0] != batch:  # the same for all rows
-            return [x if rows > 1 else x[0]] * len(sizes)
-        parts = jax.lax.split(x, sizes)  # backward it is put together; slices would be added up
-        return parts if rows > 1 else [part[0] for part in parts]  # a batch of one is slower
+            return [x] * len(sizes)
+        return jax.lax.split(x, sizes)  # backward it is put together; slices would be added up
 
-    given = [split(x) for x in (query, key, value, bias)]
-    parts = [attend(*part) for part in zip(*given, strict=True)]
-    return jnp.concatenate(parts) if rows > 1 else jnp.stack(parts)
+    split_heads = [split(x) for x in (query, key, value, bias)]
+    return jnp.concatenate([attend(*part) for part in zip(*split_heads, strict=True)])
