@@ -54,7 +54,7 @@ def run_eval(run: EvalRun, *, session: Session | None = None, config_text: str =
         labels = run.class_labels
         data = setup.load_data(run.data, run.eval, run.model, class_labels=labels, train=False)
         backbone = session.load_backbone()
-    if unused := load.say_unused_prompt(run.checkpoint_path, files):
+    if unused := load.describe_unused_prompt(run.checkpoint_path, files):
         print(unused, flush=True)
     prompts = load_prompts(files, run.model.embed_dim, backbone, data.vocabulary_identity)
     if processes.count() > 1:

@@ -38,8 +38,8 @@ from prompt_tuning.session.overview import describe_data
 from prompt_tuning.session.session import (
     Backbone,
     Session,
+    describe_start,
     refuse_many_processes,
-    say_start,
 )
 from prompt_tuning.training import course as courses
 from prompt_tuning.training import health
@@ -96,7 +96,7 @@ class Tasks:
         Raises:
           ConfigError: a task, its data or its vocabulary is missing or does not fit.
         """
-        for line in say_start(experiment, session.step):
+        for line in describe_start(experiment, session.step):
             print(line, flush=True)
         config = experiment.data
         data = setup.load_data(
