@@ -209,7 +209,7 @@ def test_overview_of_free_text(folder):
     data = load_data(experiment(config))
     text = overview.describe_data(data, config.task_feature_lengths, "validation")
     assert "LABEL_WORDS" not in text
-    assert re.search(r"train +answers: \d+ different ones, '.*' the most frequent \(\d+\)", text)
+    assert re.search(r"train +answers: \d+ different, '.*' the most frequent \(\d+\)", text)
 
 
 # The worked example of the documentation

@@ -191,7 +191,7 @@ def test_a_huggingface_folder_gives_the_same_bits(straight, experiment, checkpoi
         experiment(tmp_path / "run"), initial_checkpoint_path=str(tmp_path / "hf")
     )
     np.testing.assert_array_equal(loop.train(other).prompt, straight[0].prompt)
-    assert not list(session.say_start(other, START))  # it kept the step
+    assert not list(session.describe_start(other, START))  # it kept the step
 
 
 def test_a_huggingface_folder_without_a_step_says_where_the_optimizer_begins(
@@ -200,10 +200,10 @@ def test_a_huggingface_folder_without_a_step_says_where_the_optimizer_begins(
     convert(checkpoint, str(tmp_path / "hf"), step=0)
     plain = experiment(tmp_path)
     folder = dataclasses.replace(plain, initial_checkpoint_path=str(tmp_path / "hf"))
-    assert "--gin.OPTIMIZER_START_STEP=1100000" in next(session.say_start(folder, 0))
+    assert "--gin.OPTIMIZER_START_STEP=1100000" in next(session.describe_start(folder, 0))
     chosen = dataclasses.replace(folder, optimizer=OptimizerConfig(start_step=1_100_000))
-    assert "Adafactor starts at 1100000" in next(session.say_start(chosen, 0))
-    assert not list(session.say_start(plain, 0))
+    assert "Adafactor starts at 1100000" in next(session.describe_start(chosen, 0))
+    assert not list(session.describe_start(plain, 0))
 
 
 def test_records_written_after_the_last_saved_state_are_not_doubled(experiment, tmp_path):
@@ -525,7 +525,7 @@ def test_a_run_on_a_mesh_continues_on_one_device(straight, experiment, tmp_path)
     [
         (TrainConfig(train_steps=5), "TRAIN_STEPS_RELATIVE = 5"),
         (TrainConfig(train_steps=7), "already at step 7"),
-        (TrainConfig(), "give either TRAIN_STEPS"),
+        (TrainConfig(), "TRAIN_STEPS_RELATIVE = None"),
     ],
 )
 def test_step_counts_that_mean_nothing_are_errors(train, message):
