@@ -541,6 +541,7 @@ T5X_EDITS: dict[str, Callable[[Path], object]] = {
     ),
     "shape of the array": _zarray(lambda z: z.update(shape=[32, 385])),
     "huge shape of the array": _zarray(lambda z: z.update(shape=[2**40, 384])),
+    "huge chunks": _zarray(lambda z: z.update(chunks=[2**40, 384])),
     "type of the array": _zarray(lambda z: z.update(dtype="<i4")),
     "type that does not exist": _zarray(lambda z: z.update(dtype="<f3")),
     "objects": _zarray(lambda z: z.update(dtype="|O")),

@@ -50,7 +50,7 @@ def run(capsys, *arguments: str) -> str:
         ("PROMPT_LENGTH=-1", "PROMPT_LENGTH = -1: out of range. Expected at least 0"),
         ("EVAL_PERIOD=0", "EVAL_PERIOD = 0: out of range. Expected at least 1"),
         ("CHECKPOINT_PERIOD=-2", "CHECKPOINT_PERIOD = -2: out of range. Expected at least 1"),
-        ("LEARNING_RATE=1e400", "LEARNING_RATE = inf: out of range. Expected above 0"),
+        ("LEARNING_RATE=1e400", "LEARNING_RATE = inf: out of range. Expected a finite number"),
         ("LEARNING_RATE='fast'", "LEARNING_RATE must be a number, found 'fast'"),
         ("DROPOUT_RATE=1.0", "DROPOUT_RATE = 1.0: out of range. Expected at least 0 and below 1"),
         ("ATTENTION='cudnn'", "found HEAD_DIM = 32 and DTYPE = 'float32'"),

@@ -541,6 +541,8 @@ def test_infer_with_fallbacks():
         ("TASK_FEATURE_LENGTHS = 3", r"TASK_FEATURE_LENGTHS.*3"),
         ("TASK_FEATURE_LENGTHS = {'inputs': 3}", r"\{'inputs': T, 'targets': L\}"),
         ("BATCH_SIZE = 0", r"BATCH_SIZE = 0: .* Expected at least 1.* \(BATCH_SIZE: "),
+        (f"BATCH_SIZE = -{'9' * 400}", r"BATCH_SIZE = -9+: .* Expected at least 1"),
+        ("ALPHA = 1e999", r"ALPHA = inf: .* Expected a finite number"),
         ("NUM_HEADS = 0", r"NUM_HEADS = 0: .* Expected at least 1.* \(NUM_HEADS: "),
         ("EVAL_PERIOD = 0", r"EVAL_PERIOD = 0: .* Expected at least 1.* \(EVAL_PERIOD: "),
         ("TRAIN_STEPS = %TRAIN_STEPS", r"circle"),

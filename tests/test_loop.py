@@ -32,7 +32,7 @@ from prompt_tuning.evaluation.evaluate import mean_score
 from prompt_tuning.evaluation.records import read_records
 from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.prompts.prompt_file import load_prompt
-from prompt_tuning.session import setup
+from prompt_tuning.session import session
 from prompt_tuning.tasks.eval_task import make_eval_task
 from prompt_tuning.tasks.task_rows import EvalRows
 from prompt_tuning.training import loop, model_dir
@@ -191,7 +191,7 @@ def test_a_huggingface_folder_gives_the_same_bits(straight, experiment, checkpoi
         experiment(tmp_path / "run"), initial_checkpoint_path=str(tmp_path / "hf")
     )
     np.testing.assert_array_equal(loop.train(other).prompt, straight[0].prompt)
-    assert not list(setup.say_start(other, START))  # it kept the step
+    assert not list(session.say_start(other, START))  # it kept the step
 
 
 def test_a_huggingface_folder_without_a_step_says_where_the_optimizer_begins(
@@ -200,10 +200,10 @@ def test_a_huggingface_folder_without_a_step_says_where_the_optimizer_begins(
     convert(checkpoint, str(tmp_path / "hf"), step=0)
     plain = experiment(tmp_path)
     folder = dataclasses.replace(plain, initial_checkpoint_path=str(tmp_path / "hf"))
-    assert "--gin.OPTIMIZER_START_STEP=1100000" in next(setup.say_start(folder, 0))
+    assert "--gin.OPTIMIZER_START_STEP=1100000" in next(session.say_start(folder, 0))
     chosen = dataclasses.replace(folder, optimizer=OptimizerConfig(start_step=1_100_000))
-    assert "Adafactor starts at 1100000" in next(setup.say_start(chosen, 0))
-    assert not list(setup.say_start(plain, 0))
+    assert "Adafactor starts at 1100000" in next(session.say_start(chosen, 0))
+    assert not list(session.say_start(plain, 0))
 
 
 @pytest.mark.slow
@@ -540,12 +540,12 @@ def test_a_run_on_a_mesh_continues_on_one_device(straight, experiment, tmp_path)
 )
 def test_step_counts_that_mean_nothing_are_errors(train, message):
     with pytest.raises(ConfigError, match=message):
-        setup.last_step(train, START)
+        session.last_step(train, START)
 
 
 def test_absolute_and_relative_steps():
-    assert setup.last_step(TrainConfig(train_steps=9), START) == 9
-    assert setup.last_step(TrainConfig(train_steps_relative=9), START) == 16
+    assert session.last_step(TrainConfig(train_steps=9), START) == 9
+    assert session.last_step(TrainConfig(train_steps_relative=9), START) == 16
 
 
 def test_a_folder_that_cannot_be_made(experiment, tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny_models import CONFIG
 
-from prompt_tuning.config import ConfigError
+from prompt_tuning.config import ConfigError, gin_reader
 from prompt_tuning.methods.inits import STARTS
 from prompt_tuning.methods.method import Frozen, Start, first_params
 from prompt_tuning.methods.table import METHODS, find_method, make_settings
@@ -337,6 +337,15 @@ def test_a_wrong_setting_is_an_error(name, values, message):
         make_settings(find_method(name), name, values)
     assert "PROMPT_SETTINGS" in str(error.value)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_methods_gin_file_states_its_defaults(name):
+    prompt = gin_reader.load(["demo.gin", f"methods/{name}.gin"]).run.prompt
+    assert prompt.method == name
+    method = find_method(name)
+    assert prompt.settings.keys() == {field.name for field in dataclasses.fields(method.Settings)}
+    assert make_settings(method, name, prompt.settings) == method.Settings()
 
 
 def test_an_integer_is_a_number():

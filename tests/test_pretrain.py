@@ -34,6 +34,7 @@ from prompt_tuning.model import t5
 from prompt_tuning.pretraining import corpus, run, saved
 from prompt_tuning.runtime import signals
 from prompt_tuning.training import optim, step
+from prompt_tuning.training.course import TrainResult
 from prompt_tuning.world import generator
 
 MODEL = ModelConfig(
@@ -82,7 +83,7 @@ def experiment(model_dir: Path, text: str, steps: int = 6, **changes) -> Experim
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory, text) -> run.PretrainResult:
+def straight(tmp_path_factory, text) -> TrainResult:
     return run.pretrain(experiment(tmp_path_factory.mktemp("straight"), text))
 
 
@@ -100,7 +101,7 @@ def records(model_dir: Path) -> list[dict]:
     return read_records(model_dir / "metrics.jsonl")
 
 
-def test_a_run_from_random_weights_learns(straight: run.PretrainResult):
+def test_a_run_from_random_weights_learns(straight: TrainResult):
     points = [r["value"] for r in records(straight.model_dir) if r["name"].startswith("cross_")]
     unseen = [r for r in records(straight.model_dir) if r["name"] == "cross_entropy/held_out"]
     assert [r["step"] for r in unseen] == [0, 3, 6]

@@ -11,7 +11,7 @@ import seqio
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tiny_models import CONFIG, MODEL, random_params, random_prompt
+from tiny_models import CONFIG, MODEL, evaluator_of, random_params, random_prompt
 
 from prompt_tuning.batches import batching
 from prompt_tuning.batches.groups import Cutting
@@ -64,7 +64,7 @@ def make_evaluator(mesh=None, batch_size=8, inputs=16, **settings) -> Evaluator:
         ),
         eval=EvalConfig(**{"method": "rank", **settings}),
     )
-    return Evaluator(experiment, mesh or sharding.make_mesh(1))
+    return evaluator_of(experiment, mesh or sharding.make_mesh(1))
 
 
 def one_device() -> Mesh:

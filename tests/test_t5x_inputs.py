@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from tiny_models import CONFIG, random_params, random_prompt
+from tiny_models import CONFIG, load_data, random_params, random_prompt
 
 from prompt_tuning.checkpoints.identity import backbone_identity
 from prompt_tuning.checkpoints.t5x import write_t5x
@@ -18,9 +18,9 @@ from prompt_tuning.config import (
     TrainConfig,
     config_hash,
 )
-from prompt_tuning.model import sharding
 from prompt_tuning.prompts.prompt_file import PromptMetadata, save_prompt
 from prompt_tuning.session import setup
+from prompt_tuning.session.session import open_session
 from prompt_tuning.upstream import inputs
 
 STEP = 70
@@ -129,8 +129,10 @@ def test_tasks_are_registered_with_the_vocabulary_of_the_run():
 def test_the_first_prompt_is_the_embedded_engines(experiment, prompt, dtype):
     model = dataclasses.replace(CONFIG, dtype=dtype)
     experiment = dataclasses.replace(experiment, prompt=prompt, model=model)
-    backbone = setup.load_backbone(experiment, sharding.make_mesh(1))
-    expected, _ = setup.first_prompt(experiment, backbone, setup.load_data(experiment, train=False))
+    with open_session(experiment) as session:
+        backbone = session.load_backbone()
+    data = load_data(experiment, train=False)
+    expected = setup.first_params(experiment, backbone, data)[0]["prompt"]
     actual = inputs.starting_prompt(experiment)
     assert actual.shape == (6, 32)
     np.testing.assert_array_equal(actual, expected)
