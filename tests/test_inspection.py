@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import as_prompt
 
 from prompt_tuning import cli
 from prompt_tuning.checkpoints.architecture import make_json
@@ -49,7 +50,7 @@ def prompt(tmp_path: Path) -> Path:
         score_name="accuracy/rank",
         vocabulary=WORDS.sha256,
     )
-    save_prompt(tmp_path / "p", np.stack(rows).astype(np.float32), metadata)
+    save_prompt(tmp_path / "p", as_prompt(np.stack(rows).astype(np.float32)), metadata)
     return tmp_path / "p"
 
 

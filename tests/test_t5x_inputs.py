@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from tiny_models import CONFIG, random_params, random_prompt
+from tiny_models import CONFIG, as_prompt, random_params, random_prompt
 
 from prompt_tuning.checkpoints.identity import backbone_identity
 from prompt_tuning.checkpoints.t5x import write_t5x
@@ -142,10 +142,14 @@ def test_model_tuning_has_no_prompt(experiment):
 
 
 def test_a_prompt_from_a_file_has_to_fit(experiment, checkpoint, tmp_path):
-    prompt = np.asarray(random_prompt(6))
+    prompt = random_prompt(6)
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    save_prompt(ours, prompt, PromptMetadata(backbone=backbone_identity(random_params())))
-    save_prompt(theirs, prompt, PromptMetadata(backbone=backbone_identity(random_params(seed=9))))
+    save_prompt(
+        ours, as_prompt(prompt), PromptMetadata(backbone=backbone_identity(random_params()))
+    )
+    save_prompt(
+        theirs, as_prompt(prompt), PromptMetadata(backbone=backbone_identity(random_params(seed=9)))
+    )
     for path, length in ((ours, 6), (theirs, 6), (ours, 7)):
         config = PromptConfig(length=length, file=str(path))
         run = dataclasses.replace(experiment, prompt=config)

@@ -28,15 +28,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_prompt_of_a_checkpoint(checkpoint: Path) -> None:
     prompt, metadata = load_prompt(checkpoint)
-    np.testing.assert_array_equal(prompt, ROWS)
+    np.testing.assert_array_equal(prompt.rows, ROWS)
     assert metadata is not None
     assert metadata.step == 7
-    np.testing.assert_array_equal(load_prompt(checkpoint / "checkpoint")[0], ROWS)
+    np.testing.assert_array_equal(load_prompt(checkpoint / "checkpoint")[0].rows, ROWS)
 
 
 def test_the_folder_of_its_array(checkpoint: Path) -> None:
     stored = read_prompt(checkpoint / "target.encoder.prompt.prompt.prompt")
-    np.testing.assert_array_equal(stored.array, ROWS)
+    np.testing.assert_array_equal(stored.prompt.rows, ROWS)
     assert stored.form == "zarr"
 
 
@@ -46,7 +46,7 @@ def test_the_originals_numpy_files(tmp_path: Path) -> None:
     with (folder / "encoder.prompt.prompt.prompt").open("wb") as file:
         np.save(file, ROWS)
     for path in (folder, folder / "encoder.prompt.prompt.prompt"):
-        np.testing.assert_array_equal(load_prompt(path)[0], ROWS)
+        np.testing.assert_array_equal(load_prompt(path)[0].rows, ROWS)
     with pytest.raises(ConfigError, match=r"There are 1 prompts in it.*prompt\.prompt\.prompt\.$"):
         load_prompt(tmp_path)
     with (folder / "encoder.other.prompt").open("wb") as file:

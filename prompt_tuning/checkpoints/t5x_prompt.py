@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import tensorstore as ts
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 
 from prompt_tuning.checkpoints.identity import backbone_identity
 from prompt_tuning.checkpoints.layouts import Checkpoint, Leaf, find_checkpoint, open_leaves
 from prompt_tuning.checkpoints.t5x import read_step, write_t5x
 from prompt_tuning.config import ConfigError
+from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.runtime.storage import Folder, explain, open_folder
 
 PROMPT = "encoder/prompt/prompt/prompt"  # its name in T5X's tree
@@ -105,7 +106,7 @@ class _Unread:
 def splice_prompt(
     backbone: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    prompt: Float[np.ndarray, "P D"],
+    prompt: Prompt,
     step: int,
 ) -> None:
     """Writes a copy of a checkpoint with the prompt inside, where the original looks for it.
@@ -117,4 +118,4 @@ def splice_prompt(
       ConfigError: the checkpoint cannot be read, or the output is not a local folder.
     """
     params: Any = {name: _Unread(leaf) for name, leaf in find_checkpoint(backbone).params.items()}
-    write_t5x(output, {**params, PROMPT: prompt}, step, dtype=None)
+    write_t5x(output, {**params, PROMPT: np.asarray(prompt.rows)}, step, dtype=None)

@@ -7,9 +7,6 @@ import glob
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from prompt_tuning.config import ConfigError
 from prompt_tuning.model.prompt import Prompt
@@ -82,9 +79,9 @@ def load_prompts(
     """
     found = []
     for file in files:
-        array, metadata = prompt_file.load_prompt(file)
+        prompt, metadata = prompt_file.load_prompt(file)
         prompt_file.check_prompt(
-            array,
+            prompt,
             metadata,
             shape=(None, width),
             backbone=backbone.identity,
@@ -92,13 +89,8 @@ def load_prompts(
             where=file,
         )
         step, task = (metadata.step, metadata.task) if metadata else (0, "")
-        found.append(NamedPrompt(file, as_prompt(array), step, task))
+        found.append(NamedPrompt(file, prompt, step, task))
     return found
-
-
-def as_prompt(rows: Any) -> Prompt:
-    """A prompt of rows, float32, on no device yet."""
-    return Prompt(np.asarray(rows, np.float32))  # pyright: ignore[reportArgumentType]
 
 
 def own_tasks(prompt: NamedPrompt) -> set[str]:

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from prompt_tuning.checkpoints import t5x, t5x_prompt
 from prompt_tuning.checkpoints.huggingface import is_huggingface
 from prompt_tuning.checkpoints.load import find_path
 from prompt_tuning.config import ConfigError
-from prompt_tuning.prompts import npy, peft, prompt_file
+from prompt_tuning.model.prompt import Prompt
+from prompt_tuning.prompts import peft, prompt_file
 from prompt_tuning.prompts.embedding import open_embedding, read_identity
 from prompt_tuning.prompts.prompt_file import PromptMetadata, StoredPrompt
-from prompt_tuning.runtime.replace_folder import local_folder, replace_folder, writing
+from prompt_tuning.runtime.replace_folder import local_folder, replace_file, replace_folder, writing
 
 Output = Literal["ours", "peft", "npy", "t5x"]
 _NAMES = {
@@ -60,14 +64,14 @@ def convert_prompt(
         metadata = _fit(stored, metadata, backbone, path)
     with writing(f"--output {place}"):
         if form == "ours":
-            prompt_file.save_prompt(place, stored.array, metadata, base_model=stored.base_model)
+            prompt_file.save_prompt(place, stored.prompt, metadata, base_model=stored.base_model)
         elif form == "peft":
             _save_peft(place, stored, metadata, dead_half=dead_half)
         elif form == "npy":
-            npy.write_npy(place, stored.array)
+            _save_npy(place, stored.prompt)
         else:
             metadata = _splice(place, stored, metadata, backbone)
-    shape = f"float32{list(stored.array.shape)}"
+    shape = f"float32{list(stored.prompt.rows.shape)}"
     said = f"{path}: {_NAMES[stored.form]}, {shape}\n{place}: {_NAMES[form]}, the same values"
     return [said, *_losses(stored, metadata, form, dead_half=dead_half)]
 
@@ -82,7 +86,7 @@ def _fit(
     width = open_embedding(backbone).shape[1]
     known = read_identity(backbone)
     prompt_file.check_prompt(
-        stored.array,
+        stored.prompt,
         metadata,
         shape=(None, width),
         backbone=known,
@@ -95,15 +99,22 @@ def _save_peft(
     place: os.PathLike[str], stored: StoredPrompt, metadata: PromptMetadata, *, dead_half: bool
 ) -> None:
     known = metadata != PromptMetadata()
-    header = prompt_file.describe(stored.array, metadata) if known else ""
+    described = prompt_file.describe(stored.prompt, metadata) if known else ""
     with replace_folder(place) as folder:
         peft.write_peft(
             folder,
-            stored.array,
+            stored.prompt,
             base_model=stored.base_model,
             submodules=2 if dead_half else 1,
-            header={peft.HEADER: header},
+            metadata=described,
         )
+
+
+def _save_npy(place: Path, prompt: Prompt) -> None:
+    """Writes the rows as the original does. (Of a path, numpy would add `.npy` to the name.)"""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(place) as new, new.open("wb") as stream:
+        np.save(stream, np.asarray(prompt.rows, "<f4"), allow_pickle=False)
 
 
 def _splice(
@@ -122,7 +133,7 @@ def _splice(
             "make a T5X checkpoint of it first, with `t5x convert`, and give that."
         )
     step = metadata.step or t5x.read_step(backbone)
-    t5x_prompt.splice_prompt(backbone, place, stored.array, step)
+    t5x_prompt.splice_prompt(backbone, place, stored.prompt, step)
     return dataclasses.replace(metadata, step=step)
 
 

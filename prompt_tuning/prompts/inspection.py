@@ -154,13 +154,13 @@ def inspect_prompts(
     for path, (prompt, metadata) in loaded.items():
         known = words.sha256 if words else ""
         check_prompt(prompt, metadata, shape=shape, vocabulary=known, where=path)
-    first = load_prompt(init)[0] if init else None
-    arrays = {path: prompt for path, (prompt, _) in loaded.items()}
+    first = np.asarray(load_prompt(init)[0].rows) if init else None
+    arrays = {path: np.asarray(prompt.rows) for path, (prompt, _) in loaded.items()}
     limit = min(table.shape[0], words.vocab_size) if words else table.shape[0]
     norms, near = search(table, list(arrays.values()), limit=limit, neighbours=neighbours)
     prompts = []
-    for (path, (prompt, metadata)), found in zip(loaded.items(), near, strict=True):
-        known = metadata or PromptMetadata()
+    for (path, prompt), found in zip(arrays.items(), near, strict=True):
+        known = loaded[path][1] or PromptMetadata()
         rows = _make_rows(prompt, found, words)
         labels = tuple(label_words) or known.label_words
         described = [_describe_label(word, prompt, rows, table, words) for word in labels if words]
@@ -292,7 +292,8 @@ def _label_rows(
     """The first rows of a prompt that began as class labels; what followed them was sampled."""
     words = metadata.label_words
     expected = f"class labels {', '.join(map(repr, words))}, then"
-    if vocabulary is None or not words or not metadata.init.startswith(expected):
+    began_so = metadata.method == "prompt_tuning" and metadata.init.startswith(expected)
+    if vocabulary is None or not words or not began_so:
         return None
     return np.stack([_embed_word(word, table, vocabulary)[1] for word in words])
 

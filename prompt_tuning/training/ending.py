@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NoReturn
 
 import jax
-import numpy as np
 
 from prompt_tuning.checkpoints import run_state
 from prompt_tuning.config import ConfigError
@@ -76,8 +75,8 @@ def _keep_last_good(run: Run, course: Course) -> str:
     if run.store.latest_step() is None:
         return describe_saved(run.log.model_dir)
     good = courses.restore(run.store, course.state)
-    prompt = np.asarray(jax.device_get({**run.frozen, **good.state.trainable}["prompt"]))
-    if not prompt.shape[0]:
+    prompt = jax.device_get(run.programs.fold_for_use(good.state, run.frozen))
+    if not prompt.rows.shape[0]:
         return f"The last good state, of step {good.step}, is in {run.log.model_dir}."
     folder = run.log.model_dir / "prompts" / "last_good"
     prompt_file.save_prompt(folder, prompt, courses.describe_prompt(run, good.step))

@@ -345,9 +345,9 @@ def _evaluate(run: Run, course: Course) -> tuple[Standing, float, str]:
     if prompt.rows.shape[0]:
         metadata = courses.describe_prompt(run, step, score)
         folder = run.log.model_dir / "prompts"
-        array = np.asarray(jax.device_get(prompt.rows))
+        host = jax.device_get(prompt)
         for name in (f"step_{step:06d}", *(["best"] if better else [])):
-            save = functools.partial(prompt_file.save_prompt, folder / name, array, metadata)
+            save = functools.partial(prompt_file.save_prompt, folder / name, host, metadata)
             retry.retried(save, folder)
     return judge(standing, run.experiment.eval), score, "; ".join(parts)
 

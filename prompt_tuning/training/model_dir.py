@@ -153,10 +153,10 @@ def mend_best(model_dir: Path, best_step: int | None) -> None:
     try:
         prompt_file.load_prompt(best)
     except ConfigError as error:
-        array, metadata = prompt_file.load_prompt(source)
+        prompt, metadata = prompt_file.load_prompt(source)
         if metadata is None:  # no prompt of a run's: it holds no checksum of its own
             raise
-        prompt_file.save_prompt(best, array, metadata)
+        prompt_file.save_prompt(best, prompt, metadata)
         print(f"{best} was made anew from {source.name}, since it was damaged: {error}", flush=True)
 
 
