@@ -19,8 +19,7 @@ from prompt_tuning.config import ConfigError
 from prompt_tuning.prompts import embedding
 from prompt_tuning.prompts.convert import convert_prompt
 from prompt_tuning.prompts.embedding import EmbeddingTable
-from prompt_tuning.prompts.inspection import inspect_prompts, search, similarities
-from prompt_tuning.prompts.inspection_text import describe
+from prompt_tuning.prompts.inspection import describe, inspect_prompts, search, similarities
 from prompt_tuning.prompts.prompt_file import PromptMetadata, load_prompt, save_prompt
 from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 from prompt_tuning.world.assets import TINY_CONFIG, tiny_checkpoint, tiny_vocabulary

@@ -12,8 +12,9 @@ from prompt_tuning.checkpoints import load
 from prompt_tuning.checkpoints.conversion import convert
 from prompt_tuning.checkpoints.identity import backbone_identity
 from prompt_tuning.checkpoints.t5x import write_t5x
-from prompt_tuning.checkpoints.t5x_prompt import PROMPT, read_identity
+from prompt_tuning.checkpoints.t5x_prompt import PROMPT
 from prompt_tuning.config import ConfigError
+from prompt_tuning.prompts.embedding import read_identity
 from prompt_tuning.prompts.prompt_file import load_prompt, read_prompt
 
 ROWS = np.random.default_rng(0).standard_normal((5, 32)).astype(np.float32)

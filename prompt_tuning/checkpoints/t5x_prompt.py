@@ -14,14 +14,14 @@ import numpy as np
 import tensorstore as ts
 from jaxtyping import Shaped
 
-from prompt_tuning.checkpoints.identity import backbone_identity
 from prompt_tuning.checkpoints.layouts import Checkpoint, Leaf, find_checkpoint, open_leaves
 from prompt_tuning.checkpoints.t5x import read_step, write_t5x
 from prompt_tuning.config import ConfigError
 from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.runtime.storage import Folder, explain, open_folder
 
-PROMPT = "encoder/prompt/prompt/prompt"  # its name in T5X's tree
+SCOPE = "encoder/prompt/prompt/"  # in T5X's tree, before the names of a prompt method's parameters
+PROMPT = SCOPE + "prompt"
 MAX_BYTES = 2**31  # far beyond any prompt: a damaged shape is an error, not an allocation
 
 
@@ -48,7 +48,7 @@ def _absent(checkpoint: Checkpoint) -> str:
     return (
         f"the checkpoint {checkpoint.folder.url} has no {PROMPT}: its prompt is of another kind "
         f"({', '.join(sorted(others)[:5])}), and only one float[P, D] in front of the encoder's "
-        "input can be loaded."
+        "input can be loaded. Give the prompt folder that its run wrote (prompts/step_...)."
     )
 
 
@@ -70,25 +70,6 @@ def _read(leaf: Leaf) -> Shaped[np.ndarray, "..."]:
     if math.prod(shape) * itemsize > MAX_BYTES:
         raise ConfigError(f"{leaf.what} has shape {shape}; a prompt is a small matrix (P, D).")
     return explain(lambda: np.asarray(store.read().result()), leaf.folder, leaf.what)
-
-
-class _Stored:
-    """A parameter in its file, of which `backbone_identity` reads two rows."""
-
-    def __init__(self, store: ts.TensorStore) -> None:
-        self._store, self.shape, self.ndim = store, tuple(store.shape), store.ndim
-
-    def __getitem__(self, index: tuple[int, ...]) -> np.ndarray:
-        inside = tuple(i % size for i, size in zip(index, self.shape, strict=False))
-        return np.asarray((self._store[inside] if inside else self._store).read().result())
-
-
-def read_identity(path: str | os.PathLike[str]) -> str:
-    """`identity.backbone_identity` of a checkpoint's model, with or without a prompt in it."""
-    params = find_checkpoint(path).params
-    stores = open_leaves({n: p for n, p in params.items() if n != PROMPT}, ts.Context())
-    stored: Any = {name: _Stored(store) for name, store in stores.items()}
-    return backbone_identity(stored)
 
 
 class _Unread:

@@ -9,23 +9,36 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import seqio
 import tensorflow as tf
 from etils import epath
-from jaxtyping import Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from prompt_tuning.batches import batching
 from prompt_tuning.checkpoints import huggingface, load
 from prompt_tuning.checkpoints import t5x as t5x_checkpoint
-from prompt_tuning.checkpoints.t5x_prompt import PROMPT, read_identity
-from prompt_tuning.config import ConfigError, DataConfig, EvalRun, Experiment, InferRun
+from prompt_tuning.checkpoints.t5x_prompt import PROMPT, SCOPE
+from prompt_tuning.config import (
+    ConfigError,
+    DataConfig,
+    EvalRun,
+    Experiment,
+    InferRun,
+    ModelConfig,
+    PromptConfig,
+)
 from prompt_tuning.methods import inits
+from prompt_tuning.methods.method import Frozen, Params
+from prompt_tuning.methods.table import find_method, make_settings
 from prompt_tuning.model import t5
+from prompt_tuning.model.prompt import Prompt
+from prompt_tuning.prompts.embedding import read_identity
 from prompt_tuning.prompts.prompt_file import PromptMetadata, check_prompt, load_prompt
 from prompt_tuning.session import setup
 from prompt_tuning.tasks import registry, task_rows
@@ -34,6 +47,8 @@ from prompt_tuning.tasks.vocabulary import load_vocabulary
 
 Run = Experiment | EvalRun | InferRun
 T = TypeVar("T")
+Fold = Callable[..., Float[Array, "P D"]]  # (a method's parameters, key or None) -> rows
+EMBEDDING = "token_embedder/embedding"
 
 
 def absolute_path(path: str) -> str:
@@ -88,8 +103,8 @@ def find_checkpoint(run: Run) -> str:
             f"upstream T5X reads T5X checkpoints, and {given} is a Hugging Face folder. Convert "
             f"it: t5x convert --input={given} --output=checkpoint_{load.read_step(given)}"
         )
-    found: dict[str, Any] = dict(t5x_checkpoint.read_shapes(path))
-    found.pop(PROMPT, None)
+    found = t5x_checkpoint.read_shapes(path)
+    found = {name: shape for name, shape in found.items() if not name.startswith(SCOPE)}
     needed = {name: shape.shape for name, shape in t5.param_shapes(run.model).items()}
     wrong = [
         f"  {name}: {found.get(name, 'missing')} there, {needed.get(name, 'unknown')} in the model"
@@ -180,53 +195,113 @@ def last_saved_step(experiment: Experiment) -> int:
     return max((int(m.group(1)) for m in found if m), default=start_step(experiment))
 
 
-def starting_prompt(run: Run) -> Float[np.ndarray, "P D"]:
-    """The prompt that T5X starts with: the first one of a training run, or the one of PROMPT_FILE.
+class StartingPrompt(NamedTuple):
+    """What T5X's network begins with: the parameters of a method, and how they become rows."""
+
+    params: Mapping[str, Float[np.ndarray, "..."]]  # by the method's own names
+    length: int  # P
+    fold: Fold
+
+
+class _NoBackbone(Mapping[str, Array]):
+    """In place of the backbone's parameters: T5X's network cannot hand them to a method."""
+
+    def __init__(self, method: str) -> None:
+        self._method = method
+
+    def __getitem__(self, name: str) -> Array:
+        raise ConfigError(
+            f"PROMPT_METHOD = {self._method!r}: its fold reads the backbone, which upstream T5X "
+            "cannot do. Expected a method that folds its own parameters to rows. Use "
+            "--engine=embedded."
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self[""])
+
+    def __len__(self) -> int:
+        return len(self[""])
+
+
+def make_fold(config: PromptConfig, model: ModelConfig) -> Fold:
+    """The function that makes the rows, float32[P, D], of a method's parameters.
+
+    It raises ConfigError if the method reads the backbone, or its prompt is more than rows.
+    """
+    method = find_method(config.method)
+    settings = make_settings(method, config.method, config.settings)
+    frozen = Frozen(model, _NoBackbone(config.method))
+
+    def fold(params: Params, key: PRNGKeyArray | None = None) -> Float[Array, "P D"]:
+        prompt = method.fold(settings, params, frozen, key)
+        others = [name for name in Prompt._fields[1:] if getattr(prompt, name) is not None]
+        if others:
+            raise ConfigError(
+                f"PROMPT_METHOD = {config.method!r}: its prompt has {', '.join(others)}. Expected "
+                "rows alone, for upstream T5X. Use --engine=embedded."
+            )
+        return prompt.rows
+
+    return fold
+
+
+def starting_prompt(run: Run) -> StartingPrompt:
+    """The first parameters of a training run, or the rows of PROMPT_FILE, with their fold.
 
     Evaluation without a PROMPT_FILE takes the checkpoint's own prompt: zeros of its shape are
     returned, which the checkpoint replaces. A checkpoint without one is a model without a prompt.
 
     Raises:
-      ConfigError: the prompt cannot be made, or does not fit the model.
+      ConfigError: the prompt cannot be made, does not fit the model, or is not rows alone.
     """
     if isinstance(run, Experiment):
         return _first_prompt(run)
     if run.prompt_file:
-        return _read_prompt(run, _only(run.prompt_file, "PROMPT_FILE"), None)
-    shapes = t5x_checkpoint.read_shapes(find_checkpoint(run))
-    return np.zeros(shapes.get(PROMPT, (0, run.model.embed_dim)), np.float32)
+        rows = _read_prompt(run, _only(run.prompt_file, "PROMPT_FILE"))
+    else:
+        shapes = t5x_checkpoint.read_shapes(find_checkpoint(run))
+        leaves = sorted(name for name in shapes if name.startswith(SCOPE))
+        if leaves and PROMPT not in shapes:
+            raise ConfigError(
+                f"CHECKPOINT_PATH = {run.checkpoint_path!r} holds the parameters of a prompt "
+                f"method ({', '.join(leaves[:3])}, ...), not a prompt. Set PROMPT_FILE to the "
+                "folder that its run wrote (prompts/step_...)."
+            )
+        rows = np.zeros(shapes.get(PROMPT, (0, run.model.embed_dim)), np.float32)
+    return StartingPrompt({"prompt": rows}, len(rows), make_fold(PromptConfig(), run.model))
 
 
-def _first_prompt(experiment: Experiment) -> Float[np.ndarray, "P D"]:
+def _first_prompt(experiment: Experiment) -> StartingPrompt:
     config, model = experiment.prompt, experiment.model
-    if experiment.train.trainable == "model":
-        return np.zeros((0, model.embed_dim), np.float32)
-    if config.init == "file":
-        return _read_prompt(experiment, config.file, config.length)
-    embedding = t5x_checkpoint.read_param(find_checkpoint(experiment), "token_embedder/embedding")
-    prompt, said = inits.init_prompt(
-        config,
-        setup.first_prompt_key(experiment.train.random_seed),
-        jnp.asarray(embedding, model.dtype).astype(np.float32),  # as the embedded engine has it
-        encode=load_vocabulary(experiment.data.vocabulary).encode,
-        task_labels=registry.label_words(register_task(experiment.data)),
+    checkpoint = find_checkpoint(experiment)
+    register_task(experiment.data)
+    embedding = t5x_checkpoint.read_param(checkpoint, EMBEDDING)
+    params: Any = {**t5.param_shapes(model), EMBEDDING: jnp.asarray(embedding, model.dtype)}
+    identity = read_identity(checkpoint) if config.init == "file" else ""
+    spec = experiment.data.vocabulary
+    first, description = setup.first_params(
+        experiment,
+        setup.Backbone(params, t5x_checkpoint.read_step(checkpoint), identity),
+        setup.Data((), (), (), load_vocabulary(spec), setup.vocabulary_identity(spec)),
     )
-    print(f"prompt: {prompt.shape[0]} x {prompt.shape[1]}, {said}", flush=True)
-    return prompt
+    fold = make_fold(PromptConfig() if experiment.train.trainable == "model" else config, model)
+    length = jax.eval_shape(fold, first).shape[0]
+    print(f"prompt: {description}", flush=True)
+    return StartingPrompt(first, length, fold)
 
 
-def _read_prompt(run: Run, file: str, length: int | None) -> Float[np.ndarray, "P D"]:
+def _read_prompt(run: EvalRun | InferRun, file: str) -> Float[np.ndarray, "P D"]:
     prompt, metadata = load_prompt(file)
     known = metadata or PromptMetadata()
     check_prompt(
         prompt,
         metadata,
-        shape=(length, run.model.embed_dim),
+        shape=(None, run.model.embed_dim),
         backbone=read_identity(find_checkpoint(run)) if known.backbone else "",
         vocabulary=setup.vocabulary_identity(run.data.vocabulary),
         where=file,
     )
-    return prompt
+    return np.asarray(prompt.rows)
 
 
 def choose_new(run: EvalRun | InferRun) -> tuple[tuple[str, None], ...]:
