@@ -73,7 +73,7 @@ def _read(leaf: Leaf) -> Shaped[np.ndarray, "..."]:
 
 
 class _Unread:
-    """A parameter that is read when numpy asks for it, and forgotten again."""
+    """A parameter that is read when numpy converts it, and not kept in memory."""
 
     def __init__(self, leaf: Leaf) -> None:
         self._leaf = leaf
@@ -90,10 +90,10 @@ def splice_prompt(
     prompt: Prompt,
     step: int,
 ) -> None:
-    """Writes a copy of a checkpoint with the prompt inside, where the original looks for it.
+    """Writes a copy of a checkpoint with the prompt inside, under the original's name.
 
-    Every parameter keeps its dtype and bits, and one at a time is in memory. The optimizer's state
-    is left out: T5X begins a new one. A prompt that was there already is replaced.
+    Every parameter keeps its dtype and bits; one at a time is in memory. The optimizer's state is
+    not copied: T5X begins a new one. A prompt that is in the checkpoint already is replaced.
 
     Raises:
       ConfigError: the checkpoint cannot be read, or the output is not a local folder.

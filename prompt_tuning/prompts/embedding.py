@@ -54,10 +54,10 @@ def open_embedding(checkpoint: str) -> EmbeddingTable:
             (source.shape[0], source.shape[1]),
             lambda start, stop: source.read((slice(start, stop), slice(None))),
         )
-    found = find_checkpoint(path)
-    leaf = found.params.get(NAME)
+    stored = find_checkpoint(path)
+    leaf = stored.params.get(NAME)
     if leaf is None:
-        raise ConfigError(f"the checkpoint {found.folder.url} is no T5: it has no {NAME}.")
+        raise ConfigError(f"the checkpoint {stored.folder.url} is not a T5: it has no {NAME}.")
     (store,) = open_leaves({NAME: leaf}, ts.Context()).values()
     if len(store.shape) != 2:
         raise ConfigError(f"{leaf.what} has shape {tuple(store.shape)}; a table is (V, D).")

@@ -1,8 +1,8 @@
-"""What a prompt says of itself: norms, nearest pieces, labels among them, kinship with others.
+"""Prompt inspection: row norms, nearest vocabulary pieces, label words, similarity of prompts.
 
 The paper's section 7 reads prompts by their nearest neighbours in the vocabulary, by cosine; SPoT
-(Vu et al., 2022) tells related tasks by the cosine of their prompts. `t5x inspect-prompt` prints
-what is found here and draws it (`picture.py`).
+(Vu et al., 2022) finds related tasks by the cosine of their prompts. `t5x inspect-prompt` prints
+an `Inspection` and draws it (`picture.py`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Neighbour:
     """A piece of the vocabulary near a row."""
 
     id: int
-    piece: str  # the id itself where no vocabulary is known
+    piece: str  # the id as text if there is no vocabulary
     cosine: float
 
 
@@ -63,7 +63,7 @@ class Label:
 
 @dataclasses.dataclass(frozen=True)
 class Distance:
-    """How far a prompt is from where it began, over the rows whose beginning is known."""
+    """How far a prompt is from its first values, over the rows whose first values are known."""
 
     rows: int
     relative: float  # |prompt - init| / |init|
@@ -72,7 +72,7 @@ class Distance:
 
 @dataclasses.dataclass(frozen=True)
 class Inspected:
-    """All that is known of one prompt."""
+    """One prompt: its numbers and its metadata."""
 
     name: str
     array: Float[np.ndarray, "P D"]
@@ -136,12 +136,12 @@ def inspect_prompts(
     init: str = "",
     neighbours: int = 5,
 ) -> Inspection:
-    """Holds prompts of any form against the embedding table of a checkpoint.
+    """Compares prompts of any form with the embedding table of a checkpoint.
 
     Without a `vocabulary` pieces are numbers and there are no labels; the bundled checkpoint and
-    Hugging Face's folders bring theirs. Without `label_words` each prompt's own are taken. `init`
-    is a prompt from which the distance is measured; without it, rows that began as class labels
-    are measured from those.
+    Hugging Face's folders have their own. Without `label_words` each prompt's own are used. `init`
+    is a prompt from which the distance is measured; without it, the distance of rows that began as
+    class labels is measured from those.
 
     Raises:
       ConfigError: something cannot be read, or a prompt does not fit the table or vocabulary.
@@ -153,24 +153,24 @@ def inspect_prompts(
     loaded = {str(path): load_prompt(path) for path in paths}
     shape = None, table.shape[1]
     for path, (prompt, metadata) in loaded.items():
-        known = words.sha256 if words else ""
-        check_prompt(prompt, metadata, shape=shape, vocabulary=known, where=path)
+        identity = words.sha256 if words else ""
+        check_prompt(prompt, metadata, shape=shape, vocabulary=identity, where=path)
     first = np.asarray(load_prompt(init)[0].rows) if init else None
     arrays = {path: np.asarray(prompt.rows) for path, (prompt, _) in loaded.items()}
     limit = min(table.shape[0], words.vocab_size) if words else table.shape[0]
     norms, near = search(table, list(arrays.values()), limit=limit, neighbours=neighbours)
     prompts = []
-    for (path, prompt), found in zip(arrays.items(), near, strict=True):
-        known = loaded[path][1] or PromptMetadata()
-        rows = _make_rows(prompt, found, words)
-        labels = tuple(label_words) or known.label_words
+    for (path, prompt), nearest in zip(arrays.items(), near, strict=True):
+        metadata = loaded[path][1] or PromptMetadata()
+        rows = _make_rows(prompt, nearest, words)
+        labels = tuple(label_words) or metadata.label_words
         described = [_describe_label(word, prompt, rows, table, words) for word in labels if words]
-        start = first if first is not None else _label_rows(known, table, words)
+        start = first if first is not None else _label_rows(metadata, table, words)
         prompts.append(
             Inspected(
                 path,
                 prompt,
-                known,
+                metadata,
                 _spread(np.linalg.norm(prompt, axis=1)),
                 rows,
                 tuple(described),
@@ -182,7 +182,7 @@ def inspect_prompts(
 
 
 def _load_words(vocabulary: str, checkpoint: str) -> Vocabulary | None:
-    """The vocabulary that is named, or the one that lies with the checkpoint, if it can be read."""
+    """The vocabulary that is named, or the checkpoint's own, if it can be read."""
     if vocabulary or checkpoint == TINY:
         return load_vocabulary(vocabulary or TINY)
     try:
@@ -202,7 +202,7 @@ def search(
 ) -> tuple[Float[np.ndarray, "V"], list[tuple[Int[np.ndarray, "P K"], Float[np.ndarray, "P K"]]]]:
     """The norms of the table's first `limit` rows, and every prompt row's nearest of them.
 
-    One pass over the table, a part at a time: ids and cosines of the best so far are kept.
+    One pass over the table, a part at a time: only the best ids and cosines so far are in memory.
     """
     rows = unit(np.concatenate(prompts))
     count = min(neighbours, limit)
@@ -211,10 +211,10 @@ def search(
     norms = []
     for start, part in table.chunks(limit):
         norms.append(np.linalg.norm(part, axis=1))
-        found = rows @ unit(part).T
-        numbers = np.broadcast_to(np.arange(start, start + len(part)), found.shape)
+        scores = rows @ unit(part).T
+        numbers = np.broadcast_to(np.arange(start, start + len(part)), scores.shape)
         cosines, ids = (
-            np.concatenate([cosines, found], axis=1),
+            np.concatenate([cosines, scores], axis=1),
             np.concatenate([ids, numbers], axis=1),
         )
         # Equal cosines in the order of their ids, wherever the parts were cut.
@@ -227,7 +227,7 @@ def search(
 
 
 def unit(rows: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
-    """Rows of length one; a row of zeros stays, and is near nothing."""
+    """The rows scaled to norm 1; a row of zeros stays zero: its cosine with any row is 0."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(norms > 0, norms, 1)
 
@@ -249,7 +249,7 @@ def _spread(norms: Float[np.ndarray, "N"]) -> Spread:
 
 def _make_rows(
     prompt: Float[np.ndarray, "P D"],
-    found: tuple[Int[np.ndarray, "P K"], Float[np.ndarray, "P K"]],
+    nearest: tuple[Int[np.ndarray, "P K"], Float[np.ndarray, "P K"]],
     vocabulary: Vocabulary | None,
 ) -> tuple[Row, ...]:
     def neighbour(number: int, cosine: float) -> Neighbour:
@@ -258,7 +258,7 @@ def _make_rows(
 
     return tuple(
         Row(float(norm), tuple(map(neighbour, ids.tolist(), cosines.tolist())))
-        for norm, ids, cosines in zip(np.linalg.norm(prompt, axis=1), *found, strict=True)
+        for norm, ids, cosines in zip(np.linalg.norm(prompt, axis=1), *nearest, strict=True)
     )
 
 
@@ -314,15 +314,14 @@ def _measure(
     return Distance(rows, float(relative), float((unit(now) * unit(then)).sum(axis=1).mean()))
 
 
-def describe(found: Inspection) -> str:
-    """Everything that was found, for reading; `Inspection.to_json` has the same for programs."""
-    lines = [
-        f"{found.checkpoint}: {found.embeddings} embeddings, norms {_norms(found.embedding_norms)}"
-    ]
-    for prompt in found.prompts:
-        lines += ["", *_prompt_lines(prompt, found.embedding_norms)]
-    if len(found.prompts) > 1:
-        lines += ["", *_similarity_lines(found)]
+def describe(inspection: Inspection) -> str:
+    """The text that `t5x inspect-prompt` prints; `Inspection.to_json` has the same for programs."""
+    norms = _norms(inspection.embedding_norms)
+    lines = [f"{inspection.checkpoint}: {inspection.embeddings} embeddings, norms {norms}"]
+    for prompt in inspection.prompts:
+        lines += ["", *_prompt_lines(prompt, inspection.embedding_norms)]
+    if len(inspection.prompts) > 1:
+        lines += ["", *_similarity_lines(inspection)]
     return "\n".join(lines)
 
 
@@ -331,10 +330,10 @@ def _norms(spread: Spread) -> str:
 
 
 def _prompt_lines(prompt: Inspected, table: Spread) -> Iterator[str]:
-    known = prompt.metadata
-    facts = [f"float32{list(prompt.array.shape)}", known.task, f"step {known.step}"]
-    if known.score is not None:
-        facts.append(f"{known.score_name} {known.score:.1f}")
+    metadata = prompt.metadata
+    facts = [f"float32{list(prompt.array.shape)}", metadata.task, f"step {metadata.step}"]
+    if metadata.score is not None:
+        facts.append(f"{metadata.score_name} {metadata.score:.1f}")
     yield f"{prompt.name}: {', '.join(fact for fact in facts if fact and fact != 'step 0')}"
     times = prompt.norms.mean / table.mean if table.mean else 0.0
     yield f"norms {_norms(prompt.norms)}: {times:.2f} times the embeddings'"
@@ -365,12 +364,12 @@ def _label_line(label: Label) -> str:
     )
 
 
-def _similarity_lines(found: Inspection) -> Iterator[str]:
-    width = max(len(prompt.name) for prompt in found.prompts)
+def _similarity_lines(inspection: Inspection) -> Iterator[str]:
+    width = max(len(prompt.name) for prompt in inspection.prompts)
     for title, matrix in (
-        ("similarity of the prompts: cosine of their mean rows", found.pooled),
-        ("mean cosine over all pairs of rows", found.pairs),
+        ("similarity of the prompts: cosine of their mean rows", inspection.pooled),
+        ("mean cosine over all pairs of rows", inspection.pairs),
     ):
         yield title
-        for prompt, values in zip(found.prompts, matrix, strict=True):
+        for prompt, values in zip(inspection.prompts, matrix, strict=True):
             yield f"{prompt.name:<{width}} " + " ".join(f"{value:>6.3f}" for value in values)

@@ -115,13 +115,13 @@ def _describe_init(config: Mapping[str, Any]) -> str:
 def _check_sizes(shape: tuple[int, ...], length: int, width: Any, file: Path) -> None:
     if shape[0] not in (length, 2 * length):
         raise ConfigError(
-            f"the prompt file {file} has shape {shape}, and {CONFIG} beside it says "
+            f"the prompt file {file} has shape {shape}, and {CONFIG} beside it has "
             f"num_virtual_tokens = {length}: expected {length} rows, or {2 * length} of which PEFT "
             "uses the first half. One of the two files was replaced; copy the folder again."
         )
     if width is not None and width != shape[1]:
         raise ConfigError(
-            f"the prompt file {file} has shape {shape}, and {CONFIG} beside it says token_dim = "
+            f"the prompt file {file} has shape {shape}, and {CONFIG} beside it has token_dim = "
             f"{width!r}. One of the two files was replaced; copy the folder again."
         )
 
@@ -164,7 +164,7 @@ def _check_config(config: Mapping[str, Any], file: Path) -> int:
 
 
 def _read_safetensors(file: Path) -> tuple[Shaped[np.ndarray, "..."], Mapping[str, Any]]:
-    """The one tensor, and the metadata of the header."""
+    """The tensor, and the metadata of the header."""
     try:
         data = file.read_bytes()
         # The library compares the header with the file's size before it allocates.
@@ -174,10 +174,10 @@ def _read_safetensors(file: Path) -> tuple[Shaped[np.ndarray, "..."], Mapping[st
     except (safetensors.SafetensorError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"the prompt file {file} is damaged: {error}. Copy it again.") from error
     if set(tensors) != {TENSOR} or tensors[TENSOR]["dtype"] not in _DTYPES:
-        found = {name: tensor["dtype"] for name, tensor in sorted(tensors.items())}
+        dtypes = {name: tensor["dtype"] for name, tensor in sorted(tensors.items())}
         raise ConfigError(
             f"the prompt file {file} must hold exactly {TENSOR!r}, of one of the types "
-            f"{', '.join(_DTYPES)}; found {found}."
+            f"{', '.join(_DTYPES)}; found {dtypes}."
         )
     tensor = tensors[TENSOR]
     dtype = np.dtype(_DTYPES[tensor["dtype"]])

@@ -41,7 +41,7 @@ _T5X_INDICES = ("checkpoint", "_METADATA", "state/_METADATA", "state/checkpoint"
 @typed
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptMetadata:
-    """What is known about a prompt; every field may be left empty."""
+    """What is known about a prompt; every field has an empty default."""
 
     task: str = ""
     label_words: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ def save_prompt(
     *,
     base_model: str | None = None,
 ) -> None:
-    """Writes a prompt folder, whole or not at all; one that is there already is replaced.
+    """Writes a prompt folder, whole or not at all; an older folder of that name is replaced.
 
     `base_model` is the Hugging Face name of the backbone (google/t5-base-lm-adapt, ...): PEFT only
     shows it.
@@ -129,7 +129,7 @@ def load_prompt(path: str | os.PathLike[str]) -> tuple[Prompt, PromptMetadata | 
 
 
 def read_prompt(path: str | os.PathLike[str]) -> StoredPrompt:
-    """The prompt at a path, in whatever form.
+    """The prompt at a path, in any form that `recognise` knows.
 
     Raises:
       ConfigError: there is no such prompt, or it is damaged.
@@ -165,16 +165,16 @@ def _read_npy(file: Path) -> Shaped[np.ndarray, "..."]:
 
 
 def recognise(place: Path) -> tuple[Form, Path]:
-    """The form of a prompt, told by content, and the path of what is to be read.
+    """The form of a prompt, by content and not by name, and the path to read.
 
-    * a folder with prompt_tuning.json in it is ours, another one of PEFT's files makes it PEFT's;
-    * a folder with the index of a T5X checkpoint (msgpack or Orbax) is one, with the prompt inside;
-      a single msgpack file can be one too, and one array of it may be given by its zarr folder;
-    * a file that begins as numpy's do is a `.npy`, whatever its name: the original's checkpoints
-      call it encoder.prompt.prompt.prompt. The folder that holds one such file stands for it.
+    * "ours": a folder with prompt_tuning.json; "peft": a folder with only PEFT's files;
+    * "t5x": a folder with the index of a T5X checkpoint (msgpack or Orbax), or a msgpack file;
+    * "zarr": the folder of one array of a T5X checkpoint;
+    * "npy": a file that begins as numpy's do (in the original's checkpoints its name is
+      encoder.prompt.prompt.prompt), or a folder with one such file.
 
     Raises:
-      ConfigError: there is nothing, or nothing of these.
+      ConfigError: nothing is there, or none of these.
     """
     if place.is_file():
         return _recognise_file(place)
@@ -216,12 +216,12 @@ def _starts_as_npy(file: Path) -> bool:
 
 
 def _nearby(place: Path, arrays: list[Path]) -> str:
-    """Prompts one or two levels below, for someone who gave a MODEL_DIR."""
-    found = [p.parent for g in ("*", "prompts/*") for p in place.glob(f"{g}/{peft.WEIGHTS}")]
-    found += [p for g in ("*", "numpy_checkpoints/*") for p in place.glob(f"{g}/*.prompt")]
-    found += [p.parent for p in place.glob(f"checkpoint_*/{_T5X_INDICES[0]}")] + arrays
-    shown = ", ".join(str(p) for p in sorted(found)[-5:])
-    return f" There are {len(found)} prompts in it; give one of them: {shown}." if found else ""
+    """The end of a message that names prompts one or two levels below: of a MODEL_DIR."""
+    paths = [p.parent for g in ("*", "prompts/*") for p in place.glob(f"{g}/{peft.WEIGHTS}")]
+    paths += [p for g in ("*", "numpy_checkpoints/*") for p in place.glob(f"{g}/*.prompt")]
+    paths += [p.parent for p in place.glob(f"checkpoint_*/{_T5X_INDICES[0]}")] + arrays
+    shown = ", ".join(str(p) for p in sorted(paths)[-5:])
+    return f" There are {len(paths)} prompts in it; give one of them: {shown}." if paths else ""
 
 
 def _read_folder(folder: Path, form: Form) -> StoredPrompt:
@@ -292,12 +292,10 @@ def check_prompt(
     vocabulary: str = "",
     where: str | os.PathLike[str],
 ) -> None:
-    """Returns if the prompt fits a model: `shape` is (P, D), with None for a P of any size.
+    """Raises ConfigError unless the prompt fits a model.
 
-    `backbone` and `vocabulary` are the model's; what either side leaves empty is not compared.
-
-    Raises:
-      ConfigError: width, length, backbone or vocabulary is another one.
+    `shape` is (P, D), or (None, D) for any length. `backbone` and `vocabulary` are the model's
+    fingerprints, compared with those of `metadata` if both sides have them.
     """
     length, embed_dim = shape
     stored = tuple(prompt.rows.shape)

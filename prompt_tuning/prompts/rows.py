@@ -16,7 +16,7 @@ def make_prompt(rows: Shaped[np.ndarray, "..."], where: str) -> Prompt:
     """The prompt of these rows, float32[P, D] in numpy: on no device yet.
 
     Raises:
-      ConfigError: they have another number of dimensions, are none, or are integers or NaN.
+      ConfigError: the array is not a matrix, is empty, or holds integers, NaN or infinity.
     """
     if rows.ndim != 2 or 0 in rows.shape:
         raise ConfigError(f"{where} has shape {rows.shape}; a prompt must be a matrix (P, D).")
@@ -26,7 +26,7 @@ def make_prompt(rows: Shaped[np.ndarray, "..."], where: str) -> Prompt:
         array: Any = np.array(rows, dtype=np.float32, order="C")
     if bad := int(np.size(array) - np.isfinite(array).sum()):
         raise ConfigError(
-            f"{where} holds {bad} values that are not finite: training diverged. Take another one."
+            f"{where} holds {bad} values that are not finite: training diverged. Choose another."
         )
     return Prompt(array)
 

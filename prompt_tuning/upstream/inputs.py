@@ -57,7 +57,7 @@ def absolute_path(path: str) -> str:
 
 
 def first_given(value: T | None, otherwise: T) -> T:
-    """`value`, or `otherwise` where it is None: gin cannot say that of two macros."""
+    """`value`, or `otherwise` if it is None: gin has no expression for that."""
     return otherwise if value is None else value
 
 
@@ -77,7 +77,7 @@ def register_task(data: DataConfig) -> str:
 
 
 def _only(names: str | tuple[str, ...], macro: str) -> str:
-    """The one name: the embedded engine scores several tasks and prompts in one go."""
+    """The name, if it is a single one: T5X evaluates one task with one prompt."""
     if isinstance(names, tuple) and len(names) != 1:
         raise ConfigError(
             f"{macro} = {names!r}: upstream T5X takes one. Name one, or use --engine=embedded."
@@ -86,30 +86,29 @@ def _only(names: str | tuple[str, ...], macro: str) -> str:
 
 
 def find_checkpoint(run: Run) -> str:
-    """The absolute path of the run's checkpoint, once its tree is known to be the model's.
+    """The absolute path of the run's checkpoint, if its parameters are exactly the model's.
 
-    T5X would give a random value to a parameter that is missing, and drop one that it does not
-    know, both in silence.
+    T5X itself gives missing parameters random values and drops unknown ones, without a message.
 
     Raises:
       ConfigError: a parameter is missing, unknown, or of another shape.
     """
-    given = run.initial_checkpoint_path if isinstance(run, Experiment) else run.checkpoint_path
-    if not given:
+    spec = run.initial_checkpoint_path if isinstance(run, Experiment) else run.checkpoint_path
+    if not spec:
         raise ConfigError("CHECKPOINT_PATH is not set: give the path of a T5X checkpoint.")
-    path = absolute_path(load.find_path(given))
+    path = absolute_path(load.find_path(spec))
     if huggingface.is_huggingface(path):
         raise ConfigError(
-            f"upstream T5X reads T5X checkpoints, and {given} is a Hugging Face folder. Convert "
-            f"it: t5x convert --input={given} --output=checkpoint_{load.read_step(given)}"
+            f"upstream T5X reads T5X checkpoints, and {spec} is a Hugging Face folder. Convert "
+            f"it: t5x convert --input={spec} --output=checkpoint_{load.read_step(spec)}"
         )
-    found = t5x_checkpoint.read_shapes(path)
-    found = {name: shape for name, shape in found.items() if not name.startswith(SCOPE)}
+    stored = t5x_checkpoint.read_shapes(path)
+    stored = {name: shape for name, shape in stored.items() if not name.startswith(SCOPE)}
     needed = {name: shape.shape for name, shape in t5.param_shapes(run.model).items()}
     wrong = [
-        f"  {name}: {found.get(name, 'missing')} there, {needed.get(name, 'unknown')} in the model"
-        for name in sorted(found.keys() | needed.keys())
-        if found.get(name) != needed.get(name)
+        f"  {name}: {stored.get(name, 'missing')} there, {needed.get(name, 'unknown')} in the model"
+        for name in sorted(stored.keys() | needed.keys())
+        if stored.get(name) != needed.get(name)
     ]
     if wrong:
         raise ConfigError(
@@ -138,8 +137,8 @@ def training_batches(
 ) -> tf.data.Dataset:
     """T5X's `get_dataset_fn`: the embedded engine's batches, from the step that T5X resumes at.
 
-    Both engines so train on the same rows in the same order, and a run that was killed goes on
-    where it was, which T5X's own pipeline does not. `config` is T5X's DatasetConfig; rows are
+    So both engines train on the same rows in the same order, and a killed run resumes at its row,
+    which T5X's own pipeline does not. `config` is T5X's DatasetConfig; rows are
     padded to its lengths, since T5X compiles one shape.
 
     Raises:
@@ -189,10 +188,10 @@ def _widen(values: Any, width: int) -> np.ndarray:
 
 
 def last_saved_step(experiment: Experiment) -> int:
-    """The step that T5X goes on from: of the newest checkpoint in MODEL_DIR, or the backbone's."""
+    """The step that T5X resumes from: of the newest checkpoint in MODEL_DIR, or the backbone's."""
     names = [path.name for path in epath.Path(absolute_path(experiment.model_dir)).glob("*")]
-    found = [re.fullmatch(r"checkpoint_(\d+)", name) for name in names]
-    return max((int(m.group(1)) for m in found if m), default=start_step(experiment))
+    saved = [re.fullmatch(r"checkpoint_(\d+)", name) for name in names]
+    return max((int(m.group(1)) for m in saved if m), default=start_step(experiment))
 
 
 class StartingPrompt(NamedTuple):
@@ -313,7 +312,7 @@ def choose_new(run: EvalRun | InferRun) -> tuple[tuple[str, None], ...]:
 
 
 def describe_prompt(experiment: Experiment, *, backbone: str, step: int) -> PromptMetadata:
-    """What a prompt folder says of a prompt of this run; T5X's scores stay in T5X's files."""
+    """The metadata of a prompt of this run, without scores: those are in T5X's own files."""
     name = register_task(experiment.data)
     init = inits.describe_init(
         experiment.prompt,

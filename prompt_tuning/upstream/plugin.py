@@ -47,9 +47,9 @@ from prompt_tuning.upstream.inputs import (
 
 
 def choose_decoder(num_decodes: int, settings: Decoding = BEAM) -> Callable[..., Any]:
-    """T5X's search that the embedded engine's equals: greedy, beam search, or sampling.
+    """T5X's search with the embedded engine's results: greedy, beam search, or sampling.
 
-    (T5X's own default for one decode is a beam of one, which may go on behind an end-of-sequence.
+    (T5X's own default for one decode is a beam of one, which may continue after an end-of-sequence.
     Scores are log probabilities of the model, not of the rescaled ones, which are all 0.)
     """
     if settings.method == "sample":
@@ -107,7 +107,7 @@ class PromptedTransformer(network.Transformer):
         """Adds the method's parameters to what T5X creates."""
         super().setup()
         if self.start.length:
-            # Where the original implementation keeps its one: encoder/prompt/prompt/prompt.
+            # As in the original implementation, whose parameter is encoder/prompt/prompt/prompt.
             scope = self.encoder.scope.push("prompt").push("prompt")
             first = unflatten_dict(dict(self.start.params), sep="/")
             self.method_params = MethodParameters(first, parent=scope)()
