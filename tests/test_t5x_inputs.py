@@ -174,7 +174,7 @@ def test_a_method_that_t5x_cannot_run_is_refused(experiment, monkeypatch, tmp_pa
 
 
 def test_parameters_of_a_method_in_a_checkpoint_need_the_folded_prompt(tmp_path):
-    path, leaf = tmp_path / "checkpoint_1", inputs.SCOPE + "prompt/rows"
+    path, leaf = tmp_path / "checkpoint_1", inputs.PROMPT + "/rows"
     write_t5x(path, {**random_params(), leaf: random_prompt(3)}, 1)
     with pytest.raises(ConfigError, match=r"parameters of a prompt method .*Set PROMPT_FILE"):
         inputs.starting_prompt(eval_run(str(path)))

@@ -21,8 +21,13 @@ from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.runtime.storage import Folder, explain, open_folder
 
 SCOPE = "encoder/prompt/prompt/"  # in T5X's tree, before the names of a prompt method's parameters
-PROMPT = SCOPE + "prompt"
+PROMPT = SCOPE + "prompt"  # the paper's method has this one
 MAX_BYTES = 2**31  # far beyond any prompt: a damaged shape is an error, not an allocation
+
+
+def is_prompt_leaf(name: str) -> bool:
+    """Whether a parameter of T5X's tree belongs to a prompt method: `PROMPT`, or `PROMPT`/NAME."""
+    return name == PROMPT or name.startswith(PROMPT + "/")
 
 
 def read_t5x_prompt(path: str | os.PathLike[str]) -> tuple[Shaped[np.ndarray, "..."], int]:

@@ -16,7 +16,7 @@ from prompt_tuning.checkpoints import huggingface
 from prompt_tuning.checkpoints.identity import backbone_identity
 from prompt_tuning.checkpoints.layouts import find_checkpoint, open_leaves
 from prompt_tuning.checkpoints.load import find_path
-from prompt_tuning.checkpoints.t5x_prompt import SCOPE
+from prompt_tuning.checkpoints.t5x_prompt import is_prompt_leaf
 from prompt_tuning.config import ConfigError
 from prompt_tuning.runtime.storage import explain
 
@@ -89,7 +89,7 @@ def read_identity(checkpoint: str) -> str:
         stored = {name: _Stored(source.shape, source.read) for name, source in sources.items()}
     else:
         leaves = find_checkpoint(path).params
-        leaves = {name: leaf for name, leaf in leaves.items() if not name.startswith(SCOPE)}
+        leaves = {name: leaf for name, leaf in leaves.items() if not is_prompt_leaf(name)}
         stores = open_leaves(leaves, ts.Context())
         stored = {
             name: _Stored(store.shape, lambda index, store=store: store[index].read().result())

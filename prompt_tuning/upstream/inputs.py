@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from prompt_tuning.batches import batching
 from prompt_tuning.checkpoints import huggingface, load
 from prompt_tuning.checkpoints import t5x as t5x_checkpoint
-from prompt_tuning.checkpoints.t5x_prompt import PROMPT, SCOPE
+from prompt_tuning.checkpoints.t5x_prompt import PROMPT, is_prompt_leaf
 from prompt_tuning.config import (
     ConfigError,
     DataConfig,
@@ -103,7 +103,7 @@ def find_checkpoint(run: Run) -> str:
             f"it: t5x convert --input={spec} --output=checkpoint_{load.read_step(spec)}"
         )
     stored = t5x_checkpoint.read_shapes(path)
-    stored = {name: shape for name, shape in stored.items() if not name.startswith(SCOPE)}
+    stored = {name: shape for name, shape in stored.items() if not is_prompt_leaf(name)}
     needed = {name: shape.shape for name, shape in t5.param_shapes(run.model).items()}
     wrong = [
         f"  {name}: {stored.get(name, 'missing')} there, {needed.get(name, 'unknown')} in the model"
@@ -259,7 +259,7 @@ def starting_prompt(run: Run) -> StartingPrompt:
         rows = _read_prompt(run, _only(run.prompt_file, "PROMPT_FILE"))
     else:
         shapes = t5x_checkpoint.read_shapes(find_checkpoint(run))
-        leaves = sorted(name for name in shapes if name.startswith(SCOPE))
+        leaves = sorted(name for name in shapes if is_prompt_leaf(name))
         if leaves and PROMPT not in shapes:
             raise ConfigError(
                 f"CHECKPOINT_PATH = {run.checkpoint_path!r} holds the parameters of a prompt "

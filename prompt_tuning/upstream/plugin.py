@@ -31,7 +31,7 @@ except ImportError as error:
     ) from error
 
 from prompt_tuning.checkpoints.identity import backbone_identity
-from prompt_tuning.checkpoints.t5x_prompt import SCOPE
+from prompt_tuning.checkpoints.t5x_prompt import SCOPE, is_prompt_leaf
 from prompt_tuning.config import BEAM, Decoding, Experiment
 from prompt_tuning.methods.table import find_method
 from prompt_tuning.model.prompt import Prompt, prepend_prompt
@@ -178,7 +178,7 @@ def make_prompt_writer(experiment: Experiment) -> Callable[[Any, Any], tuple[Any
 
     def write(state: Any, infos: Any) -> tuple[Any, Any]:
         params: dict[Any, Any] = flatten_dict(state["target"], sep="/")
-        leaves = {name: params.pop(name) for name in list(params) if name.startswith(SCOPE)}
+        leaves = {name: params.pop(name) for name in list(params) if is_prompt_leaf(name)}
         identity = backbone_identity(params)  # every process takes part where it is sharded
         if leaves and jax.process_index() == 0:
             step = int(np.asarray(state["state"]["step"]))
