@@ -76,13 +76,13 @@ def test_the_same_model_elsewhere_is_the_same_vocabulary(tmp_path):
 
 
 def test_a_model_that_cannot_be_read(tmp_path):
-    with pytest.raises(ConfigError, match=r"no SentencePiece model 'nowhere.model'.*'bytes' or"):
+    with pytest.raises(ConfigError, match=r"'nowhere\.model'.*'bytes'"):
         vocabulary.load_vocabulary("nowhere.model")
     (tmp_path / "text.model").write_text("no model")
-    with pytest.raises(ConfigError, match=r"text.model is no SentencePiece model"):
+    with pytest.raises(ConfigError, match=r"text\.model"):
         vocabulary.load_vocabulary(str(tmp_path / "text.model"))
     for read in (vocabulary.load_vocabulary, vocabulary.read_model):
-        with pytest.raises(ConfigError, match=r"nosuch://x.model cannot be read.*local copy"):
+        with pytest.raises(ConfigError, match=r"nosuch://x\.model"):
             read("nosuch://x.model")
 
 

@@ -40,7 +40,7 @@ from prompt_tuning.model import t5
 from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.prompts.embedding import read_identity
 from prompt_tuning.prompts.prompt_file import PromptMetadata, check_prompt, load_prompt
-from prompt_tuning.session import setup
+from prompt_tuning.session import session, setup
 from prompt_tuning.tasks import registry, task_rows
 from prompt_tuning.tasks.file_tasks import register_files
 from prompt_tuning.tasks.vocabulary import load_vocabulary
@@ -129,7 +129,7 @@ def last_step(experiment: Experiment) -> int:
 
     (T5X's own `relative_steps` counts from where it resumed.)
     """
-    return setup.last_step(experiment.train, start_step(experiment))
+    return session.last_step(experiment.train, start_step(experiment))
 
 
 def training_batches(
@@ -280,7 +280,7 @@ def _first_prompt(experiment: Experiment) -> StartingPrompt:
     spec = experiment.data.vocabulary
     first, description = setup.first_params(
         experiment,
-        setup.Backbone(params, t5x_checkpoint.read_step(checkpoint), identity),
+        session.Backbone(params, t5x_checkpoint.read_step(checkpoint), identity),
         setup.Data((), (), (), load_vocabulary(spec), setup.vocabulary_identity(spec)),
     )
     fold = make_fold(PromptConfig() if experiment.train.trainable == "model" else config, model)
