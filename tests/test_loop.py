@@ -12,6 +12,7 @@ import seqio
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_models import CONFIG, MODEL, random_params
 
+from prompt_tuning import load_prompt
 from prompt_tuning.batches import batching
 from prompt_tuning.checkpoints import t5x
 from prompt_tuning.checkpoints.conversion import convert
@@ -31,7 +32,6 @@ from prompt_tuning.evaluation import matrix, ranking
 from prompt_tuning.evaluation.evaluate import mean_score
 from prompt_tuning.evaluation.records import read_records
 from prompt_tuning.model.prompt import Prompt
-from prompt_tuning.prompts.prompt_file import load_prompt
 from prompt_tuning.session import session
 from prompt_tuning.tasks.eval_task import make_eval_task
 from prompt_tuning.tasks.task_rows import EvalRows

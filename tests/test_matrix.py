@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from tiny_models import as_prompt
 
 from prompt_tuning.config import ConfigError
 from prompt_tuning.evaluation import pictures, prompts
@@ -114,7 +115,7 @@ def folder(tmp_path):
     for run in ("x", "y"):
         metadata = prompt_file.PromptMetadata(task=CB, step=3)
         array = np.ones((2, 4), np.float32)
-        prompt_file.save_prompt(tmp_path / run / "prompts" / "best", array, metadata)
+        prompt_file.save_prompt(tmp_path / run / "prompts" / "best", as_prompt(array), metadata)
     np.save(tmp_path / "bare.npy", np.ones((2, 4), np.float32))
     (tmp_path / "x" / "prompts" / "notes.txt").write_text("not a prompt")
     return tmp_path

@@ -120,7 +120,7 @@ def _read_prompt(place: Path) -> str:
     from prompt_tuning.prompts import prompt_file
 
     prompt, metadata = prompt_file.load_prompt(place)
-    shape = f"{prompt.shape[0]} x {prompt.shape[1]}"
+    shape = " x ".join(map(str, prompt.rows.shape))
     if metadata is None:
         return f"{shape}, can be read; it has no checksum of its own"
     return f"{shape}, with the SHA-256 it was written with"

@@ -176,7 +176,7 @@ def _load_first_prompt(
         vocabulary=data.vocabulary_identity,
         where=config.file,
     )
-    return np.asarray(prompt, np.float32)
+    return np.asarray(prompt.rows)
 
 
 def _fetch(array: Array) -> np.ndarray:
@@ -191,10 +191,13 @@ def describe_prompt(
     experiment: Experiment, *, backbone: str, vocabulary: str, init: str, step: int
 ) -> prompt_file.PromptMetadata:
     """The metadata of a prompt of this run, without its score. The tasks must be registered."""
-    name = experiment.data.names[0]
+    name, config = experiment.data.names[0], experiment.prompt
+    settings = make_settings(find_method(config.method), config.method, config.settings)
     return prompt_file.PromptMetadata(
         task=name,
-        label_words=registry.label_words(name, otherwise=experiment.prompt.class_labels),
+        label_words=registry.label_words(name, otherwise=config.class_labels),
+        method=config.method,
+        settings=dataclasses.asdict(settings),
         backbone=backbone,
         vocabulary=vocabulary,
         init=init,
