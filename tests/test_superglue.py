@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import superglue_rows
+import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rows_as_examples import convert
 
-from prompt_tuning.config import ConfigError
 from prompt_tuning.tasks import superglue
-from prompt_tuning.tasks.spec import label_index, to_examples
+from prompt_tuning.tasks.spec import TaskSpec
 
 LABELLED = [superglue.BOOLQ, superglue.CB, superglue.COPA, superglue.RTE, superglue.WIC]
 RECORD = {
@@ -51,14 +52,20 @@ TEXTS = {
 }
 
 
+def as_tfds(spec: TaskSpec, row: dict) -> dict:
+    """A row of the official release as TFDS has it: its label is an index, -1 for none."""
+    label = row.get("label", -1)
+    return {**row, "label": spec.labels.index(label) if isinstance(label, str) else int(label)}
+
+
 @pytest.mark.parametrize("spec", LABELLED, ids=lambda spec: spec.config)
 def test_first_row_of_each_labelled_task(spec):
     folder = {"boolq": "BoolQ", "wic": "WiC"}.get(spec.config, spec.config.upper())
-    row = superglue_rows.labelled(folder)[0]
+    row = as_tfds(spec, superglue_rows.labelled(folder)[0])
     inputs, targets = TEXTS[spec.config]
-    assert to_examples(spec, row) == [{"idx": 0, "inputs": inputs, "targets": targets}]
+    assert convert(spec, row) == [{"idx": 0, "inputs": inputs, "targets": targets}]
     without = inputs.removeprefix(f"{spec.config} ")
-    (example,) = to_examples(spec, row, task_word=False)
+    (example,) = convert(spec, row, task_word=False)
     assert example == {"idx": 0, "inputs": without, "targets": targets}
 
 
@@ -70,7 +77,7 @@ def test_multirc_loses_its_markup_and_keeps_its_group():
         "label": 0,
         "idx": {"paragraph": 1, "question": 2, "answer": 3},
     }
-    (example,) = to_examples(superglue.MULTIRC, row)
+    (example,) = convert(superglue.MULTIRC, row)
     assert example == {
         "idx/paragraph": 1,
         "idx/question": 2,
@@ -82,7 +89,7 @@ def test_multirc_loses_its_markup_and_keeps_its_group():
 
 
 def test_record_has_an_example_for_each_answer():
-    first, second = to_examples(superglue.RECORD, RECORD)
+    first, second = convert(superglue.RECORD, RECORD)
     assert first["inputs"] == (
         "record query: @placeholder ran entities: Ann, Bo passage: Bo met Ann. Bo left. Ann ran"
     )
@@ -90,7 +97,7 @@ def test_record_has_an_example_for_each_answer():
     assert first == {**second, "targets": "Ann"}
     assert first["answers"] == first["entities"] == ["Ann", "Bo"]
     assert (first["idx/passage"], first["idx/query"]) == (1, 2)
-    (unanswered,) = to_examples(superglue.RECORD, {**RECORD, "answers": []}, task_word=False)
+    (unanswered,) = convert(superglue.RECORD, {**RECORD, "answers": []}, task_word=False)
     assert unanswered["targets"] == "<unk>"
     assert unanswered["inputs"] == first["inputs"].removeprefix("record ")
 
@@ -107,7 +114,7 @@ def test_record_has_an_example_for_each_answer():
     ],
 )
 def test_highlights_become_sentences(passage, expected):
-    (example, _) = to_examples(superglue.RECORD, {**RECORD, "passage": passage})
+    (example, _) = convert(superglue.RECORD, {**RECORD, "passage": passage})
     assert example["inputs"].split(" passage: ")[1] == expected
 
 
@@ -118,12 +125,12 @@ def test_wsc_trains_on_right_referents_only():
         "inputs": "wsc: Tom met Bob when *he* came.",
         "targets": "Tom",
     }
-    assert to_examples(superglue.WSC_TRAIN, WSC) == [expected]
-    assert to_examples(superglue.WSC_EVAL, WSC) == [expected]
+    assert convert(superglue.WSC_TRAIN, WSC) == [expected]
+    assert convert(superglue.WSC_EVAL, WSC) == [expected]
     wrong = {**WSC, "label": 0}
-    assert to_examples(superglue.WSC_TRAIN, wrong) == []
-    assert to_examples(superglue.WSC_EVAL, wrong) == [{**expected, "label": 0}]
-    (taskless,) = to_examples(superglue.WSC_EVAL, WSC, task_word=False)
+    assert convert(superglue.WSC_TRAIN, wrong) == []
+    assert convert(superglue.WSC_EVAL, wrong) == [{**expected, "label": 0}]
+    (taskless,) = convert(superglue.WSC_EVAL, WSC, task_word=False)
     assert taskless["inputs"] == "Tom met Bob when *he* came."
 
 
@@ -142,11 +149,11 @@ def test_wsc_trains_on_right_referents_only():
     ],
 )
 def test_marked_pronouns(text, index, pronoun, expected):
-    assert superglue.mark_pronoun(text, index, pronoun) == expected
+    assert superglue.mark_pronoun(text, index, pronoun).numpy().decode() == expected
 
 
 def test_a_pronoun_that_is_not_in_the_text():
-    with pytest.raises(ConfigError, match=r"'her' \(span2_text\) is not a word of 'Tom ran there'"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"\(span2_text\) is not a word"):
         superglue.mark_pronoun("Tom ran there", 1, "her")
 
 
@@ -157,17 +164,17 @@ def test_dpr_marks_the_first_occurrence():
         "candidates": ["Tom", "The bee"],
         "label": 0,
     }
-    (example,) = to_examples(superglue.DPR, row)
+    (example,) = convert(superglue.DPR, row)
     assert example["inputs"] == "wsc: The bee stung *him*, and him only, but he (he) left."
     assert (example["targets"], example["candidates"]) == ("Tom", ["Tom", "The bee"])
 
 
 def test_the_diagnostic_sets_are_asked_as_rte():
     row = {"sentence1": "It is hot.", "sentence2": "It is warm.", "label": 0, "idx": 1}
-    (example,) = to_examples(superglue.AXB, row)
+    (example,) = convert(superglue.AXB, row)
     assert example["inputs"] == "rte hypothesis: It is warm. premise: It is hot."
     row = {"premise": "It is hot.", "hypothesis": "It is warm.", "label": -1, "idx": 1}
-    (example,) = to_examples(superglue.AXG, row)
+    (example,) = convert(superglue.AXG, row)
     assert example["inputs"] == "rte hypothesis: It is warm. premise: It is hot."
     assert example["targets"] == "<unk>"
 
@@ -182,12 +189,12 @@ def test_equals_what_t5_makes_of_real_rows(name, shared_dir):
     if spec is superglue.WSC_TRAIN:
         expected = [example for example in expected if example["label"] == 1]
     raw = read(folder / f"{spec.config}.train.raw.jsonl")
-    found = [example for row in raw for example in to_examples(spec, row)]
+    found = convert(spec, *raw)
     for example in found:
         example.pop("entities", None)  # kept for ranking, which T5 does not do
     assert found == expected
     # The original removes the first word with a regular expression.
-    taskless = [e["inputs"] for row in raw for e in to_examples(spec, row, task_word=False)]
+    taskless = [e["inputs"] for e in convert(spec, *raw, task_word=False)]
     assert taskless == [re.sub(r"^\S+ ", "", e["inputs"], count=1) for e in expected]
 
 
@@ -197,49 +204,19 @@ def read(path: Path) -> list[dict]:
 
 def test_rows_without_a_label_have_the_unknown_target():
     row = superglue_rows.ROWS["CB"][0]
-    for unlabelled in (row, {**row, "label": -1}):
-        (example,) = to_examples(superglue.CB, unlabelled)
-        assert example["targets"] == "<unk>"
+    (example,) = convert(superglue.CB, as_tfds(superglue.CB, row))
+    assert example["targets"] == "<unk>"
 
 
-@settings(deadline=None)
-@given(st.sampled_from(LABELLED), st.data())
-def test_label_forms_agree(spec, data):
-    index = data.draw(st.integers(0, len(spec.labels) - 1))
-    assert label_index(spec, index) == index
-    assert label_index(spec, spec.labels[index]) == index
-    if spec.labels == ("False", "True"):
-        assert label_index(spec, bool(index)) == index
-
-
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(st.sampled_from(LABELLED), st.data())
 def test_texts_are_passed_through_unchanged(spec, data):
-    texts = {name: data.draw(st.text()) for name in spec.features}
-    (example,) = to_examples(spec, {**texts, "label": 0})
-    parts = [f"{name}: {text}" for name, text in texts.items()]
-    assert example["inputs"] == " ".join([spec.config, *parts])
-
-
-@pytest.mark.parametrize("label", [3, -2, "maybe", True, None, 1.0])
-def test_impossible_label(label):
-    row = {**superglue_rows.ROWS["CB"][0], "label": label}
-    with pytest.raises(ConfigError, match=r"entailment, contradiction, neutral.*found"):
-        to_examples(superglue.CB, row)
-
-
-@pytest.mark.parametrize("premise", [{}, {"premise": None}, {"premise": 3}])
-def test_missing_or_wrong_feature(premise):
-    with pytest.raises(
-        ConfigError, match=r"a row of super_glue_cb_v102 needs the text .*'premise'"
-    ):
-        to_examples(superglue.CB, {"hypothesis": "x", "label": 0, **premise})
-
-
-@pytest.mark.parametrize("answers", [None, "Ann", [1]])
-def test_a_list_that_is_none(answers):
-    with pytest.raises(ConfigError, match="needs the list of texts 'answers'"):
-        to_examples(superglue.RECORD, {**RECORD, "answers": answers})
+    texts = st.fixed_dictionaries({name: st.text() for name in spec.features})
+    rows = data.draw(st.lists(texts, min_size=1, max_size=20))
+    examples = convert(spec, *({**row, "label": 0} for row in rows))
+    for example, row in zip(examples, rows, strict=True):
+        parts = [f"{name}: {text}" for name, text in row.items()]
+        assert example["inputs"] == " ".join([spec.config, *parts])
 
 
 def test_weights_of_the_mixtures():

@@ -12,6 +12,7 @@ import pytest
 import seqio
 import superglue_rows
 import tensorflow as tf
+from rows_as_examples import convert, plain, signature
 
 from prompt_tuning.tasks import glue, prepare, qa, registry, superglue
 from prompt_tuning.tasks.spec import TaskSpec, to_examples
@@ -46,20 +47,9 @@ def converter(spec: TaskSpec):
     return glue_utils.get_glue_text_preprocessor(Config(spec))
 
 
-def plain(value):
-    """What tf.data gives as plain Python values."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [plain(v) for v in value]
-    if isinstance(value, bytes):
-        return value.decode()
-    return plain(value.tolist()) if hasattr(value, "tolist") else value
-
-
 def compare(spec: TaskSpec, rows: tf.data.Dataset) -> int:
     """Holds our conversion to T5's on all rows; returns how many examples there were."""
-    ours = [e for row in rows.as_numpy_iterator() for e in to_examples(spec, plain(row))]
+    ours = [plain(e) for e in to_examples(rows, spec).as_numpy_iterator()]
     theirs = [plain(e) for e in converter(spec)(rows).as_numpy_iterator()]
     for example in ours:
         example.pop("entities", None)  # kept for ranking
@@ -139,14 +129,6 @@ def random_rows(spec: TaskSpec, chance: random.Random, count: int):
         yield row
 
 
-def signature(value):
-    if isinstance(value, dict):
-        return {key: signature(inner) for key, inner in value.items()}
-    kind = tf.string if isinstance(value, str | list) else tf.float32
-    kind = tf.int32 if isinstance(value, int) else kind
-    return tf.TensorSpec([None] if isinstance(value, list) else [], kind)
-
-
 RANDOM = [
     spec
     for spec in (*superglue.SUPER_GLUE, *glue.TASKS.values(), qa.SQUAD)
@@ -198,7 +180,7 @@ def test_random_dpr():
         plain(e)
         for e in preprocessors.definite_pronoun_resolution_simple(dataset).as_numpy_iterator()
     ]
-    ours = [e for row in rows for e in to_examples(superglue.DPR, row)]
+    ours = convert(superglue.DPR, *rows)
     assert [{k: e[k] for k in ("inputs", "targets")} for e in ours] == theirs
 
 

@@ -14,10 +14,11 @@ import pytest
 import seqio
 import superglue_rows
 import tensorflow as tf
+from plain_conversions import to_examples
+from rows_as_examples import convert, plain
 
 from prompt_tuning.config import ConfigError
-from prompt_tuning.tasks import glue, graph, prepare, qa, registry, superglue
-from prompt_tuning.tasks.spec import TaskSpec, to_examples
+from prompt_tuning.tasks import glue, prepare, qa, registry, superglue
 from prompt_tuning.tasks.vocabulary import load_vocabulary
 from prompt_tuning.world import generator
 
@@ -51,18 +52,6 @@ def pretokenized(example: dict) -> dict[str, str]:
     return {key: example[f"{key}_pretokenized"].decode() for key in ("inputs", "targets")}
 
 
-def plain(value):
-    """What tf.data gives as what the pure functions take and give: texts, numbers and lists."""
-    if isinstance(value, dict):
-        texts = {k: v for k, v in value.items() if f"{k}_pretokenized" not in value}
-        return {k.removesuffix("_pretokenized"): plain(v) for k, v in texts.items()}
-    if isinstance(value, list):
-        return [plain(v) for v in value]
-    if isinstance(value, bytes):
-        return value.decode()
-    return plain(value.tolist()) if hasattr(value, "tolist") else value
-
-
 @pytest.mark.parametrize("name", SUPER_GLUE)
 def test_tf_data_gives_what_the_pure_function_gives(name):
     spec = registry.find_spec(name)
@@ -75,18 +64,6 @@ def test_tf_data_gives_what_the_pure_function_gives(name):
             for example in to_examples(spec, plain(row), task_word="taskless" not in name)
         ]
         assert [plain(example) for example in read(name, split)] == expected
-
-
-def in_graph(spec: TaskSpec, rows: list[dict], task_word: bool = True) -> list[dict]:
-    """The examples of rows with the same fields, in graph mode."""
-
-    def spec_of(value):
-        kind = {int: tf.int32, float: tf.float32}.get(type(value), tf.string)
-        return tf.TensorSpec([None] if isinstance(value, list) else [], kind)
-
-    signature = {key: spec_of(value) for key, value in rows[0].items()}
-    dataset = tf.data.Dataset.from_generator(lambda: rows, output_signature=signature)
-    return [plain(e) for e in graph.to_examples(dataset, spec, task_word).as_numpy_iterator()]
 
 
 def random_text(chance: random.Random, words: list[str], most: int = 8) -> str:
@@ -110,7 +87,7 @@ def test_pronouns_are_marked_alike(task_word):
     ]
     for spec in superglue.WSC:
         expected = [e for row in rows for e in to_examples(spec, row, task_word=task_word)]
-        assert in_graph(spec, rows, task_word) == expected
+        assert convert(spec, *rows, task_word=task_word) == expected
 
 
 def test_highlights_and_answers_are_treated_alike():
@@ -130,7 +107,7 @@ def test_highlights_and_answers_are_treated_alike():
             }
         )
     expected = [e for row in rows for e in to_examples(superglue.RECORD, row)]
-    assert in_graph(superglue.RECORD, rows) == expected
+    assert convert(superglue.RECORD, *rows) == expected
 
 
 def test_markup_is_treated_alike():
@@ -142,7 +119,7 @@ def test_markup_is_treated_alike():
         for _ in range(200)
     ]
     expected = [e for row in rows for e in to_examples(superglue.MULTIRC, row)]
-    assert in_graph(superglue.MULTIRC, rows) == expected
+    assert convert(superglue.MULTIRC, *rows) == expected
 
 
 def test_dpr_is_marked_alike():
@@ -158,7 +135,7 @@ def test_dpr_is_marked_alike():
         for _ in range(300)
     ]
     expected = [e for row in rows for e in to_examples(superglue.DPR, row, task_word=False)]
-    assert in_graph(superglue.DPR, rows, task_word=False) == expected
+    assert convert(superglue.DPR, *rows, task_word=False) == expected
 
 
 def test_similarities_are_rounded_alike():
@@ -168,7 +145,7 @@ def test_similarities_are_rounded_alike():
     rows = [{**texts, "label": score, "idx": i} for i, score in enumerate(scores)]
     spec = glue.TASKS["glue_stsb_v002"]
     expected = [e for row in rows for e in to_examples(spec, row, task_word=False)]
-    assert in_graph(spec, rows, task_word=False) == expected
+    assert convert(spec, *rows, task_word=False) == expected
     assert expected[1]["targets"] in ("0.2", "0.4")
 
 
@@ -185,16 +162,16 @@ def test_questions_are_spaced_alike():
         for i in range(200)
     ]
     expected = [e for row in rows for e in to_examples(qa.MRQA[0], row)]
-    assert in_graph(qa.MRQA[0], rows) == expected
+    assert convert(qa.MRQA[0], *rows) == expected
     nested = [{"id": "x", **row, "answers": {"text": row["answers"]}} for row in rows]
-    (example,) = to_examples(qa.SQUAD, nested[5])
+    (example,) = convert(qa.SQUAD, nested[5])
     assert example == {"id": "x"} | {k: v for k, v in expected[5].items() if k != "idx"}
 
 
 def test_a_pronoun_that_is_not_in_the_text():
     row = {"text": "a b", "span2_index": 1, "span2_text": "he", "span1_text": "a"}
     with pytest.raises(tf.errors.InvalidArgumentError, match=r"\(span2_text\) is not a word"):
-        in_graph(superglue.WSC_EVAL, [{**row, "label": 1, "idx": 0}])
+        convert(superglue.WSC_EVAL, {**row, "label": 1, "idx": 0})
 
 
 def test_rows_without_labels_in_tf_data():
@@ -513,7 +490,7 @@ def test_a_module_that_fails(name, text, message, tmp_path, monkeypatch):
 def test_the_module_for_upstream_registers_on_import(vocabulary_file):
     """In a process of its own: nothing is registered before, and importing `tasks` does not."""
     code = (
-        "from prompt_tuning.data import tasks; assert registry.task_names() == []\n"
+        "from prompt_tuning.tasks import registry; assert registry.task_names() == []\n"
         "import prompt_tuning.tasks.register\n"
         "task = registry.resolve('taskless_super_glue_rte_v102')\n"
         "print(task.output_features['inputs'].vocabulary.sentencepiece_model_file)"

@@ -8,10 +8,10 @@ from __future__ import annotations
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
+import tensorflow as tf
 
 from prompt_tuning.tasks import answers, metrics
-from prompt_tuning.tasks.spec import Example, Row, TaskSpec, kept_index, text_field
+from prompt_tuning.tasks.spec import Example, Row, TaskSpec, each_row, join, kept_index, named_texts
 
 VERSIONS = MappingProxyType({"v002": "1.0.0", "v200": "2.0.0"})
 MNLI = ("entailment", "neutral", "contradiction")
@@ -21,17 +21,14 @@ DUPLICATE = ("not_duplicate", "duplicate")
 TWO = ("sentence1", "sentence2")
 
 
-def similarity(spec: TaskSpec, row: Row, word: str) -> list[Example]:
-    """A pair of sentences and how alike they are, from 0 to 5 in steps of 0.2, as a number.
-
-    Raises:
-      ConfigError: a sentence is missing or not text.
-    """
-    pieces = [word] if word else []
-    for feature in spec.features:
-        pieces += [f"{feature}:", text_field(spec, row, feature)]
-    score = np.round(np.float32(row["label"]) * np.float32(5)) / np.float32(5)
-    return [{**kept_index(row), "inputs": " ".join(pieces), "targets": f"{score:.1f}"}]
+@each_row
+def similarity(spec: TaskSpec, row: Row, word: str) -> Example:
+    """A pair of sentences and how alike they are, from 0 to 5 in steps of 0.2, as a number."""
+    return {
+        **kept_index(row),
+        "inputs": join(word, *named_texts(spec, row)),
+        "targets": tf.as_string(tf.round(row["label"] * 5) / 5, precision=1),
+    }
 
 
 def _glue(config: str, version: str, **columns: Any) -> TaskSpec:

@@ -7,6 +7,7 @@ said with the name of the field.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -147,10 +148,16 @@ def wsc(row: Any, labelled: bool) -> Iterator[Key]:
             raise ConfigError(
                 f"the field 'target.{span}_text' must be in the text, found {words!r}."
             )
-    superglue.mark_pronoun(text.lower(), target.whole("span2_index"), words.lower())
+    if not any(_is_pronoun(word, words.lower()) for word in text.lower().split(" ")):
+        raise ConfigError(f"the pronoun {words!r} (span2_text) is not a word of {text!r}.")
     if labelled or "label" in fields.values:
         fields.label((False, True))
     yield fields.whole("idx")
+
+
+def _is_pronoun(word: str, pronoun: str) -> bool:
+    rest = word[len(pronoun) :]
+    return word.startswith(pronoun) and re.fullmatch(superglue.AFTER_PRONOUN, rest) is not None
 
 
 def _is_span(words: str, text: str, index: int) -> bool:

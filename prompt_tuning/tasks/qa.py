@@ -5,14 +5,16 @@ Section 5 of the paper trains on SQuAD and scores on the sets of MRQA that are o
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from prompt_tuning.config import ConfigError
-from prompt_tuning.tasks import answers, metrics
-from prompt_tuning.tasks.spec import UNLABELLED, Example, Row, TaskSpec, clean, text_field
+import tensorflow as tf
 
-# ASCII punctuation stands free and white space is a single space, in the syntax of re and RE2.
+from prompt_tuning.tasks import answers, metrics
+from prompt_tuning.tasks.spec import UNLABELLED, Example, Row, TaskSpec, clean, each_row, join
+
+# ASCII punctuation stands free and white space is a single space, in RE2's syntax.
 SPACED = ((r"([!-/:-@\[-`{-~])", r" \1 "), (r"[\t\n\f\r ]+", " "))
 COLLAPSED = SPACED[1:]
 
@@ -20,31 +22,21 @@ OUT_OF_DOMAIN = ("bio_asq", "drop", "duo_rc", "race", "relation_extraction", "te
 IN_DOMAIN = ("news_qa", "trivia_qa", "search_qa", "hotpot_qa", "natural_questions")
 
 
-def question(spec: TaskSpec, row: Row, word: str) -> list[Example]:
-    """The question and the text it is about; the target is the first answer, all are kept.
-
-    Raises:
-      ConfigError: a field is missing or of another type.
-    """
-    del word  # T5 has none for these
-    given = row.get("answers")
-    given = given.get("text") if isinstance(given, dict) else given
-    if not isinstance(given, list) or not all(isinstance(answer, str) for answer in given):
-        raise ConfigError(
-            f"a row of {spec.name} needs the list of texts 'answers', found {given!r}."
-        )
-    found = [clean(answer, SPACED) for answer in given]
-    asked, context = (clean(text_field(spec, row, key), SPACED) for key in ("question", "context"))
-    return [
-        {
-            **kept_id(row),
-            "inputs": clean(f"question: {asked} context: {context}", COLLAPSED),
-            "targets": found[0] if found else UNLABELLED,
-            "question": asked,
-            "context": context,
-            "answers": found,
-        }
-    ]
+@each_row
+def question(spec: TaskSpec, row: Row, word: str) -> Example:
+    """The question and the text it is about; the target is the first answer, all are kept."""
+    del spec, word  # T5 has no word for these
+    given = row["answers"]
+    found = clean(given["text"] if isinstance(given, Mapping) else given, SPACED)
+    asked, context = (clean(row[name], SPACED) for name in ("question", "context"))
+    return {
+        **kept_id(row),
+        "inputs": clean(join("question:", asked, "context:", context), COLLAPSED),
+        "targets": tf.concat([found, [UNLABELLED]], axis=0)[0],
+        "question": asked,
+        "context": context,
+        "answers": found,
+    }
 
 
 def kept_id(row: Row) -> Example:

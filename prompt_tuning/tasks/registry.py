@@ -21,8 +21,8 @@ import tensorflow as tf
 from seqio.utils import Feature
 
 from prompt_tuning.config import OFFICIAL_VOCABULARY, ConfigError
-from prompt_tuning.tasks import answers, glue, graph, metrics, qa, superglue
-from prompt_tuning.tasks.spec import TaskSpec
+from prompt_tuning.tasks import answers, glue, metrics, qa, superglue
+from prompt_tuning.tasks.spec import TaskSpec, to_examples
 from prompt_tuning.tasks.vocabulary import lazy_vocabulary, target_vocabulary
 from prompt_tuning.world import generator
 
@@ -153,7 +153,7 @@ def _text_task(
         full_name(spec.name, task_word) + alias,
         source=seqio.TfdsDataSource(spec.source, splits=spec.splits),
         preprocessors=[
-            functools.partial(graph.to_examples, spec=spec, task_word=task_word),
+            functools.partial(to_examples, spec=spec, task_word=task_word),
             seqio.preprocessors.tokenize,
             seqio.CacheDatasetPlaceholder(),
             seqio.preprocessors.append_eos_after_trim,

@@ -1,46 +1,52 @@
 """What a task is: one row of a table, and the conversion of labelled rows that most tasks share.
 
-First station of the data: a raw row, in TFDS' form, becomes examples with `inputs` and `targets` in
+First station of the data: raw rows, in TFDS' form, become examples with `inputs` and `targets` in
 T5's format. The tables are `superglue.py`, `glue.py` and `qa.py`, with the conversions of the odd
-tasks; `tasks/graph.py` runs the same conversions in tf.data.
+tasks.
+
+Conversions are made of TensorFlow's own operations: upstream T5X saves where it stands in a
+dataset, which TensorFlow refuses where a dataset calls back into Python.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from prompt_tuning.config import ConfigError
+import tensorflow as tf
+
 from prompt_tuning.tasks.answers import Postprocess
 from prompt_tuning.tasks.metrics import Metric
 
-Row = Mapping[str, Any]
-Example = dict[str, Any]
+Row = Mapping[str, Any]  # of tensors, as TFDS gives it
+Example = dict[str, Any]  # of tensors
+Convert = Callable[[tf.data.Dataset, "TaskSpec", str], tf.data.Dataset]
 UNLABELLED = "<unk>"  # T5's target of a row that has no answer, as those of the test splits
 
 
-def labelled(spec: TaskSpec, row: Row, word: str) -> list[Example]:
-    """The row as one example whose target is the word of its label.
+def each_row(convert: Callable[[TaskSpec, Row, str], Example]) -> Convert:
+    """The conversion of a dataset every row of which becomes one example."""
 
-    Raises:
-      ConfigError: a feature is missing or not text, or the label is none of the task's.
-    """
-    pieces = [piece for piece in (word,) if piece]
-    for feature, column in zip(spec.features, spec.columns or spec.features, strict=True):
-        pieces += [f"{feature}:", text_field(spec, row, column)]
-    index = label_index(spec, row.get("label", -1))
-    return [
-        {
-            **kept_index(row),
-            "inputs": clean(" ".join(pieces), spec.clean),
-            "targets": UNLABELLED if index == -1 else spec.labels[index],
-        }
-    ]
+    @functools.wraps(convert)
+    def convert_all(dataset: tf.data.Dataset, spec: TaskSpec, word: str) -> tf.data.Dataset:
+        return dataset.map(
+            lambda row: convert(spec, row, word), num_parallel_calls=tf.data.AUTOTUNE
+        )
+
+    return convert_all
 
 
-Convert = Callable[["TaskSpec", Row, str], list[Example]]
+@each_row
+def labelled(spec: TaskSpec, row: Row, word: str) -> Example:
+    """The texts of a row behind their names; the target is the word of its label."""
+    words = tf.constant([UNLABELLED, *spec.labels])  # label -1 is the first one
+    return {
+        **kept_index(row),
+        "inputs": clean(join(word, *named_texts(spec, row)), spec.clean),
+        "targets": tf.gather(words, row["label"] + 1),
+    }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,7 +59,7 @@ class TaskSpec:
     word: str = ""  # with which T5 begins the inputs
     features: tuple[str, ...] = ()  # names in the text, in the order in which T5 joins them
     columns: tuple[str, ...] = ()  # their names in TFDS, where those differ
-    clean: tuple[tuple[str, str], ...] = ()  # (pattern, replacement), in the syntax of re and RE2
+    clean: tuple[tuple[str, str], ...] = ()  # (pattern, replacement), in RE2's syntax
     labels: tuple[str, ...] = ()  # words of the classes, in the order of TFDS' indices
     words: tuple[str, ...] = ()  # what the model answers with, where those are other words
     answers: str = ""  # the key of an example that holds the answers it may choose from
@@ -68,45 +74,27 @@ class TaskSpec:
         return self.source.split(":")[0].partition("/")[2]
 
 
-def to_examples(spec: TaskSpec, row: Row, *, task_word: bool = True) -> list[Example]:
-    """The examples of a row in TFDS' form: one, several, or none.
+def to_examples(
+    dataset: tf.data.Dataset, spec: TaskSpec, *, task_word: bool = True
+) -> tf.data.Dataset:
+    """The examples of rows in TFDS' form; a row may become several, or none.
 
     Without the task word it is the form that the paper trains on: the prompt says which task it
     is. Besides the texts an example holds what T5 keeps of the row for its metrics.
-
-    Raises:
-      ConfigError: a feature is missing or of another type, or the label is none of the task's.
     """
-    return spec.convert(spec, row, spec.word if task_word else "")
+    return spec.convert(dataset, spec, spec.word if task_word else "")
 
 
-def text_field(spec: TaskSpec, row: Row, name: str) -> str:
-    """A field of a row that has to be text.
-
-    Raises:
-      ConfigError: it is not there, or it is something else.
-    """
-    if not isinstance(row.get(name), str):
-        raise ConfigError(
-            f"a row of {spec.name} needs the text field {name!r}, found {row.get(name)!r}; the row "
-            f"has the fields {sorted(row)}."
-        )
-    return row[name]
+def named_texts(spec: TaskSpec, row: Row) -> list[Any]:
+    """The names and texts of a row, in turn, in T5's order."""
+    columns = spec.columns or spec.features
+    pairs = zip(spec.features, columns, strict=True)
+    return [piece for feature, column in pairs for piece in (f"{feature}:", row[column])]
 
 
-def text_list(spec: TaskSpec, row: Row, name: str) -> list[str]:
-    """A field of a row that has to be a list of texts.
-
-    Raises:
-      ConfigError: it is not there, or it is something else.
-    """
-    values = row.get(name)
-    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise ConfigError(
-            f"a row of {spec.name} needs the list of texts {name!r}, found {values!r}; the row has "
-            f"the fields {sorted(row)}."
-        )
-    return values
+def join(*pieces: Any) -> tf.Tensor:
+    """The pieces with a space between them; a task without its word begins with the next piece."""
+    return tf.strings.join(pieces if pieces[0] != "" else pieces[1:], separator=" ")
 
 
 def kept_index(row: Row) -> Example:
@@ -117,30 +105,12 @@ def kept_index(row: Row) -> Example:
     return {} if index is None else {"idx": index}
 
 
-def clean(text: str, rules: tuple[tuple[str, str], ...]) -> str:
+def clean(text: tf.Tensor, rules: Sequence[tuple[str, str]]) -> tf.Tensor:
     r"""The text after all replacements, one after the other.
 
-    >>> clean("a<br>b", ((r"<br>", " "),))
-    'a b'
+    >>> clean(tf.constant("a<br>b"), ((r"<br>", " "),)).numpy()
+    b'a b'
     """
     for pattern, replacement in rules:
-        text = re.sub(pattern, replacement, text)
+        text = tf.strings.regex_replace(text, pattern, replacement)
     return text
-
-
-def label_index(spec: TaskSpec, label: Any) -> int:
-    """The index of a label: TFDS' index (-1 for none), its word, or a boolean for False/True.
-
-    Raises:
-      ConfigError: the label is none of the task's.
-    """
-    if isinstance(label, bool) and spec.labels == ("False", "True"):
-        return int(label)
-    if isinstance(label, str) and label in spec.labels:
-        return spec.labels.index(label)
-    if isinstance(label, int) and not isinstance(label, bool) and -1 <= label < len(spec.labels):
-        return label
-    raise ConfigError(
-        f"the label of a {spec.name} row must be one of {', '.join(spec.labels)}, its index, or -1 "
-        f"for none; found {label!r}."
-    )

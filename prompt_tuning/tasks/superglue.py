@@ -1,4 +1,4 @@
-"""The tasks of SuperGLUE and their mixtures: one table row a task, no TensorFlow.
+"""The tasks of SuperGLUE and their mixtures: one table row a task.
 
 Rows are those of TFDS, texts T5's to the letter. ReCoRD and WSC, which are no classifications in
 T5's form, have conversions of their own here.
@@ -6,11 +6,11 @@ T5's form, have conversions of their own here.
 
 from __future__ import annotations
 
-import re
 from types import MappingProxyType
 from typing import Any
 
-from prompt_tuning.config import ConfigError
+import tensorflow as tf
+
 from prompt_tuning.tasks import answers, metrics
 from prompt_tuning.tasks.spec import (
     UNLABELLED,
@@ -18,9 +18,9 @@ from prompt_tuning.tasks.spec import (
     Row,
     TaskSpec,
     clean,
+    each_row,
+    join,
     kept_index,
-    text_field,
-    text_list,
 )
 
 ENTAILMENT = ("entailment", "not_entailment")
@@ -32,99 +32,111 @@ HIGHLIGHTS = ((r"([.?!\"'])\n@highlight\n", r"\1 "), (r"\n@highlight\n", ". "))
 AFTER_PRONOUN = "(?s)([^0-9A-Za-z\u00c0-\u1fff].*)?"
 
 
-def record(spec: TaskSpec, row: Row, word: str) -> list[Example]:
-    """One example for each answer, in every split; the entities stay, to choose from.
+def record(dataset: tf.data.Dataset, spec: TaskSpec, word: str) -> tf.data.Dataset:
+    """One example for each answer, in every split; the entities stay, to choose from."""
+    return _record_queries(dataset, spec, word).unbatch()
 
-    Raises:
-      ConfigError: a field is missing or of another type.
-    """
-    entities, found = text_list(spec, row, "entities"), text_list(spec, row, "answers")
-    passage = clean(text_field(spec, row, "passage"), HIGHLIGHTS)
-    query = f"query: {text_field(spec, row, 'query')}"
-    pieces = [query, f"entities: {', '.join(entities)}", f"passage: {passage}"]
+
+@each_row
+def _record_queries(spec: TaskSpec, row: Row, word: str) -> Example:
+    """The examples of a query, stacked."""
+    del spec
+    passage = clean(row["passage"], HIGHLIGHTS)
+    entities = tf.strings.reduce_join(row["entities"], separator=", ")
+    found = row["answers"]
+    targets = tf.cond(tf.size(found) > 0, lambda: found, lambda: tf.constant([UNLABELLED]))
     shared = {
         **kept_index(row),
-        "inputs": " ".join([word, *pieces] if word else pieces),
+        "inputs": join(word, "query:", row["query"], "entities:", entities, "passage:", passage),
         "answers": found,
-        "entities": entities,
+        "entities": row["entities"],
     }
-    return [{**shared, "targets": answer} for answer in found or [UNLABELLED]]
+    count = tf.size(targets)
+    copies = {
+        key: tf.broadcast_to(value, tf.concat([[count], tf.shape(value)], axis=0))
+        for key, value in shared.items()
+    }
+    return {**copies, "targets": targets}
 
 
-def wsc(spec: TaskSpec, row: Row, word: str) -> list[Example]:
+@each_row
+def wsc(spec: TaskSpec, row: Row, word: str) -> Example:
     """The text with the pronoun between asterisks; the target is the referent that is offered.
 
     It is the target whether or not it is the right one, which `label` says.
-
-    Raises:
-      ConfigError: a field is missing or of another type, or the pronoun is not in the text.
     """
-    text = text_field(spec, row, "text")
-    marked = mark_pronoun(text, row["span2_index"], text_field(spec, row, "span2_text"))
-    return [
-        {
-            **kept_index(row),
-            "inputs": f"{word} {marked}" if word else marked,
-            "targets": text_field(spec, row, "span1_text"),
-            "label": int(row.get("label", 0)),
-        }
-    ]
+    del spec
+    return {
+        **kept_index(row),
+        "inputs": join(word, mark_pronoun(row["text"], row["span2_index"], row["span2_text"])),
+        "targets": row["span1_text"],
+        "label": row["label"],
+    }
 
 
-def wsc_right(spec: TaskSpec, row: Row, word: str) -> list[Example]:
+def wsc_right(dataset: tf.data.Dataset, spec: TaskSpec, word: str) -> tf.data.Dataset:
     """`wsc`, and nothing of a row whose referent is not the right one: it is no target."""
-    return wsc(spec, row, word) if row.get("label") == 1 else []
+    return wsc(dataset.filter(lambda row: row["label"] == 1), spec, word)
 
 
-def mark_pronoun(text: str, index: int, pronoun: str) -> str:
+def mark_pronoun(
+    text: tf.Tensor | str, index: tf.Tensor | int, pronoun: tf.Tensor | str
+) -> tf.Tensor:
     """The text with asterisks around the pronoun, the word number `index` between single spaces.
 
     In a few rows of WSC punctuation is stuck to the pronoun, or the number is one off: then it is
     the pronoun nearest to the number, set apart from its punctuation, as T5 has these rows.
 
-    >>> mark_pronoun("Tom left when he could.", 3, "he")
-    'Tom left when *he* could.'
-    >>> mark_pronoun("It is good for him, Tom said. ", 4, "him")
-    'It is good for *him* , Tom said.'
+    >>> mark_pronoun("Tom left when he could.", 3, "he").numpy()
+    b'Tom left when *he* could.'
+    >>> mark_pronoun("It is good for him, Tom said. ", 4, "him").numpy()
+    b'It is good for *him* , Tom said.'
 
     Raises:
-      ConfigError: the pronoun is not in the text.
+      tf.errors.InvalidArgumentError: the pronoun is not in the text.
     """
-    words = text.split(" ")
-    places = [i for i, word in enumerate(words) if _is_pronoun(word, pronoun)]
-    if not places:
-        raise ConfigError(f"the pronoun {pronoun!r} (span2_text) is not a word of {text!r}.")
-    place = min(places, key=lambda i: abs(i - index))
-    rest = words[place][len(pronoun) :]
-    repaired = place != index or rest
-    after = [rest, *words[place + 1 :]] if rest else words[place + 1 :]
+    words = tf.strings.split(text, sep=" ")
+    lengths = tf.strings.length(words)
+    rests = tf.strings.substr(words, tf.minimum(tf.strings.length(pronoun), lengths), lengths)
+    begins = words == tf.strings.join([pronoun, rests])
+    fits = begins & tf.strings.regex_full_match(rests, AFTER_PRONOUN)
+    places = tf.where(fits)[:, 0]
+    message = ["the pronoun (span2_text) is not a word of the text: ", pronoun, text]
+    with tf.control_dependencies([tf.debugging.Assert(tf.size(places) > 0, message)]):
+        place = places[tf.argmin(tf.abs(places - tf.cast(index, tf.int64)))]
+    rest = rests[place]
+    after = words[place + 1 :]
+    after = tf.cond(rest == "", lambda: after, lambda: tf.concat([[rest], after], axis=0))
+    before, behind = (
+        tf.strings.reduce_join(part, separator=" ") for part in (words[:place], after)
+    )
     # T5 marks the place with a free-standing X, and every X that stands free is marked with it.
-    blank = " ".join([" ".join(words[:place]), "X", " ".join(after)])
-    marked = blank.replace(" X ", f" *{pronoun}* ")
-    marked = marked.rstrip(" ") if repaired else marked
-    return marked if place else marked[1:]
+    blank = tf.strings.join([before, "X", behind], separator=" ")
+    rewrite = tf.strings.join([" *", tf.strings.regex_replace(pronoun, r"\\", r"\\\\"), "* "])
+    marked = tf.strings.regex_replace(blank, " X ", rewrite)
+    repaired = (rest != "") | (place != tf.cast(index, tf.int64))
+    marked = tf.cond(repaired, lambda: tf.strings.regex_replace(marked, r" +$", ""), lambda: marked)
+    return tf.cond(place == 0, lambda: tf.strings.substr(marked, 1, 2**31 - 1), lambda: marked)
 
 
-def _is_pronoun(word: str, pronoun: str) -> bool:
-    rest = word[len(pronoun) :]
-    return word.startswith(pronoun) and re.fullmatch(AFTER_PRONOUN, rest) is not None
-
-
-def dpr(spec: TaskSpec, row: Row, word: str) -> list[Example]:
+@each_row
+def dpr(spec: TaskSpec, row: Row, word: str) -> Example:
     """A row of Definite Pronoun Resolution in the form of WSC; the candidates stay.
 
     The first occurrence of the pronoun is the one to resolve.
-
-    Raises:
-      ConfigError: a field is missing or of another type.
     """
-    candidates = text_list(spec, row, "candidates")
-    pronoun = re.escape(text_field(spec, row, "pronoun"))
-    sentence = text_field(spec, row, "sentence")
-    marked = re.sub(f" ({pronoun})( |\\.|,)", r" *\1*\2", sentence, count=1)
-    target = candidates[row["label"]] if row.get("label", -1) >= 0 else UNLABELLED
-    inputs = f"{word} {marked}" if word else marked
-    return [{"inputs": inputs, "targets": target, "candidates": candidates}]
+    del spec
+    # RE2 takes letters beyond ASCII as they are, and a backslash before anything else.
+    special = r"([^0-9A-Za-z_\x{80}-\x{10FFFF}])"
+    literal = tf.strings.regex_replace(row["pronoun"], special, r"\\\1")
+    pattern = tf.strings.join([" (", literal, r")( |\.|,)"])
+    marked = tf.strings.regex_replace(row["sentence"], pattern, r" *\1*\2", replace_global=False)
+    targets = tf.concat([[UNLABELLED], row["candidates"]], axis=0)
+    return {
+        "inputs": join(word, marked),
+        "targets": targets[row["label"] + 1],
+        "candidates": row["candidates"],
+    }
 
 
 def _super_glue(config: str, **columns: Any) -> TaskSpec:
