@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prompt_tuning.batches import batching, groups
 from prompt_tuning.config import ConfigError, DataConfig
 from prompt_tuning.tasks import metrics, prepare, registry, task_rows
-from prompt_tuning.tasks.vocabulary import load_vocabulary
+from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 
 LENGTHS = {"inputs": 64, "targets": 16}
 CB = "taskless_super_glue_cb_v102"

@@ -16,8 +16,8 @@ from prompt_tuning.model import t5
 from prompt_tuning.model.loss import loss_fn
 from prompt_tuning.model.products import fit_to
 from prompt_tuning.planning import flops, hlo
-from prompt_tuning.tasks.vocabulary import load_vocabulary
 from prompt_tuning.training import optim, step
+from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 from prompt_tuning.world.generator import demo_rows
 
 OPTIMIZER = OptimizerConfig()

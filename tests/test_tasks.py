@@ -19,7 +19,7 @@ from rows_as_examples import convert, plain
 
 from prompt_tuning.config import ConfigError
 from prompt_tuning.tasks import glue, prepare, qa, registry, superglue
-from prompt_tuning.tasks.vocabulary import load_vocabulary
+from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 from prompt_tuning.world import generator
 
 GIN = Path(__file__).resolve().parents[1] / "gin" / "superglue"

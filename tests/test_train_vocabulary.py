@@ -7,7 +7,7 @@ import sentencepiece
 
 from prompt_tuning import cli
 from prompt_tuning.pretraining import train_vocabulary
-from prompt_tuning.tasks.vocabulary import load_vocabulary
+from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 from prompt_tuning.world import language
 
 TEXTS = list(language.corpus(600, 1))

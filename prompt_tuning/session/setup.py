@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +26,8 @@ from prompt_tuning.prompts import prompt_file
 from prompt_tuning.runtime.prefetch import Ahead
 from prompt_tuning.runtime.replace_folder import local_folder
 from prompt_tuning.tasks import registry, table_rows, task_rows
-from prompt_tuning.tasks import vocabulary as vocabularies
 from prompt_tuning.tasks.eval_task import EvalTask, make_eval_tasks
-from prompt_tuning.vocabularies.identity import vocabulary_identity as vocabulary_fingerprint
+from prompt_tuning.vocabularies.vocabulary import Vocabulary, load_vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +46,7 @@ class Data:
     train: tuple[batching.Rows, ...]
     rates: tuple[float, ...]
     eval_tasks: tuple[EvalTask, ...]
-    vocabulary: Any  # seqio's, of the inputs
+    vocabulary: Vocabulary
     vocabulary_identity: str
     files_identity: str = ""  # of the user's own files, where the rows are from there
 
@@ -161,7 +159,7 @@ def load_data(experiment: Experiment, *, train: bool = True) -> Data:
       ConfigError: a task, its data or its vocabulary is missing or does not fit.
     """
     config = experiment.data
-    vocabulary = vocabularies.load_vocabulary(config.vocabulary)
+    vocabulary = load_vocabulary(config.vocabulary)
     check_vocabulary_size(vocabulary, experiment)
     if train and len(config.names) != 1:
         raise ConfigError(
@@ -181,12 +179,12 @@ def load_data(experiment: Experiment, *, train: bool = True) -> Data:
         rates=tuple(rates),
         eval_tasks=make_eval_tasks(loaded, experiment.eval),
         vocabulary=vocabulary,
-        vocabulary_identity=vocabulary_identity(config.vocabulary),
+        vocabulary_identity=vocabulary.sha256,
         files_identity=table_rows.files_identity(config.files),
     )
 
 
-def check_vocabulary_size(vocabulary: Any, experiment: Experiment) -> None:
+def check_vocabulary_size(vocabulary: Vocabulary, experiment: Experiment) -> None:
     """Raises ConfigError when the model has no embeddings for some of the ids."""
     if vocabulary.vocab_size > experiment.model.num_embeddings:
         raise ConfigError(
@@ -198,7 +196,7 @@ def check_vocabulary_size(vocabulary: Any, experiment: Experiment) -> None:
 
 def vocabulary_identity(spec: str) -> str:
     """What a prompt remembers of its vocabulary."""
-    return vocabulary_fingerprint(vocabularies.read_model(spec))
+    return load_vocabulary(spec).sha256
 
 
 def first_prompt(

@@ -19,7 +19,8 @@ from prompt_tuning.tasks import answers, metrics, registry
 from prompt_tuning.tasks.spec import UNLABELLED
 from prompt_tuning.tasks.table_rows import EVAL, TRAIN, as_columns, load_split
 from prompt_tuning.tasks.table_scores import exact_match_and_f1, macro_f1
-from prompt_tuning.tasks.vocabulary import lazy_vocabulary, target_vocabulary
+from prompt_tuning.tasks.vocabulary import seqio_vocabulary, target_vocabulary
+from prompt_tuning.vocabularies.vocabulary import Vocabulary
 
 # The task that `register_files` added last: the only state of this module.
 _ours: list[seqio.Task] = []
@@ -54,7 +55,7 @@ def register_files(config: DataConfig) -> None:
 
 def _make_task(config: DataConfig) -> seqio.Task:
     name, files = config.file_task_name, config.files
-    found = lazy_vocabulary(config.vocabulary)
+    found = seqio_vocabulary(config.vocabulary)
     targets = target_vocabulary(found, config.sentinel_targets)
 
     def rows(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
@@ -103,7 +104,7 @@ def _postprocess(
 
 
 def check_label_words(
-    words: Sequence[str], vocabulary: seqio.Vocabulary, lengths: Mapping[str, int]
+    words: Sequence[str], vocabulary: Vocabulary, lengths: Mapping[str, int]
 ) -> None:
     """Returns when the model can write every word, and tell it from the others.
 

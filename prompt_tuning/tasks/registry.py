@@ -23,7 +23,7 @@ from seqio.utils import Feature
 from prompt_tuning.config import OFFICIAL_VOCABULARY, ConfigError
 from prompt_tuning.tasks import answers, glue, metrics, qa, superglue
 from prompt_tuning.tasks.spec import TaskSpec, to_examples
-from prompt_tuning.tasks.vocabulary import lazy_vocabulary, target_vocabulary
+from prompt_tuning.tasks.vocabulary import seqio_vocabulary, target_vocabulary
 from prompt_tuning.world import generator
 
 Provider = seqio.Task | seqio.Mixture
@@ -60,7 +60,7 @@ def register(
     }
     if settings == _settings and all(_is_registered(ours) for ours in _ours):
         return
-    loaded = lazy_vocabulary(vocabulary)  # may fail: before anything is changed
+    loaded = seqio_vocabulary(vocabulary)  # may fail: before anything is changed
     _keep_accelerators_for_jax()
     _point_tfds_at(tfds_data_dir)
     _remove_ours()
@@ -77,7 +77,7 @@ def ensure_registered() -> None:
     if not _ours:
         vocabulary = os.environ.get("PROMPT_TUNING_VOCABULARY", OFFICIAL_VOCABULARY)
         _keep_accelerators_for_jax()
-        _add_all(lazy_vocabulary(vocabulary))
+        _add_all(seqio_vocabulary(vocabulary))
 
 
 def _registry(provider: Provider) -> Any:

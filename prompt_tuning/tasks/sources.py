@@ -19,6 +19,7 @@ import tensorflow_datasets as tfds
 
 from prompt_tuning.config import ConfigError
 from prompt_tuning.tasks.vocabulary import first_line, same_vocabulary
+from prompt_tuning.vocabularies.vocabulary import Vocabulary
 
 TFDS_BUCKET = "https://storage.googleapis.com/tfds-data"  # where TFDS looks for prepared data
 TIMEOUT_SECONDS = 10
@@ -166,7 +167,7 @@ def read_tfds(name: str, split: str, field: str, directory: str | None) -> Itera
         yield row[field].decode("utf-8", errors="replace")
 
 
-def read_text_task(task: Any, split: str, vocabulary: seqio.Vocabulary) -> Iterator[list[int]]:
+def read_text_task(task: Any, split: str, vocabulary: Vocabulary) -> Iterator[list[int]]:
     """The tokens of a task that gives text as `targets`, whole and without EOS, row by row.
 
     Raises:

@@ -31,10 +31,10 @@ from prompt_tuning.tasks.sources import check_source, has_split
 from prompt_tuning.tasks.spec import UNLABELLED
 from prompt_tuning.tasks.vocabulary import (
     first_line,
-    load_vocabulary,
     read_vocabulary,
     same_vocabulary,
 )
+from prompt_tuning.vocabularies.vocabulary import Vocabulary, load_vocabulary
 
 
 def load_rows(
@@ -42,7 +42,7 @@ def load_rows(
     split: str,
     lengths: Lengths,
     *,
-    vocabulary: seqio.Vocabulary | None = None,
+    vocabulary: Vocabulary | None = None,
     limit: int | None = None,
 ) -> Rows:
     """The rows of a split, tokenised and cut to `lengths`: unshuffled, one epoch.
@@ -83,7 +83,7 @@ def load_rows(
     )
 
 
-def _check_vocabularies(task: seqio.Task, vocabulary: seqio.Vocabulary | None) -> None:
+def _check_vocabularies(task: seqio.Task, vocabulary: Vocabulary | None) -> None:
     for key in ("inputs", "targets"):
         if key not in task.output_features:
             raise ConfigError(
@@ -155,7 +155,7 @@ def _is_cut(feature: Feature, example: Mapping[str, Any], key: str, length: int)
 
 
 def load_training_rows(
-    name: str, split: str, lengths: Lengths, *, vocabulary: seqio.Vocabulary | None = None
+    name: str, split: str, lengths: Lengths, *, vocabulary: Vocabulary | None = None
 ) -> tuple[list[Rows], list[float]]:
     """Rows and rates of everything that a task or mixture trains on.
 
