@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 
 from prompt_tuning.config import ConfigError
 from prompt_tuning.tasks import prepare
-from prompt_tuning.tasks.official import RELEASE
+from prompt_tuning.tasks.prepare import RELEASE
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from prompt_tuning.model import sharding
 from prompt_tuning.prompts import prompt_file
 from prompt_tuning.runtime.prefetch import Ahead
 from prompt_tuning.runtime.replace_folder import local_folder
-from prompt_tuning.tasks import registry, table_rows, task_rows
+from prompt_tuning.tasks import file_examples, registry, task_rows
 from prompt_tuning.tasks.eval_task import EvalTask, make_eval_tasks
 from prompt_tuning.vocabularies.vocabulary import Vocabulary, load_vocabulary
 
@@ -180,7 +180,7 @@ def load_data(experiment: Experiment, *, train: bool = True) -> Data:
         eval_tasks=make_eval_tasks(loaded, experiment.eval),
         vocabulary=vocabulary,
         vocabulary_identity=vocabulary.sha256,
-        files_identity=table_rows.files_identity(config.files),
+        files_identity=file_examples.files_identity(config.files),
     )
 
 

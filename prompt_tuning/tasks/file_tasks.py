@@ -16,9 +16,9 @@ from seqio.utils import Feature
 
 from prompt_tuning.config import ConfigError, DataConfig
 from prompt_tuning.tasks import answers, metrics, registry
+from prompt_tuning.tasks.file_examples import EVAL, TRAIN, as_columns, load_split
+from prompt_tuning.tasks.metrics import exact_match_and_f1, macro_f1
 from prompt_tuning.tasks.spec import UNLABELLED
-from prompt_tuning.tasks.table_rows import EVAL, TRAIN, as_columns, load_split
-from prompt_tuning.tasks.table_scores import exact_match_and_f1, macro_f1
 from prompt_tuning.tasks.vocabulary import seqio_vocabulary, target_vocabulary
 from prompt_tuning.vocabularies.vocabulary import Vocabulary
 

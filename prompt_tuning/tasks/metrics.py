@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import re
 import string
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -151,6 +152,48 @@ def spearman_corrcoef(targets: Sequence[float], predictions: Sequence[float]) ->
     from scipy.stats import spearmanr
 
     return {"spearman_corrcoef": 100.0 * float(spearmanr(targets, predictions).statistic)}  # type: ignore
+
+
+# Of the user's own files ----------------------------------------------------------------------
+
+
+def macro_f1(num_classes: int) -> Metric:
+    """The unweighted mean of the classes' F1; an answer that is no label counts as a miss."""
+    mean_f1 = mean_multiclass_f1(num_classes)
+
+    def macro(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
+        return {"macro_f1": next(iter(mean_f1(targets, predictions).values()))}
+
+    return macro
+
+
+def exact_match_and_f1(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+    """The share of answers that are the target, and the mean F1 of their words.
+
+    Only what SentencePiece itself does away with is not counted: forms of one character, and how
+    much white space there is.
+
+    >>> exact_match_and_f1(["in the hall", "a b"], ["in  the hall", "b c"])
+    {'exact_match': 50.0, 'f1': 75.0}
+    """
+    pairs = [(_words(t), _words(p)) for t, p in zip(targets, predictions, strict=True)]
+    exact = sum(target == prediction for target, prediction in pairs)
+    overlap = sum(_overlap(target, prediction) for target, prediction in pairs)
+    return {"exact_match": 100.0 * exact / len(pairs), "f1": 100.0 * overlap / len(pairs)}
+
+
+def _words(text: str) -> list[str]:
+    return unicodedata.normalize("NFKC", text).split()
+
+
+def _overlap(target: list[str], prediction: list[str]) -> float:
+    if not target or not prediction:
+        return float(target == prediction)
+    common = (collections.Counter(target) & collections.Counter(prediction)).total()
+    return 2 * common / (len(target) + len(prediction))
+
+
+# The answer that any prompt has to beat ---------------------------------------------------------
 
 
 def majority_predictions(targets: Sequence[T], count: int) -> list[T]:

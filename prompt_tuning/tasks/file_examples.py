@@ -11,13 +11,13 @@ import functools
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import string
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prompt_tuning.config.parts import ConfigError, FileTask, label_key
-from prompt_tuning.tasks.table_files import Row, read_rows, text_of, value_of
-from prompt_tuning.tasks.template import fill_template, parse_template
+from prompt_tuning.tasks.file_reader import Row, read_rows, text_of, value_of
 
 TRAIN, EVAL = "train", "validation"
 SHOWN = 5  # values of a list in a message
@@ -108,6 +108,51 @@ def _refuse_unlabelled(rows: Sequence[Row], config: FileTask) -> None:
         f"{rows[0].where}: the field {config.target_field!r} (TARGET_FIELD) is empty{more}; a row "
         "to train on needs an answer. Rows without one can be answered with `t5x infer`."
     )
+
+
+# INPUT_TEMPLATE: the names of fields in braces, as Python's `str.format` writes them ----------
+
+USAGE = "Such as 'review: {text}'; a brace itself is written {{ or }}."
+
+
+def parse_template(template: str) -> list[tuple[str, str | None]]:
+    """Pairs (literal text, name of the field that follows it, or None at the end).
+
+    >>> parse_template("q: {question} {{}}")
+    [('q: ', 'question'), (' {', None), ('}', None)]
+
+    Raises:
+      ConfigError: a brace is left open, or no field is named.
+    """
+    try:
+        found = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ConfigError(f"INPUT_TEMPLATE = {template!r}: {error}. {USAGE}") from error
+    for _, name, form, conversion in found:
+        if form or conversion:
+            mark = f"!{conversion}" if conversion else f":{form}"
+            raise ConfigError(
+                f"INPUT_TEMPLATE = {template!r}: {{{name}{mark}}} asks for a format; only names "
+                f"of fields are filled in. {USAGE}"
+            )
+        if name == "":
+            raise ConfigError(f"INPUT_TEMPLATE = {template!r}: {{}} names no field. {USAGE}")
+    parts = [(literal, name) for literal, name, _, _ in found]
+    if not any(name for _, name in parts):
+        raise ConfigError(
+            f"INPUT_TEMPLATE = {template!r} names no field, so every row would be the same text. "
+            f"{USAGE}"
+        )
+    return parts
+
+
+def fill_template(parts: list[tuple[str, str | None]], text: Callable[[str], str]) -> str:
+    """The template with what `text` gives for each field; braces in it stay as they are.
+
+    >>> fill_template(parse_template("q: {question}"), {"question": "why {x}?"}.__getitem__)
+    'q: why {x}?'
+    """
+    return "".join(literal + (text(name) if name else "") for literal, name in parts)
 
 
 # Labels -----------------------------------------------------------------------------------------
