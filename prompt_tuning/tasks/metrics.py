@@ -1,4 +1,4 @@
-"""T5's metrics under T5's names, in per cent, and the answer that any prompt has to beat.
+"""T5's metrics under T5's names, in per cent, those of own files, and the majority class.
 
 Metrics take targets and predictions as `answers.py` makes them and as seqio passes them; the table
 of a task (`superglue.py`, `glue.py`, `qa.py`) says which ones it has.
@@ -102,10 +102,10 @@ def squad(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -> dict[
     """
     exact, overlap = [], []
     for answers, prediction in zip(targets, predictions, strict=True):
-        given = _normal(prediction)
+        predicted = _normal(prediction)
         wanted = [_normal(answer) for answer in answers]
-        exact.append(max((float(given == answer) for answer in wanted), default=0.0))
-        overlap.append(max((_word_f1(answer, given) for answer in wanted), default=0.0))
+        exact.append(max((float(predicted == answer) for answer in wanted), default=0.0))
+        overlap.append(max((_word_f1(answer, predicted) for answer in wanted), default=0.0))
     return {"em": 100.0 * float(np.mean(exact)), "f1": 100.0 * float(np.mean(overlap))}
 
 
@@ -114,12 +114,12 @@ def _normal(answer: str) -> str:
     return " ".join(re.sub(r"\b(?:a|an|the)\b", " ", bare).split())
 
 
-def _word_f1(answer: str, given: str) -> float:
-    wanted, found = answer.split(), given.split()
-    common = (collections.Counter(wanted) & collections.Counter(found)).total()
+def _word_f1(answer: str, prediction: str) -> float:
+    wanted, predicted = answer.split(), prediction.split()
+    common = (collections.Counter(wanted) & collections.Counter(predicted)).total()
     if common == 0:
         return 0.0
-    precision, recall = common / len(found), common / len(wanted)
+    precision, recall = common / len(predicted), common / len(wanted)
     return 2 * precision * recall / (precision + recall)
 
 
@@ -130,7 +130,8 @@ def record_squad(
     first: dict[Any, tuple[Sequence[str], str]] = {}
     for target, prediction in zip(targets, predictions, strict=True):
         first.setdefault(target["group"], (target["value"], prediction["value"]))
-    return squad([answers for answers, _ in first.values()], [given for _, given in first.values()])
+    queries = first.values()
+    return squad([answers for answers, _ in queries], [text for _, text in queries])
 
 
 def matthews_corrcoef(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
@@ -141,14 +142,14 @@ def matthews_corrcoef(targets: Sequence[Any], predictions: Sequence[Any]) -> dic
 
 
 def pearson_corrcoef(targets: Sequence[float], predictions: Sequence[float]) -> dict[str, float]:
-    """Pearson's correlation; not a number where all predictions are the same."""
+    """Pearson's correlation; NaN if all predictions are equal."""
     from scipy.stats import pearsonr
 
     return {"pearson_corrcoef": 100.0 * float(pearsonr(targets, predictions).statistic)}  # type: ignore
 
 
 def spearman_corrcoef(targets: Sequence[float], predictions: Sequence[float]) -> dict[str, float]:
-    """Spearman's correlation; not a number where all predictions are the same."""
+    """Spearman's correlation; NaN if all predictions are equal."""
     from scipy.stats import spearmanr
 
     return {"spearman_corrcoef": 100.0 * float(spearmanr(targets, predictions).statistic)}  # type: ignore

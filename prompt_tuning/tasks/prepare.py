@@ -36,7 +36,7 @@ class File(NamedTuple):
     """One file of the release."""
 
     path: Path
-    shown: str  # as messages name it, though it may lie unpacked elsewhere
+    shown: str  # its name in messages: of an unpacked file, that in the archive
 
 
 Files = Mapping[str, File]  # by split
@@ -44,16 +44,16 @@ Files = Mapping[str, File]  # by split
 
 @dataclasses.dataclass(frozen=True)
 class PreparedTask:
-    """What became of one task; as a string, the line that the command prints."""
+    """The result for one task; as a string, the line that the command prints."""
 
     task: str  # the configuration in TFDS
     directory: Path
     rows: dict[str, int]  # by split
-    kept: bool  # the directory was there before and has not been touched
+    existed: bool  # the directory was there before and is unchanged
     files: Files
 
     def __str__(self) -> str:
-        if self.kept:
+        if self.existed:
             return f"{self.task}: {self.directory} is there already and was kept; delete it to redo"
         counts = ", ".join(f"{split} {n}" for split, n in self.rows.items())
         expected = _names(self.task)
@@ -69,7 +69,7 @@ class PreparedTask:
 def prepare_superglue(
     jsonl_dir: str | os.PathLike[str], tfds_data_dir: str | os.PathLike[str]
 ) -> list[PreparedTask]:
-    """Makes a TFDS directory of the release in `jsonl_dir`, and says what of.
+    """Writes a TFDS directory of the release in `jsonl_dir`; returns what it has prepared.
 
     A task is a folder (`BoolQ/train.jsonl`, `val.jsonl`, `test.jsonl`) or the archive of it
     (`BoolQ.zip`). Tasks and splits that are not there are skipped. All rows are checked before
@@ -86,9 +86,9 @@ def prepare_superglue(
         )
     source, target = Path(jsonl_dir), Path(tfds_data_dir)
     with tempfile.TemporaryDirectory(prefix="superglue-") as unpacked:
-        found = {task: _find(source, task, Path(unpacked)) for task in RELEASE}
-        found = {task: files for task, files in found.items() if files}
-        if not found:
+        release = {task: _find(source, task, Path(unpacked)) for task in RELEASE}
+        release = {task: files for task, files in release.items() if files}
+        if not release:
             names = ", ".join(dict.fromkeys(official.folder for official in RELEASE.values()))
             raise ConfigError(
                 f"--jsonl_dir: none of the folders {names} with a train.jsonl, val.jsonl or "
@@ -97,10 +97,10 @@ def prepare_superglue(
             )
         counts = {
             task: {split: _check(file, task, split) for split, file in files.items()}
-            for task, files in found.items()
+            for task, files in release.items()
         }
         prepared = []
-        for task, files in found.items():
+        for task, files in release.items():
             try:
                 prepared.append(_prepare(task, files, target, counts[task]))
             except OSError as error:
@@ -187,7 +187,7 @@ def _rows(file: File) -> Iterator[tuple[int, dict[str, Any]]]:
 def _prepare(task: str, files: Files, target: Path, rows: dict[str, int]) -> PreparedTask:
     final = target / "super_glue" / task / VERSION
     if final.exists():
-        return PreparedTask(task, final, rows, kept=True, files=files)
+        return PreparedTask(task, final, rows, existed=True, files=files)
     final.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".prepare-", dir=target) as staging:
         builder = _local_builder(files)(config=task, version=VERSION, data_dir=staging)
@@ -196,7 +196,7 @@ def _prepare(task: str, files: Files, target: Path, rows: dict[str, int]) -> Pre
                 download_config=tfds.download.DownloadConfig(try_download_gcs=False)
             )
         os.rename(builder.data_dir, final)
-    return PreparedTask(task, final, rows, kept=False, files=files)
+    return PreparedTask(task, final, rows, existed=False, files=files)
 
 
 @contextlib.contextmanager
@@ -243,9 +243,9 @@ class Official:
 
 
 class Fields:
-    """The fields of a JSON object, each asked for with what it has to be.
+    """The fields of a JSON object, each read as a type.
 
-    Raises ConfigError from every method: the field is missing, or something else.
+    Every method raises ConfigError if the field is missing or of another type.
     """
 
     def __init__(self, values: Any, path: str = "") -> None:
@@ -255,8 +255,8 @@ class Fields:
         self.values, self.path = values, path
 
     def _bad(self, name: str, wanted: str) -> ConfigError:
-        found = self.values.get(name)
-        return ConfigError(f"the field {self._where(name)!r} must be {wanted}, found {found!r}.")
+        value = self.values.get(name)
+        return ConfigError(f"the field {self._where(name)!r} must be {wanted}, found {value!r}.")
 
     def _where(self, name: str) -> str:
         return f"{self.path}.{name}" if self.path else name

@@ -1,7 +1,7 @@
 """Whether the rows of a task are there: the split, the TFDS directory, the network.
 
-`features.load_rows` asks before it reads, so that what is missing is said in one sentence, in
-seconds, with the cure; TFDS by itself retries for minutes.
+`task_rows.load_rows` checks before it reads, so that missing data is one error with its cure,
+within seconds. TFDS by itself retries for minutes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ TIMEOUT_SECONDS = 10
 
 
 def check_source(task: seqio.Task, split: str) -> None:
-    """Returns when the split of the task can be read; downloads a TFDS dataset where it has to.
+    """Checks that the split of the task can be read; downloads a TFDS dataset if it has to.
 
     Raises:
       ConfigError: the data is not there and cannot be had, or it has no such split.
@@ -40,7 +40,7 @@ def check_source(task: seqio.Task, split: str) -> None:
 
 
 def has_split(task: seqio.Task, split: str) -> bool:
-    """Whether a task has the split; downloads a TFDS dataset where it has to, to know.
+    """Whether a task has the split; downloads a TFDS dataset to know, if it has to.
 
     Raises:
       ConfigError: the data is not there and cannot be had.
