@@ -1,7 +1,7 @@
 """Hugging Face's vocabularies: a tokenizer.json becomes the SentencePiece model it was made of.
 
-T5 was trained with SentencePiece, so its ids are SentencePiece's; the library that reads these
-files elsewhere departs from them in places (docs/prompts.md names them). `vocabulary.py` comes
+T5 was trained with SentencePiece, so its ids are SentencePiece's. Hugging Face's own library gives
+other ids in places (docs/prompts.md lists them). `vocabulary.py` comes
 here first.
 """
 
@@ -21,7 +21,7 @@ from prompt_tuning.config import ConfigError
 
 _SPECIAL = ("<pad>", "</s>", "<unk>")
 _SENTINEL = re.compile("\u2581?(<extra_id_[0-9]+>)")
-# What SentencePiece does itself, in its normalizer: pieces of a tokenizer.json that say the same.
+# Steps of a tokenizer.json that SentencePiece's own normalizer performs.
 _NORMALIZERS = {"Precompiled", "Replace", "Strip", "Prepend"}
 _PRE_TOKENIZERS = {"WhitespaceSplit", "Metaspace"}
 # protobuf makes the class when it is imported: type checkers do not see it.
@@ -29,7 +29,7 @@ ModelProto: Any = getattr(sentencepiece_model_pb2, "ModelProto")  # noqa: B009
 
 
 def is_tokenizer_json(data: bytes) -> bool:
-    """Whether the contents of a file are JSON; a SentencePiece model begins with a newline."""
+    """Whether a file's contents are JSON; a SentencePiece model begins with a newline."""
     return data[:1] == b"{" or data.lstrip()[:1] == b"{"
 
 
@@ -140,10 +140,10 @@ def _steps(
     if part is None:
         return []
     steps = list(part[several]) if part["type"] == "Sequence" else [part]
-    strange = [step["type"] for step in steps if step["type"] not in known]
-    if strange:
+    others = [step["type"] for step in steps if step["type"] not in known]
+    if others:
         raise ConfigError(
             f"VOCABULARY: {where} treats text in a way that T5's SentencePiece does not: "
-            f"{', '.join(strange)}. Give the SentencePiece model (spiece.model) if there is one."
+            f"{', '.join(others)}. Give the SentencePiece model (spiece.model) if there is one."
         )
     return steps

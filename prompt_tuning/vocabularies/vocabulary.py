@@ -54,7 +54,7 @@ class Vocabulary(Protocol):
 
     @property
     def sha256(self) -> str:
-        """The hash by which a prompt remembers its vocabulary."""
+        """The fingerprint of the vocabulary that a prompt stores."""
         ...
 
     def encode(self, text: str) -> list[int]:
@@ -62,11 +62,11 @@ class Vocabulary(Protocol):
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids up to the first end-of-sequence; padding is nothing."""
+        """The text of ids up to the first end-of-sequence; padding is left out."""
         ...
 
     def piece(self, number: int) -> str:
-        """What one id stands for, as its vocabulary writes it."""
+        """The piece of an id."""
         ...
 
 
@@ -105,7 +105,7 @@ class SentencePieceVocabulary:
         return self.processor.decode(_until(self.eos_id, known))
 
     def piece(self, number: int) -> str:
-        """What one id stands for; a word begins with \u2581."""
+        """The piece of an id; a word begins with \u2581."""
         return self.processor.id_to_piece(number)
 
 
@@ -126,14 +126,14 @@ class ByteVocabulary:
         return [byte + _SPECIAL_IDS for byte in text.encode("utf-8")]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids up to the first end-of-sequence; what is no UTF-8 is left out.
+        """The text of ids up to the first end-of-sequence; bytes that are not UTF-8 are left out.
 
         >>> ByteVocabulary().decode([107, 198, 172, 258, 0, 1, 107])
         'hé'
         """
         values = [int(i) - _SPECIAL_IDS for i in _until(self.eos_id, list(ids))]
-        kept = bytes(value for value in values if 0 <= value < _BYTES)
-        return kept.decode("utf-8", errors="ignore")
+        data = bytes(value for value in values if 0 <= value < _BYTES)
+        return data.decode("utf-8", errors="ignore")
 
     def piece(self, number: int) -> str:
         """The byte, as a character where ASCII prints it.
@@ -169,17 +169,17 @@ def find_vocabulary(spec: str) -> str:
     for name in (*_MODELS, _JSON):
         if (folder / name).is_file():
             return str(folder / name)
-    found = ""
+    kind = ""
     if (folder / _CONFIG).is_file():
-        found = str(
+        kind = str(
             parse_json((folder / _CONFIG).read_bytes(), folder / _CONFIG).get("tokenizer_class")
         )
-        if found.removesuffix("Fast") == "ByT5Tokenizer":
+        if kind.removesuffix("Fast") == "ByT5Tokenizer":
             return BYTES
-    said = f" Its {_CONFIG} names {found}." if found else ""
+    names = f" Its {_CONFIG} names {kind}." if kind else ""
     raise ConfigError(
         f"VOCABULARY: the folder {spec!r} cannot be read: it holds none of "
-        f"{', '.join((*_MODELS, _JSON))}, and no {_CONFIG} of ByT5's.{said} VOCABULARY is a "
+        f"{', '.join((*_MODELS, _JSON))}, and no {_CONFIG} of ByT5's.{names} VOCABULARY is a "
         f"Hugging Face folder of a T5, the path of a SentencePiece model, '{BYTES}' or '{TINY}'."
     )
 
@@ -188,7 +188,7 @@ def load_vocabulary(spec: str) -> Vocabulary:
     """The vocabulary that VOCABULARY names: 'bytes', 'tiny', a SentencePiece model by path, or a
     folder or a tokenizer.json of Hugging Face's.
 
-    T5's 100 sentinels are added where the model does not bring them along.
+    T5's 100 sentinels are added if the model has none.
 
     Raises:
       ConfigError: the model cannot be read, or is none.
@@ -201,7 +201,8 @@ def load_vocabulary(spec: str) -> Vocabulary:
         data, file = to_sentencepiece(data, path), ""
     try:
         model = ModelProto.FromString(data)
-        # Cut between two pieces it is a valid model, with fewer pieces: this stands behind them.
+        # A file cut between two pieces is a valid model with fewer pieces. The trainer's spec
+        # comes after the pieces, so it shows that the file is whole.
         if not model.HasField("trainer_spec"):
             raise RuntimeError("the file ends too early")
         extra_ids = _add_sentinels(model)
@@ -216,7 +217,7 @@ def load_vocabulary(spec: str) -> Vocabulary:
 
 
 def _add_sentinels(model: Any) -> int:
-    """How many sentinels it has appended, the first one last: none where the model has them.
+    """The number of sentinels appended, the first sentinel last; 0 if the model has them.
 
     The official file (cc_all.32000.100extra) has them; copies of the 32,000 plain pieces do not.
     """
@@ -250,7 +251,7 @@ def _read_remote(url: str) -> bytes:
         data = open_folder(folder).read(name)
         reason = "there is no such file"
     except ConfigError as error:
-        # TensorStore's own words, without the details in brackets behind them.
+        # TensorStore's message without the details in brackets.
         data, reason = None, re.split(r" \[", str(error.__cause__ or error))[0]
     if data is not None:
         return data
