@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from prompt_tuning.config import PromptConfig  # noqa: E402
+from prompt_tuning.model.device import choose_device  # noqa: E402
 from prompt_tuning.runtime import memory, threads
 
 STARTED = time.perf_counter()
@@ -30,12 +32,11 @@ from prompt_tuning.config import (  # noqa: E402
     Experiment,
     ModelConfig,
     OptimizerConfig,
-    PromptConfig,
     TrainConfig,
 )
 from prompt_tuning.model import sharding, t5  # noqa: E402
 from prompt_tuning.planning import flops  # noqa: E402
-from prompt_tuning.training import optim, step  # noqa: E402
+from prompt_tuning.training import step  # noqa: E402
 
 
 def experiment(workload: Workload) -> Experiment:
@@ -94,10 +95,11 @@ def prepare(workload: Workload) -> Prepared:
     if mesh.size != workload.devices:
         raise SystemExit(f"JAX has {mesh.size} devices, and {workload.devices} are to be measured")
     prompt = np.zeros((workload.prompt, config.embed_dim), np.float32)
-    optimizer = optim.make_optimizer(OptimizerConfig(), optim.PROMPT_RULES)
-    state = step.init_state({"prompt": sharding.replicate(prompt, mesh)}, optimizer, 0)
+    model = t5.T5(config, choose_device(config, mesh.devices.flat))
+    recipe = step.make_recipe(model, PromptConfig(), OptimizerConfig(), TrainConfig())
+    state = step.init_state({"prompt": sharding.replicate(prompt, mesh)}, recipe.optimizer, 0)
     state = jax.device_put(state, sharding.replicated(mesh))
-    programs = step.compile_step(config, TrainConfig(), optimizer, state)
+    programs = step.compile_step(recipe, state)
     return Prepared(config, mesh, programs, state, make_backbone(config, mesh))
 
 
@@ -134,7 +136,7 @@ def run(workload: Workload) -> dict[str, Any]:
     def one(number: int) -> None:
         nonlocal state
         placed = place(batches(workload, number), prepared)
-        state, metrics = step.run_step(prepared.programs, state, prepared.frozen, placed)
+        state, metrics = step.train_step(prepared.programs, state, prepared.frozen, placed)
         jax.block_until_ready(metrics)
 
     found = measure(workload, one, STARTED, lambda number: shapes(workload, number))

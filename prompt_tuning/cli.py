@@ -27,9 +27,9 @@ from prompt_tuning.commands import (  # noqa: E402
     plan,
     prompts,
     runs,
-    safety,
     submit,
-    world,
+    verify,
+    vocabulary,
 )
 from prompt_tuning.config import ConfigError  # noqa: E402
 from prompt_tuning.runtime import guard  # noqa: E402
@@ -37,17 +37,17 @@ from prompt_tuning.runtime import guard  # noqa: E402
 COMMANDS = {
     **runs.COMMANDS,
     **plan.COMMANDS,
-    **world.COMMANDS,
+    **vocabulary.COMMANDS,
     **prompts.COMMANDS,
     **backbones.COMMANDS,
     **data.COMMANDS,
-    **safety.COMMANDS,
+    **verify.COMMANDS,
     **submit.COMMANDS,
 }
 EXAMPLES = """\
 examples:
   t5x train --gin_file=demo.gin
-  t5x train --gin_file=models/t5_1_1_base.gin --gin_file=prompts/class_labels.gin \\
+  t5x train --gin_file=models/t5_1_1_base.gin --gin_file=inits/class_labels.gin \\
       --gin_file=superglue/boolq.gin --gin_file=runs/prompt_tune.gin \\
       --gin.MODEL_DIR="'runs/boolq'" --gin.INITIAL_CHECKPOINT_PATH="'gs://.../checkpoint_1100000'"
 

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import CONFIG
 
+from prompt_tuning.config import ModelConfig
 from prompt_tuning.model import attention, layers, products
+from prompt_tuning.model.device import ANY, Device, choose_device
 from prompt_tuning.planning import hlo
 
 
@@ -189,10 +191,10 @@ IN_PARTS = {"num_heads": 3, "head_dim": 8, "mlp_dim": 8, "embed_dim": 24, "num_e
 @pytest.mark.parametrize(("batch", "heads"), [(2, 3), (8, 3), (5, 6), (8, 13), (33, 13)])
 def test_attention_in_parts_is_that_of_all_rows(batch, heads):
     """Rows that do not divide by their parts, a bias of one row or of each."""
-    config = products.OnProcessor(
+    config = ModelConfig(
         **IN_PARTS | {"num_heads": heads}, num_encoder_layers=1, num_decoder_layers=1
     )
-    rows = products.rows_at_once(config, batch, 40)
+    rows = products.rows_at_once(config, Device("processor"), batch, 40)
     query = draw(batch, 40, heads, 8)
     key, value = draw(batch, 50, heads, 8, seed=1), draw(batch, 50, heads, 8, seed=2)
     for shared in (1, batch):
@@ -215,15 +217,15 @@ def test_attention_in_parts_is_that_of_all_rows(batch, heads):
 
 def test_attention_is_in_parts_on_one_processor_alone():
     devices = jax.devices()
-    assert isinstance(products.fit_to(CONFIG, devices[:1]), products.OnProcessor)
-    assert products.fit_to(CONFIG, devices) is CONFIG
-    assert products.rows_at_once(CONFIG, 8, 228) == 8
-    fitted = products.fit_to(CONFIG, devices[:1])
-    assert products.rows_at_once(fitted, 8, 1) == 8  # a step of decoding
-    assert products.fit_to(fitted, devices[:1]) == fitted
+    one, all_of_them = choose_device(CONFIG, devices[:1]), choose_device(CONFIG, devices)
+    assert one == Device("processor")
+    assert all_of_them == ANY
+    assert products.rows_at_once(CONFIG, all_of_them, 8, 228) == 8
+    assert products.rows_at_once(CONFIG, one, 8, 228) < 8
+    assert products.rows_at_once(CONFIG, one, 8, 1) == 8  # a step of decoding
     # What a device stands for.
-    assert isinstance(products.fit_to(CONFIG, devices, "gpu"), products.OnGpu)
-    assert products.fit_to(CONFIG, devices[:1], "tpu") is CONFIG
+    assert choose_device(CONFIG, devices, "gpu") == Device("gpu", "xla")
+    assert choose_device(CONFIG, devices[:1], "tpu") == ANY
 
 
 def test_attention_to_lengths_is_attention_with_a_mask():

@@ -23,7 +23,7 @@ from prompt_tuning.config import ConfigError, gin_reader
 from prompt_tuning.prompts.prompt_file import PromptMetadata, load_prompt, save_prompt
 from prompt_tuning.runtime.replace_folder import replace_text
 from prompt_tuning.serving.lines import read_lines
-from prompt_tuning.training.model_dir import mend_best, write_config
+from prompt_tuning.training.model_dir import mend_best
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ("train", "--gin_file=demo.gin")
@@ -42,24 +42,24 @@ def run(capsys, *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("BATCH_SIZE=0", "BATCH_SIZE must be at least 1, found 0"),
+        ("BATCH_SIZE=0", "BATCH_SIZE = 0: out of range. Expected at least 1"),
         ("BATCH_SIZE=3", "BATCH_SIZE = 3 does not divide by the 8 data-parallel devices"),
         ("BATCH_SIZE=8000000000", "BATCH_SIZE = 8000000000 with rows of 84 + 8 tokens"),
         ("EVAL_BATCH_SIZE=8000000000", "lower EVAL_BATCH_SIZE or the lengths"),
         ("PROMPT_LENGTH=8000000000", "lower BATCH_SIZE or the lengths"),
-        ("PROMPT_LENGTH=-1", "PROMPT_LENGTH must be at least 0, found -1"),
-        ("EVAL_PERIOD=0", "EvalConfig.period must be >= 1, found 0"),
-        ("CHECKPOINT_PERIOD=-2", "CHECKPOINT_PERIOD must be >= 1, found -2"),
-        ("LEARNING_RATE=1e400", "OptimizerConfig.learning_rate must be a finite number, found inf"),
+        ("PROMPT_LENGTH=-1", "PROMPT_LENGTH = -1: out of range. Expected at least 0"),
+        ("EVAL_PERIOD=0", "EVAL_PERIOD = 0: out of range. Expected at least 1"),
+        ("CHECKPOINT_PERIOD=-2", "CHECKPOINT_PERIOD = -2: out of range. Expected at least 1"),
+        ("LEARNING_RATE=1e400", "LEARNING_RATE = inf: out of range. Expected above 0"),
         ("LEARNING_RATE='fast'", "LEARNING_RATE must be a number, found 'fast'"),
-        ("DROPOUT_RATE=1.0", "DROPOUT_RATE must lie in [0, 1)"),
+        ("DROPOUT_RATE=1.0", "DROPOUT_RATE = 1.0: out of range. Expected at least 0 and below 1"),
         ("ATTENTION='cudnn'", "found HEAD_DIM = 32 and DTYPE = 'float32'"),
         ("ATTENTION='flash'", "ATTENTION must be one of 'xla', 'cudnn', found 'flash'"),
-        ("RANDOM_SEED=-1", "RANDOM_SEED must lie in [0, 2**32)"),
+        ("RANDOM_SEED=-1", "RANDOM_SEED = -1: out of range. Expected at least 0 and below 2**32"),
         ("NUM_MODEL_PARTITIONS=3", "does not divide the 8 devices"),
         ("TASK_FEATURE_LENGTHS={'input': 8}", "TASK_FEATURE_LENGTHS must be"),
-        ("TRAIN_STEPS_RELATIVE=1000000000000", "TRAIN_STEPS_RELATIVE must be less than 2**30"),
-        ("TRAIN_STEPS_RELATIVE=0", "TRAIN_STEPS_RELATIVE must be >= 1"),
+        ("TRAIN_STEPS_RELATIVE=1000000000000", "Expected at least 1 and below 2**30"),
+        ("TRAIN_STEPS_RELATIVE=0", "TRAIN_STEPS_RELATIVE = 0: out of range"),
         ("BATCH_SIZE=10**9", "cannot read `BATCH_SIZE=10**9`"),
         ("BATCH_SIZ=8", "Did you mean BATCH_SIZE?"),
         ("INITIAL_CHECKPOINT_PATH='nowhere'", "there is no T5X checkpoint at"),
@@ -291,16 +291,3 @@ def test_a_prompt_that_does_not_fit_the_disk_is_an_error_of_the_disk(tmp_path):
     )
     assert ran.stdout == "refused 27\n", ran.stderr
     assert list(tmp_path.iterdir()) == []
-
-
-def test_settings_that_were_edited_since_a_run_wrote_them_are_named(tmp_path, capsys):
-    config = tmp_path / "config.gin"
-    write_config(config, "include 'demo.gin'\nMODEL_DIR = 'run'\n")
-    show = ("show-config", f"--gin_file={config}")
-    assert cli.main(show) == 0
-    assert "is not what was written" not in capsys.readouterr().err
-    config.write_text(config.read_text() + "BATCH_SIZE = 16\n")
-    assert cli.main(show) == 0
-    said = capsys.readouterr()
-    assert "config.gin is not what was written there: it was edited since" in said.err
-    assert "BATCH_SIZE = 16" in said.out

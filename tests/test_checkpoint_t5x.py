@@ -697,7 +697,7 @@ def test_upstream_reads_what_we_write(tmp_path: Path, params: Params, dtype: str
 # ---- memory
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 @pytest.mark.parametrize("size", ["large", "xl"])
 def test_a_restore_needs_little_more_than_the_backbone(size: str, tmp_path: Path) -> None:
     """Over eight devices in bfloat16: its size and twice its largest parameter, at the peak."""

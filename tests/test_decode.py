@@ -6,16 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import CONFIG, apply_t5, random_batch, random_params, random_prompt
+from tiny_models import CONFIG, MODEL, apply_t5, random_batch, random_params, random_prompt
 
 from prompt_tuning.config import Decoding
-from prompt_tuning.decoding import beam, sample
+from prompt_tuning.decoding import beam, decode, sample
 from prompt_tuning.model import prompt, t5
+from prompt_tuning.model.prompt import Prompt, no_prompt
 from prompt_tuning.planning import hlo
 
 
 def encoded(params, tokens, rows):
-    return jax.jit(prompt.encode_prompted, static_argnums=0)(CONFIG, params, rows, tokens)
+    return jax.jit(prompt.encode, static_argnums=0)(MODEL, params, Prompt(rows), tokens)
 
 
 @pytest.mark.parametrize(("targets", "absorbed"), [(6, True), (16, False)])
@@ -23,11 +24,11 @@ def test_step_by_step_equals_all_at_once(targets, absorbed):
     params, batch, rows = random_params(), random_batch(targets=targets), random_prompt(3)
     encoding, valid = encoded(params, batch["encoder_input_tokens"], rows)
     tokens = batch["decoder_input_tokens"]
-    full = apply_t5(CONFIG, params, "decode", tokens, encoding, valid)
-    cache = t5.apply(CONFIG, params, "init_cache", encoding, valid, tokens.shape[1])
+    full = apply_t5(MODEL, params, "decode", tokens, encoding, valid)
+    cache = t5.apply(t5.T5(CONFIG), params, "init_cache", encoding, valid, tokens.shape[1])
     assert ("encoded" in cache) == absorbed
     for i in range(tokens.shape[1]):
-        logits, cache = apply_t5(CONFIG, params, "decode_step", tokens[:, i], cache, jnp.int32(i))
+        logits, cache = apply_t5(MODEL, params, "decode_step", tokens[:, i], cache, jnp.int32(i))
         np.testing.assert_allclose(logits, full[:, i], atol=1e-4)
 
 
@@ -42,7 +43,7 @@ def test_what_the_encoder_gave_is_there_once_for_all_beams(decoding, length):
 
     def run(params, encoding):
         keys = sample.row_keys(0, jnp.arange(3))
-        return decode.generate_all(CONFIG, params, encoding, search, keys)
+        return decode.generate_all(MODEL, params, no_prompt(CONFIG), encoding, search, keys=keys)
 
     text = jax.jit(run).lower(params, encoding).as_text(dialect="hlo")
     shapes = {i.shape for i in hlo.instructions(text) if 26 in i.shape}
@@ -57,10 +58,10 @@ def test_beam_search_equals_t5x(shared_dir, beams):
     expected = np.load(folder / "golden.npz")
     tokens = jnp.asarray(expected["in/encoder_input_tokens"])
     encoding = encoded(params, tokens, jnp.zeros((0, 32)))
-    cache = t5.apply(CONFIG, params, "init_cache", *encoding, 8)
+    cache = t5.apply(t5.T5(CONFIG), params, "init_cache", *encoding, 8)
 
     def step(last, cache, index):
-        return t5.apply(CONFIG, params, "decode_step", last, cache, index)
+        return t5.apply(t5.T5(CONFIG), params, "decode_step", last, cache, index)
 
     sequences, scores = beam.beam_search(
         step, cache, 3, beams=beams, length=8, rules=beam.t5x_rules()
@@ -132,10 +133,10 @@ def test_one_beam_and_greedy_follow_the_best_token(seed):
 def test_scores_ascend_and_nothing_follows_the_end():
     params, batch, rows = random_params(), random_batch(), random_prompt(3)
     encoding = encoded(params, batch["encoder_input_tokens"], rows)
-    cache = t5.apply(CONFIG, params, "init_cache", *encoding, 6)
+    cache = t5.apply(t5.T5(CONFIG), params, "init_cache", *encoding, 6)
 
     def step(last, cache, index):
-        logits, cache = t5.apply(CONFIG, params, "decode_step", last, cache, index)
+        logits, cache = t5.apply(t5.T5(CONFIG), params, "decode_step", last, cache, index)
         return logits.at[:, 1].add(4.0), cache  # make ends likely
 
     sequences, scores = beam.beam_search(step, cache, 4, beams=4, length=6, rules=beam.t5x_rules())

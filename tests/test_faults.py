@@ -94,7 +94,7 @@ def test_a_run_with_label_words_is_the_same_experiment(tmp_path):
         refuse_other_experiment(meta, run, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_all_faults():
     """Half an hour."""
     command = [sys.executable, HERE / "fault_runs.py", "--cases=12"]

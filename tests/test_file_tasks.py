@@ -249,7 +249,7 @@ def test_the_documented_commands(tmp_path, monkeypatch, capsys):
     assert set(answers[0]["label_scores"]) == {"up", "down"}
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_the_documented_run_learns(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_reviews(tmp_path / "reviews.csv", "train", 2000)

@@ -4,7 +4,9 @@ The golden files are the resolved configurations of some documented commands; af
 change of the recipes: `python tests/test_gin_config.py` writes them anew.
 """
 
+import ast
 import dataclasses
+import json
 import re
 import sys
 from pathlib import Path
@@ -17,38 +19,39 @@ from hypothesis import strategies as st
 from tiny_models import CONFIG
 
 from prompt_tuning import api, config
-from prompt_tuning.checkpoints import huggingface, sizes
+from prompt_tuning.checkpoints import architecture, huggingface, sizes
 from prompt_tuning.config import (
     ConfigError,
     EvalRun,
     Experiment,
     InferRun,
     ModelConfig,
+    generate,
     gin_files,
     gin_reader,
+    runs,
 )
 from prompt_tuning.model import t5
+from prompt_tuning.session.sizes import resolve_sizes
 
 GIN = gin_files.gin_folder()
 GOLDEN = Path(__file__).parent / "golden" / "config"
-MODELS, PROMPTS, TASKS = (
+MODELS, INITS, TASKS = (
     [f"{folder}/{path.name}" for path in sorted((GIN / folder).glob("*.gin"))]
-    for folder in ("models", "prompts", "superglue")
+    for folder in ("models", "inits", "superglue")
 )
-WORLDS = [model for model in MODELS if "world_" in model]
-MODELS = [model for model in MODELS if model not in WORLDS]
 FROM_CHECKPOINT = "models/from_checkpoint.gin"
 MODELS.remove(FROM_CHECKPOINT)  # it has no sizes of its own
 RECIPE = "runs/prompt_tune.gin"
 WHERE = ["MODEL_DIR = 'out'", "INITIAL_CHECKPOINT_PATH = 'gs://bucket/checkpoint_1100000'"]
-# What a file of prompts/ leaves to the user.
-PROMPT_NEEDS = {
-    "prompts/text.gin": ["PROMPT_TEXT = 'yes or no'"],
-    "prompts/from_file.gin": ["PROMPT_FILE = 'best'"],
+# What a file of inits/ leaves to the user.
+INIT_NEEDS = {
+    "inits/text.gin": ["PROMPT_TEXT = 'yes or no'"],
+    "inits/from_file.gin": ["PROMPT_FILE = 'best'"],
 }
 COMMANDS = {
     "boolq_base": (
-        ["models/t5_1_1_base.gin", "prompts/class_labels.gin", "superglue/boolq.gin", RECIPE],
+        ["models/t5_1_1_base.gin", "inits/class_labels.gin", "superglue/boolq.gin", RECIPE],
         WHERE,
     ),
     "cb_xxl_without_prompt_file": (
@@ -93,13 +96,13 @@ def write(path: Path, text: str) -> str:
 
 @pytest.mark.parametrize("model", MODELS)
 def test_every_combination_resolves_and_nothing_clobbers(model):
-    """Every two of a model, a prompt and a task, since it takes two files to clobber a macro."""
+    """Every two of a model, an initialisation and a task: two files can clobber a macro."""
     number = MODELS.index(model)
     for i, task in enumerate(TASKS):
-        prompt = PROMPTS[(number + i) % len(PROMPTS)]
+        init = INITS[(number + i) % len(INITS)]
         where = WHERE[:1] if "tiny" in model else WHERE
-        bindings = [*where, *PROMPT_NEEDS.get(prompt, [])]
-        loaded = gin_reader.load([model, prompt, task, RECIPE], bindings)
+        bindings = [*where, *INIT_NEEDS.get(init, [])]
+        loaded = gin_reader.load([model, init, task, RECIPE], bindings)
         assert loaded.overrides == ()
         experiment = loaded.run
         assert experiment.train.train_steps_relative == 30_000
@@ -111,7 +114,7 @@ def test_every_combination_resolves_and_nothing_clobbers(model):
                 "random_uniform": "random_uniform",
                 "sampled_vocab": "sampled_vocab",
                 "text": "text",
-            }[Path(prompt).stem]
+            }[Path(init).stem]
         )
         name = experiment.data.mixture_or_task_name
         assert isinstance(name, str)
@@ -119,22 +122,17 @@ def test_every_combination_resolves_and_nothing_clobbers(model):
         assert experiment.prompt.class_labels  # the words of the task
 
 
-def test_there_are_models_prompts_and_tasks():
+@pytest.mark.parametrize("init", INITS)
+def test_the_old_names_of_the_initialisations_go_on(init):
+    old = f"prompts/{Path(init).name}"
+    bindings = INIT_NEEDS.get(init, [])
+    assert load([old, "demo.gin"], bindings) == load([init, "demo.gin"], bindings)
+
+
+def test_there_are_models_inits_and_tasks():
     assert {Path(m).stem for m in MODELS} == {"t5_1_1_tiny", *sizes.NAMES}
-    assert len(PROMPTS) == 5
+    assert len(INITS) == 5
     assert len(TASKS) == 11
-
-
-@pytest.mark.parametrize("model", WORLDS)
-@pytest.mark.parametrize("phase", ["pretrain", "lm_adapt"])
-def test_models_of_the_synthetic_world_have_the_size_that_they_name(model, phase):
-    where = ["MODEL_DIR = 'out'", "INITIAL_CHECKPOINT_PATH = 'runs/1m/checkpoint_2000'"]
-    found = load([model, f"world/{phase}.gin"], where)
-    named = {"200k": 2e5, "1m": 1e6, "3m": 3e6, "10m": 1e7}[Path(model).stem.split("_")[1]]
-    total = sum(shape.size for shape in t5.param_shapes(found.model).values())
-    assert 0.9 < total / named < 1.1
-    assert f"{total:,} parameters" in (GIN / model).read_text()
-    assert found.corpus.objective != "task"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -168,45 +166,72 @@ def test_model_files_say_their_parameter_count(model):
 
 
 def test_sizes_may_come_from_the_checkpoint():
-    files = [FROM_CHECKPOINT, "superglue/cb.gin", RECIPE]
-    own = ["VOCABULARY = 'bytes'", *WHERE[:1]]
-    tiny = load(files, [*own, "INITIAL_CHECKPOINT_PATH = 'tiny'"]).model
+    def resolve(bindings, files=(FROM_CHECKPOINT, "superglue/cb.gin", RECIPE), run=Experiment):
+        loaded = gin_reader.load(files, ["VOCABULARY = 'bytes'", *bindings], run=run)
+        return resolve_sizes(loaded).run
+
+    tiny = resolve(["MODEL_DIR = 'out'", "INITIAL_CHECKPOINT_PATH = 'tiny'"]).model
     assert tiny == dataclasses.replace(api.model_config("tiny"), dropout_rate=tiny.dropout_rate)
     stored = GOLDEN.parent / "hf"
     for family in ("t5_1_0", "mt5"):
-        found = load(files, [*own, f"INITIAL_CHECKPOINT_PATH = '{stored / family}'"])
+        found = resolve(["MODEL_DIR = 'out'", f"INITIAL_CHECKPOINT_PATH = '{stored / family}'"])
         assert found.model == huggingface.open_folder(stored / family).model
-        again = gin_reader.to_gin(found)  # what a run keeps is plain numbers
+        again = gin_reader.to_gin(found)  # config.gin has plain numbers
         assert "from_checkpoint" not in again
-    scored = gin_reader.load(
+    scored = resolve(
+        ["EVAL_OUTPUT_DIR = 'out'", f"CHECKPOINT_PATH = '{stored / 'byt5'}'"],
         [FROM_CHECKPOINT, "superglue/cb.gin", "runs/eval.gin"],
-        [own[0], "EVAL_OUTPUT_DIR = 'out'", f"CHECKPOINT_PATH = '{stored / 'byt5'}'"],
-        run=EvalRun,
+        EvalRun,
     )
-    assert scored.run.model == huggingface.open_folder(stored / "byt5").model
-    message = refusal(files, own)
-    assert "none is named: set INITIAL_CHECKPOINT_PATH" in message
-    message = refusal(
-        files, [*own, "INITIAL_CHECKPOINT_PATH = 'tiny'", "BATCH_SIZE = 'from_checkpoint'"]
-    )
-    assert "DataConfig.batch_size cannot come from the checkpoint" in message
+    assert scored.model == huggingface.open_folder(stored / "byt5").model
 
 
-def test_models_prompts_and_tasks_hold_macros_only():
-    for folder in ("models", "prompts", "superglue"):
+@pytest.mark.parametrize(
+    ("binding", "message"),
+    [
+        ("INITIAL_CHECKPOINT_PATH = None", "none is named. Set INITIAL_CHECKPOINT_PATH"),
+        ("DROPOUT_RATE = 'from_checkpoint'", "DROPOUT_RATE = 'from_checkpoint': a checkpoint"),
+        ("BATCH_SIZE = 'from_checkpoint'", "BATCH_SIZE must be an integer"),
+        ("PROMPT_LENGTH = 0", r"nothing to train.*\(PROMPT_LENGTH: the command line"),
+    ],
+)
+def test_mistakes_beside_sizes_from_the_checkpoint(binding, message):
+    files = [FROM_CHECKPOINT, "superglue/cb.gin", RECIPE]
+    bindings = ["VOCABULARY = 'bytes'", "MODEL_DIR = 'out'", "INITIAL_CHECKPOINT_PATH = 'tiny'"]
+    with pytest.raises(ConfigError, match=message):
+        _ = resolve_sizes(gin_reader.load(files, [*bindings, binding])).run
+
+
+def test_reading_settings_opens_no_checkpoint():
+    files = [FROM_CHECKPOINT, "superglue/cb.gin", RECIPE]
+    where = ["VOCABULARY = 'bytes'", "MODEL_DIR = 'o'", "INITIAL_CHECKPOINT_PATH = 'nowhere'"]
+    loaded = gin_reader.load(files, where)
+    assert set(loaded.open_sizes) == {*architecture.SIZES, *architecture.FORM}
+    with pytest.raises(ConfigError, match="there is no T5X checkpoint at"):
+        resolve_sizes(loaded)
+
+
+def test_models_inits_and_tasks_hold_macros_only():
+    for folder in ("models", "inits", "superglue"):
         for path in (GIN / folder).glob("*.gin"):
             for line in path.read_text().splitlines():
                 assert re.match(r"(#.*|[A-Z0-9_]+ = .*|)$", line), (path, line)
 
 
-def test_every_field_is_bound_to_a_macro_that_has_a_comment():
-    fields = {
-        f"{cls.__name__}.{name}"
-        for run in (Experiment, EvalRun, InferRun)
-        for cls, name, _ in gin_reader._leaf_fields(run)
-    }
-    assert set(gin_reader.field_macros()) == fields
-    assert set(gin_reader.field_macros().values()) == set(gin_reader.macro_comments())
+@pytest.mark.parametrize("file", generate.write_files(GIN.parent), ids=lambda file: file.name)
+def test_what_is_written_of_the_settings_is_current(file):
+    """If not: `python -m prompt_tuning.config.generate`."""
+    assert file.read_text() == generate.write_files(GIN.parent)[file]
+
+
+def test_every_macro_says_what_it_is_and_has_one_default():
+    stated = runs.macros()
+    for run in runs.RUNS:
+        for leaf in runs.run_settings(run):
+            known = stated[leaf.macro.name]
+            assert known.macro.help, leaf
+            assert known.default == leaf.default, leaf
+            assert known.macro.fallback == leaf.macro.fallback, leaf
 
 
 def test_defaults_are_those_of_the_dataclasses():
@@ -303,12 +328,16 @@ def test_a_file_or_a_text_says_how_the_prompt_begins():
     assert str(loaded.provenance["PROMPT_INIT"]) == "the command line"
     assert load(["demo.gin"], ["PROMPT_TEXT = 'a b'"]).prompt.init == "text"
     assert "are both set" in refusal(["demo.gin"], ["PROMPT_TEXT = 'a b'", "PROMPT_FILE = 'x'"])
-    message = refusal(["prompts/class_labels.gin", "demo.gin"], ["PROMPT_FILE = 'x'"])
+    message = refusal(["inits/class_labels.gin", "demo.gin"], ["PROMPT_FILE = 'x'"])
     assert "PROMPT_FILE is set ('x'), but PROMPT_INIT is 'class_labels'" in message
-    assert "PROMPT_INIT: prompts/class_labels.gin:" in message
+    assert "PROMPT_INIT: inits/class_labels.gin:" in message
 
 
 # Values
+
+
+plain = st.none() | st.booleans() | st.integers() | st.floats(-1e30, 1e30) | st.text(max_size=8)
+method_settings = plain | st.lists(plain, max_size=2) | st.lists(plain, max_size=2).map(tuple)
 
 
 def test_lists_become_tuples_and_numbers_are_gin_literals():
@@ -325,6 +354,50 @@ def test_lists_become_tuples_and_numbers_are_gin_literals():
     assert experiment.data.names == ("tiny_mood", "tiny_topic")
     assert experiment.train.train_steps_relative == 30_000
     assert experiment.optimizer.weight_decay == 1e-3
+
+
+METHOD = """
+import dataclasses
+from prompt_tuning.methods import prompt_tuning
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    width: int = 8
+    rates: tuple[float, ...] = ()
+    name: str | None = None
+
+METHOD = prompt_tuning.METHOD._replace(Settings=Settings)
+"""
+
+
+def test_settings_of_a_method_of_the_users_own(tmp_path, monkeypatch):
+    write(tmp_path / "my_method.py", METHOD)
+    monkeypatch.syspath_prepend(tmp_path)
+    own = "PROMPT_METHOD = 'my_method.METHOD'"
+    values = "PROMPT_SETTINGS = {'width': 2, 'rates': [0.5, 1.0], 'name': None}"
+    found = load(["demo.gin"], [own, values])
+    assert list(found.prompt.settings.items()) == [
+        ("name", None),
+        ("rates", (0.5, 1.0)),
+        ("width", 2),
+    ]
+    saved = write(tmp_path / "config.gin", gin_reader.to_gin(found))
+    assert load([saved]) == found
+    message = refusal(["demo.gin"], [own, "PROMPT_SETTINGS = {'widht': 2}"])
+    assert "Did you mean width?" in message
+    assert "PROMPT_SETTINGS: the command line" in message
+    message = refusal(["demo.gin"], [own, "PROMPT_SETTINGS = {'width': 2.0}"])
+    assert "Expected an integer" in message
+
+
+@given(values=st.dictionaries(st.text(max_size=8), method_settings, max_size=3))
+@settings(deadline=None)
+def test_settings_of_a_method_are_stored_and_read_back(values):
+    prompt = config.PromptConfig(settings=values)
+    stored = json.dumps(config.to_dict(prompt), sort_keys=True)
+    assert config.from_dict(config.PromptConfig, json.loads(stored)) == prompt
+    assert list(prompt.settings) == sorted(values)
+    assert ast.literal_eval(repr(dict(prompt.settings))) == prompt.settings
 
 
 def test_lists_are_tuples_where_gin_alone_makes_the_object():
@@ -455,11 +528,21 @@ def test_infer_with_fallbacks():
         ("CLASS_LABELS = ['a', 'b', 'c', 4]", r"CLASS_LABELS must be a list of strings"),
         ("TASK_FEATURE_LENGTHS = {'inputs': 3, 'targets': '4'}", r"must be a dict from strings"),
         ("CLASS_LABELS = 'yes'", r"CLASS_LABELS must be a list of strings, found 'yes'"),
+        (
+            "PROMPT_METHOD = 'promt_tuning'",
+            r"PROMPT_METHOD = 'promt_tuning': .* Did you mean prompt_tuning\?.*\(PROMPT_METHOD: ",
+        ),
+        ("PROMPT_SETTINGS = {'x': 1}", r"names 'x': .* no such setting.*\(PROMPT_SETTINGS: "),
+        ("PROMPT_METHOD = 3", r"PROMPT_METHOD must be a string, found 3"),
+        ("PROMPT_SETTINGS = 3", r"PROMPT_SETTINGS must be a dict from names to values, found 3"),
+        ("PROMPT_SETTINGS = {3: 1}", r"PROMPT_SETTINGS must be a dict from names to values"),
+        ("PROMPT_SETTINGS = {'a': {}}", r"'a' is \{\}. Expected .* \(PROMPT_SETTINGS: "),
+        ("PROMPT_SETTINGS = {'a': [1e999]}", r"'a' is inf. Expected an integer, a finite"),
         ("TASK_FEATURE_LENGTHS = 3", r"must be a dict from strings to integers, found 3"),
         ("TASK_FEATURE_LENGTHS = {'inputs': 3}", r"must be \{'inputs': T, 'targets': L\}"),
-        ("BATCH_SIZE = 0", r"BATCH_SIZE must be at least 1, found 0.* \(BATCH_SIZE: "),
-        ("NUM_HEADS = 0", r"num_heads must be at least 1, found 0. \(NUM_HEADS: "),
-        ("EVAL_PERIOD = 0", r"EvalConfig.period must be >= 1, found 0. \(EVAL_PERIOD: "),
+        ("BATCH_SIZE = 0", r"BATCH_SIZE = 0: .* Expected at least 1.* \(BATCH_SIZE: "),
+        ("NUM_HEADS = 0", r"NUM_HEADS = 0: .* Expected at least 1.* \(NUM_HEADS: "),
+        ("EVAL_PERIOD = 0", r"EVAL_PERIOD = 0: .* Expected at least 1.* \(EVAL_PERIOD: "),
         ("TRAIN_STEPS = %TRAIN_STEPS", r"macros refer to each other in a circle"),
         ("MODEL_DIR = runs/x", r"A string needs quotes.*--gin.MODEL_DIR=\"'runs/boolq'\""),
         ("MODEL_DIR = /runs/x", r"A string needs quotes"),

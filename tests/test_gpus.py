@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from test_plan import experiment
 from test_step import prompt_gradient
-from tiny_models import CONFIG
+from tiny_models import CONFIG, fit_to
 
 from prompt_tuning.api import model_config
 from prompt_tuning.config import ConfigError, PromptConfig
@@ -89,7 +89,7 @@ def test_a_gpu_before_ampere_has_no_cudnn_attention(gpu_compiler):
     config = dataclasses.replace(CONFIG, dtype="bfloat16", attention="cudnn")
     devices, _ = plan.find_devices(chips.parse_topology("t4:1"))
     with pytest.raises(ConfigError, match=r"Tesla T4 has 7\.5"):
-        products.fit_to(config, devices)
+        fit_to(config, devices)
 
 
 @pytest.mark.skipif(gpus.has_compiler(), reason="the GPU's compiler is installed")

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from prompt_tuning.checkpoints import huggingface, load, names
 from prompt_tuning.config import ConfigError, ModelConfig
-from prompt_tuning.decoding import beam
+from prompt_tuning.decoding import beam, decode
 from prompt_tuning.model import sharding, t5
 
 GOLDEN = Path(__file__).parent / "golden" / "hf"
@@ -30,12 +30,14 @@ def compute(model, params, inputs, targets, length):
     """Logits, greedy outputs, and the best beams with their scores."""
     tokens = jnp.asarray(inputs)
     valid = tokens > 0
-    encoded = t5.apply(model, params, "encode", t5.apply(model, params, "embed", tokens), valid)
-    logits = t5.apply(model, params, "decode", jnp.asarray(targets), encoded, valid)
-    cache = t5.apply(model, params, "init_cache", encoded, valid, length)
+    encoded = t5.apply(
+        t5.T5(model), params, "encode", t5.apply(t5.T5(model), params, "embed", tokens), valid
+    )
+    logits = t5.apply(t5.T5(model), params, "decode", jnp.asarray(targets), encoded, valid)
+    cache = t5.apply(t5.T5(model), params, "init_cache", encoded, valid, length)
 
     def step(last, cache, index):
-        return t5.apply(model, params, "decode_step", last, cache, index)
+        return t5.apply(t5.T5(model), params, "decode_step", last, cache, index)
 
     greedy, _ = decode.greedy(step, cache, len(tokens), length=length)
     beams, scores = beam.beam_search(

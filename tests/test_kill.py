@@ -69,7 +69,7 @@ def test_killed_then_stopped_by_a_signal(work, straight):
     assert compiled_steps(work) == compiled, "a step was compiled that was there"
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 @pytest.mark.parametrize("number", range(6))
 def test_killed_at_random_moments(work, straight, number):
     """`python tests/kill_runs.py --kills=100` does this as often as one likes."""

@@ -280,7 +280,7 @@ def test_a_dry_run_shows_all_devices_and_the_rows_of_each_host(work):
     assert not (work / "dry").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_a_signal_stops_all_and_the_run_goes_on(work, straight):
     """As scancel and preemption send it: to every process."""
     started = start(work, "stopped", steps=5000)
@@ -299,7 +299,7 @@ def test_a_signal_stops_all_and_the_run_goes_on(work, straight):
     assert max(saved(work / "stopped")) == last + 3
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_what_does_not_fit_together_is_refused_by_all(work, straight):
     """A damaged newest state is left aside by all; an unshared MODEL_DIR is refused by all."""
     shutil.copytree(work / "straight", work / "damaged")
@@ -334,7 +334,7 @@ def answers(model_dir):
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 @pytest.mark.parametrize("model", [1, 2, 4, 8])
 def test_four_devices_each_on_other_meshes(work, alone, model):
     prompt, _ = finish(work, f"other_{model}", model=model)
@@ -342,7 +342,7 @@ def test_four_devices_each_on_other_meshes(work, alone, model):
     answer_alike(work / f"other_{model}", work / "alone")
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 @pytest.mark.parametrize("begins", [UNEQUAL, {"model": 4, "devices": (8,)}], ids=["two", "one"])
 def test_a_run_goes_on_in_another_number_of_processes(work, alone, begins):
     """Two begin and one goes on, or one and two: what is saved is the same, and so is the end."""
@@ -355,7 +355,7 @@ def test_a_run_goes_on_in_another_number_of_processes(work, alone, begins):
     answer_alike(work / name, work / "alone")
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_two_processes_score_as_one(work, straight):
     for name, devices in (("scored", (2, 6)), ("scored_alone", (8,))):
         arguments = [
@@ -371,7 +371,7 @@ def test_two_processes_score_as_one(work, straight):
     answer_alike(work / "scored", work / "scored_alone")
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 @pytest.mark.parametrize("victim", [0, 1], ids=["coordinator", "worker"])
 def test_when_one_is_killed_all_end_and_a_restart_continues(work, victim):
     steps = 120
@@ -395,7 +395,7 @@ def test_when_one_is_killed_all_end_and_a_restart_continues(work, victim):
     np.testing.assert_array_equal(again, expected)
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 @pytest.mark.parametrize("victim", [0, 1], ids=["coordinator", "worker"])
 def test_when_one_hangs_the_others_end(work, victim):
     """As a host that is frozen: its connections stand, and only the heartbeat is missing."""

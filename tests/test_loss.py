@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import CONFIG, forward, random_batch, random_params, random_prompt
+from tiny_models import CONFIG, MODEL, forward, random_batch, random_params, random_prompt
 
 from prompt_tuning.model import loss
-from prompt_tuning.model.prompt import encode_prompted
+from prompt_tuning.model.prompt import Prompt, encode
 
 
 def logits_for(batch, seed=0):
@@ -73,10 +73,12 @@ def test_labels_scored_together_are_labels_scored_one_by_one(monkeypatch, at_onc
     monkeypatch.setattr(loss, "MOST_LABELS", at_once)
     params, prompt, batch = random_params(), random_prompt(3), random_batch()
     labels = np.array([[7, 8, 1], [9, 1, 0], [300, 1, 0]], np.int32)
-    encode = jax.jit(encode_prompted, static_argnums=0)
-    encoded = encode(CONFIG, params, prompt, batch["encoder_input_tokens"])
-    score = jax.jit(functools.partial(loss.label_log_likelihoods, CONFIG))
-    together = score(params, encoded, jnp.asarray(labels))
+    prompt = Prompt(prompt)
+    encoded = jax.jit(encode, static_argnums=0)(
+        MODEL, params, prompt, batch["encoder_input_tokens"]
+    )
+    score = jax.jit(functools.partial(loss.label_log_likelihoods, MODEL))
+    together = score(params, prompt, encoded, jnp.asarray(labels))
     assert together.shape == (4, 3)
     for number, label in enumerate(labels):
         targets = jnp.tile(jnp.asarray(label), (4, 1))

@@ -9,8 +9,15 @@ from tiny_models import CONFIG, random_params
 
 from prompt_tuning.batches import batching, groups
 from prompt_tuning.checkpoints.run_state import RunStateStore
-from prompt_tuning.config import DataConfig, Experiment, ModelConfig, OptimizerConfig, TrainConfig
-from prompt_tuning.model import sharding
+from prompt_tuning.config import (
+    DataConfig,
+    Experiment,
+    ModelConfig,
+    OptimizerConfig,
+    PromptConfig,
+    TrainConfig,
+)
+from prompt_tuning.model import sharding, t5
 from prompt_tuning.training import optim
 from prompt_tuning.training import step as steps
 
@@ -55,9 +62,12 @@ def on_mesh(place: tuple[int, int]):
     prompt = np.random.default_rng(1).uniform(-0.5, 0.5, (4, MODEL.embed_dim)).astype(np.float32)
     params["prompt"] = sharding.replicate(prompt, mesh(*place))
     trainable, frozen = optim.split_params(params, optim.PROMPT_RULES)
-    optimizer = optim.make_optimizer(OptimizerConfig(), optim.PROMPT_RULES, start_step=7)
-    state = jax.jit(functools.partial(steps.init_state, optimizer=optimizer, step=7))(trainable)
-    return state, frozen, steps.compile_step(MODEL, EXPERIMENT.train, optimizer, state)
+    recipe = steps.make_recipe(
+        t5.T5(MODEL), PromptConfig(), OptimizerConfig(), EXPERIMENT.train, start_step=7
+    )
+    init_state = functools.partial(steps.init_state, optimizer=recipe.optimizer, step=7)
+    state = jax.jit(init_state)(trainable)
+    return state, frozen, steps.compile_step(recipe, state)
 
 
 def go_on(place, cutting, state, first):
@@ -70,7 +80,7 @@ def go_on(place, cutting, state, first):
             [make_rows()], [1.0], cutting, seed=0, step=step, batch_size=8
         )
         placed = [sharding.shard_batch(group, mesh(*place)) for group in batch]
-        state, metrics = steps.run_step(programs, state, frozen, placed)
+        state, metrics = steps.train_step(programs, state, frozen, placed)
         sizes.add(tuple(len(group["encoder_input_tokens"]) for group in batch))
         followed.append((np.asarray(state.trainable["prompt"]), float(metrics["loss"]), state))
         state = jax.tree.map(lambda x: x.copy(), state)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,17 @@ import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from prompt_tuning.config import ConfigError
-from prompt_tuning.world import language, make, miniatures
+from prompt_tuning.config import ConfigError, gin_reader
+from prompt_tuning.model import t5
+
+WORLD = Path(__file__).parents[1] / "benchmarks" / "world"
+sys.path.append(str(WORLD))
+import language  # noqa: E402
+import make  # noqa: E402
+import miniatures  # noqa: E402
+
+sys.path.pop()
+pytestmark = pytest.mark.slow
 
 SEED = 23
 SIZES = {"train": 700, "val": 150, "test": 20}
@@ -210,3 +220,15 @@ def test_prepare_superglue_takes_the_rows(tmp_path: Path):
         **dict.fromkeys(("boolq", "cb", "copa", "record", "rte", "wic", "wsc", "wsc.fixed"), 4),
         "multirc": 24,
     }
+
+
+@pytest.mark.parametrize("size", ["200k", "1m", "3m", "10m"])
+@pytest.mark.parametrize("phase", ["pretrain", "lm_adapt"])
+def test_models_have_the_size_that_they_name(size: str, phase: str):
+    where = ["MODEL_DIR = 'out'", "INITIAL_CHECKPOINT_PATH = 'runs/1m/checkpoint_2000'"]
+    run = gin_reader.load([f"world_{size}.gin", f"{phase}.gin"], where, [str(WORLD)]).run
+    named = {"200k": 2e5, "1m": 1e6, "3m": 3e6, "10m": 1e7}[size]
+    total = sum(shape.size for shape in t5.param_shapes(run.model).values())
+    assert 0.9 < total / named < 1.1
+    assert f"{total:,} parameters" in (WORLD / f"world_{size}.gin").read_text()
+    assert run.corpus.objective != "task"

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from prompt_tuning.training import report
+from prompt_tuning.evaluation.records import read_records
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "prompt_tuning.ipynb"
 METHODS = ("accuracy/generate", "accuracy/rank")
@@ -63,7 +63,7 @@ def test_it_shows_the_table_the_curve_and_the_answers(executed):
 def test_the_prompt_teaches_the_task(executed, task):
     """At least 90 % by generation and by ranking, where chance is 50 %."""
     _, folder = executed
-    records = report.read_records(folder / "runs" / task / "metrics.jsonl")
+    records = read_records(folder / "runs" / task / "metrics.jsonl")
     for method in METHODS:
         tuned = [r["value"] for r in records if r["name"] == method and "prompt" not in r]
         base = {r["prompt"]: r["value"] for r in records if r["name"] == method and "prompt" in r}
@@ -74,7 +74,7 @@ def test_the_prompt_teaches_the_task(executed, task):
 
 def test_swapped_prompts_are_useless(executed):
     _, folder = executed
-    records = report.read_records(folder / "runs" / "swapped" / "metrics.jsonl")
+    records = read_records(folder / "runs" / "swapped" / "metrics.jsonl")
     for prompt in ("mood", "topic"):
         for task in ("mood", "topic"):
             generated, ranked = (

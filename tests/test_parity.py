@@ -16,6 +16,7 @@ from prompt_tuning.config import ModelConfig, OptimizerConfig
 from prompt_tuning.decoding import beam
 from prompt_tuning.model import t5
 from prompt_tuning.model.loss import forward, loss_fn, sequence_log_likelihood
+from prompt_tuning.model.prompt import no_prompt
 from prompt_tuning.training import optim
 
 CONFIG = ModelConfig(
@@ -28,7 +29,7 @@ CONFIG = ModelConfig(
     num_embeddings=384,
     dropout_rate=0.0,
 )
-NO_PROMPT = jnp.zeros((0, CONFIG.embed_dim))
+NO_PROMPT, MODEL = no_prompt(CONFIG), t5.T5(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_logits_loss_and_gradients(t5x):
     params, batch = part(t5x, "param/"), part(t5x, "in/")
 
     def loss(params):
-        logits = forward(CONFIG, params, NO_PROMPT, batch)
+        logits = forward(MODEL, params, NO_PROMPT, batch)
         return loss_fn(logits, batch, z_loss=1e-4)[0], logits
 
     (value, logits), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
@@ -68,12 +69,14 @@ def test_logits_loss_and_gradients(t5x):
 def test_beams(t5x):
     params, tokens = part(t5x, "param/"), jnp.asarray(t5x["in/encoder_input_tokens"])
     valid = tokens > 0
-    encoded = t5.apply(CONFIG, params, "encode", t5.apply(CONFIG, params, "embed", tokens), valid)
+    encoded = t5.apply(
+        t5.T5(CONFIG), params, "encode", t5.apply(t5.T5(CONFIG), params, "embed", tokens), valid
+    )
     _, beams, length = t5x["beams/tokens"].shape
-    cache = t5.apply(CONFIG, params, "init_cache", encoded, valid, length)
+    cache = t5.apply(t5.T5(CONFIG), params, "init_cache", encoded, valid, length)
 
     def step(last, cache, index):
-        return t5.apply(CONFIG, params, "decode_step", last, cache, index)
+        return t5.apply(t5.T5(CONFIG), params, "decode_step", last, cache, index)
 
     sequences, scores = beam.beam_search(
         step, cache, len(tokens), beams=beams, length=length, rules=beam.t5x_rules()

@@ -13,6 +13,7 @@ from prompt_tuning import Predictor, load_prompt
 from prompt_tuning.checkpoints.t5x import read_t5x
 from prompt_tuning.decoding import decode
 from prompt_tuning.model import loss, t5
+from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.prompts.convert import convert_prompt
 from prompt_tuning.prompts.peft import read_peft, write_peft
 from prompt_tuning.prompts.prompt_file import PromptMetadata, save_prompt
@@ -22,6 +23,7 @@ GOLDEN = Path(__file__).parent / "golden"
 STORED = np.load(GOLDEN / "peft_outputs.npz")
 INPUTS, TARGETS = STORED["inputs"], STORED["targets"]
 LENGTH = STORED["ours/greedy"].shape[1]
+MODEL = t5.T5(TINY_CONFIG)
 forward = jax.jit(loss.forward, static_argnums=0)
 generate = jax.jit(decode.generate, static_argnums=0, static_argnames=("length", "num_decodes"))
 
@@ -38,11 +40,11 @@ def assert_says_the_same(backbone, prompt: np.ndarray, theirs: dict[str, np.ndar
         "decoder_input_tokens": jnp.asarray(np.pad(TARGETS, ((0, 0), (1, 0)))[:, :-1]),
         "decoder_target_tokens": jnp.asarray(TARGETS),
     }
-    logits = np.asarray(forward(TINY_CONFIG, backbone, jnp.asarray(prompt), batch))
+    logits = np.asarray(forward(MODEL, backbone, Prompt(jnp.asarray(prompt)), batch))
     valid, scale = TARGETS > 0, np.abs(theirs["logits"]).max()
     np.testing.assert_allclose(logits[valid], theirs["logits"][valid], atol=1e-5 * scale, rtol=0)
     tokens, _ = generate(
-        TINY_CONFIG, backbone, jnp.asarray(prompt), jnp.asarray(INPUTS), length=LENGTH
+        MODEL, backbone, Prompt(jnp.asarray(prompt)), jnp.asarray(INPUTS), length=LENGTH
     )
     np.testing.assert_array_equal(tokens, theirs["greedy"])
 

@@ -64,8 +64,8 @@ def matrices(model: ModelConfig, parts: int) -> set[tuple[int, ...]]:
     scope="module",
     params=[
         pytest.param(("base", 2)),
-        pytest.param(("xl", 4), marks=pytest.mark.slow),
-        pytest.param(("xxl", 8), marks=pytest.mark.slow),
+        pytest.param(("xl", 4), marks=pytest.mark.weekly),
+        pytest.param(("xxl", 8), marks=pytest.mark.weekly),
     ],
     ids=lambda p: p[0],
 )

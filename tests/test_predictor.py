@@ -18,7 +18,7 @@ from prompt_tuning.checkpoints import identity, t5x
 from prompt_tuning.config import ConfigError
 from prompt_tuning.decoding import decode
 from prompt_tuning.model import loss, sharding, t5
-from prompt_tuning.model.prompt import encode_prompted
+from prompt_tuning.model.prompt import Prompt, encode, no_prompt, stack_prompts
 from prompt_tuning.prompts import prompt_file
 from prompt_tuning.serving import mixed_batch
 from prompt_tuning.serving.predictor import Predictor
@@ -60,16 +60,17 @@ def alone(predictor, text):
 
 
 # The reference: a batch of one row with one prompt.
-encode_alone = jax.jit(encode_prompted, static_argnums=0)
+encode_alone = jax.jit(encode, static_argnums=0)
+MODEL = t5.T5(CONFIG)
 generate_alone = jax.jit(
     decode.generate, static_argnums=0, static_argnames=("length", "num_decodes")
 )
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def score_alone(config, backbone, prompt, tokens, labels):
-    encoded = encode_prompted(config, backbone, prompt, tokens)
-    return loss.label_log_likelihoods(config, backbone, encoded, labels)
+def score_alone(model, backbone, prompt, tokens, labels):
+    encoded = encode(model, backbone, prompt, tokens)
+    return loss.label_log_likelihoods(model, backbone, prompt, encoded, labels)
 
 
 encode_mixed = jax.jit(mixed_batch.encode_mixed, static_argnums=0)
@@ -82,7 +83,9 @@ PROMPT_LENGTHS = (3, 1, 9, 0, 4)
 
 @pytest.fixture(scope="module")
 def some_prompts():
-    return [random_prompt(length, CONFIG, seed=n) for n, length in enumerate(PROMPT_LENGTHS)]
+    return [
+        Prompt(random_prompt(length, CONFIG, seed=n)) for n, length in enumerate(PROMPT_LENGTHS)
+    ]
 
 
 @settings(deadline=None, max_examples=30)
@@ -97,17 +100,17 @@ def some_prompts():
     )
 )
 def test_every_row_is_encoded_as_if_it_were_alone(backbone, some_prompts, rows):
-    table = mixed_batch.make_table(some_prompts, CONFIG.embed_dim)
-    prompts = [*some_prompts, jnp.zeros((0, CONFIG.embed_dim))]
+    prompts = [*some_prompts, no_prompt(CONFIG)]
+    members = stack_prompts(prompts)
     tokens, which = zip(*rows, strict=True)
-    lengths = [len(prompt) for prompt in prompts]
+    lengths = [len(prompt.rows) for prompt in prompts]
     batches = mixed_batch.mixed_batches(tokens, which, lengths, batch_size=4, multiple=4)
     seen = []
     for places, batch in batches:
-        encoded, valid = encode_mixed(CONFIG, backbone, table, batch)
+        encoded, valid = encode_mixed(MODEL, backbone, members, batch)
         for place, own, counts in zip(places, encoded, valid, strict=False):
             row = jnp.asarray([tokens[place] + [0] * (12 - len(tokens[place]))], jnp.int32)
-            expected, _ = encode_alone(CONFIG, backbone, prompts[which[place]], row)
+            expected, _ = encode_alone(MODEL, backbone, prompts[which[place]], row)
             length = lengths[which[place]] + len(tokens[place])
             np.testing.assert_array_equal(counts, np.arange(len(counts)) < length)
             np.testing.assert_allclose(own[:length], expected[0, :length], atol=1e-5)
@@ -116,12 +119,12 @@ def test_every_row_is_encoded_as_if_it_were_alone(backbone, some_prompts, rows):
 
 
 def test_padding_changes_nothing(backbone):
-    table = mixed_batch.make_table(list(PROMPTS.values()), CONFIG.embed_dim)
+    members = stack_prompts([*map(Prompt, PROMPTS.values()), no_prompt(CONFIG)])
     lengths = [*LENGTHS.values(), 0]
     ((_, batch),) = mixed_batch.mixed_batches([[5, 6, 7, 1], [8, 1]], [0, 1], lengths, batch_size=2)
     wider = batch._replace(tokens=np.pad(batch.tokens, ((0, 0), (0, 20))))
-    narrow, valid = encode_mixed(CONFIG, backbone, table, batch)
-    wide, still_valid = encode_mixed(CONFIG, backbone, table, wider)
+    narrow, valid = encode_mixed(MODEL, backbone, members, batch)
+    wide, still_valid = encode_mixed(MODEL, backbone, members, wider)
     width = valid.shape[1]
     np.testing.assert_array_equal(still_valid[:, :width], valid)
     assert not still_valid[:, width:].any()

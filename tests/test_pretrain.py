@@ -29,10 +29,11 @@ from prompt_tuning.config import (
     TrainConfig,
     to_dict,
 )
+from prompt_tuning.evaluation.records import read_records
 from prompt_tuning.model import t5
 from prompt_tuning.pretraining import corpus, run, saved
 from prompt_tuning.runtime import signals
-from prompt_tuning.training import optim, report, step
+from prompt_tuning.training import optim, step
 from prompt_tuning.world import generator
 
 MODEL = ModelConfig(
@@ -96,7 +97,7 @@ def arrays(folder: Path) -> dict[str, np.ndarray]:
 
 
 def records(model_dir: Path) -> list[dict]:
-    return report.read_records(model_dir / "metrics.jsonl")
+    return read_records(model_dir / "metrics.jsonl")
 
 
 def test_a_run_from_random_weights_learns(straight: run.PretrainResult):
@@ -321,7 +322,7 @@ def test_a_checkpoint_without_moments_is_named(tmp_path, text):
         run.pretrain(adapted)
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_eight_devices_give_the_same_run(tmp_path, text, straight):
     done = run.pretrain(experiment(tmp_path, text, steps=3, num_model_partitions=4))
     expected = arrays(straight.model_dir / "checkpoint_3")
@@ -329,7 +330,7 @@ def test_eight_devices_give_the_same_run(tmp_path, text, straight):
         np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 @pytest.mark.parametrize("hosts", [(4, 4), (2, 6)], ids=["equal", "unequal"])
 def test_two_processes_are_one_and_go_on_alone(tmp_path, text, hosts):
     """A model whose matrices lie across processes is trained, saved, restored, and goes on."""

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import CONFIG
+from tiny_models import CONFIG, fit_to
 
 from prompt_tuning.model import loss, products, t5
 from prompt_tuning.model.products import product
+from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.planning import hlo
 
 # What a T5 multiplies; its gradients are those with two of the three parts exchanged.
@@ -122,11 +123,11 @@ def test_steps_of_all_sizes_run_in_bfloat16(rows, inputs, targets, prompt, proce
 
     def run(dtype):
         config = dataclasses.replace(CONFIG, dtype=dtype, dropout_rate=0.0)
-        config = products.fit_to(config, jax.devices()[:processors])
+        model = fit_to(config, jax.devices()[:processors])
         cast = {name: value.astype(dtype) for name, value in params.items()}
 
         def total(cast, prompt):
-            return loss.loss_fn(loss.forward(config, cast, prompt, batch), batch)[0]
+            return loss.loss_fn(loss.forward(model, cast, Prompt(prompt), batch), batch)[0]
 
         gradients = jax.jit(jax.grad(total, (0, 1)))(cast, start)
         return np.concatenate([np.ravel(x).astype(np.float32) for x in jax.tree.leaves(gradients)])

@@ -1,4 +1,4 @@
-"""The prompt: exact equivalence to tokens, its mask, and the paper's initialisations."""
+"""The prompt: exact equivalence to tokens, and its mask."""
 
 import dataclasses
 import functools
@@ -9,16 +9,23 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import CONFIG, forward, random_batch, random_params, random_prompt
+from tiny_models import (
+    CONFIG,
+    MODEL,
+    as_model,
+    fit_to,
+    forward,
+    random_batch,
+    random_params,
+    random_prompt,
+)
 
-from prompt_tuning.config import ConfigError, PromptConfig
+from prompt_tuning.config import ConfigError
 from prompt_tuning.decoding import decode
 from prompt_tuning.model import prompt
 from prompt_tuning.model.loss import forward as plain_forward
 from prompt_tuning.model.loss import loss_fn
-from prompt_tuning.model.products import fit_to
-
-KEY = jax.random.key(0)
+from prompt_tuning.model.prompt import Prompt, no_prompt
 
 
 @settings(max_examples=8, deadline=None)
@@ -37,14 +44,14 @@ def test_a_prompt_of_token_embeddings_is_those_tokens(length, seed):
 
 def test_an_empty_prompt_is_no_prompt():
     params, batch = random_params(), random_batch()
-    empty = plain_forward(CONFIG, params, jnp.zeros((0, 32)), batch)
+    empty = plain_forward(MODEL, params, no_prompt(CONFIG), batch)
     from prompt_tuning.model import t5
 
     valid = batch["encoder_input_tokens"] > 0
-    x = t5.apply(CONFIG, params, "embed", batch["encoder_input_tokens"])
-    encoded = t5.apply(CONFIG, params, "encode", x, valid)
+    x = t5.apply(t5.T5(CONFIG), params, "embed", batch["encoder_input_tokens"])
+    encoded = t5.apply(t5.T5(CONFIG), params, "encode", x, valid)
     plain = t5.apply(
-        CONFIG,
+        t5.T5(CONFIG),
         params,
         "decode",
         batch["decoder_input_tokens"],
@@ -88,7 +95,7 @@ def test_equals_the_original_implementation(shared_dir):
     np.testing.assert_allclose(grad, expected["grad_prompt"], atol=1e-5 * scale)
     tokens = batch["encoder_input_tokens"]
     for beams, name in ((1, "greedy/decodes"), (2, "beam2/decodes")):
-        ids, _ = decode.generate(CONFIG, params, rows, tokens, length=8, num_decodes=beams)
+        ids, _ = decode.generate(MODEL, params, Prompt(rows), tokens, length=8, num_decodes=beams)
         np.testing.assert_array_equal(ids, expected[name][:, -1])
 
 
@@ -109,74 +116,6 @@ def test_the_gradient_is_the_finite_difference():
         assert abs(difference - expected) < 2e-3 * jnp.linalg.norm(grad)
 
 
-def test_random_uniform_is_symmetric():
-    rows = np.asarray(prompt.random_uniform(KEY, (100, 64), 0.5))
-    assert rows.min() < -0.49
-    assert rows.max() > 0.49
-    assert np.abs(rows).max() <= 0.5
-    assert abs(rows.mean()) < 0.02
-
-
-def test_sampled_vocab_takes_different_common_pieces():
-    table = jnp.arange(40.0)[:, None] * jnp.ones((1, 4))
-    rows = np.asarray(prompt.sampled_vocab(KEY, table, 10, population=12))[:, 0]
-    assert len(set(rows)) == 10
-    assert rows.max() < 12
-    everything = np.asarray(prompt.sampled_vocab(KEY, table, 12, population=12))[:, 0]
-    assert sorted(everything) == list(range(12))
-    with pytest.raises(ConfigError, match="13 rows cannot be sampled from 12"):
-        prompt.sampled_vocab(KEY, table, 13, population=12)
-
-
-def test_class_labels_are_means_and_the_rest_is_sampled():
-    table = jax.random.normal(KEY, (50, 4))
-    rows = prompt.class_labels(KEY, table, 6, [[3], [4, 5, 9]], population=20)
-    np.testing.assert_allclose(rows[0], table[3])
-    np.testing.assert_allclose(rows[1], (table[4] + table[5] + table[9]) / 3, rtol=1e-6)
-    for row in np.asarray(rows[2:]):
-        assert (np.abs(np.asarray(table[:20]) - row).max(axis=1) == 0).any()
-    one = prompt.class_labels(KEY, table, 1, [[3], [4]])
-    np.testing.assert_allclose(one, table[3:4])
-    with pytest.raises(ConfigError, match="label number 1 is empty"):
-        prompt.class_labels(KEY, table, 6, [[3], []])
-
-
-def test_text_fills_rows_in_order():
-    table = jax.random.normal(KEY, (50, 4))
-    rows = prompt.from_text(KEY, table, 3, [7, 8, 9, 10])
-    np.testing.assert_allclose(rows, table[jnp.array([7, 8, 9])])
-
-
-def encode(text):
-    return [ord(c) - ord("a") + 3 for c in text]
-
-
-@pytest.mark.parametrize(
-    ("config", "labels", "said"),
-    [
-        (PromptConfig(length=4), ("a", "b"), "class labels 'a', 'b'"),
-        (PromptConfig(length=4), (), "4 of the 30 most common pieces"),
-        (PromptConfig(length=4, class_labels=("c",)), ("a", "b"), "class labels 'c'"),
-        (PromptConfig(length=4, init="random_uniform"), ("a",), "uniform random in [-0.5, 0.5]"),
-        (PromptConfig(length=4, init="text", text="abcdef"), (), "first 4 of 6 pieces"),
-    ],
-)
-def test_init_prompt_says_what_it_did(config, labels, said):
-    table = jax.random.normal(KEY, (30, 8))
-    rows, text = prompt.init_prompt(config, KEY, table, encode=encode, task_labels=labels)
-    assert rows.shape == (4, 8)
-    assert rows.dtype == np.float32
-    assert said in text
-    if config.init == "auto":
-        assert "no initialisation was asked for" in text
-
-
-def test_class_labels_without_labels_is_an_error():
-    config = PromptConfig(length=4, init="class_labels")
-    with pytest.raises(ConfigError, match="CLASS_LABELS"):
-        prompt.init_prompt(config, KEY, jnp.zeros((30, 8)), encode=encode)
-
-
 @pytest.mark.parametrize("drops", [False, True])
 def test_attention_by_lengths_sees_what_masks_show(drops):
     """What cuDNN is asked for, computed by JAX's own kernel: loss and gradient of the prompt."""
@@ -194,8 +133,8 @@ def test_attention_by_lengths_sees_what_masks_show(drops):
         return float(value), np.asarray(gradient).ravel()
 
     def length(config):
-        encode = functools.partial(prompt.encode_prompted, config)
-        encoded, _ = jax.eval_shape(encode, params, rows, batch["encoder_input_tokens"])
+        encode = functools.partial(prompt.encode, as_model(config))
+        encoded, _ = jax.eval_shape(encode, params, Prompt(rows), batch["encoder_input_tokens"])
         return encoded.shape[1]
 
     wide = fit_to(plain, jax.devices(), "gpu")
@@ -211,10 +150,10 @@ def test_attention_by_lengths_takes_rows_of_one_example():
     config = dataclasses.replace(CONFIG, dtype="bfloat16", attention="cudnn")
     packed = {"segments": jnp.ones((2, 8), jnp.int32)}
     with pytest.raises(ConfigError, match=r"set PACK = False or ATTENTION = 'xla'"):
-        prompt.encode_prompted(
+        prompt.encode(
             fit_to(config, jax.devices(), "gpu"),
             random_params(),
-            random_prompt(0),
+            Prompt(random_prompt(0)),
             jnp.ones((2, 8), jnp.int32),
             **packed,
         )
@@ -230,8 +169,8 @@ def test_positions_that_a_gpu_needs_change_nothing():
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 9, (3, 21)))
 
     def encode(config):
-        run = jax.jit(prompt.encode_prompted, static_argnums=0)
-        encoded, valid = run(config, params, random_prompt(5), tokens)
+        run = jax.jit(prompt.encode, static_argnums=0)
+        encoded, valid = run(as_model(config), params, Prompt(random_prompt(5)), tokens)
         return np.asarray(encoded, np.float32), np.asarray(valid)
 
     (wide, more), (narrow, valid) = encode(for_gpu), encode(plain)

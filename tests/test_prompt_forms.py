@@ -70,7 +70,7 @@ def test_evaluation_takes_any_form(forms: list[str], tmp_path: Path) -> None:
 
 def test_training_goes_on_from_the_prompt_of_a_checkpoint(forms: list[str], tmp_path: Path) -> None:
     arguments = [
-        *("train", *TASK, "--gin_file=prompts/from_file.gin", "--gin.PROMPT_LENGTH=5"),
+        *("train", *TASK, "--gin_file=inits/from_file.gin", "--gin.PROMPT_LENGTH=5"),
         f"--gin.PROMPT_FILE='{forms[5]}'",
         f"--gin.MODEL_DIR='{tmp_path / 'run'}'",
         *("--gin.TRAIN_STEPS_RELATIVE=1", "--gin.EVAL_METHOD='rank'"),
@@ -123,7 +123,7 @@ def test_training_goes_on_from_a_prompt_of_the_release(tmp_path: Path) -> None:
     np.save(tmp_path / "sst2.npy", rows)
     sizes = {**small, "embed_dim": 768}
     arguments = [
-        *("train", *TASK, "--gin_file=prompts/from_file.gin", "--gin.PROMPT_LENGTH=100"),
+        *("train", *TASK, "--gin_file=inits/from_file.gin", "--gin.PROMPT_LENGTH=100"),
         *(f"--gin.{name.upper()}={value}" for name, value in sizes.items()),
         f"--gin.INITIAL_CHECKPOINT_PATH='{tmp_path / 'checkpoint_0'}'",
         f"--gin.PROMPT_FILE='{tmp_path / 'sst2.npy'}'",

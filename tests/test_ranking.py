@@ -11,7 +11,7 @@ import seqio
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tiny_models import CONFIG, random_params, random_prompt
+from tiny_models import CONFIG, MODEL, random_params, random_prompt
 
 from prompt_tuning.batches import batching
 from prompt_tuning.batches.groups import Cutting
@@ -19,6 +19,7 @@ from prompt_tuning.config import ConfigError, DataConfig, EvalConfig, Experiment
 from prompt_tuning.evaluation import ranking
 from prompt_tuning.evaluation.evaluate import Evaluator, evaluate
 from prompt_tuning.model import loss, sharding, t5
+from prompt_tuning.model.prompt import Encoded, Prompt, no_prompt
 from prompt_tuning.planning import hlo
 from prompt_tuning.tasks import registry, task_rows
 from prompt_tuning.tasks.eval_task import EvalTask
@@ -46,7 +47,7 @@ def ragged(task):
 
 @pytest.fixture(scope="module")
 def params():
-    return random_params(), random_prompt(3)
+    return random_params(), Prompt(random_prompt(3))
 
 
 @functools.cache  # compiled once
@@ -72,7 +73,7 @@ def one_device() -> Mesh:
 
 @jax.jit
 def log_likelihood(backbone, prompt, batch):
-    return loss.sequence_log_likelihood(loss.forward(CONFIG, backbone, prompt, batch), batch)
+    return loss.sequence_log_likelihood(loss.forward(MODEL, backbone, prompt, batch), batch)
 
 
 def one_by_one(params, task):
@@ -184,7 +185,7 @@ def test_rows_grouped_by_length_are_answered_as_rows_of_one_width(long_and_short
     ids = ranking.word_ids(long_and_short)
     (chunk,) = ranking.packing(ids, 24, parts=1).chunks(ids)
     assert chunk.used == [(k, k // len(WORDS)) for k in range(24 * len(WORDS))]
-    scores = np.asarray(evaluator.score_pairs(params[0], encoded, chunk.row, chunk.tokens))
+    scores = np.asarray(evaluator.score_pairs(*params, encoded, chunk.row, chunk.tokens))
     found = np.concatenate(ranking.rank(evaluator, params, long_and_short))
     np.testing.assert_allclose(found, scores, rtol=1e-5)
     best = scores.reshape(24, -1).argmax(axis=1)
@@ -199,7 +200,7 @@ def test_the_loss_of_length_groups_is_that_of_rows_of_one_width(long_and_short, 
 
     @jax.jit
     def total(batch):
-        return loss.loss_fn(loss.forward(CONFIG, *params, batch), batch)[1]
+        return loss.loss_fn(loss.forward(MODEL, *params, batch), batch)[1]
 
     whole = batching.train_batch(rows, [1.0], lengths={"inputs": 64, "targets": 5}, **how)
     assert whole["encoder_input_tokens"].shape == (24, 64)
@@ -295,9 +296,10 @@ def test_the_keys_of_a_row_are_computed_once_for_all_of_its_words(words):
     """
     rows, pairs, s, t = 2, 2 * words, 24, 3
     struct = jax.ShapeDtypeStruct
-    encoded = struct((rows, s, CONFIG.embed_dim), np.float32), struct((rows, s), bool)
-    lowered = jax.jit(functools.partial(ranking.score_pairs, CONFIG)).lower(
+    encoded = Encoded(struct((rows, s, CONFIG.embed_dim), np.float32), struct((rows, s), bool))
+    lowered = jax.jit(functools.partial(loss.pair_log_likelihoods, MODEL)).lower(
         t5.param_shapes(CONFIG),
+        no_prompt(CONFIG),
         encoded,
         struct((1, pairs), np.int32),
         struct((pairs, t), np.int32),
@@ -339,7 +341,8 @@ def test_no_device_is_sent_what_another_has_computed_of_a_row(shape):
     moved = collectives(
         mesh,
         make_evaluator(mesh).score_pairs,
-        (struct(rows, s, CONFIG.embed_dim, dtype=np.float32), struct(rows, s, dtype=bool)),
+        no_prompt(CONFIG),
+        Encoded(struct(rows, s, CONFIG.embed_dim, dtype=np.float32), struct(rows, s, dtype=bool)),
         struct(data, pairs),
         struct(data * pairs, t),
     )
@@ -353,7 +356,7 @@ def test_no_device_is_sent_what_another_generates(beams):
     """The answers are gathered, and what `top_k` chooses from; keys and values stay."""
     mesh = sharding.make_mesh(1)
     evaluator = make_evaluator(mesh, method="generate", num_decodes=beams)
-    prompt = jax.ShapeDtypeStruct((3, CONFIG.embed_dim), np.float32)
+    prompt = Prompt(jax.ShapeDtypeStruct((3, CONFIG.embed_dim), np.float32))
     struct = functools.partial(split_rows, mesh)
     moved = collectives(mesh, evaluator.generate, prompt, struct(8, 16), struct(8))
     assert moved

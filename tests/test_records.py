@@ -1,106 +1,134 @@
-"""Records that were damaged are found, and made anew from what the state says of them."""
+"""Records: lines that are written on, what a run that goes on drops of them, curves."""
 
 import json
-import re
+import resource
 
 import pytest
+from matplotlib.figure import Figure
 
-from prompt_tuning.runtime import records
-from prompt_tuning.training import report
+from prompt_tuning.evaluation import records
 
 
-@pytest.fixture
-def written(tmp_path):
-    """A folder with the records of a step, and what its state keeps of them."""
-    log = report.RunLog(tmp_path, step=-1)
+def write(folder, step=-1):
+    log = records.RunLog(folder, step=step)
     log.training(3, {"loss": 1.5}, task="cb")
-    log.scores(3, {"accuracy/rank": 75.0}, task="cb", split="validation")
-    log.predictions(3, "cb", {"accuracy/rank": 75.0}, [{"output": "a"}])
-    log.analysis(3, "cb", {"words": ["\u00e9\u2028"]})
-    saved = log.pack()
+    log.scores(3, {"accuracy/rank": 50.0}, task="cb", split="validation[:10]", prompt="none")
+    log.scores(4, {"accuracy/rank": 75.0}, task="cb", split="train")
+    log.predictions(4, "cb", {"accuracy/rank": 75.0}, [{"output": "\u00e9"}])
     log.close()
-    return tmp_path, saved, contents(tmp_path)
 
 
-def damage(capsys, folder, saved, **more):
-    """What is said when the records are opened at step 3."""
-    capsys.readouterr()
-    report.RunLog(folder, step=3, saved=saved, **more)
-    return capsys.readouterr().out.splitlines()
+def test_a_record_is_one_line(tmp_path):
+    write(tmp_path)
+    lines = [json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [
+        {"step": 3, "task": "cb", "split": "train", "name": "loss", "value": 1.5},
+        {
+            "step": 3,
+            "task": "cb",
+            "split": "validation",
+            "name": "accuracy/rank",
+            "value": 50.0,
+            "prompt": "none",
+        },
+        {"step": 4, "task": "cb", "split": "train", "name": "accuracy/rank", "value": 75.0},
+    ]
+    # Scores of the training split are scores.
+    assert [records.is_score(line) for line in lines] == [False, True, True]
+    assert (
+        json.loads((tmp_path / "inference_eval/cb-000004.jsonl").read_text())["output"] == "\u00e9"
+    )
+    for folder in ("train", "inference_eval/cb"):
+        assert len(list((tmp_path / folder).glob("events*"))) == 1
 
 
-def contents(folder):
-    names = ("metrics.jsonl", "inference_eval/cb-metrics.jsonl", "inference_eval/cb-analysis.jsonl")
-    return {name: (folder / name).read_bytes() for name in names}
+def test_opening_drops_what_is_later_and_what_was_cut_off(tmp_path):
+    write(tmp_path)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "ta')
+    records.RunLog(tmp_path, step=3)
+    assert [r["step"] for r in records.read_records(tmp_path / "metrics.jsonl")] == [3, 3]
+    assert (tmp_path / "inference_eval/cb-metrics.jsonl").read_text() == ""
+    records.RunLog(tmp_path, step=-1)
+    assert records.read_records(tmp_path / "metrics.jsonl") == []
 
 
-def test_records_that_are_whole_are_left_alone(written, capsys):
-    folder, saved, before = written
-    assert damage(capsys, folder, saved) == []
-    assert contents(folder) == before
-    assert report.RunLog(folder, step=3, saved=saved).pack() == saved
-    assert not list(folder.rglob("*.damaged"))
+def test_later_steps_are_written_on(tmp_path):
+    write(tmp_path)
+    whole = (tmp_path / "metrics.jsonl").read_text()
+    log = records.RunLog(tmp_path, step=3)
+    log.scores(4, {"accuracy/rank": 75.0}, task="cb", split="train")
+    log.close()
+    assert (tmp_path / "metrics.jsonl").read_text() == whole
+
+
+def test_an_evaluation_that_was_broken_off_is_dropped(tmp_path):
+    write(tmp_path)
+    records.RunLog(tmp_path, step=4, evaluation_due=True)
+    metrics = records.read_records(tmp_path / "metrics.jsonl")
+    assert [(r["step"], r["name"]) for r in metrics] == [(3, "loss"), (3, "accuracy/rank")]
+    assert (tmp_path / "inference_eval/cb-metrics.jsonl").read_text() == ""
 
 
 @pytest.mark.parametrize(
-    ("harm", "said"),
+    "harm",
     [
-        (lambda text: text.replace(b"1.5", b"1.4"), "line 1 of .*metrics.jsonl is not what was"),
-        (lambda text: text[text.index(b"\n") + 1 :], "line 1 of .*metrics.jsonl is not what was"),
-        (lambda text: text[: len(text) // 2], r"metrics.jsonl has \d+ bytes, and had \d+"),
-        (lambda text: b"", "metrics.jsonl has 0 bytes"),
-        (lambda text: b"\xff\0" * 99, "line 1 of .*metrics.jsonl is not"),
+        b"\xff\0" * 9,
+        b"",
+        b"{" * 99_999,
+        b"[]",
+        b'{"step": "3", "task": "cb", "name": "loss", "value": 1}',
+        b'{"step": 3, "task": "cb", "name": 7, "value": 1}',
     ],
 )
-def test_records_that_were_damaged_are_made_anew(written, harm, said, capsys):
-    folder, saved, before = written
-    path = folder / "metrics.jsonl"
-    path.write_bytes(harm(before["metrics.jsonl"]))
-    (line,) = damage(capsys, folder, saved)
-    assert re.search(said, line)
-    assert "made anew from the saved state of step 3; what was there is metrics.jsonl.dam" in line
-    assert contents(folder) == before
-    assert (folder / "metrics.jsonl.damaged").read_bytes() == harm(before["metrics.jsonl"])
+def test_a_damaged_record_costs_itself(tmp_path, harm):
+    write(tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    _, *others = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([harm, b"\n", *others]))
+    assert len(records.read_records(path)) == len(others) == 2
+    records.RunLog(tmp_path, step=9)
+    assert path.read_bytes() == b"".join(others)
 
 
-def test_records_that_are_gone_come_back(written, capsys):
-    folder, saved, before = written
-    for name in before:
-        (folder / name).unlink()
-    said = [line.split(":")[0].rsplit("/", 1)[1] for line in damage(capsys, folder, saved)]
-    assert sorted(said) == [
-        "cb-analysis.jsonl is missing",
-        "cb-metrics.jsonl is missing",
-        "metrics.jsonl is missing",
+def test_rows_of_an_evaluation_are_read_again(tmp_path):
+    log = records.RunLog(tmp_path, step=-1)
+    rows = [{"output": "a\u2028b"}, {"output": ""}]
+    log.predictions(7, "cb", {"accuracy/rank": 75.0}, rows)
+    assert log.read_predictions(7, "cb") == rows
+    assert log.read_predictions(8, "cb") == []
+
+
+def test_of_lines_that_do_not_fit_the_disk_nothing_stays(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    records.append_text(path, '{"step": 1}\n')
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            records.append_text(path, '{"step": 2}\n')
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_text() == '{"step": 1}\n'
+    records.append_text(path, '{"step": 3}\n')
+    assert path.read_text() == '{"step": 1}\n{"step": 3}\n'
+
+
+def test_the_legend_names_each_score_and_each_kind_of_baseline_once():
+    axes = Figure().subplots()
+    names = ("cb accuracy/generate", "cb accuracy/rank")
+    scores = {name: [(1, 50.0), (2, 75.0)] for name in names}
+    records.draw_scores(axes, scores, {name: {"majority": 40.0, "none": 0.0} for name in names})
+    legend = axes.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == [
+        *names,
+        "majority class",
+        "no prompt",
     ]
-    assert contents(folder) == before
+    styles = [line.get_linestyle() for line in axes.get_lines()]
+    assert styles == ["-", "--", ":", "-", "--", ":", "--", ":"]
 
 
-def test_what_came_after_the_state_is_dropped_and_a_torn_tail_is_said(written, capsys):
-    folder, saved, before = written
-    path = folder / "metrics.jsonl"
-    later = json.dumps({"step": 4, "task": "cb", "name": "loss", "value": 1}) + "\n"
-    path.write_bytes(before["metrics.jsonl"] + later.encode())
-    assert damage(capsys, folder, saved) == []
-    assert contents(folder) == before
-    path.write_bytes(before["metrics.jsonl"] + later.encode() + b'{"step": 4, "ta')
-    (line,) = damage(capsys, folder, saved)
-    assert "ended in 15 bytes that cannot be read" in line
-    assert contents(folder) == before
-
-
-def test_an_evaluation_that_was_broken_off_is_not_kept(written):
-    folder, _, before = written
-    log = report.RunLog(folder, step=3)
-    texts = records.unpack(log.pack(due=3))
-    assert "accuracy" not in texts["metrics.jsonl"]
-    assert "loss" in texts["metrics.jsonl"]
-    assert texts["inference_eval/cb-metrics.jsonl"] == ""
-    report.RunLog(folder, step=3, evaluation_due=True, saved=log.pack(due=3))
-    assert b"accuracy" not in contents(folder)["metrics.jsonl"]
-    assert len(contents(folder)["metrics.jsonl"]) < len(before["metrics.jsonl"])
-
-
-def test_a_state_can_name_no_other_file():
-    names = ("../x", "/etc/x", "prompts/best", "inference_eval/../../a-metrics.jsonl", "metrics")
-    assert records.unpack(records.pack(dict.fromkeys(names, "x"))) == {}
+def test_there_is_no_picture_without_records(tmp_path):
+    assert records.draw_curves(tmp_path) is None

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 from scipy import stats
 from test_decode import markov
-from tiny_models import CONFIG, random_batch, random_params, random_prompt
+from tiny_models import CONFIG, MODEL, random_batch, random_params, random_prompt
 
 from prompt_tuning.config import ConfigError, DataConfig, Decoding, EvalConfig, Experiment
-from prompt_tuning.decoding import beam
+from prompt_tuning.decoding import beam, decode
 from prompt_tuning.decoding.sample import mask_logits, row_keys, temperature_sample
 from prompt_tuning.evaluation.evaluate import Evaluator, evaluate
 from prompt_tuning.model import sharding, t5
-from prompt_tuning.model.prompt import encode_prompted
+from prompt_tuning.model.prompt import Prompt, encode, no_prompt
 from prompt_tuning.session import setup
 from prompt_tuning.world.assets import TINY_CONFIG
 
@@ -197,9 +197,11 @@ def test_evaluation_draws_the_same_with_any_batch_size():
 
 @functools.partial(jax.jit, static_argnums=2)
 def sample(tokens, numbers, search):
-    encoded = encode_prompted(CONFIG, random_params(), random_prompt(3), tokens)
+    encoded = encode(MODEL, random_params(), Prompt(random_prompt(3)), tokens)
     keys = row_keys(search.decoding.seed, numbers)
-    return decode.generate_all(CONFIG, random_params(), encoded, search, keys)
+    return decode.generate_all(
+        MODEL, random_params(), no_prompt(CONFIG), encoded, search, keys=keys
+    )
 
 
 SEARCH = decode.Search(6, 3, Decoding(method="sample", temperature=1.5))
@@ -222,11 +224,11 @@ def test_a_row_draws_the_same_in_any_batch():
 def test_scores_are_those_of_the_whole_sequence_without_a_cache():
     tokens = random_batch()["encoder_input_tokens"]
     drawn, scores = sample(tokens, jnp.arange(4), SEARCH)
-    encoded, valid = encode_prompted(CONFIG, random_params(), random_prompt(3), tokens)
+    encoded, valid = encode(MODEL, random_params(), Prompt(random_prompt(3)), tokens)
     for k in range(3):
         targets = drawn[:, k]
         inputs = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
-        logits = t5.apply(CONFIG, random_params(), "decode", inputs, encoded, valid)
+        logits = t5.apply(t5.T5(CONFIG), random_params(), "decode", inputs, encoded, valid)
         log_p = jax.nn.log_softmax(logits)
         each = jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
         ended = jnp.cumsum(inputs == 1, axis=1) > 0
@@ -240,13 +242,13 @@ def test_scores_are_those_of_the_whole_sequence_without_a_cache():
     ("options", "message"),
     [
         ({"method": "sample", "topk": 2, "topp": 0.5}, "at most one, as in T5X"),
-        ({"method": "sample", "temperature": -1.0}, "TEMPERATURE must be >= 0"),
-        ({"method": "sample", "topp": 1.5}, "TOPP must lie in"),
-        ({"method": "sample", "topk": -1}, "TOPK must be >= 0"),
+        ({"method": "sample", "temperature": -1.0}, "TEMPERATURE = -1.0: out of range"),
+        ({"method": "sample", "topp": 1.5}, "TOPP = 1.5: out of range"),
+        ({"method": "sample", "topk": -1}, "TOPK = -1: out of range"),
         ({"method": "sample", "alpha": 1.0}, "ALPHA is set (1.0), but DECODING is 'sample'"),
         ({"topk": 5}, "TOPK is set (5), but DECODING is 'beam'"),
         ({"seed": 5}, "DECODE_SEED is set (5), but DECODING is 'beam'"),
-        ({"alpha": -1.0}, "ALPHA must be >= 0"),
+        ({"alpha": -1.0}, "ALPHA = -1.0: out of range"),
     ],
 )
 def test_impossible_settings(options, message):

@@ -10,9 +10,16 @@ from tiny_models import CONFIG, random_batch, random_params, random_prompt
 
 from prompt_tuning.checkpoints import t5x
 from prompt_tuning.checkpoints.run_state import RunStateStore
-from prompt_tuning.config import ConfigError, ModelConfig, OptimizerConfig, TrainConfig
+from prompt_tuning.config import (
+    ConfigError,
+    ModelConfig,
+    OptimizerConfig,
+    PromptConfig,
+    TrainConfig,
+)
 from prompt_tuning.decoding import decode
 from prompt_tuning.model import sharding, t5
+from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.training import optim, step
 
 MESHES = {(8, 1): 1, (4, 2): 2, (2, 4): 4, (1, 8): 8}
@@ -30,17 +37,19 @@ def run(mesh, batches, config=CONFIG):
     shapes = t5.param_shapes(config)
     params = {name: value.astype(config.dtype) for name, value in random_params().items()}
     backbone = jax.device_put(params, sharding.param_shardings(shapes, mesh))
-    state, optimizer = make_state(mesh), optim.make_optimizer(OptimizerConfig(), optim.PROMPT_RULES)
+    state, model = make_state(mesh), t5.T5(config)
+    recipe = step.make_recipe(model, PromptConfig(), OptimizerConfig(), TrainConfig())
     sharded = [[sharding.shard_batch(group, mesh) for group in cut(*b)] for b in enumerate(batches)]
-    programs = step.compile_step(config, TrainConfig(), optimizer, state)
-    zeros = programs.zeros(state)
-    grad, metrics = programs.add(zeros, state, backbone, sharded[1][0], np.int32(0))
+    programs = step.compile_step(recipe, state)
+    folded = programs.fold(state, backbone)
+    zeros = programs.zeros(state, folded)
+    grad, _, metrics = programs.add(zeros, folded, state, backbone, sharded[1][0], np.int32(0))
     first = state.trainable["prompt"].copy()
     for groups in sharded:
-        state, _ = step.run_step(programs, state, backbone, groups)
-    generate = functools.partial(decode.generate, config, length=6, num_decodes=3)
-    tokens, _ = jax.jit(generate)(backbone, first, sharded[0][0]["encoder_input_tokens"])
-    found = metrics["loss"], grad["prompt"], state.trainable["prompt"], tokens
+        state, _ = step.train_step(programs, state, backbone, groups)
+    generate = functools.partial(decode.generate, model, length=6, num_decodes=3)
+    tokens, _ = jax.jit(generate)(backbone, Prompt(first), sharded[0][0]["encoder_input_tokens"])
+    found = metrics["loss"], grad.rows, state.trainable["prompt"], tokens
     return backbone, [np.asarray(x) for x in found]
 
 
@@ -142,9 +151,9 @@ def test_a_mesh_restores_saves_and_resumes_as_one_device_does(shape, written, tm
 
 def test_every_parameter_has_a_rule_and_an_unknown_one_is_an_error():
     for name, shape in t5.param_shapes(CONFIG).items():
-        assert len(sharding.logical_axes(name)) == len(shape.shape)
+        assert len(sharding.logical_axes(name, shape.shape)) == len(shape.shape)
     with pytest.raises(ValueError, match="LOGICAL_AXES"):
-        sharding.logical_axes("encoder/layers_0/lora/kernel")
+        sharding.logical_axes("encoder/layers_0/lora/kernel", (2, 3))
 
 
 def test_what_does_not_divide_says_so():

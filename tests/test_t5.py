@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import CONFIG, forward, random_batch, random_params
+from tiny_models import CONFIG, as_model, as_prompt, forward, random_batch, random_params
 
 from prompt_tuning.config import ModelConfig
 from prompt_tuning.model import attention, layers, t5
@@ -145,7 +145,7 @@ def test_t5_drops_out_everywhere_with_one_mask_for_all_positions(monkeypatch):
 
     for module in (attention, layers, t5):
         monkeypatch.setattr(module, "drop", spied)
-    run = functools.partial(plain_forward, config, params, NO_PROMPT, batch)
+    run = functools.partial(plain_forward, as_model(config), params, as_prompt(NO_PROMPT), batch)
     jax.jit(run)(dropout_key=jax.random.key(0))
     jax.effects_barrier()
     seen = [(np.asarray(before), np.asarray(after)) for before, after in seen]
@@ -180,7 +180,9 @@ def test_dropout_draws_as_often_for_many_layers_as_for_one(monkeypatch):
         config = dataclasses.replace(
             CONFIG, num_encoder_layers=count, num_decoder_layers=count, dropout_rate=0.5
         )
-        run = functools.partial(plain_forward, config, random_params(config), NO_PROMPT)
+        run = functools.partial(
+            plain_forward, as_model(config), random_params(config), as_prompt(NO_PROMPT)
+        )
         traced.clear()
         jax.make_jaxpr(lambda key, run=run: run(random_batch(), dropout_key=key))(jax.random.key(0))
         counts.append(len(traced))

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from flax.core import unfreeze
 from flax.traverse_util import flatten_dict, unflatten_dict
-from tiny_models import CONFIG, random_batch, random_params, random_prompt
+from tiny_models import CONFIG, MODEL, random_batch, random_params, random_prompt
 
 from prompt_tuning.checkpoints.t5x import read_param, read_shapes, read_step, write_t5x
 from prompt_tuning.config import (
@@ -29,6 +29,7 @@ from prompt_tuning.config import (
 from prompt_tuning.config.gin_files import gin_folder
 from prompt_tuning.decoding import decode
 from prompt_tuning.model import loss
+from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.prompts.prompt_file import load_prompt
 from prompt_tuning.tasks.vocabulary import load_seqio_vocabulary
 from prompt_tuning.training import optim, step
@@ -128,7 +129,7 @@ def test_logits_are_the_embedded_engines(length):
     params, batch, prompt = random_params(), random_batch(), random_prompt(length)
     given = {**params, PROMPT: prompt} if length else params
     actual = run_t5x(transformer(prompt), given, batch)
-    expected = loss.forward(CONFIG, params, prompt, batch)
+    expected = loss.forward(MODEL, params, Prompt(prompt), batch)
     real = batch["decoder_target_tokens"] > 0
     assert gaps(actual[real], expected[real]) < 1e-5
 
@@ -159,7 +160,7 @@ def test_decoded_tokens_are_the_embedded_engines(num_decodes):
     actual = jax.jit(model.predict_batch)(tree, batch)
     expected, _ = jax.jit(
         lambda tokens: decode.generate(
-            CONFIG, params, prompt, tokens, length=actual.shape[1], num_decodes=num_decodes
+            MODEL, params, Prompt(prompt), tokens, length=actual.shape[1], num_decodes=num_decodes
         )
     )(batch["encoder_input_tokens"])
     np.testing.assert_array_equal(actual, expected)
@@ -266,6 +267,10 @@ def test_logged_learning_rate_counts_from_the_backbones_step(tmp_path):
     np.testing.assert_allclose([rate(START + i) for i in (0, 3, 9)], [0.05, 0.2, 0.2], rtol=1e-6)
     constant = make_experiment(tmp_path, learning_rate=0.2)
     assert plugin.make_learning_rate(constant)(START + 7) == 0.2
+    falling = make_experiment(tmp_path, learning_rate=0.2, warmup_steps=4, schedule="rsqrt")
+    np.testing.assert_allclose(
+        plugin.make_learning_rate(falling)(START + 7), 0.2 * (START + 7) ** -0.5, rtol=1e-6
+    )
 
 
 # Whole runs ---------------------------------------------------------------------------------------

@@ -263,7 +263,7 @@ def test_mistakes_in_rows_and_settings(rows, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"eval_share": 1.0}, "EVAL_SHARE must lie between 0 and 1"),
+        ({"eval_share": 1.0}, "EVAL_SHARE = 1.0: out of range"),
         ({"label_words": ("one",)}, "at least two words"),
         ({"label_words": {0: "same", 1: "same"}}, "at least two words"),
         ({"label_words": ("same", "same", "other")}, "names a word twice"),

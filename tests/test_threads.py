@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from prompt_tuning.runtime import threads
+from prompt_tuning.runtime.threads import THREADS_PER_DEVICE, provide
 
 ROOT = Path(__file__).parents[1]
 EIGHT = "--xla_force_host_platform_device_count=8"
@@ -38,24 +38,23 @@ def test_xla_has_more_threads_than_devices(devices, settings):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) == threads.THREADS_A_DEVICE * devices
+    assert int(done.stdout) == THREADS_PER_DEVICE * devices
 
 
 @pytest.mark.parametrize(
-    "environment",
-    [{}, {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}, {"JAX_NUM_CPU_DEVICES": "-1"}],
+    ("settings", "threads"),
+    [
+        ({}, None),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}, None),
+        ({"JAX_NUM_CPU_DEVICES": "-1"}, None),
+        ({"JAX_NUM_CPU_DEVICES": "4"}, "8"),
+        ({"XLA_FLAGS": EIGHT, "NPROC": "3"}, "3"),
+    ],
 )
-def test_one_device_is_left_to_xla(environment):
-    assert threads.provide(given := dict(environment)) is None
-    assert given == environment
-
-
-def test_what_the_user_has_set_stands():
-    given = {"XLA_FLAGS": EIGHT, "NPROC": "3"}
-    assert threads.provide(given) is None
-    assert given["NPROC"] == "3"
-
-
-def test_the_last_flag_counts_as_it_does_in_xla():
-    given = {"XLA_FLAGS": f"{EIGHT} --xla_force_host_platform_device_count=2"}
-    assert threads.provide(given) == 2 * threads.THREADS_A_DEVICE == int(given["NPROC"])
+def test_one_device_and_what_the_user_has_set_are_left_to_xla(settings, threads, monkeypatch):
+    for name in ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", "NPROC"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    provide()
+    assert os.environ.get("NPROC") == threads

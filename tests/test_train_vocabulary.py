@@ -8,9 +8,9 @@ import sentencepiece
 from prompt_tuning import cli
 from prompt_tuning.pretraining import train_vocabulary
 from prompt_tuning.vocabularies.vocabulary import load_vocabulary
-from prompt_tuning.world import language
+from prompt_tuning.world import generator
 
-TEXTS = list(language.corpus(600, 1))
+TEXTS = list(generator.corpus(600, seed=1))
 
 
 @pytest.mark.parametrize("model_type", ["unigram", "bpe"])

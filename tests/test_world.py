@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,8 +14,15 @@ import sentencepiece
 from prompt_tuning.checkpoints.t5x import read_t5x
 from prompt_tuning.config import CorpusConfig
 from prompt_tuning.model import loss, t5
-from prompt_tuning.pretraining import examples, tiny
-from prompt_tuning.world import assets, generator, probe
+from prompt_tuning.model.prompt import no_prompt
+from prompt_tuning.pretraining import examples
+from prompt_tuning.world import assets, generator
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "world"))
+import probe  # noqa: E402
+import tiny  # noqa: E402
+
+sys.path.pop()
 
 MEGABYTE = 1_000_000
 LABELS = [word for task in generator.DEMO_TASKS.values() for word in task.label_words]
@@ -202,8 +210,10 @@ def test_backbone_is_a_language_model_of_the_world(
     text = examples.join_documents("reviews", tokenizer.encode(unseen))
     (batch,) = examples.Examples(text, shape, 0).batches(0, 256, limit=256)
     arrays = {name: jnp.asarray(value) for name, value in batch.items()}
-    nothing = jnp.zeros((0, assets.TINY_CONFIG.embed_dim))
-    _, sums = loss.loss_fn(loss.forward(assets.TINY_CONFIG, backbone, nothing, arrays), arrays)
+    _, sums = loss.loss_fn(
+        loss.forward(t5.T5(assets.TINY_CONFIG), backbone, no_prompt(assets.TINY_CONFIG), arrays),
+        arrays,
+    )
     targets = batch["decoder_target_tokens"]
     counts = np.bincount(targets[targets > 1])
     shares = counts[counts > 0] / counts.sum()

@@ -1,11 +1,16 @@
 """Small random models and batches that many tests share: real objects, not stand-ins."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from prompt_tuning.config import ModelConfig
 from prompt_tuning.model import loss, t5
+from prompt_tuning.model.device import choose_device
+from prompt_tuning.model.prompt import Prompt
 
 # The sizes of the T5X reference outputs (../shared/goldens/t5x).
 CONFIG = ModelConfig(
@@ -20,8 +25,28 @@ CONFIG = ModelConfig(
 )
 
 
+MODEL = t5.T5(CONFIG)
+
+
+def as_model(config: ModelConfig | t5.T5) -> t5.T5:
+    return config if isinstance(config, t5.T5) else t5.T5(config)
+
+
+def as_prompt(rows: Any) -> Prompt:
+    return rows if isinstance(rows, Prompt) else Prompt(jnp.asarray(rows))
+
+
+def fit_to(config: ModelConfig, devices: Iterable[Any], platform: str = "") -> t5.T5:
+    """The model as it is computed on these devices."""
+    return t5.T5(config, choose_device(config, devices, platform))
+
+
+def forward(config: Any, params: Any, prompt: Any, batch: Any, **settings: Any) -> jax.Array:
+    return _forward(as_model(config), params, as_prompt(prompt), batch, **settings)
+
+
 # Compiled: operation by operation, each is a program of its own.
-forward = jax.jit(loss.forward, static_argnums=0)
+_forward = jax.jit(loss.forward, static_argnums=0)
 apply_t5 = jax.jit(t5.apply, static_argnums=(0, 2))
 _init_params = jax.jit(t5.init_params, static_argnums=0)
 

@@ -18,7 +18,6 @@ import json
 import os
 import posixpath
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -26,9 +25,8 @@ import numpy as np
 import tensorstore as ts
 from flax import serialization
 
-from prompt_tuning.checkpoints.chunks import check_chunks
 from prompt_tuning.config import ConfigError
-from prompt_tuning.runtime.storage import Folder, check_inside, explain, open_folder, reason_of
+from prompt_tuning.runtime.storage import Folder, explain, open_folder, reason_of
 
 INDEX = "checkpoint"  # T5X's msgpack file
 METADATA = "_METADATA"  # Orbax's list of leaves
@@ -46,17 +44,6 @@ class Leaf:
     folder: Folder
     spec: dict[str, Any] | None = None
     value: np.ndarray | None = None
-    declared: tuple[int, ...] | None = None  # its shape, where the index says it
-
-    def check_files(self) -> None:
-        """Returns if the files of an array that lies in a local folder can be read, and are its.
-
-        Raises:
-          ConfigError: one is a pipe or the like, or a link out of the checkpoint's folder.
-        """
-        store = (self.spec or {}).get("kvstore", {})
-        if store.get("driver") == "file":
-            check_inside(Path(store["path"]), Path(self.folder.path), self.what)
 
     def open(self, context: ts.Context) -> ts.Future[ts.TensorStore] | ts.TensorStore:
         """A TensorStore of the array; slices of it are read on demand."""
@@ -140,7 +127,6 @@ def _from_msgpack(data: bytes, folder: Folder, name: str = INDEX) -> Checkpoint:
         for param, value in flat.items()
         if value is not None
     }
-    _check_names(params, folder)
     if not params:
         raise ConfigError(
             f"{where} lists no parameters: its 'target' is empty. Give one that holds a model."
@@ -188,52 +174,10 @@ def _leaf(value: Any, name: str, folder: Folder, database: bool) -> Leaf:
         path = value.get("path") or (store.get("path") if isinstance(store, Mapping) else None)
         if value["driver"] != "zarr" or not isinstance(path, str):
             raise ConfigError(f"{what} is stored as {value!r}: expected a zarr array with a path.")
-        spec = _zarr(folder, path, what)
-        return Leaf(what, folder, spec=spec, declared=_declared_shape(value))
+        return Leaf(what, folder, spec=_zarr(folder, path, what))
     if isinstance(value, (np.ndarray, np.generic, int, float)):
         return Leaf(what, folder, value=np.asarray(value))
     raise ConfigError(f"{what} is neither an array nor a TensorStore spec: found {value!r:.80}.")
-
-
-def _declared_shape(spec: Mapping[str, Any]) -> tuple[int, ...] | None:
-    metadata = spec.get("metadata")
-    shape = metadata.get("shape") if isinstance(metadata, Mapping) else None
-    if not isinstance(shape, (list, tuple)) or not all(type(size) is int for size in shape):
-        return None
-    return tuple(shape)
-
-
-def _check_names(params: Mapping[str, Leaf], folder: Folder) -> None:
-    """Returns if every parameter lies where its name says, and no other one lies beside them.
-
-    T5X names the folder of a parameter after it. (Where a name was longer than file names may be,
-    or the index is another program's, folders do not begin so, and nothing can be said.)
-
-    Raises:
-      ConfigError: with both names.
-    """
-    places = {name: _place(leaf) for name, leaf in params.items() if leaf.spec is not None}
-    for name, place in places.items():
-        own = f"{TARGET}{name.replace('/', '.')}"
-        if place.startswith(TARGET) and place != own:
-            raise ConfigError(
-                f"the checkpoint {folder.url} gives the parameter {name} the array {place}, which "
-                f"belongs to {place.removeprefix(TARGET).replace('.', '/')}: something was renamed "
-                "in its index. Copy the checkpoint again."
-            )
-    known = {f"{TARGET}{name.replace('/', '.')}" for name in params}
-    beside = sorted(set(folder.local_names(TARGET)) - known - set(places.values()))
-    if beside and any(place.startswith(TARGET) for place in places.values()):
-        raise ConfigError(
-            f"the checkpoint {folder.url} holds arrays that its index does not list: "
-            f"{', '.join(beside[:5])}. Were they renamed or put there later? Copy the checkpoint "
-            "again, or move them away."
-        )
-
-
-def _place(leaf: Leaf) -> str:
-    store = (leaf.spec or {}).get("kvstore", {})
-    return posixpath.basename(str(store.get("path", "")).rstrip("/"))
 
 
 def _zarr(
@@ -284,35 +228,17 @@ def _from_orbax(data: bytes, folder: Folder) -> Checkpoint:
     return Checkpoint(folder, params, leaf(("state", "step")), slots)
 
 
-def _check_declared(leaf: Leaf, store: ts.TensorStore) -> None:
-    if leaf.declared is not None and leaf.declared != tuple(store.shape):
-        raise ConfigError(
-            f"{leaf.what} has shape {tuple(store.shape)}, and the checkpoint's index says "
-            f"{leaf.declared}: one of the two is of another checkpoint. Copy it again."
-        )
-
-
-def open_leaves(
-    leaves: Mapping[str, Leaf], context: ts.Context, *, contents: bool = False
-) -> dict[str, ts.TensorStore]:
+def open_leaves(leaves: Mapping[str, Leaf], context: ts.Context) -> dict[str, ts.TensorStore]:
     """The opened leaves; all are opened at once, so that a remote store is asked in parallel.
-
-    With `contents` gzipped chunks are held against their checksums, which takes a while.
 
     Raises:
       ConfigError: an array's metadata is missing or damaged.
     """
-    for leaf in leaves.values():
-        leaf.check_files()
     opening = {name: leaf.open(context) for name, leaf in leaves.items()}
 
     def opened(name: str) -> ts.TensorStore:
         store = opening[name]
-        if isinstance(store, ts.TensorStore):
-            return store
-        check_chunks(store.result(), leaves[name].what, contents=contents)
-        _check_declared(leaves[name], store.result())
-        return store.result()
+        return store if isinstance(store, ts.TensorStore) else store.result()
 
     return {
         name: explain(lambda name=name: opened(name), leaf.folder, leaf.what)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -18,7 +17,7 @@ from jaxtyping import Array
 from prompt_tuning.checkpoints import architecture, huggingface, t5x
 from prompt_tuning.checkpoints.layouts import find_checkpoint
 from prompt_tuning.checkpoints.t5x_prompt import PROMPT
-from prompt_tuning.config import FROM_CHECKPOINT, TINY, ConfigError, Experiment, ModelConfig
+from prompt_tuning.config import TINY, Experiment, ModelConfig
 from prompt_tuning.model import sharding, t5
 from prompt_tuning.runtime.prefetch import Ahead
 from prompt_tuning.runtime.storage import open_folder
@@ -128,25 +127,3 @@ def read_model(spec: PathLike) -> ModelConfig:
     there = "://" not in path and (beside / architecture.CONFIG).is_file()
     raw = architecture.read_json(beside) if there else None
     return architecture.infer_model(t5x.read_shapes(path), raw, path)
-
-
-def fill_sizes(fields: Mapping[str, Any], spec: Any) -> dict[str, Any]:
-    """The fields with the checkpoint's own sizes where "from_checkpoint" stands.
-
-    Raises:
-      ConfigError: no checkpoint is named, it cannot be read, or a field is no size.
-    """
-    if not isinstance(spec, str):
-        raise ConfigError(
-            "the model's sizes are to come from the checkpoint, and none is named: set "
-            "INITIAL_CHECKPOINT_PATH (t5x train) or CHECKPOINT_PATH."
-        )
-    model = read_model(spec)
-    filled = dict(fields)
-    for key, value in fields.items():
-        if value == FROM_CHECKPOINT:
-            field = key.removeprefix("ModelConfig.")
-            if field not in architecture.SIZES and field not in architecture.FORM:
-                raise ConfigError(f"{key} cannot come from the checkpoint: give a value.")
-            filled[key] = getattr(model, field)
-    return filled

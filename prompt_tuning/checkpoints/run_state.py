@@ -3,8 +3,7 @@
 `training/loop.py` saves what it trains, the optimizer's state and the step here; when only a prompt
 is trained that is a few hundred kilobytes. A save happens in the background and appears whole or
 not at all; the last two are kept, so that a damaged one costs one period and not the run. Every
-array is saved with its SHA-256, since Orbax's have no checksum; once a state is complete the files
-of it are listed too (`file_list.py`), which is what finds damage outside of the arrays.
+array is saved with its SHA-256, and so are the JSON values with the list of them.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ import jax
 import orbax.checkpoint as ocp
 from absl import flags
 
-from prompt_tuning.checkpoints import file_list
 from prompt_tuning.checkpoints import state_arrays as arrays
 from prompt_tuning.config import ConfigError
 from prompt_tuning.runtime import agreement, processes
@@ -35,7 +33,6 @@ TreeT = TypeVar("TreeT")
 
 KEPT = 2
 OTHERS = "another process cannot read it"
-LISTED_BYTES = 2**28  # of a state whose files are listed; of a larger one only arrays are checked
 # A network file system that comes back, a disk on which others make room.
 MAY_PASS = frozenset(
     {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOENT, errno.ENOTCONN, errno.EAGAIN}
@@ -75,7 +72,6 @@ class RunStateStore:
         for name in ("absl", "asyncio"):
             logging.getLogger(name).addFilter(_is_not_orbaxs)  # a filter is only added once
         _let_hosts_differ()
-        self._unlisted: set[int] = set()  # steps saved here whose files are not listed yet
         options = ocp.CheckpointManagerOptions(
             max_to_keep=None if read_only else KEPT,
             create=not read_only,
@@ -124,7 +120,7 @@ class RunStateStore:
                     return
                 self._manager.wait_until_finished()
                 self._manager.delete(step)
-            self._finish_saves()
+            self._manager.wait_until_finished()
             leaves = arrays.nonempty(arrays.named_leaves(state))
             content = arrays.seal(
                 {"step": step, "meta": dict(meta or {}), "arrays": arrays.digests(leaves)}
@@ -135,22 +131,11 @@ class RunStateStore:
                     state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(content)
                 ),
             )
-        self._unlisted.add(step)
         if not saved:
             raise ValueError(
                 f"step {step} lies before the newest state in {self._directory}, "
                 f"{self.latest_step()}: states are saved in order."
             )
-
-    def _finish_saves(self) -> None:
-        """Waits for what is being saved, and lists the files of what is complete."""
-        self._manager.wait_until_finished()
-        complete = set(saved_steps(self._directory))
-        while self._unlisted:
-            folder = self._directory / str(step := self._unlisted.pop())
-            if step in complete and jax.process_index() == 0 and _size(folder) <= LISTED_BYTES:
-                with contextlib.suppress(OSError):  # a full disk: the arrays have their checksums
-                    file_list.write(folder / file_list.NAME, {"files": file_list.describe(folder)})
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
@@ -220,7 +205,6 @@ class RunStateStore:
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
             for step in sorted(self._manager.all_steps(), reverse=True):
                 try:
-                    self._check_files(step)
                     content = reader.restore(self._directory / str(step) / "meta")
                     arrays.check_seal(content, step)
                     return content["meta"]
@@ -235,7 +219,6 @@ class RunStateStore:
           ConfigError: it is damaged.
         """
         try:
-            self._check_files(step)
             # Without the shardings: they are of the devices that it was saved from.
             stored = {
                 name: arrays.target(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
@@ -251,26 +234,8 @@ class RunStateStore:
             ) from error
         return sorted(stored)
 
-    def _check_files(self, step: int) -> None:
-        """Compares the files of a state with their list, where it has one.
-
-        Raises:
-          ValueError: one differs; or, with a list or without, something is there that is no file.
-        """
-        folder = self._directory / str(step)
-        if not folder.is_dir():
-            raise ValueError("it is no folder")
-        for file in folder.rglob("*"):
-            if not file.is_dir() and not file_list.is_file(file):
-                raise ValueError(f"{file.relative_to(folder)} is no file")
-        if (folder / file_list.NAME).exists():
-            expected = file_list.read(folder / file_list.NAME)["files"]
-            if problems := file_list.compare(expected, file_list.describe(folder)):
-                raise ValueError("; ".join(problems[: arrays.SHOWN]))
-
     def _check_fits(self, step: int, abstract: TreeT) -> None:
-        """Raises where a state is damaged or another run's, by files and list of arrays."""
-        self._check_files(step)
+        """Raises where a state is damaged or another run's, by its list of arrays."""
         leaves = arrays.nonempty(arrays.named_leaves(abstract))
         arrays.check_same(self._stored(step), leaves, f"{self._directory}/{step}")
 
@@ -333,12 +298,12 @@ class RunStateStore:
           SaveError: it cannot be written.
         """
         with self._explained():
-            self._finish_saves()
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for what is being saved and ends the background threads."""
         with self._explained():
-            self._finish_saves()
+            self._manager.wait_until_finished()
             self._manager.close()
 
 
@@ -365,10 +330,6 @@ def _is_not_orbaxs(record: logging.LogRecord) -> bool:
 
 def _brief(error: Exception) -> str:
     return f"{reason_of(error):.300}"
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file_list.is_file(file))
 
 
 def _os_error(error: Exception) -> int | None:

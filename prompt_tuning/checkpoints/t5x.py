@@ -26,6 +26,7 @@ from jax.experimental import multihost_utils
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
+from prompt_tuning.checkpoints.chunks import check_gzipped
 from prompt_tuning.checkpoints.layouts import INDEX, Checkpoint, Leaf, find_checkpoint, open_leaves
 from prompt_tuning.config import ConfigError
 from prompt_tuning.runtime.replace_folder import replace_folder
@@ -131,7 +132,11 @@ def read_step(path: PathLike) -> int:
 
 def read_shapes(path: PathLike, *, contents: bool = False) -> dict[str, tuple[int, ...]]:
     """The shape of every parameter; no array is read, but to check its `contents`."""
-    stores = open_leaves(find_checkpoint(path).params, ts.Context(_READ), contents=contents)
+    params = find_checkpoint(path).params
+    stores = open_leaves(params, ts.Context(_READ))
+    if contents:
+        for name, store in stores.items():
+            check_gzipped(store, params[name].what)
     return {name: tuple(store.shape) for name, store in sorted(stores.items())}
 
 

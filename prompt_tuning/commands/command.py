@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from prompt_tuning.runtime import signals
 
@@ -28,11 +27,7 @@ class Command:
 
 
 def import_tensorflow() -> None:
-    """Imports TensorFlow without the lines that it writes before it reads its log level.
-
-    And without what Keras imports for pictures and for wrappers of scikit-learn: a third of the
-    time.
-    """
+    """Imports TensorFlow without the lines that it writes before it reads its log level."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     noise = re.compile(rb"I\d{4} |WARNING: All log messages before absl::InitializeLog")
     sys.stderr.flush()
@@ -42,8 +37,7 @@ def import_tensorflow() -> None:
         os.dup2(log.fileno(), 2)
         watch.stderr = stderr  # a signal that cannot wait for the import is still answered
         try:
-            with _hidden("matplotlib", "sklearn"):
-                import tensorflow  # noqa: F401
+            import tensorflow  # noqa: F401
         finally:
             watch.stderr = 2
             sys.stderr.flush()
@@ -54,15 +48,3 @@ def import_tensorflow() -> None:
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)  # what TFDS and seqio warn of, we say ourselves
-
-
-@contextlib.contextmanager
-def _hidden(*names: str) -> Iterator[None]:
-    """Within it these packages cannot be imported, unless they are already."""
-    hidden = [name for name in names if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # as the import system has it
-    try:
-        yield
-    finally:
-        for name in hidden:
-            del sys.modules[name]

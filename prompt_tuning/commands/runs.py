@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from prompt_tuning.commands.command import Command, import_tensorflow
@@ -133,8 +132,6 @@ def load(
             "no --gin_file is given, so there is nothing to run. Try --gin_file=demo.gin, or see "
             "--help."
         )
-    for said in _edited(args.gin_file):
-        print(said, file=sys.stderr)
     bindings = list(args.gin_bindings)
     if args.tfds_data_dir is not None:
         bindings.append(f"TFDS_DATA_DIR = {args.tfds_data_dir!r}")
@@ -152,21 +149,13 @@ def load(
         engine=engine,
         fallbacks=values,
     )
+    if loaded.open_sizes:
+        from prompt_tuning.session.sizes import resolve_sizes
+
+        loaded = resolve_sizes(loaded)
     for override in loaded.overrides:
         print(override, file=sys.stderr)
     return loaded
-
-
-def _edited(files: Sequence[str]) -> Iterator[str]:
-    """Says which of these a run has written, and with other contents."""
-    from prompt_tuning.checkpoints import manifest
-
-    for file in map(Path, files):
-        if file.is_file() and manifest.path_of(file).exists():
-            try:
-                manifest.check(file)
-            except ConfigError:
-                yield f"{file} is not what was written there: it was edited since, or damaged."
 
 
 def _start(args: argparse.Namespace, rest: list[str]) -> tuple[gin_reader.Loaded, str] | None:

@@ -1,43 +1,33 @@
-"""`t5x verify`: is what lies at a path what was written there?
+"""`t5x verify`: whether files are what was written.
 
-Prompts and run states carry checksums of their own. Other files are held against a manifest, and
-checkpoints are read from end to end as well, which finds what is truncated or missing.
+Prompts and run states have checksums of their own. Checkpoints are read from end to end, which
+finds what is truncated or missing; a manifest, if there is one, finds every other change.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
-from collections.abc import Callable, Iterator, Mapping
+import argparse
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from prompt_tuning.checkpoints import manifest, run_state, t5x
-from prompt_tuning.checkpoints.architecture import infer_model
+from prompt_tuning.commands.command import Command
 from prompt_tuning.config import ConfigError
-from prompt_tuning.model import t5
-from prompt_tuning.prompts import prompt_file
-from prompt_tuning.runtime import records, seal
 
-STATES = "checkpoints"  # of a MODEL_DIR
-MATRIX = "matrix.json"  # of an evaluation
-RUN_FILE = "run.json"  # in a checkpoint that pre-training has written
+STATES = "checkpoints"  # in a MODEL_DIR
 
-Check = tuple[str, Callable[[], str]]  # of what, and what says how it was found to be good
+Check = tuple[str, Callable[[], str]]  # what is checked; returns why it is good
 
 
 def verify(path: str, *, write: bool = False) -> tuple[list[str], list[str]]:
-    """Checks all that is known at `path`: what is good, and what is not, each as a sentence.
+    """What is good at `path` and what is not, a sentence each.
 
-    With `write` a manifest is recorded once everything else is good.
+    With `write` a manifest is recorded if nothing is damaged.
 
     Raises:
       ConfigError: there is nothing at the path, or nothing to check it by.
     """
+    from prompt_tuning.checkpoints import manifest
+
     if "://" in path:
         raise ConfigError(
             f"expected a local path, found {path}. Copy it here first; a manifest that was "
@@ -46,11 +36,11 @@ def verify(path: str, *, write: bool = False) -> tuple[list[str], list[str]]:
     place = Path(path).expanduser()
     if not place.exists():
         raise ConfigError(f"there is nothing at {place}. Check the path.")
-    checks = list(_find_checks(place))
-    if not write and os.path.lexists(manifest.path_of(place)):
-        checks.append((f"{place}, by its manifest", lambda: _by_manifest(place)))
-    if not checks and not write:
-        manifest.check(place)  # says that there is none
+    if write and not place.is_dir():
+        raise ConfigError(f"--write: a manifest is recorded for a folder, and {place} is a file.")
+    checks = list(_checks(place))
+    if not write and (not checks or (place / manifest.NAME).exists()):
+        checks.append(_by_manifest(place))
     good, bad = [], []
     for what, check in checks:
         try:
@@ -58,131 +48,77 @@ def verify(path: str, *, write: bool = False) -> tuple[list[str], list[str]]:
         except ConfigError as error:
             bad.append(str(error))
     if write and not bad:
-        arrays = digest_arrays(place) if _is_checkpoint(place) else {}
-        good.append(f"{place}: recorded {manifest.record(place, arrays)}")
+        good.append(f"{place}: recorded {manifest.record(place)}")
     return good, bad
 
 
-def _find_checks(place: Path) -> Iterator[Check]:
-    """What there is to check without a manifest."""
-    if (place / STATES).is_dir() or (place / "prompts").is_dir() or _checkpoints(place):
-        yield from _in_model_dir(place)
-    elif (place / MATRIX).exists():
-        yield from _config(place)
-        yield f"{place / MATRIX}", lambda: _sealed(place / MATRIX)
-    elif place.name == STATES and place.is_dir():
-        yield from _states(place)
-    elif _is_state(place):
-        yield _state(place.parent, int(place.name))
-    elif _is_checkpoint(place):
-        yield f"checkpoint {place}", lambda: _read_through(place)
-    elif _is_prompt(place):
+def _checks(place: Path) -> Iterator[Check]:
+    """What there is to check without a manifest of the folder itself."""
+    from prompt_tuning.prompts import prompt_file
+
+    def has(*names: str) -> bool:
+        return any((place / name).exists() for name in names)
+
+    parent, name = place.absolute().parent, place.absolute().name
+    if has(STATES, "prompts") or _checkpoints(place):
+        yield from _check_model_dir(place)
+    elif name == STATES:
+        yield from _check_states(place)
+    elif parent.name == STATES and name.isdigit():
+        yield f"state {place}", lambda: _read_state(parent, int(name))
+    elif has("checkpoint", "_METADATA", "state/checkpoint", "state/_METADATA"):
+        yield f"checkpoint {place}", lambda: _read_checkpoint(place)
+    elif has(prompt_file.METADATA, "adapter_config.json") or place.suffix == ".npy":
         yield f"prompt {place}", lambda: _read_prompt(place)
 
 
-def _in_model_dir(place: Path) -> Iterator[Check]:
-    if (place / STATES).is_dir():
-        yield from _states(place / STATES)
+def _check_model_dir(place: Path) -> Iterator[Check]:
+    from prompt_tuning.checkpoints import manifest
+
+    if (place / STATES).exists():
+        yield from _check_states(place / STATES)
     for folder in sorted((place / "prompts").glob("[!.]*")):
         yield f"prompt {folder}", lambda folder=folder: _read_prompt(folder)
     for folder in _checkpoints(place):
-        yield f"checkpoint {folder}", lambda folder=folder: _read_through(folder)
-        if os.path.lexists(manifest.path_of(folder)):
-            yield f"{folder}, by its manifest", lambda folder=folder: _by_manifest(folder)
-
-    yield from _config(place)
-    if texts := _saved_records(place):
-        yield f"records of {place}", lambda: _compare_records(place, texts)
-
-
-def _config(place: Path) -> Iterator[Check]:
-    """The settings of a run or of an evaluation."""
-    config = place / "config.gin"
-    if manifest.path_of(config).exists():
-        yield f"{config}, by its manifest", lambda: _by_manifest(config)
-
-
-def _sealed(file: Path) -> str:
-    seal.check(file)
-    return "with the SHA-256 it was written with"
+        yield f"checkpoint {folder}", lambda folder=folder: _read_checkpoint(folder)
+        if (folder / manifest.NAME).exists():
+            yield _by_manifest(folder)
 
 
 def _checkpoints(place: Path) -> list[Path]:
     """Those of a MODEL_DIR, in the order of their steps."""
-    found = {p: p.name.removeprefix("checkpoint_") for p in place.glob("checkpoint_*")}
-    return sorted((p for p, step in found.items() if step.isdigit()), key=lambda p: int(found[p]))
+    steps = {path: path.name.removeprefix("checkpoint_") for path in place.glob("checkpoint_*")}
+    numbered = [path for path, step in steps.items() if step.isdigit()]
+    return sorted(numbered, key=lambda path: int(steps[path]))
 
 
-def _compare_records(place: Path, texts: Mapping[str, str]) -> str:
-    """Holds metrics.jsonl and its like against what the newest state says of them."""
-    bad = [records.describe_damage(place / name, text) for name, text in texts.items()]
-    if said := [damage for damage in bad if damage]:
-        raise ConfigError(
-            f"{'; '.join(said)}. The `t5x train` command of the run makes them anew from its "
-            "newest state."
-        )
-    return f"{', '.join(texts)}, as the newest state has them"
+def _check_states(directory: Path) -> Iterator[Check]:
+    from prompt_tuning.checkpoints import run_state
 
-
-def _saved_records(place: Path) -> dict[str, str]:
-    meta: Any = None
-    found = [folder for folder in _checkpoints(place) if (folder / RUN_FILE).exists()]
-    if (place / STATES).is_dir():
-        with run_state.RunStateStore(place / STATES, read_only=True) as store:
-            meta = store.read_meta()
-    elif found:
-        with contextlib.suppress(OSError, ValueError):
-            meta = json.loads((found[-1] / RUN_FILE).read_bytes())
-    packed = meta.get(records.KEY) if isinstance(meta, dict) else None
-    return records.unpack(packed) if isinstance(packed, str) else {}
-
-
-def _read_run_file(folder: Path) -> str:
-    """What a pre-training keeps in a checkpoint."""
-    try:
-        step = json.loads((folder / RUN_FILE).read_bytes())["start"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{folder / RUN_FILE} is damaged ({error}): delete {folder} to go on from the "
-            "checkpoint before."
-        ) from error
-    return f"of a run that began at step {step}"
-
-
-def _states(directory: Path) -> Iterator[Check]:
     steps = run_state.saved_steps(directory)
     if not steps:
         raise ConfigError(f"there is no saved state in {directory}.")
     for step in steps:
-        yield _state(directory, step)
+        yield f"state {directory}/{step}", lambda step=step: _read_state(directory, step)
 
 
-def _state(directory: Path, step: int) -> Check:
-    def check() -> str:
-        with run_state.RunStateStore(directory, read_only=True) as store:
-            return f"{len(store.check(step))} arrays, all with the SHA-256 they were saved with"
+def _by_manifest(place: Path) -> Check:
+    from prompt_tuning.checkpoints import manifest
 
-    return f"state {directory}/{step}", check
-
-
-def _is_state(place: Path) -> bool:
-    return place.name.isdigit() and place.parent.name == STATES
+    what = f"{place}, by its manifest"
+    return what, lambda: f"{manifest.check(place)} files, all with the SHA-256 that was recorded"
 
 
-def _is_checkpoint(place: Path) -> bool:
-    if _is_state(place.absolute()):  # Orbax's files as well
-        return False
-    names = ("checkpoint", "_METADATA", "state/checkpoint", "state/_METADATA")
-    return any((place / name).is_file() for name in names)
+def _read_state(directory: Path, step: int) -> str:
+    from prompt_tuning.checkpoints import run_state
 
-
-def _is_prompt(place: Path) -> bool:
-    if place.is_file():
-        return place.suffix == ".npy"
-    return (place / prompt_file.METADATA).exists() or (place / "adapter_config.json").exists()
+    with run_state.RunStateStore(directory, read_only=True) as store:
+        return f"{len(store.check(step))} arrays, all with the SHA-256 they were saved with"
 
 
 def _read_prompt(place: Path) -> str:
+    from prompt_tuning.prompts import prompt_file
+
     prompt, metadata = prompt_file.load_prompt(place)
     shape = f"{prompt.shape[0]} x {prompt.shape[1]}"
     if metadata is None:
@@ -190,37 +126,20 @@ def _read_prompt(place: Path) -> str:
     return f"{shape}, with the SHA-256 it was written with"
 
 
-def _read_through(place: Path) -> str:
-    count = len(digest_arrays(place))
-    _check_model(place)
-    has = os.path.lexists(manifest.path_of(place))
-    more = "" if has else "; bits that flipped show against a manifest only (--write)"
-    return f"{count} arrays, step {t5x.read_step(place)}, all can be read{more}"
-
-
-def _check_model(place: Path) -> None:
-    """Returns if the parameters are all of a T5's, and no others but a prompt's.
+def _read_checkpoint(place: Path) -> str:
+    """Reads every parameter, and says how many there are.
 
     Raises:
-      ConfigError: names those that are missing, unknown or of another shape.
+      ConfigError: one is missing, truncated or not finite; or they are not those of a T5.
     """
-    found = {name: shape for name, shape in t5x.read_shapes(place).items() if "prompt" not in name}
-    needed = t5.param_shapes(infer_model(found, None, f"the checkpoint {place}"))
-    t5x.check_tree(
-        str(place),
-        {name: (shape, np.dtype("float32")) for name, shape in found.items()},
-        {name: tuple(shape.shape) for name, shape in needed.items()},
-    )
+    import numpy as np
 
+    from prompt_tuning.checkpoints import manifest, t5x
+    from prompt_tuning.checkpoints.architecture import infer_model
+    from prompt_tuning.model import t5
 
-def digest_arrays(place: Path) -> dict[str, str]:
-    """The SHA-256 of every parameter of a checkpoint, by name.
-
-    Raises:
-      ConfigError: one is missing, truncated or not finite.
-    """
-    digests = {}
-    for name in t5x.read_shapes(place, contents=True):
+    shapes = t5x.read_shapes(place, contents=True)
+    for name in shapes:
         array = t5x.read_param(place, name)
         if array.dtype.kind not in "fV":  # bfloat16 is a V
             raise ConfigError(
@@ -232,11 +151,39 @@ def digest_arrays(place: Path) -> dict[str, str]:
                 f"{name} of the checkpoint {place} holds values that are not finite: its training "
                 "diverged, or it is damaged. Take another one."
             )
-        head = f"{array.dtype} {array.shape}\n".encode()
-        digests[name] = hashlib.sha256(head + array.tobytes()).hexdigest()
-    return digests
+    backbone = {name: shape for name, shape in shapes.items() if "prompt" not in name}
+    needed = t5.param_shapes(infer_model(backbone, None, f"the checkpoint {place}"))
+    t5x.check_tree(
+        str(place),
+        {name: (shape, np.dtype("float32")) for name, shape in backbone.items()},
+        {name: tuple(shape.shape) for name, shape in needed.items()},
+    )
+    has = (place / manifest.NAME).exists()
+    more = "" if has else "; bits that flipped show against a manifest only (--write)"
+    return f"{len(shapes)} arrays, step {t5x.read_step(place)}, all can be read{more}"
 
 
-def _by_manifest(place: Path) -> str:
-    arrays = digest_arrays(place) if _is_checkpoint(place) else {}
-    return f"{manifest.check(place, arrays)} files, all with the SHA-256 that was recorded"
+def _add_flags(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "path", metavar="PATH", help="a MODEL_DIR, a prompt, a checkpoint, or any folder"
+    )
+    command.add_argument(
+        "--write", action="store_true", help="record the checksums of what is there in a manifest"
+    )
+
+
+def _verify(args: argparse.Namespace, rest: list[str]) -> int:
+    good, bad = verify(args.path, write=args.write)
+    for line in good:
+        print(line)
+    if bad:
+        listed = "\n".join(bad)
+        raise ConfigError(f"{len(bad)} of {len(good) + len(bad)} checks failed.\n{listed}")
+    return 0
+
+
+COMMANDS = {
+    "verify": Command(
+        "check prompts, run states and checkpoints against their checksums", _add_flags, _verify
+    ),
+}

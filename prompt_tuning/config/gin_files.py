@@ -1,4 +1,4 @@
-"""What gin files set: where a file lies, what is wrong with it, which setting wins, what fits.
+"""What gin files set: where a file is, what is wrong with it, which setting wins, what fits.
 
 `config/gin_reader.py` reads the settings and makes the experiment of them. No gin here.
 """
@@ -46,7 +46,7 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Override:
-    """A setting that a later file or flag took the place of."""
+    """A setting that a later file or flag replaced."""
 
     old: Setting
     new: Setting
@@ -124,8 +124,8 @@ def readable_errors(text: str, place: Place) -> Iterator[None]:
             message, (line, _) = error.args
         else:  # gin names the place itself, in its last line
             message, line = str(error), None
-            found = re.search(r"line (\d+)", message)
-            line = int(found.group(1)) if found else None
+            match = re.search(r"line (\d+)", message)
+            line = int(match.group(1)) if match else None
         lines = text.splitlines()
         line = min(line, len(lines)) if line else None
         if line and place.source != COMMAND_LINE:
@@ -150,18 +150,18 @@ def _explain(message: str) -> str:
             "the value is not a Python literal. A string needs quotes, on the command line inside "
             "those of the shell: --gin.MODEL_DIR=\"'runs/boolq'\"."
         )
-    said = (message.strip() or "malformed").splitlines()[0].rstrip(".")
-    return f"{said}. Expected NAME = VALUE, include 'FILE' or a comment."
+    problem = (message.strip() or "malformed").splitlines()[0].rstrip(".")
+    return f"{problem}. Expected NAME = VALUE, include 'FILE' or a comment."
 
 
 # Which setting wins -----------------------------------------------------------------------------
 
 
 def find_latest(settings: Iterable[Setting]) -> tuple[dict[str, Setting], list[Override]]:
-    """The last setting of every key, in the order in which they were set, and what they replaced.
+    """The last setting of every key, in the order in which they were set, and the overrides.
 
-    Two settings are made for two macros that stand for one thing: the later one of TRAIN_STEPS and
-    TRAIN_STEPS_RELATIVE wins, and a PROMPT_FILE or PROMPT_TEXT says how the prompt begins.
+    Two rules concern several macros: of TRAIN_STEPS and TRAIN_STEPS_RELATIVE the later one wins,
+    and if PROMPT_FILE or PROMPT_TEXT is set, PROMPT_INIT = 'auto' becomes 'file' or 'text'.
     """
     latest: dict[str, Setting] = {}
     overrides = []
@@ -227,6 +227,8 @@ def fits(value: Any, hint: Any) -> bool:
     >>> fits(("a", "b"), tuple[str, ...]), fits(("a", 1), tuple[str, ...])
     (True, False)
     """
+    if hint is Any:
+        return True
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, option) for option in options)
@@ -256,6 +258,8 @@ def describe(hint: Any) -> str:
         return "a list of strings"
     if origin is Mapping and options[1] is str:
         return "a dict from labels to words"
+    if origin is Mapping and options[1] is Any:
+        return "a dict from names to values"
     words = {
         int: "an integer",
         float: "a number",

@@ -1,8 +1,8 @@
-"""gin files and flags -> the dataclasses of `config.py`, every value with the place it came from.
+"""gin files and flags -> the dataclasses of `config`, every value with the place it came from.
 
-The only module that imports gin (besides the T5X plugin). gin parses the files and evaluates
-macros and references; what gin lets pass in silence is an error or a line here: a misspelt macro,
-a wrong type, an override. `cli.py` comes before it, `config.py` after it.
+The only module that imports gin. gin parses the files and evaluates macros and references. What gin
+accepts without a word is an error or a line of output here: a misspelt macro, a wrong type, an
+override. `commands/` comes before it, `session/` after it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import importlib
 import io
 import re
 import types
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Generic, Literal, TypeVar
 
@@ -39,6 +38,8 @@ from prompt_tuning.config.gin_files import (
     readable_errors,
     suggest,
 )
+from prompt_tuning.config.runs import PARTS, RUNS, macros, run_settings
+from prompt_tuning.config.setting import Leaf, nested_classes
 
 BINDINGS = "runs/bindings.gin"
 NO_FALLBACKS: Mapping[str, Any] = types.MappingProxyType({})
@@ -66,10 +67,50 @@ ABOUT_TRAINING_ROWS = ("USE_CACHED_TASKS", "SHUFFLE_TRAIN_EXAMPLES")
 class Loaded(Generic[RunT]):
     """What the files and flags amount to."""
 
-    run: RunT  # the Experiment, or the EvalRun or InferRun that was asked for
-    macros: Mapping[str, Any]  # every macro's value; those left open are not in it
+    kind: type[RunT]  # Experiment, EvalRun or InferRun
+    fields: Mapping[str, Any]  # the value of every field, by a name such as "ModelConfig.num_heads"
+    macros: Mapping[str, Any]  # every macro's value, if it has one
     provenance: Mapping[str, Place]  # the place that set each macro
     overrides: tuple[Override, ...]
+
+    @property
+    def open_sizes(self) -> tuple[str, ...]:
+        """The fields of ModelConfig whose values are still to be read from the checkpoint."""
+        return tuple(
+            key.removeprefix("ModelConfig.")
+            for key, value in self.fields.items()
+            if key.startswith("ModelConfig.") and value == FROM_CHECKPOINT
+        )
+
+    def fill_sizes(self, sizes: Mapping[str, Any]) -> Loaded[RunT]:
+        """The settings with these values of fields of ModelConfig."""
+        filled = {f"ModelConfig.{name}": value for name, value in sizes.items()}
+        return dataclasses.replace(self, fields={**self.fields, **filled})
+
+    @functools.cached_property
+    def run(self) -> RunT:
+        """The run, once its sizes are known (`session.sizes.resolve_sizes`).
+
+        Raises:
+          ConfigError: two settings do not fit each other, or there is no such method.
+        """
+        assert not self.open_sizes, f"sizes that are not read yet: {self.open_sizes}"
+        values: dict[type, dict[str, Any]] = {}
+        for leaf in run_settings(self.kind):
+            values.setdefault(leaf.owner, {})[leaf.name] = self.fields[_key(leaf)]
+        try:
+            run = _construct(self.kind, values)
+            if self.kind is config.Experiment:
+                _check_method(run.prompt)
+        except ConfigError as error:
+            raise ConfigError(f"{error}{self._name_places(str(error))}") from error
+        return run
+
+    def _name_places(self, message: str) -> str:
+        """Where the macros were set that a message of the dataclasses names."""
+        names = dict.fromkeys(re.findall(r"\b[A-Z][A-Z0-9_]+\b", message))
+        places = [f"{name}: {self.provenance[name]}" for name in names if name in self.provenance]
+        return f" ({'; '.join(places)})" if places else ""
 
     @property
     def experiment(self) -> config.Experiment:
@@ -98,7 +139,7 @@ def load(
         raise ConfigError("gin-config is not installed: pip install gin-config")
     _register_configurables()
     reader = _Reader(search_paths)
-    defaults = {setting.key: setting.value for setting in _read_shipped(DEFAULTS)}
+    defaults = _defaults()
     settings = [
         *(Setting(key, value, DEFAULT) for key, value in {**defaults, **fallbacks}.items()),
         *(setting for name in gin_files for setting in reader.read_file(name)),
@@ -106,23 +147,22 @@ def load(
     ]
     latest, overrides = find_latest(settings)
     _check_names(latest, set(defaults), engine)
-    if any(f"{cls.__name__}.{name}" not in latest for cls, name, _ in _leaf_fields(run)):
+    if any(_key(leaf) not in latest for leaf in run_settings(run)):
         raise ConfigError(
             "the gin files do not say what kind of run this is: add a file of runs/, such as "
             f"--gin_file=runs/prompt_tune.gin (or `include '{BINDINGS}'` in your own file)."
         )
-    macros, fields = _evaluate(latest)
-    if FROM_CHECKPOINT in fields.values():  # models/from_checkpoint.gin
-        from prompt_tuning.checkpoints.load import fill_sizes
-
-        name = "initial_checkpoint_path" if run is config.Experiment else "checkpoint_path"
-        fields = fill_sizes(fields, fields[f"{run.__name__}.{name}"])
-    return Loaded(
-        run=_build(run, fields, latest),
-        macros={name: value for name, value in macros.items() if value is not gin.REQUIRED},
-        provenance={name: latest[name].place for name in macros},
+    macro_values, fields = _evaluate(latest)
+    loaded = Loaded(
+        kind=run,
+        fields=_check_values(run, fields, latest),
+        macros={name: value for name, value in macro_values.items() if value is not gin.REQUIRED},
+        provenance={name: latest[name].place for name in macro_values},
         overrides=tuple(overrides),
     )
+    if not loaded.open_sizes:
+        _ = loaded.run  # so that a mistake is an error here
+    return loaded
 
 
 def to_gin(
@@ -135,44 +175,54 @@ def to_gin(
     """
     lines = ["# Every macro of this run. Use it with --gin_file; later files and flags win."]
     lines += [f"include './{BINDINGS}'", ""]  # the dot: see gin/t5x/bindings.gin
-    owner, owners = run, {type(part): part for part in _parts(run)}
-    for cls, name, _ in _leaf_fields(type(run)):
-        if cls is not type(owner):
-            owner = owners[cls]
+    parts = {type(part): part for part in _find_parts(run)}
+    last: type = type(run)
+    for leaf in run_settings(type(run)):
+        if leaf.owner is not last:
+            last = leaf.owner
             lines.append("")
-        macro = field_macros()[f"{cls.__name__}.{name}"]
-        value = getattr(owner, name)
-        literal = repr(dict(value) if isinstance(value, Mapping) else value)
+        macro = leaf.macro.name
         comment = f"  # {provenance[macro]}" if macro in provenance else ""
+        value = getattr(parts[leaf.owner], leaf.name)
+        literal = repr(dict(value) if isinstance(value, Mapping) else value)
         lines.append(f"{macro} = {literal}{comment}")
     return "\n".join(lines) + "\n"
 
 
-def _parts(owner: Any) -> Iterator[Any]:
+def _find_parts(owner: Any) -> Iterator[Any]:
     """A dataclass and the dataclasses in it; no class occurs twice."""
     yield owner
-    for field in _nested_classes(type(owner)):
-        yield from _parts(getattr(owner, field))
+    for field in nested_classes(type(owner)):
+        yield from _find_parts(getattr(owner, field))
+
+
+def _key(leaf: Leaf) -> str:
+    """The name that a field has in a gin file, "ModelConfig.num_heads"."""
+    return f"{leaf.owner.__name__}.{leaf.name}"
 
 
 @functools.cache
 def field_macros() -> Mapping[str, str]:
     """`{"ModelConfig.num_heads": "NUM_HEADS", ...}`, as gin/runs/bindings.gin binds them."""
-    _register_configurables()
-    return {setting.key: next(_find_macros(setting.value)) for setting in _read_shipped(BINDINGS)}
+    return {_key(leaf): leaf.macro.name for run in RUNS for leaf in run_settings(run)}
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    """The value of every macro that nothing sets, as gin/defaults.gin states them for T5X."""
+    return {name: _default(leaf) for name, leaf in macros().items()}
+
+
+def _default(leaf: Leaf) -> Any:
+    if leaf.default is not dataclasses.MISSING:
+        return leaf.default
+    return gin_parsing.parse_value(f"%{leaf.macro.fallback or 'gin.REQUIRED'}")
 
 
 def is_ours(binding: str) -> bool:
     """Whether `NAME = VALUE` sets a macro or a field of ours; the rest is meant for T5X."""
     key = binding.split("=")[0].strip()
     return "." not in key or key in field_macros()
-
-
-@functools.cache
-def macro_comments() -> Mapping[str, str]:
-    """What each macro is: the comments of gin/defaults.gin."""
-    text = (gin_folder() / DEFAULTS).read_text(encoding="utf-8")
-    return dict(re.findall(r"^([A-Z0-9_]+) = .*  # (.*)$", text, flags=re.MULTILINE))
 
 
 # Files ------------------------------------------------------------------------------------------
@@ -194,9 +244,9 @@ class _Reader:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            said = getattr(error, "strerror", None) or f"it is not UTF-8: {error.reason}"  # type: ignore[union-attr]
+            reason = getattr(error, "strerror", None) or f"it is not UTF-8: {error.reason}"  # type: ignore[union-attr]
             raise ConfigError(
-                f"cannot read gin file {path} ({said}). Give a text file of lines NAME = VALUE."
+                f"cannot read gin file {path} ({reason}). Give a text file of lines NAME = VALUE."
             ) from error
         yield from self._read_text(text, name)
         self.open_files.pop()
@@ -235,12 +285,6 @@ def _import_module(module: str, place: Place) -> None:
         importlib.import_module(module)
     except ImportError as error:
         raise ConfigError(f"{place}: cannot import {module}: {error}") from error
-
-
-def _read_shipped(name: str) -> Iterator[Setting]:
-    """The settings of one of the project's own files, whatever lies in the working directory."""
-    text = (gin_folder() / name).read_text(encoding="utf-8")
-    return _Reader(())._read_text(text, name)
 
 
 # Names ------------------------------------------------------------------------------------------
@@ -291,7 +335,7 @@ def _check_t5x_macro(setting: Setting, engine: Engine) -> list[str]:
 
 def _check_field(setting: Setting) -> list[str]:
     owner, name = setting.key.rsplit(".", 1)
-    classes = {cls.__name__: cls for cls in _configurables()}
+    classes = {cls.__name__: cls for cls in (*RUNS, *PARTS)}
     if _is_registered(owner) and owner not in classes:
         return []  # of a module that one of the files imports
     if owner not in classes:
@@ -332,30 +376,9 @@ def _find_macros(value: Any) -> Iterator[str]:
 
 
 @functools.cache
-def _configurables() -> tuple[type, ...]:
-    classes = (config.Experiment, config.EvalRun, config.InferRun)
-    return tuple(dict.fromkeys(owner for cls in classes for owner, _, _ in _leaf_fields(cls)))
-
-
-@functools.cache
 def _register_configurables() -> None:
-    for cls in _configurables():
+    for cls in (*RUNS, *PARTS):
         gin.register(cls, module="prompt_tuning.config")
-
-
-@functools.cache
-def _leaf_fields(cls: type) -> tuple[tuple[type, str, Any], ...]:
-    """(class, field name, type) of every value of a dataclass, then of the dataclasses in it."""
-    nested = _nested_classes(cls)
-    hints = typing.get_type_hints(cls).items()
-    own = tuple((cls, name, hint) for name, hint in hints if name not in nested)
-    return own + tuple(leaf for inner in nested.values() for leaf in _leaf_fields(inner))
-
-
-def _nested_classes(cls: type) -> dict[str, type]:
-    """The fields of a dataclass that are dataclasses themselves."""
-    hints = typing.get_type_hints(cls).items()
-    return {name: h for name, h in hints if isinstance(h, type) and dataclasses.is_dataclass(h)}
 
 
 def _evaluate(latest: Mapping[str, Setting]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -372,7 +395,7 @@ def _evaluate(latest: Mapping[str, Setting]) -> tuple[dict[str, Any], dict[str, 
             if "." not in key:
                 with gin.config_scope(key):
                     macros[key] = gin.get_bindings("gin.macro")["value"]
-        for cls in _configurables():
+        for cls in (*RUNS, *PARTS):
             for name, value in gin.get_bindings(f"prompt_tuning.config.{cls.__name__}").items():
                 fields[f"{cls.__name__}.{name}"] = value
         return macros, fields
@@ -382,56 +405,56 @@ def _evaluate(latest: Mapping[str, Setting]) -> tuple[dict[str, Any], dict[str, 
         gin.clear_config()
 
 
-def _build(run: type[RunT], fields: Mapping[str, Any], latest: Mapping[str, Setting]) -> RunT:
-    """The dataclass, once every value is there and of its type.
+def _check_values(
+    run: type[RunT], fields: Mapping[str, Any], latest: Mapping[str, Setting]
+) -> dict[str, Any]:
+    """The values of a run's fields, once every value is there and of its type.
 
     Raises:
       ConfigError: with every value that is not, and where it was set.
     """
-    values: dict[type, dict[str, Any]] = {}
+    values: dict[str, Any] = {}
     open_macros, wrong = [], []
-    for cls, name, hint in _leaf_fields(run):
-        key = f"{cls.__name__}.{name}"
+    for leaf in run_settings(run):
+        key = _key(leaf)
         macro = next(_find_macros(latest[key].value), key)
-        value = convert(fields[key], hint)
+        value = values[key] = convert(fields[key], leaf.type)
+        may_be_read = leaf.owner is config.ModelConfig and value == FROM_CHECKPOINT
         if value is gin.REQUIRED:
             open_macros.append(macro)
-        elif not fits(value, hint):
+        elif not may_be_read and not fits(value, leaf.type):
             wrong.append(
-                f"{latest[macro].place}: {macro} must be {describe(hint)}, found {value!r}."
+                f"{latest[macro].place}: {macro} must be {describe(leaf.type)}, found {value!r}."
             )
-        values.setdefault(cls, {})[name] = value
-    steps = {fields.get(f"TrainConfig.{name}") for name in ("train_steps", "train_steps_relative")}
+    steps = {values.get(f"TrainConfig.{name}") for name in ("train_steps", "train_steps_relative")}
     if run is config.Experiment and steps == {None}:
         open_macros.append("TRAIN_STEPS_RELATIVE")
     if open_macros:
         wrong.append(_list_open(open_macros))
     if wrong:
         raise ConfigError("\n".join(wrong))
-    try:
-        return _construct(run, values)
-    except ConfigError as error:
-        raise ConfigError(f"{error}{_name_places(str(error), latest)}") from error
+    return values
 
 
 def _construct(cls: type, values: Mapping[type, Mapping[str, Any]]) -> Any:
-    nested = {name: _construct(inner, values) for name, inner in _nested_classes(cls).items()}
+    nested = {name: _construct(inner, values) for name, inner in nested_classes(cls).items()}
     return cls(**values[cls], **nested)
 
 
-def _list_open(macros: Sequence[str]) -> str:
-    what = "macro has" if len(macros) == 1 else "macros have"
-    lines = [f"{len(macros)} {what} no value. Set each with --gin.NAME=VALUE or in a gin file:"]
-    comments = {name: macro_comments().get(name, "required") for name in macros}
+def _check_method(prompt: config.PromptConfig) -> None:
+    """Raises ConfigError unless there is such a method, with such settings."""
+    if prompt.method != config.PromptConfig().method or prompt.settings:
+        from prompt_tuning.methods.table import find_method, make_settings
+
+        make_settings(find_method(prompt.method), prompt.method, prompt.settings)
+
+
+def _list_open(names: Sequence[str]) -> str:
+    what = "macro has" if len(names) == 1 else "macros have"
+    lines = [f"{len(names)} {what} no value. Set each with --gin.NAME=VALUE or in a gin file:"]
+    known = macros()
+    comments = {name: known[name].macro.help if name in known else "required" for name in names}
     for comment in dict.fromkeys(comments.values()):
-        names = ", ".join(name for name in macros if comments[name] == comment)
-        lines.append(f"  {names}: {comment}")
+        alike = ", ".join(name for name in names if comments[name] == comment)
+        lines.append(f"  {alike}: {comment}")
     return "\n".join(lines)
-
-
-def _name_places(message: str, latest: Mapping[str, Setting]) -> str:
-    """Where the macros were set that a message of `config.py` is about, by macro or by field."""
-    fields = [field_macros()[f] for f in re.findall(r"\w+\.\w+", message) if f in field_macros()]
-    named = dict.fromkeys([*fields, *re.findall(r"\b[A-Z][A-Z0-9_]+\b", message)])
-    places = [f"{name}: {latest[name].place}" for name in named if name in latest]
-    return f" ({'; '.join(places)})" if places else ""

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from prompt_tuning.config import BEAM, Decoding, ModelConfig
+from prompt_tuning.config import BEAM, Decoding
 from prompt_tuning.decoding import beam
 from prompt_tuning.decoding.sample import EOS_ID, Step, temperature_sample
 from prompt_tuning.model import prompt as prompts
 from prompt_tuning.model import t5
+from prompt_tuning.model.prompt import Encoded, Prompt
 
 
 class GreedyState(NamedTuple):
@@ -71,10 +72,11 @@ class Search(NamedTuple):
 
 
 def generate(
-    config: ModelConfig,
+    model: t5.T5,
     backbone: t5.Params,
-    prompt: Float[Array, "P D"],
+    prompt: Prompt,
     tokens: Int[Array, "B T"],
+    which: Int[Array, "B"] | None = None,
     *,
     length: int,
     num_decodes: int = 1,
@@ -83,28 +85,31 @@ def generate(
 
     One beam is greedy decoding (score: log p), more are beam search with T5X's alpha of 0.6.
     """
-    encoded = prompts.encode_prompted(config, backbone, prompt, tokens)
-    sequences, scores = generate_all(config, backbone, encoded, Search(length, num_decodes))
+    encoded = prompts.encode(model, backbone, prompt, tokens, which)
+    search = Search(length, num_decodes)
+    sequences, scores = generate_all(model, backbone, prompt, encoded, search, which)
     return sequences[:, -1], scores[:, -1]
 
 
 def generate_all(
-    config: ModelConfig,
+    model: t5.T5,
     backbone: t5.Params,
-    encoded: tuple[Float[Array, "B S D"], Bool[Array, "B S"]],
+    prompt: Prompt,
+    encoded: Encoded,
     search: Search,
+    which: Int[Array, "B"] | None = None,
+    *,
     keys: Key[Array, "B"] | None = None,
 ) -> tuple[Int[Array, "B K L"], Float[Array, "B K"]]:
-    """All beams or samples of every row, the best last, and their scores.
-
-    `encoded` is the encoder's output and its validity; `keys` are needed to sample.
-    """
+    """All beams or samples of every row, the best last, and their scores; samples need `keys`."""
     length, num_decodes, decoding = search
-    cache = t5.apply(config, backbone, "init_cache", *encoded, length, num_decodes)
-    batch = encoded[0].shape[0]
+    cache = prompts.init_cache(
+        model, backbone, prompt, encoded, which, length=length, num_decodes=num_decodes
+    )
+    batch = encoded.states.shape[0]
 
     def step(last: Array, cache: t5.Cache, index: Array) -> tuple[Array, t5.Cache]:
-        return t5.apply(config, backbone, "decode_step", last, cache, index)
+        return t5.apply(model, backbone, "decode_step", last, cache, index)
 
     if decoding.method == "sample":
         assert keys is not None, "sampling needs a key for each row"

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from prompt_tuning.config.parts import Decoding
+from prompt_tuning.config import Decoding
 from prompt_tuning.model import t5
 
 Step = Callable[[Array, t5.Cache, Array], tuple[Array, t5.Cache]]

@@ -23,8 +23,9 @@ from prompt_tuning.decoding import decode
 from prompt_tuning.decoding.sample import row_keys
 from prompt_tuning.evaluation import ranking
 from prompt_tuning.model import sharding, t5
-from prompt_tuning.model.products import fit_to
-from prompt_tuning.model.prompt import encode_prompted
+from prompt_tuning.model.device import choose_device
+from prompt_tuning.model.loss import pair_log_likelihoods
+from prompt_tuning.model.prompt import Prompt, encode
 from prompt_tuning.tasks.eval_task import EvalTask, plain
 from prompt_tuning.tasks.metrics import majority_predictions
 
@@ -46,7 +47,8 @@ class Evaluator:
     def __init__(self, experiment: Experiment, mesh: Mesh) -> None:
         """Reads model, evaluation and data settings of `experiment`."""
         evaluation = experiment.eval
-        config = fit_to(experiment.model, mesh.devices.flat)
+        device = choose_device(experiment.model, mesh.devices.flat)
+        model = t5.T5(experiment.model, device)
         self.mesh, self.config = mesh, evaluation
         self.lengths = experiment.data.task_feature_lengths
         self.batch_size = evaluation.batch_size or experiment.data.batch_size
@@ -55,22 +57,25 @@ class Evaluator:
 
         def generate(
             backbone: t5.Params,
-            prompt: Float[Array, "P D"],
+            prompt: Prompt,
             tokens: Int[Array, "B T"],
             numbers: Int[Array, "B"],
+            which: Int[Array, "B"] | None = None,
         ) -> tuple[Int[Array, "B L"], Float[Array, "B"]]:
-            encoded = encode_prompted(config, backbone, prompt, tokens)
+            encoded = encode(model, backbone, prompt, tokens, which)
             samples = search.decoding.method == "sample"
             keys = row_keys(search.decoding.seed, numbers) if samples else None
-            sequences, scores = decode.generate_all(config, backbone, encoded, search, keys)
+            sequences, scores = decode.generate_all(
+                model, backbone, prompt, encoded, search, which, keys=keys
+            )
             return sequences[:, -1], scores[:, -1]
 
         # Every process of many needs every row's answer.
         everywhere = sharding.replicated(mesh)
         self.generate: Callable[..., Any] = jax.jit(generate, out_shardings=everywhere)
-        self.encode: Callable[..., Any] = jax.jit(functools.partial(encode_prompted, config))
+        self.encode: Callable[..., Any] = jax.jit(functools.partial(encode, model))
         self.score_pairs: Callable[..., Any] = jax.jit(
-            functools.partial(ranking.score_pairs, config), out_shardings=everywhere
+            functools.partial(pair_log_likelihoods, model), out_shardings=everywhere
         )
 
     def batches(self, rows: batching.Rows) -> Iterator[tuple[jax.Array, list[int]]]:
@@ -86,9 +91,7 @@ class Evaluator:
         return sharding.shard_batch(arrays, self.mesh)
 
 
-def evaluate(
-    evaluator: Evaluator, params: tuple[t5.Params, Float[Array | np.ndarray, "P D"]], task: EvalTask
-) -> Scored:
+def evaluate(evaluator: Evaluator, params: tuple[t5.Params, Prompt], task: EvalTask) -> Scored:
     """Scores (backbone, prompt) on every row of `task` with the methods of the configuration.
 
     A task whose rows may be answered with any text is not ranked.
@@ -116,7 +119,7 @@ def evaluate(
 
 def answer(
     evaluator: Evaluator,
-    params: tuple[t5.Params, Float[Array | np.ndarray, "P D"]],
+    params: tuple[t5.Params, Prompt],
     task: EvalTask,
     method: str,
     records: list[dict[str, Any]] | None = None,

@@ -10,7 +10,6 @@ import itertools
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from prompt_tuning.checkpoints import load
 from prompt_tuning.config import ConfigError, EvalRun, config_hash
@@ -19,20 +18,21 @@ from prompt_tuning.evaluation.analysis import analyse, describe, to_json
 from prompt_tuning.evaluation.evaluate import Evaluator, Scored, evaluate, majority, methods
 from prompt_tuning.evaluation.intervals import score_intervals
 from prompt_tuning.evaluation.prompts import (
-    Prompt,
+    NamedPrompt,
     file_names,
     find_prompts,
     load_prompts,
     own_tasks,
 )
+from prompt_tuning.evaluation.records import RunLog
 from prompt_tuning.evaluation.results import Cell, Matrix
 from prompt_tuning.model import sharding
+from prompt_tuning.model.prompt import no_prompt
 from prompt_tuning.runtime import agreement, processes
 from prompt_tuning.runtime.prefetch import Ahead
 from prompt_tuning.runtime.replace_folder import replace_text, writing
 from prompt_tuning.session import setup
 from prompt_tuning.tasks.eval_task import EvalTask
-from prompt_tuning.training import model_dir, report
 
 NO_PROMPT = "no prompt"
 
@@ -66,11 +66,11 @@ def run_eval(
     prompts = load_prompts(files, run.model.embed_dim, backbone, data.vocabulary_identity)
     if processes.count() > 1:
         agreement.agree("rows, vocabulary or backbone", setup.fingerprint(data, backbone))
-        agreement.agree("prompts", b"".join(prompt.array.tobytes() for prompt in prompts))
+        agreement.agree("prompts", b"".join(p.prompt.rows.tobytes() for p in prompts))
     pairs = _pair(run, prompts, data.eval_tasks)
     if run.eval.baselines or not prompts:
-        nothing = np.zeros((0, run.model.embed_dim), np.float32)
-        bare = Prompt(NO_PROMPT, nothing, backbone.step)
+        nothing = no_prompt(run.model)
+        bare = NamedPrompt(NO_PROMPT, nothing, backbone.step)
         pairs = [*((bare, task) for task in data.eval_tasks), *pairs]
 
     output_dir = setup.make_dir(run.eval_output_dir, "EVAL_OUTPUT_DIR")
@@ -78,8 +78,8 @@ def run_eval(
     what = f"EVAL_OUTPUT_DIR {output_dir}"
     with writing(what), processes.writing_folder(output_dir) as folder:
         if config_text:
-            model_dir.write_config(folder / "config.gin", config_text)
-        log = report.RunLog.of_evaluation(folder)
+            replace_text(folder / "config.gin", config_text)
+        log = RunLog(folder, step=-1)  # an earlier evaluation's records go
         matrix = Matrix({}, methods=methods(run.eval))
         if run.eval.baselines:
             for task in data.eval_tasks:
@@ -87,22 +87,21 @@ def run_eval(
                 log.scores(0, values, task=task.name, split=run.data.eval_split, prompt="majority")
         suffixes = file_names(files) or {NO_PROMPT: ""}
         for prompt, group in itertools.groupby(pairs, key=lambda pair: pair[0]):
-            array = sharding.replicate(prompt.array, mesh)
+            placed = sharding.replicate(prompt.prompt, mesh)
             for _, task in group:
-                scored = evaluate(evaluator, (backbone.params, array), task)
+                scored = evaluate(evaluator, (backbone.params, placed), task)
                 suffix = suffixes.get(prompt.name)
                 cell = _write(run, log, (prompt, task), scored, suffix)
                 matrix.metrics.setdefault(prompt.name, {})[task.name] = scored.metrics
                 matrix.cells.setdefault(prompt.name, {})[task.name] = cell
-        log.replace()
         log.close()
         _finish(matrix, folder)
         return matrix
 
 
 def _pair(
-    run: EvalRun, prompts: list[Prompt], tasks: tuple[EvalTask, ...]
-) -> list[tuple[Prompt, EvalTask]]:
+    run: EvalRun, prompts: list[NamedPrompt], tasks: tuple[EvalTask, ...]
+) -> list[tuple[NamedPrompt, EvalTask]]:
     """Which prompt is scored on which task."""
     if run.pairs == "all":
         return [(prompt, task) for prompt in prompts for task in tasks]
@@ -121,8 +120,8 @@ def _pair(
 
 def _write(
     run: EvalRun,
-    log: report.RunLog,
-    pair: tuple[Prompt, EvalTask],
+    log: RunLog,
+    pair: tuple[NamedPrompt, EvalTask],
     scored: Scored,
     suffix: str | None,
 ) -> Cell:

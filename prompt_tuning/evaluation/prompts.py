@@ -7,22 +7,23 @@ import glob
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from prompt_tuning.config import ConfigError
+from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.prompts import prompt_file
 from prompt_tuning.session import setup
 from prompt_tuning.tasks import registry
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Prompt:
+class NamedPrompt:
     """A prompt to score."""
 
     name: str  # in tables: the path as it was given or found
-    array: Float[np.ndarray, "P D"]
+    prompt: Prompt
     step: int
     task: str = ""  # what it was tuned for; "" where nobody knows
 
@@ -73,7 +74,7 @@ def _is_prompt(path: str) -> bool:
 
 def load_prompts(
     files: Sequence[str], width: int, backbone: setup.Backbone, vocabulary: str
-) -> list[Prompt]:
+) -> list[NamedPrompt]:
     """Every prompt, held against the model and the vocabulary (its identity).
 
     Raises:
@@ -91,11 +92,16 @@ def load_prompts(
             where=file,
         )
         step, task = (metadata.step, metadata.task) if metadata else (0, "")
-        found.append(Prompt(file, np.asarray(array, np.float32), step, task))
+        found.append(NamedPrompt(file, as_prompt(array), step, task))
     return found
 
 
-def own_tasks(prompt: Prompt) -> set[str]:
+def as_prompt(rows: Any) -> Prompt:
+    """A prompt of rows, float32, on no device yet."""
+    return Prompt(np.asarray(rows, np.float32))  # pyright: ignore[reportArgumentType]
+
+
+def own_tasks(prompt: NamedPrompt) -> set[str]:
     """The tasks that a prompt was tuned for; a mixture stands for its own.
 
     WSC is trained on its one half and scored on the other.

@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Int32
 
 from prompt_tuning.batches.groups import fitting_width, input_widths
-from prompt_tuning.config import ConfigError, ModelConfig
-from prompt_tuning.model import loss, t5
+from prompt_tuning.config import ConfigError
 from prompt_tuning.tasks.eval_task import EvalTask
 
 Ids = tuple[int, ...]
@@ -119,17 +118,6 @@ def packing(words: Sequence[Sequence[Ids]], batch_size: int, parts: int) -> Pack
     return Packing(parts, rows, size, max(len(ids) for row in words for ids in row))
 
 
-def score_pairs(
-    config: ModelConfig,
-    backbone: t5.Params,
-    encoded: tuple[Float[Array, "B S D"], Bool[Array, "B S"]],
-    row: Int32[Array, "G C"],
-    tokens: Int32[Array, "G*C L"],
-) -> Float[Array, "G*C"]:
-    """Log p of every word for its row: the sum over the word's tokens."""
-    return loss.pair_log_likelihoods(config, backbone, encoded, row, tokens)
-
-
 def rank(evaluator: Any, params: Any, task: EvalTask) -> list[list[float]]:
     """The score of every word of every row: log p, or its mean over the word's tokens.
 
@@ -143,7 +131,7 @@ def rank(evaluator: Any, params: Any, task: EvalTask) -> list[list[float]]:
         encoded = evaluator.encode(*params, tokens)
         for chunk in packed.chunks([words[place] for place in places]):
             pair = evaluator.place(row=chunk.row, tokens=chunk.tokens)
-            found = evaluator.score_pairs(params[0], encoded, pair["row"], pair["tokens"])
+            found = evaluator.score_pairs(*params, encoded, pair["row"], pair["tokens"])
             parts.append((places, chunk, found))
     scores: list[list[float]] = [[] for _ in words]
     for places, chunk, found in parts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,6 @@ from prompt_tuning.evaluation.analysis import Analysis, illegal_line, to_json
 from prompt_tuning.evaluation.evaluate import task_score
 from prompt_tuning.evaluation.intervals import Interval
 from prompt_tuning.evaluation.score_table import score_table, table
-from prompt_tuning.runtime import seal
 from prompt_tuning.runtime.replace_folder import replace_text
 
 # The tasks whose mean is SuperGLUE's score; its diagnostics AX-b and AX-g do not count.
@@ -118,7 +118,8 @@ class Matrix:
         }
         means = {method: self._mean_json(method) for method in self.methods}
         content = {"prompts": prompts, "majority": self.majority, "means": means}
-        replace_text(folder / "matrix.json", seal.write(content))
+        text = json.dumps(content, ensure_ascii=False, indent=1)
+        replace_text(folder / "matrix.json", text + "\n")
 
     def _mean_json(self, method: str) -> dict[str, Any]:
         found: dict[str, Any] = {}

@@ -11,12 +11,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from prompt_tuning.config import ConfigError, EvalRun
 from prompt_tuning.evaluation import submission_format as form
 from prompt_tuning.evaluation.evaluate import Evaluator, answer
-from prompt_tuning.evaluation.prompts import Prompt, find_prompts, load_prompts, own_tasks
+from prompt_tuning.evaluation.prompts import NamedPrompt, find_prompts, load_prompts, own_tasks
 from prompt_tuning.model import sharding
 from prompt_tuning.runtime.replace_folder import replace_file, replace_text
 from prompt_tuning.session import setup
@@ -54,8 +52,8 @@ def run_submit(run: EvalRun, submission_dir: str, *, make_zip: bool = False) -> 
     for name, prompt in assign_tasks(prompts).items():
         task = _load(run, name)
         if task is not None:
-            array = sharding.replicate(np.asarray(prompt.array), mesh)
-            answers, replaced = _answers(evaluator, (backbone.params, array), task)
+            placed = sharding.replicate(prompt.prompt, mesh)
+            answers, replaced = _answers(evaluator, (backbone.params, placed), task)
             written.append(_write(folder, form.find_task(name), answers))
             note = f"; {replaced} were no label: the most probable one stands" if replaced else ""
             print(f"{written[-1].name}: {len(answers)} answers of {prompt.name}{note}", flush=True)
@@ -83,13 +81,13 @@ def _write(folder: Path, key: str, answers: form.Answers) -> Path:
     return path
 
 
-def assign_tasks(prompts: list[Prompt]) -> dict[str, Prompt]:
+def assign_tasks(prompts: list[NamedPrompt]) -> dict[str, NamedPrompt]:
     """The seqio tasks to answer, each with its prompt; a mixture's prompt answers all of it.
 
     Raises:
       ConfigError: a prompt is for no task of SuperGLUE, or two are for one.
     """
-    found: dict[str, Prompt] = {}
+    found: dict[str, NamedPrompt] = {}
     for prompt in prompts:
         names = [name for name in sorted(own_tasks(prompt)) if form.find_task(name)]
         names = [name for name in names if "_simple_train" not in name]

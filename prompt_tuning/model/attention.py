@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from prompt_tuning.config import ConfigError, ModelConfig
+from prompt_tuning.model.device import ANY, Device
 from prompt_tuning.model.products import (
-    OnGpu,
     attend_in_parts,
     attend_to_lengths,
     attend_to_source,
@@ -77,13 +77,13 @@ def attention_bias(allowed: Bool[Array, "B Q S"]) -> Float[Array, "B 1 Q S"]:
     return jnp.where(allowed, 0.0, MASKED)[:, None].astype(jnp.float32)
 
 
-def row_lengths(config: ModelConfig, valid: Valid) -> Int[Array, "B"] | None:
+def row_lengths(config: ModelConfig, device: Device, valid: Valid) -> Int[Array, "B"] | None:
     """How long rows are, where attention takes lengths (cuDNN's): valid positions come first.
 
     Raises:
       ConfigError: several examples share a row.
     """
-    if not isinstance(config, OnGpu) or config.attention != "cudnn":
+    if device.kind != "gpu" or config.attention != "cudnn":
         return None
     if valid.dtype != bool:
         raise ConfigError(
@@ -150,6 +150,7 @@ class Attention(nn.Module):
     """Multi-head attention with additive bias, without scaling by sqrt(K) (T5)."""
 
     config: ModelConfig
+    device: Device = ANY
 
     def setup(self) -> None:
         c = self.config
@@ -189,10 +190,10 @@ class Attention(nn.Module):
         keep = self._keep(kept, value)
         if keep is not None:  # one mask for all queries: a weight that is dropped is a value of 0
             value = value * keep[..., 0, :].swapaxes(1, 2)[..., None]
-        if isinstance(self.config, OnGpu) and lengths is not None:
-            attended = attend_to_lengths(query, key, value, bias, lengths, self.config.kernel)
+        if lengths is not None:
+            attended = attend_to_lengths(query, key, value, bias, lengths, self.device.kernel)
         else:
-            rows = rows_at_once(self.config, x.shape[0], x.shape[1])
+            rows = rows_at_once(self.config, self.device, x.shape[0], x.shape[1])
             attended = attend_in_parts(rows, (query, key, value), bias)
         return self.out(attended.reshape(*x.shape[:-1], -1))
 

@@ -26,7 +26,7 @@ from prompt_tuning.model.attention import (
     norm,
     take_rows,
 )
-from prompt_tuning.model.products import OnProcessor
+from prompt_tuning.model.device import ANY, Device
 
 NOTHING: Kept = {}  # is dropped; a dictionary that JAX knows
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
@@ -44,13 +44,14 @@ class Mlp(nn.Module):
     """
 
     config: ModelConfig
+    device: Device = ANY
 
     @nn.compact
     def __call__(self, x: Float[Array, "B S D"], kept: Kept = NOTHING) -> Float[Array, "B S D"]:
         """The block's output, to be added to `x` by the layer."""
         c = self.config
         names = ["wi"] if len(c.mlp_activations) == 1 else _numbered(len(c.mlp_activations))
-        wide = jnp.float32 if isinstance(c, OnProcessor) else None
+        wide = jnp.float32 if self.device.kind == "processor" else None
         parts = [dense(c.mlp_dim, c, fan_in(), name, wide)(x) for name in names]
         hidden = activate(c.mlp_activations, *parts).astype(c.dtype)
         hidden = drop(hidden, kept.get("hidden"), c.dropout_rate)
@@ -75,13 +76,14 @@ class EncoderLayer(nn.Module):
     """Self-attention and MLP, each behind a norm and added to what came in."""
 
     config: ModelConfig
+    device: Device = ANY
 
     def setup(self) -> None:
         c = self.config
         self.pre_attention_layer_norm = norm(c)
-        self.attention = Attention(c)
+        self.attention = Attention(c, self.device)
         self.pre_mlp_layer_norm = norm(c)
-        self.mlp = Mlp(c)
+        self.mlp = Mlp(c, self.device)
 
     def __call__(
         self,
@@ -114,15 +116,16 @@ class DecoderLayer(nn.Module):
     """Self-attention, cross-attention and MLP, each behind a norm and added to what came in."""
 
     config: ModelConfig
+    device: Device = ANY
 
     def setup(self) -> None:
         c = self.config
         self.pre_self_attention_layer_norm = norm(c)
-        self.self_attention = Attention(c)
+        self.self_attention = Attention(c, self.device)
         self.pre_cross_attention_layer_norm = norm(c)
-        self.encoder_decoder_attention = Attention(c)
+        self.encoder_decoder_attention = Attention(c, self.device)
         self.pre_mlp_layer_norm = norm(c)
-        self.mlp = Mlp(c)
+        self.mlp = Mlp(c, self.device)
 
     def __call__(
         self,

@@ -7,16 +7,15 @@ The batch holds T5X's four arrays: `encoder_input_tokens` int32[B, T], `decoder_
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from prompt_tuning.config import ModelConfig
 from prompt_tuning.model import prompt as prompts
 from prompt_tuning.model import t5
+from prompt_tuning.model.prompt import Encoded, Prompt
 
 Metrics = dict[str, Float[Array, ""]]
 MOST_LABELS = 16  # of a row, scored at a time
@@ -24,36 +23,35 @@ METRICS = ("loss", "cross_entropy", "z_loss", "correct", "tokens")  # what `loss
 
 
 def forward(
-    config: ModelConfig,
+    model: t5.T5,
     backbone: t5.Params,
-    prompt: Float[Array, "P D"],
+    prompt: Prompt,
     batch: Mapping[str, Array],
+    which: Int[Array, "B"] | None = None,
     *,
     dropout_key: PRNGKeyArray | None = None,
 ) -> Float[Array, "B L V"]:
     """Logits of every target position. With a `dropout_key` both stacks drop out."""
-    train = dropout_key is not None
     encoder_key, decoder_key = (
         jax.random.split(dropout_key) if dropout_key is not None else (None, None)
     )
-    encoded, valid = prompts.encode_prompted(
-        config,
+    encoded = prompts.encode(
+        model,
         backbone,
         prompt,
         batch["encoder_input_tokens"],
+        which,
         segments=batch.get("encoder_segment_ids"),
         dropout_key=encoder_key,
     )
-    target_valid = batch.get("decoder_segment_ids", batch["decoder_target_tokens"] > 0)
-    return t5.apply(
-        config,
+    return prompts.decode(
+        model,
         backbone,
-        "decode",
+        prompt,
         batch["decoder_input_tokens"],
         encoded,
-        valid,
-        target_valid=target_valid,
-        train=train,
+        which,
+        target_valid=batch.get("decoder_segment_ids", batch["decoder_target_tokens"] > 0),
         dropout_key=decoder_key,
     )
 
@@ -118,43 +116,50 @@ def sequence_log_likelihood(
 
 
 def label_log_likelihoods(
-    config: ModelConfig,
+    model: t5.T5,
     backbone: t5.Params,
-    encoded: tuple[Float[Array, "B S D"], Bool[Array, "B S"]],
+    prompt: Prompt,
+    encoded: Encoded,
     labels: Int[Array, "C L"],
+    which: Int[Array, "B"] | None = None,
 ) -> Float[Array, "B C"]:
-    """Log p(label | row) of every label for every row, from the encoder's output and validity.
+    """Log p(label | row) of every label for every row, from the encoder's output.
 
     A row is encoded once, and its labels are scored together, but no more than MOST_LABELS at a
     time: each has logits of its own.
     """
-    rows, classes = encoded[0].shape[0], labels.shape[0]
+    rows, classes = encoded.states.shape[0], labels.shape[0]
     if classes > MOST_LABELS:
-        filled = jnp.pad(labels, ((0, -classes % MOST_LABELS), (0, 0)))
-        parts = filled.reshape(-1, MOST_LABELS, labels.shape[1])
-        some = functools.partial(label_log_likelihoods, config, backbone, encoded)
-        found = jax.lax.map(some, parts)
-        return jnp.moveaxis(found, 0, 1).reshape(rows, -1)[:, :classes]
+        padded = jnp.pad(labels, ((0, -classes % MOST_LABELS), (0, 0)))
+        parts = padded.reshape(-1, MOST_LABELS, labels.shape[1])
+        scores = jax.lax.map(
+            lambda part: label_log_likelihoods(model, backbone, prompt, encoded, part, which), parts
+        )
+        return jnp.moveaxis(scores, 0, 1).reshape(rows, -1)[:, :classes]
     # Every row is a part of its own, and all the labels are of its only row.
     own = jnp.zeros((rows, classes), jnp.int32)
     targets = jnp.tile(labels, (rows, 1))
-    return pair_log_likelihoods(config, backbone, encoded, own, targets).reshape(rows, classes)
+    scores = pair_log_likelihoods(model, backbone, prompt, encoded, own, targets, which)
+    return scores.reshape(rows, classes)
 
 
 def pair_log_likelihoods(
-    config: ModelConfig,
+    model: t5.T5,
     backbone: t5.Params,
-    encoded: tuple[Float[Array, "B S D"], Bool[Array, "B S"]],
+    prompt: Prompt,
+    encoded: Encoded,
     rows: Int[Array, "G C"],
     targets: Int[Array, "G*C L"],
+    which: Int[Array, "B"] | None = None,
 ) -> Float[Array, "G*C"]:
-    """Log p(target | row) of targets of the encoded rows; 0 where one has no tokens.
+    """Log p(target | row) of targets of the encoded rows; 0 if a target has no tokens.
 
-    `rows` counts the encoded rows in each of G parts, as for `T5.decode`.
+    `rows` counts the encoded rows in each of G parts, as for `T5.decode`; `which` names the member
+    of each encoded row.
     """
     inputs = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
-    logits = t5.apply(
-        config, backbone, "decode", inputs, *encoded, target_valid=targets > 0, rows=rows
+    logits = prompts.decode(
+        model, backbone, prompt, inputs, encoded, which, target_valid=targets > 0, rows=rows
     )
     batch = {"decoder_target_tokens": targets, "decoder_loss_weights": targets > 0}
     return sequence_log_likelihood(logits, batch)

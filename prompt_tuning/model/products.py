@@ -14,9 +14,8 @@ Letters as in `t5.py`; Q queries.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +23,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from prompt_tuning.config import Attending, ConfigError, ModelConfig
+from prompt_tuning.model.device import Device
 
 
 def product(
@@ -100,78 +100,6 @@ def dense_product(x: Array, kernel: Array, *_: Any, dtype: Any = None, **__: Any
     """`product` in the place where Linen's Dense takes one: the last axis with the first."""
     rows = "abcdefgh"[: x.ndim - 1]
     return product(f"{rows}y,yz->{rows}z", x, kernel, dtype)
-
-
-# On one kind of device or another ----------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OnProcessor(ModelConfig):
-    """A model as one processor computes it: attention for a few rows of a batch at a time.
-
-    In bfloat16, what an MLP multiplies stays in float32 until it is multiplied: processors round to
-    bfloat16 slowly, and a step takes a tenth longer.
-    """
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class OnGpu(ModelConfig):
-    """A model as GPUs compute it: see `positions`, and `row_lengths` in `attention.py`."""
-
-    kernel: Attending = "cudnn"  # "xla" where other devices stand for GPUs
-
-
-def fit_to(config: ModelConfig, devices: Iterable[Any], platform: str = "") -> ModelConfig:
-    """The model as it is computed on these devices, or on others of `platform` they stand for.
-
-    In parts where they are one processor; on several, the parts would not lie as the batch does.
-
-    Raises:
-      ConfigError: the attention that is asked for is not theirs.
-    """
-    devices = list(devices)
-    compiling = [device.platform for device in devices]
-    platforms = [platform] * len(compiling) if platform else compiling
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(ModelConfig)}
-    if set(platforms) == {"gpu"}:
-        if compiling != platforms:
-            return OnGpu(**values, kernel="xla")
-        _check_capability(config, devices)
-        return OnGpu(**values)
-    if config.attention == "cudnn":
-        raise ConfigError(
-            f"ATTENTION = 'cudnn' is for NVIDIA's GPUs, and the devices are {platforms[0]}: set "
-            "ATTENTION = 'xla'."
-        )
-    return OnProcessor(**values) if platforms == ["cpu"] else config
-
-
-def _check_capability(config: ModelConfig, devices: Sequence[Any]) -> None:
-    """XLA finds out when it compiles, and says less."""
-    for device in devices if config.attention == "cudnn" else ():
-        capability = str(getattr(device, "compute_capability", "none"))
-        numbers = capability.split(".")
-        if not all(n.isdigit() for n in numbers) or int(numbers[0]) < 8:  # AMD's have names
-            raise ConfigError(
-                "ATTENTION = 'cudnn' is for NVIDIA's GPUs of compute capability 8.0 (Ampere) or "
-                f"later, and {device.device_kind} has {capability}: set ATTENTION = 'xla'."
-            )
-
-
-def positions(config: ModelConfig, length: int) -> int:
-    """How many positions `length` of them are filled up to: on GPUs a multiple of 8 in bfloat16.
-
-    Their products of bfloat16 have to have such sizes. XLA copies every operand that has not, the
-    attention weights too, which are the most that a step keeps.
-
-    >>> values = dict(num_encoder_layers=1, num_decoder_layers=1, num_heads=1, head_dim=64,
-    ...               embed_dim=64, mlp_dim=64, num_embeddings=8, dtype="bfloat16")
-    >>> positions(OnGpu(**values), 612), positions(ModelConfig(**values), 612)
-    (616, 612)
-    """
-    if not isinstance(config, OnGpu) or config.dtype != "bfloat16":
-        return length
-    return -(-length // 8) * 8
 
 
 # Attention ----------------------------------------------------------------------------------------
@@ -357,17 +285,18 @@ HEADS_AT_ONCE = {"float32": 12, "bfloat16": 24}  # the same bytes
 MOST_PARTS = 8  # of a batch: every part is compiled
 
 
-def rows_at_once(config: ModelConfig, rows: int, queries: int) -> int:
+def rows_at_once(config: ModelConfig, device: Device, rows: int, queries: int) -> int:
     """Of how many rows attention is computed at a time; all, where a row has little to compute.
 
     >>> base = dict(num_encoder_layers=1, num_decoder_layers=1, head_dim=64, embed_dim=512,
     ...             mlp_dim=1024, num_embeddings=32128)
-    >>> [rows_at_once(OnProcessor(num_heads=h, **base), 8, 228) for h in (6, 12, 64)]
+    >>> cpu = Device("processor")
+    >>> [rows_at_once(ModelConfig(num_heads=h, **base), cpu, 8, 228) for h in (6, 12, 64)]
     [2, 1, 1]
-    >>> rows_at_once(OnProcessor(num_heads=6, **base), 32, 228)
+    >>> rows_at_once(ModelConfig(num_heads=6, **base), cpu, 32, 228)
     4
     """
-    if not isinstance(config, OnProcessor) or queries < 32:
+    if device.kind != "processor" or queries < 32:
         return rows
     return max(1, HEADS_AT_ONCE[config.dtype] // config.num_heads, -(-rows // MOST_PARTS))
 

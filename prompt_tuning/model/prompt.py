@@ -1,25 +1,23 @@
-"""The prompt: how `float[P, D]` goes in front of the embedded input, and how it begins.
+"""The prompt: what it holds, and a T5 that encodes and decodes with it.
 
-Between `T5.embed` and `T5.encode`. The backbone (`t5.py`) does not know it; `loss.py` and
-`decode.py` call `encode_prompted` and never see a prompt length.
+The backbone (`t5.py`) does not know `Prompt`: it takes embeddings, validity, and keys and values to
+put in front. `encode`, `decode` and `init_cache` here take a prompt apart; `loss.py`, decoding,
+ranking and serving call them and never see a prompt length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
-from prompt_tuning.config import ConfigError, ModelConfig, PromptConfig
+from prompt_tuning.config import ModelConfig
 from prompt_tuning.model import t5
-from prompt_tuning.model.attention import Valid
-from prompt_tuning.model.products import positions
-
-Encode = Callable[[str], Sequence[int]]  # text -> ids, without end-of-sequence
+from prompt_tuning.model.attention import TargetValid, Valid
+from prompt_tuning.model.device import padded_length
 
 
 class Prompt(NamedTuple):
@@ -39,13 +37,51 @@ class Prompt(NamedTuple):
     lengths: Int[Array, "*M 5"] | None = None  # of each field; None: members are all full
 
 
+class Encoded(NamedTuple):
+    """The encoder's output, and which of its positions the decoder may see."""
+
+    states: Float[Array, "R S D"]
+    valid: Valid
+
+
+def no_prompt(config: ModelConfig) -> Prompt:
+    """A prompt without rows: the model as it is."""
+    rows: Any = np.zeros((0, config.embed_dim), np.float32)  # on no device yet
+    return Prompt(rows)
+
+
+def stack_prompts(prompts: Sequence[Prompt]) -> Prompt:
+    """One prompt whose members are `prompts`: their rows padded on the right, and their lengths.
+
+    >>> prompt = stack_prompts([Prompt(jnp.ones((3, 4))), Prompt(jnp.ones((1, 4)))])
+    >>> prompt.rows.shape, prompt.lengths[:, 0].tolist()
+    ((2, 3, 4), [3, 1])
+    """
+    for prompt in prompts:
+        _check_rows_alone(prompt)
+    lengths = [prompt.rows.shape[0] for prompt in prompts]
+    rows = [
+        jnp.pad(jnp.asarray(prompt.rows, jnp.float32), ((0, max(lengths) - length), (0, 0)))
+        for prompt, length in zip(prompts, lengths, strict=True)
+    ]
+    return Prompt(jnp.stack(rows), lengths=jnp.asarray([[n, 0, 0, 0, 0] for n in lengths]))
+
+
+def _check_rows_alone(prompt: Prompt) -> None:
+    if any(field is not None for field in prompt[1:5]):
+        raise NotImplementedError(
+            "prompts of keys, values or memory are declared but not computed yet: use a method "
+            "whose prompt is rows."
+        )
+
+
 def prepend_prompt(
     prompt: Float[Array, "P D"], x: Float[Array, "B T D"], valid: Bool[Array, "B T"]
 ) -> tuple[Float[Array, "B P+T D"], Bool[Array, "B P+T"]]:
     """Puts the prompt in front of every row and marks it valid.
 
-    The prompt has no token ids, so padding cannot be read from the tokens any more: this is the
-    one place where the longer mask is made, and everything after it takes `valid` as given.
+    The prompt has no token ids, so padding cannot be read from the tokens any more: this is where
+    the longer mask is made, and everything after it takes `valid` as given.
 
     >>> x, valid = prepend_prompt(jnp.ones((2, 4)), jnp.zeros((3, 5, 4)), jnp.ones((3, 5), bool))
     >>> x.shape, valid.shape
@@ -57,168 +93,120 @@ def prepend_prompt(
     return jnp.concatenate([rows, x], axis=1), jnp.concatenate([seen, valid], axis=1)
 
 
-def encode_prompted(
-    config: ModelConfig,
+def member_lengths(prompt: Prompt, which: Int[Array, "B"]) -> Int[Array, "B"]:
+    """How many prompt rows stand in front of each row of a batch."""
+    if prompt.lengths is None:
+        return jnp.full(which.shape, prompt.rows.shape[-2], jnp.int32)
+    return prompt.lengths[which, 0]
+
+
+def shift_tokens(
+    tokens: Int[Array, "B T"], by: Int[Array, "B"], width: int
+) -> Int[Array, "B {width}"]:
+    """The tokens of each row moved `by` places to the right, 0 elsewhere.
+
+    >>> shift_tokens(jnp.array([[5, 6], [7, 0]]), jnp.array([1, 2]), 4).tolist()
+    [[0, 5, 6, 0], [0, 0, 7, 0]]
+    """
+    place = jnp.arange(width)[None, :] - by[:, None]
+    is_text = (place >= 0) & (place < tokens.shape[1])
+    shifted = jnp.take_along_axis(tokens, jnp.clip(place, 0, tokens.shape[1] - 1), axis=1)
+    return jnp.where(is_text, shifted, 0)
+
+
+def encode(
+    model: t5.T5,
     backbone: t5.Params,
-    prompt: Float[Array, "P D"],
+    prompt: Prompt,
     tokens: Int[Array, "B T"],
+    which: Int[Array, "B"] | None = None,
     *,
+    width: int | None = None,
     segments: Int[Array, "B T"] | None = None,
     dropout_key: PRNGKeyArray | None = None,
-) -> tuple[Float[Array, "B S D"], Valid]:
+) -> Encoded:
     """The encoder's output for prompt and tokens, and which of its positions are valid.
 
     The prompt stands before dropout, is seen by every position, and counts in the relative
-    positions (paper 2). Token 0 is padding. With a `dropout_key` the encoder drops out. The
-    `segments` of packed rows are for a model without a prompt: one prompt could not stand in front
-    of several examples.
+    positions (paper 2). Token 0 is padding. If the prompt has members, `which` names that of each
+    row, and the text follows the rows of its own prompt at once: padding between them would shift
+    relative positions. S is then `width`, which has to hold every row (P + T unless given). With a
+    `dropout_key` the encoder drops out. The `segments` of packed rows are for a model without a
+    prompt: one prompt could not stand in front of several examples.
     """
-    x = t5.apply(config, backbone, "embed", tokens)
-    if segments is None:
-        x, valid = prepend_prompt(prompt, x, tokens > 0)
+    _check_rows_alone(prompt)
+    if segments is not None:
+        assert prompt.rows.shape[-2] == 0, "packed rows take no prompt"
+        x, valid = t5.apply(model, backbone, "embed", tokens), segments
+    elif which is None:
+        x = t5.apply(model, backbone, "embed", tokens)
+        x, valid = prepend_prompt(jnp.asarray(prompt.rows), x, tokens > 0)
     else:
-        assert prompt.shape[0] == 0, "packed rows take no prompt"
-        valid = segments
-    x, valid = fill_up(config, x, valid)
+        places = width or prompt.rows.shape[-2] + tokens.shape[1]
+        lengths = member_lengths(prompt, which)
+        tokens = shift_tokens(tokens, lengths, places)
+        is_prompt = jnp.arange(places)[None, :] < lengths[:, None]
+        own = jnp.take(prompt.rows, which, axis=0)[:, :places]
+        own = jnp.pad(own, ((0, 0), (0, places - own.shape[1]), (0, 0)))
+        x = t5.apply(model, backbone, "embed", tokens)
+        x, valid = jnp.where(is_prompt[..., None], own.astype(x.dtype), x), is_prompt | (tokens > 0)
+    x, valid = pad_sequence(model, x, valid)
     train = dropout_key is not None
-    encoded = t5.apply(config, backbone, "encode", x, valid, train=train, dropout_key=dropout_key)
-    return encoded, valid
+    states = t5.apply(model, backbone, "encode", x, valid, train=train, dropout_key=dropout_key)
+    return Encoded(states, valid)
 
 
-def fill_up(
-    config: ModelConfig, x: Float[Array, "B N D"], valid: Shaped[Array, "B N"]
+def pad_sequence(
+    model: t5.T5, x: Float[Array, "B N D"], valid: Shaped[Array, "B N"]
 ) -> tuple[Float[Array, "B S D"], Valid]:
-    """Adds positions that are not valid, as many as the devices of the model need (`positions`)."""
-    more = positions(config, x.shape[1]) - x.shape[1]
+    """Adds positions that are not valid, as many as the model's device needs."""
+    more = padded_length(model.config, model.device, x.shape[1]) - x.shape[1]
     return jnp.pad(x, ((0, 0), (0, more), (0, 0))), jnp.pad(valid, ((0, 0), (0, more)))
 
 
-def random_uniform(
-    key: PRNGKeyArray, shape: tuple[int, int], scale: float = 0.5
-) -> Float[Array, "P D"]:
-    """Draws from [-scale, scale]; the paper's interval is [-0.5, 0.5] (3.2)."""
-    return jax.random.uniform(key, shape, jnp.float32, minval=-scale, maxval=scale)
-
-
-def sampled_vocab(
-    key: PRNGKeyArray, embedding: Float[Array, "V D"], length: int, population: int = 5000
-) -> Float[Array, "P D"]:
-    """Embeddings of `length` different pieces among the `population` most common ones.
-
-    SentencePiece ids are ordered by frequency, so these are the first ids (paper 3.2).
-
-    Raises:
-      ConfigError: there are fewer pieces than rows to fill.
-    """
-    population = min(population, embedding.shape[0])
-    if length > population:
-        raise ConfigError(
-            f"a prompt of {length} rows cannot be sampled from {population} vocabulary pieces "
-            "without replacement. Lower PROMPT_LENGTH, or set PROMPT_INIT = 'random_uniform'."
-        )
-    rows = jax.random.choice(key, population, (length,), replace=False)
-    return jnp.asarray(embedding)[rows].astype(jnp.float32)
-
-
-def class_labels(
-    key: PRNGKeyArray,
-    embedding: Float[Array, "V D"],
-    length: int,
-    label_ids: Sequence[Sequence[int]],
-    population: int = 5000,
-) -> Float[Array, "P D"]:
-    """One row per label, the mean of its pieces' embeddings; the rest is sampled vocabulary.
-
-    Labels beyond `length` are left out, in order (a prompt of one row begins as the first label).
-    `label_ids` hold no end-of-sequence (paper 3.2).
-
-    Raises:
-      ConfigError: a label has no pieces.
-    """
-    for position, ids in enumerate(label_ids):
-        if len(ids) == 0:
-            raise ConfigError(f"class label number {position} is empty: it has no pieces.")
-    table = jnp.asarray(embedding).astype(jnp.float32)
-    rows = [table[jnp.asarray(ids)].mean(axis=0) for ids in label_ids[:length]]
-    rest = sampled_vocab(key, embedding, length - len(rows), population)
-    return jnp.concatenate([jnp.stack(rows), rest]) if rows else rest
-
-
-def from_text(
-    key: PRNGKeyArray,
-    embedding: Float[Array, "V D"],
-    length: int,
-    ids: Sequence[int],
-    population: int = 5000,
-) -> Float[Array, "P D"]:
-    """One row per piece of a text, in order; rows beyond the text are sampled vocabulary."""
-    return class_labels(key, embedding, length, [[i] for i in ids], population)
-
-
-def resolve_init(config: PromptConfig, task_labels: Sequence[str]) -> tuple[str, tuple[str, ...]]:
-    """Which initialisation `config` means for a task, and the label words it uses.
-
-    'auto' is class labels where there are any (the configuration's own first, then the task's),
-    else sampled vocabulary.
-
-    Raises:
-      ConfigError: class labels are asked for and nobody knows any.
-    """
-    labels = tuple(config.class_labels) or tuple(task_labels)
-    if config.init == "auto":
-        return ("class_labels", labels) if labels else ("sampled_vocab", ())
-    if config.init == "class_labels" and not labels:
-        raise ConfigError(
-            "the prompt is to begin as class labels, but the task has none: set CLASS_LABELS, "
-            "for example --gin.CLASS_LABELS=\"['yes', 'no']\", or another PROMPT_INIT."
-        )
-    return config.init, labels if config.init == "class_labels" else ()
-
-
-def init_prompt(
-    config: PromptConfig,
-    key: PRNGKeyArray,
-    embedding: Float[Array, "V D"],
+def decode(
+    model: t5.T5,
+    backbone: t5.Params,
+    prompt: Prompt,
+    tokens: Int[Array, "B L"],
+    encoded: Encoded,
+    which: Int[Array, "R"] | None = None,
     *,
-    encode: Encode,
-    task_labels: Sequence[str] = (),
-) -> tuple[Float[np.ndarray, "P D"], str]:
-    """The first prompt, float32, and a sentence that says how it was made.
+    target_valid: TargetValid | None = None,
+    rows: Int[Array, "G C"] | None = None,
+    dropout_key: PRNGKeyArray | None = None,
+) -> Float[Array, "B L V"]:
+    """Logits of every target, given decoder inputs (the targets shifted right).
 
-    A prompt from a file is not made here: `checkpoint.prompt_file.load_prompt` reads it.
+    `which` names the member of each encoded row; `rows` is as for `T5.decode`.
     """
-    init, labels = resolve_init(config, task_labels)
-    length, population = config.length, config.population
-    if init == "random_uniform":
-        prompt = random_uniform(key, (length, embedding.shape[1]), config.scale)
-    elif init == "sampled_vocab":
-        prompt = sampled_vocab(key, embedding, length, population)
-    elif init == "class_labels":
-        prompt = class_labels(key, embedding, length, [encode(w) for w in labels], population)
-    elif init == "text":
-        prompt = from_text(key, embedding, length, list(encode(config.text)), population)
-    else:
-        raise ConfigError(f"a prompt from a file ({config.file}) is loaded, not initialised.")
-    said = describe_init(config, task_labels, embedding.shape[0], encode)
-    return np.asarray(prompt, np.float32), said
+    _check_rows_alone(prompt)
+    return t5.apply(
+        model,
+        backbone,
+        "decode",
+        tokens,
+        *encoded,
+        target_valid=target_valid,
+        rows=rows,
+        train=dropout_key is not None,
+        dropout_key=dropout_key,
+    )
 
 
-def describe_init(
-    config: PromptConfig, task_labels: Sequence[str], num_embeddings: int, encode: Encode
-) -> str:
-    """The sentence that says how the first prompt is made."""
-    init, labels = resolve_init(config, task_labels)
-    length, common = config.length, min(config.population, num_embeddings)
-    if init == "random_uniform":
-        said = f"uniform random in [-{config.scale}, {config.scale}]"
-    elif init == "sampled_vocab":
-        said = f"{length} of the {common} most common pieces"
-    elif init == "class_labels":
-        said = f"class labels {', '.join(map(repr, labels[:length]))}, then sampled vocabulary"
-    elif init == "text":
-        pieces = len(encode(config.text))
-        said = f"the first {min(pieces, length)} of {pieces} pieces of PROMPT_TEXT"
-        said += ", then sampled vocabulary" if pieces < length else ""
-    else:
-        said = f"from the file {config.file}"
-    return said + (" (no initialisation was asked for)" if config.init == "auto" else "")
+def init_cache(
+    model: t5.T5,
+    backbone: t5.Params,
+    prompt: Prompt,
+    encoded: Encoded,
+    which: Int[Array, "R"] | None = None,
+    *,
+    length: int,
+    num_decodes: int = 1,
+) -> t5.Cache:
+    """The state of incremental decoding before the first of `length` tokens; see `T5.init_cache`.
+
+    What the decoder is given by the prompt is put into it, so that `T5.decode_step` needs no more.
+    """
+    _check_rows_alone(prompt)
+    return t5.apply(model, backbone, "init_cache", *encoded, length, num_decodes)

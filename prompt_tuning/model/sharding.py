@@ -18,7 +18,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
 from prompt_tuning.config import ConfigError, ModelConfig
-from prompt_tuning.model.products import fit_to
+from prompt_tuning.model.device import choose_device
 
 LOGICAL_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"prompt|encoder/prompt/.*", ("prompt", "prompt_embed")),
@@ -62,12 +62,17 @@ def make_mesh(num_model_partitions: int, devices: Sequence[Any] | None = None) -
     return Mesh(grid, ("data", "model"))
 
 
-def logical_axes(name: str) -> tuple[str, ...]:
+def logical_axes(name: str, shape: Sequence[int]) -> tuple[str, ...]:
     """T5X's names of a parameter's dimensions.
+
+    Those of a prompt method's parameters have no names that a mesh divides: each device folds the
+    whole prompt.
 
     Raises:
       ValueError: no rule matches; a parameter is never replicated by accident.
     """
+    if name.startswith("prompt/"):
+        return tuple(f"method_{number}" for number in range(len(shape)))
     for pattern, axes in LOGICAL_AXES:
         if re.fullmatch(pattern, name):
             return axes
@@ -76,7 +81,7 @@ def logical_axes(name: str) -> tuple[str, ...]:
 
 def partition_spec(name: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
     """How a parameter lies on the mesh; a dimension that does not divide evenly is replicated."""
-    places = [MESH_AXES.get(axis) for axis in logical_axes(name)]
+    places = [MESH_AXES.get(axis) for axis in logical_axes(name, shape)]
     sizes = zip(places, shape, strict=True)
     return PartitionSpec(*(p if p and size % mesh.shape[p] == 0 else None for p, size in sizes))
 
@@ -93,7 +98,7 @@ def check_microbatches(size: int, parts: int, mesh: Mesh) -> None:
 
 def check_attention(config: ModelConfig, mesh: Mesh) -> None:
     """Raises ConfigError where ATTENTION is not for these devices, or their mesh."""
-    fit_to(config, mesh.devices.flat)
+    choose_device(config, mesh.devices.flat)
     check_heads(config, mesh)
 
 
@@ -154,9 +159,9 @@ def put(value: np.ndarray, where: Sharding) -> jax.Array:
     return jax.make_array_from_callback(value.shape, where, lambda index: value[index])
 
 
-def replicate(value: np.ndarray, mesh: Mesh) -> jax.Array:
-    """A value that every process has, on every device."""
-    return put(value, replicated(mesh))
+def replicate(tree: Any, mesh: Mesh) -> Any:
+    """A tree of arrays that every process has, on every device."""
+    return jax.tree.map(lambda leaf: put(np.asarray(leaf), replicated(mesh)), tree)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:

@@ -42,6 +42,7 @@ from prompt_tuning.model.attention import (
     splits,
     take_rows,
 )
+from prompt_tuning.model.device import ANY, Device
 from prompt_tuning.model.layers import NOTHING, DecoderLayer, EncoderLayer
 from prompt_tuning.model.products import dense_product
 
@@ -103,11 +104,12 @@ class Encoder(nn.Module):
     """The encoder stack."""
 
     config: ModelConfig
+    device: Device
 
     def setup(self) -> None:
         c = self.config
         self.relpos_bias = RelativePositionBias(c, bidirectional=True)
-        self.layers = [EncoderLayer(c) for _ in range(c.num_encoder_layers)]
+        self.layers = [EncoderLayer(c, self.device) for _ in range(c.num_encoder_layers)]
         self.encoder_norm = norm(c)
 
     def __call__(
@@ -115,7 +117,10 @@ class Encoder(nn.Module):
     ) -> Float[Array, "B S D"]:
         """Encodes `x`; every valid position sees every valid position."""
         # Invalid queries see nothing (a flat softmax), as in T5X: no valid position reads them.
-        bias, lengths = self.relpos_bias(x.shape[1], x.shape[1]), row_lengths(self.config, valid)
+        bias, lengths = (
+            self.relpos_bias(x.shape[1], x.shape[1]),
+            row_lengths(self.config, self.device, valid),
+        )
         if lengths is None:
             bias = bias + attention_bias(sees(valid, valid))
         c = self.config
@@ -131,12 +136,13 @@ class Decoder(nn.Module):
     """The decoder stack and the output projection."""
 
     config: ModelConfig
+    device: Device
     token_embedder: nn.Embed  # shared with the input; its table is the projection of T5 1.0
 
     def setup(self) -> None:
         c = self.config
         self.relpos_bias = RelativePositionBias(c, bidirectional=False)
-        self.layers = [DecoderLayer(c) for _ in range(c.num_decoder_layers)]
+        self.layers = [DecoderLayer(c, self.device) for _ in range(c.num_decoder_layers)]
         self.decoder_norm = norm(c)
         if not c.logits_via_embedding:
             self.logits_dense = nn.Dense(
@@ -231,9 +237,14 @@ class Decoder(nn.Module):
 
 
 class T5(nn.Module):
-    """A T5: `embed`, `encode`, `decode`, and `init_cache` / `decode_step` for generation."""
+    """A T5: `embed`, `encode`, `decode`, and `init_cache` / `decode_step` for generation.
+
+    The module itself holds no arrays: as sizes and the way they are computed, it is the first
+    argument of everything that computes.
+    """
 
     config: ModelConfig
+    device: Device = ANY
 
     def setup(self) -> None:
         c = self.config
@@ -243,8 +254,8 @@ class T5(nn.Module):
             dtype=jnp.dtype(c.dtype),
             embedding_init=nn.initializers.normal(1.0),
         )
-        self.encoder = Encoder(c)
-        self.decoder = Decoder(c, self.token_embedder)
+        self.encoder = Encoder(c, self.device)
+        self.decoder = Decoder(c, self.device, self.token_embedder)
 
     def embed(self, tokens: Int[Array, "B T"]) -> Float[Array, "B T D"]:
         """The tokens' rows of the embedding table, which encoder and decoder share."""
@@ -310,7 +321,7 @@ class T5(nn.Module):
 
 
 def apply(
-    config: ModelConfig,
+    model: T5,
     params: Params,
     method: str,
     *args: Any,
@@ -323,7 +334,7 @@ def apply(
     """
     nested = flax.traverse_util.unflatten_dict(dict(params), sep="/")
     rngs = None if dropout_key is None else {"dropout": dropout_key}
-    return T5(config).apply({"params": nested}, *args, method=method, rngs=rngs, **kwargs)
+    return model.apply({"params": nested}, *args, method=method, rngs=rngs, **kwargs)
 
 
 def init_params(config: ModelConfig, key: PRNGKeyArray) -> dict[str, Array]:

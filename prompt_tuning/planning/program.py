@@ -9,7 +9,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prompt_tuning.config import Experiment
+from prompt_tuning.methods.method import Start
+from prompt_tuning.methods.table import find_method, make_settings
 from prompt_tuning.model import sharding, t5
+from prompt_tuning.model.device import choose_device
 from prompt_tuning.pretraining.examples import make_shape
 from prompt_tuning.training import optim
 from prompt_tuning.training import step as steps
@@ -50,16 +53,34 @@ def abstract_params(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
     shapes = t5.param_shapes(model)
     places = sharding.param_shardings(shapes, mesh)
     params = {n: Struct(s.shape, dtype, sharding=places[n]) for n, s in shapes.items()}
-    length = 0 if tunes_model else experiment.prompt.length
-    prompt = Struct((length, model.embed_dim), jnp.float32, sharding=sharding.replicated(mesh))
-    return {**params, "prompt": prompt}
+    prompt = param_shapes_of_prompt(experiment)
+    return {**params, **place_everywhere(prompt, sharding.replicated(mesh))}
+
+
+def param_shapes_of_prompt(experiment: Experiment) -> dict[str, Struct]:
+    """Shapes of the prompt method's parameters."""
+    model, prompt = experiment.model, experiment.prompt
+    if experiment.train.trainable == "model":
+        return {"prompt": Struct((0, model.embed_dim), jnp.float32)}
+    method = find_method(prompt.method)
+    settings = make_settings(method, prompt.method, prompt.settings)
+
+    def init() -> dict[str, Any]:
+        draw_rows = lambda number: jnp.zeros((number, model.embed_dim))  # noqa: E731
+        return method.init(settings, Start(jax.random.key(0), model, prompt.length, draw_rows))
+
+    return jax.eval_shape(init)
+
+
+def _recipe(experiment: Experiment, model: t5.T5) -> steps.Recipe:
+    return steps.make_recipe(model, experiment.prompt, experiment.optimizer, experiment.train)
 
 
 def abstract_state(experiment: Experiment, mesh: Mesh) -> tuple[Any, dict[str, Any]]:
     """What a step changes (step, what is trained, the optimiser's slots), and what it does not."""
     rules = optim.RULES[experiment.train.trainable]
     trainable, frozen = optim.split_params(abstract_params(experiment, mesh), rules)
-    optimizer = optim.make_optimizer(experiment.optimizer, rules)
+    optimizer = _recipe(experiment, t5.T5(experiment.model)).optimizer
     state = jax.eval_shape(lambda t: steps.init_state(t, optimizer, 0), trainable)
     return _place(state, trainable, mesh), frozen
 
@@ -82,23 +103,30 @@ def trace_step(
     MICROBATCHES, a part of it.
     """
     state, frozen = abstract_state(experiment, mesh)
-    trainable: dict[str, Any] = state.trainable
-    optimizer = optim.make_optimizer(experiment.optimizer, optim.RULES[experiment.train.trainable])
-    programs = steps.compile_step(
-        experiment.model, experiment.train, optimizer, state, platform=platform
-    )
+    model = t5.T5(experiment.model, choose_device(experiment.model, mesh.devices.flat, platform))
+    recipe = _recipe(experiment, model)
+    programs = steps.compile_step(recipe, state)
     parts = experiment.train.microbatches
     sharding.check_heads(experiment.model, mesh)
     packed = experiment.corpus.objective != "task" and experiment.corpus.pack
     batch = abstract_batch(shapes or largest_shapes(experiment), mesh, packed=packed)
     if parts == 1:
         return programs.whole.trace(state, frozen, batch)
-    total = jax.eval_shape(programs.zeros, state)
-    total = (
-        {n: Struct(t.shape, t.dtype, sharding=trainable[n].sharding) for n, t in total[0].items()},
-        total[1],
+    everywhere = sharding.replicated(mesh)
+    folded = place_everywhere(jax.eval_shape(programs.fold, state, frozen), everywhere)
+    total: Any = jax.eval_shape(programs.zeros, state, folded)
+    total = place_everywhere(total, everywhere)._replace(
+        backbone={
+            name: Struct(leaf.shape, leaf.dtype, sharding=state.trainable[name].sharding)
+            for name, leaf in total.backbone.items()
+        }
     )
-    return programs.add.trace(total, state, frozen, batch, Struct((), jnp.int32))
+    return programs.add.trace(total, folded, state, frozen, batch, Struct((), jnp.int32))
+
+
+def place_everywhere(tree: Any, everywhere: NamedSharding) -> Any:
+    """The same shapes, replicated."""
+    return jax.tree.map(lambda x: Struct(x.shape, x.dtype, sharding=everywhere), tree)
 
 
 def largest_shapes(experiment: Experiment) -> Shapes:

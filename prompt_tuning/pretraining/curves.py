@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from prompt_tuning.evaluation.records import METRICS, read_records
 from prompt_tuning.runtime.replace_folder import replace_file
-from prompt_tuning.training import report
 
 _HELD_OUT = "cross_entropy/held_out"
 
 
 def held_out_points(model_dir: Path) -> list[tuple[int, float]]:
     """Step and held-out cross entropy of every evaluation."""
-    records = report.read_records(model_dir / report.METRICS)
+    records = read_records(model_dir / METRICS)
     return [(r["step"], r["value"]) for r in records if r["name"] == _HELD_OUT]
 
 
 def draw_losses(model_dir: Path) -> Path | None:
     """Draws training and held-out cross entropy to curves.png; None with nothing to draw."""
-    records = report.read_records(model_dir / report.METRICS)
+    records = read_records(model_dir / METRICS)
     training = [(r["step"], r["value"]) for r in records if r["name"] == "cross_entropy"]
     unseen = held_out_points(model_dir)
     if not training:

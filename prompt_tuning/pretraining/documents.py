@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import glob
 import gzip
-import io
 import itertools
 import json
 import os
@@ -21,7 +20,6 @@ from prompt_tuning.tasks import registry, sources
 from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 
 HELD_OUT = 100  # without files of its own, every so many documents one is kept for evaluation
-MOST_UNPACKED = 200  # times its size that a gzipped text may be; text is 2 to 20 times
 Tokens = Sequence[int]
 
 
@@ -161,26 +159,7 @@ def read_texts(
 def _open(path: str) -> TextIO:
     if not path.endswith(".gz"):
         return open(path, encoding="utf-8-sig")
-    return io.TextIOWrapper(_Gzipped(path), encoding="utf-8-sig")
-
-
-class _Gzipped(gzip.GzipFile):
-    """A gzipped file, which has to be of a size that text can have."""
-
-    def read1(self, size: int = -1) -> bytes:
-        """What `io.TextIOWrapper` reads by.
-
-        Raises:
-          ConfigError: it unpacks to far more than it should.
-        """
-        data = super().read1(size)
-        if self.tell() > MOST_UNPACKED * os.path.getsize(str(self.name)) + 2**26:
-            raise ConfigError(
-                f"{self.name} unpacks to more than {MOST_UNPACKED} times its size, which text does "
-                "not: it is damaged, or was made to fill the memory. If it is meant, unpack it and "
-                "give the file."
-            )
-        return data
+    return gzip.open(path, "rt", encoding="utf-8-sig")
 
 
 def _reason(error: Exception) -> str:

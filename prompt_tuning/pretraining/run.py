@@ -14,24 +14,27 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
 from prompt_tuning.checkpoints import identity, load, retry, slots
 from prompt_tuning.checkpoints import t5x as t5x_checkpoint
-from prompt_tuning.config import ConfigError, Experiment, ModelConfig, config_hash, to_dict
+from prompt_tuning.config import ConfigError, Experiment, config_hash, to_dict
+from prompt_tuning.evaluation.records import RunLog
 from prompt_tuning.model import loss, sharding, t5
-from prompt_tuning.model.products import fit_to
+from prompt_tuning.model.device import choose_device
+from prompt_tuning.model.prompt import no_prompt
 from prompt_tuning.pretraining import corpus as corpora
 from prompt_tuning.pretraining import curves, examples, saved
-from prompt_tuning.runtime import agreement, lock, processes, records, signals
+from prompt_tuning.runtime import agreement, lock, processes, signals
 from prompt_tuning.runtime.prefetch import BATCHES, Ahead
 from prompt_tuning.session import setup
-from prompt_tuning.training import health, optim, report
+from prompt_tuning.training import health, optim
 from prompt_tuning.training import model_dir as model_dirs
 from prompt_tuning.training import step as steps
+from prompt_tuning.training.progress import Pace, describe_training, mean_values
+from prompt_tuning.training.progress import Progress as Bar
 
 HELD_OUT = "held_out"
 
@@ -45,7 +48,7 @@ class Run:
     corpus: corpora.Corpus
     start: int  # the step of the checkpoint that it began with
     meta: Mapping[str, Any]
-    log: report.RunLog
+    log: RunLog
 
 
 @dataclasses.dataclass
@@ -55,7 +58,7 @@ class Progress:
     state: steps.TrainState
     step: int
     sums: list[Mapping[str, Array]]  # of the steps since the last record
-    pace: report.Pace = dataclasses.field(default_factory=report.Pace)
+    pace: Pace = dataclasses.field(default_factory=Pace)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,12 +129,10 @@ def _pretrain(
     kinds = ("backbone", "vocabulary", "corpus")
     agreement.agree("backbone, vocabulary or corpus", repr([meta[kind] for kind in kinds]))
     if folders:
-        state, old = saved.restore(folders, state, start)
+        state = saved.restore(folders, state, start)
         if int(state.step) < end:
             print(f"continuing at step {int(state.step)}", flush=True)
-    log = report.RunLog(
-        model_dir, step=int(state.step) if old else -1, saved=(old or {}).get(records.KEY)
-    )
+    log = RunLog(model_dir, step=int(state.step) if folders else -1)
     run = Run(experiment, mesh, corpus, start, meta, log)
     model_dirs.write_info(model_dir, state.trainable, mesh, config_text)
 
@@ -207,10 +208,9 @@ def _refuse_other_contents(
 
 
 def _save(run: Run, state: steps.TrainState) -> None:
-    meta = {**run.meta, records.KEY: run.log.pack()}
     signals.current().unsaved = True
     keep = run.experiment.train.keep_checkpoints
-    save = functools.partial(saved.save, run.log.model_dir, state, meta, keep)
+    save = functools.partial(saved.save, run.log.model_dir, state, run.meta, keep)
     if processes.count() == 1:
         retry.retried(save, run.log.model_dir)
     else:  # all take part in it: one alone cannot do it again
@@ -226,19 +226,23 @@ def _loop(run: Run, progress: Progress, optimizer: Any, end: int) -> None:
     experiment, start, watch = run.experiment, run.start, signals.current()
     if progress.step >= end:
         return
-    programs = steps.compile_step(experiment.model, experiment.train, optimizer, progress.state)
-    frozen = {"prompt": _no_prompt(experiment.model)}
-    model = fit_to(experiment.model, run.mesh.devices.flat)
+    device = choose_device(experiment.model, run.mesh.devices.flat)
+    model = t5.T5(experiment.model, device)
+    recipe = steps.make_recipe(
+        model, experiment.prompt, experiment.optimizer, experiment.train, start_step=start
+    )
+    programs = steps.compile_step(recipe, progress.state)
+    frozen = {"prompt": no_prompt(experiment.model).rows}
     score = jax.jit(functools.partial(_sums, model))
     size = experiment.data.batch_size
-    bar = report.Progress(start=progress.step - start, total=end - start, rows_per_step=size)
+    bar = Bar(start=progress.step - start, total=end - start, rows_per_step=size)
     if progress.step == start:
         _log_held_out(run, start, held_out(run, score, progress.state.trainable))
     with Ahead(_batches(run, range(progress.step - start, end - start)), most=BATCHES) as batches:
         while progress.step < end:
             watch.check()
             placed = progress.pace.wait(batches, progress.sums)
-            progress.state, metrics = steps.run_step(programs, progress.state, frozen, placed)
+            progress.state, metrics = steps.train_step(programs, progress.state, frozen, placed)
             progress.sums.append(metrics)
             progress.step += 1
             watch.unsaved = True
@@ -255,7 +259,7 @@ def _batches(run: Run, numbers: range) -> Iterator[list[dict[str, Array]]]:
         yield [sharding.shard_batch(part, run.mesh) for part in parts]
 
 
-def _finish_step(run: Run, progress: Progress, score: Any, bar: report.Progress, end: int) -> None:
+def _finish_step(run: Run, progress: Progress, score: Any, bar: Bar, end: int) -> None:
     """What follows a step: records, evaluation, a checkpoint."""
     evaluation, train, now = run.experiment.eval, run.experiment.train, progress.step
     done, last, shown = now - run.start, now == end, {}
@@ -295,12 +299,8 @@ def split_batch(batch: examples.Batch, parts: int) -> list[examples.Batch]:
     return [{name: arrays[i] for name, arrays in cut.items()} for i in range(parts)]
 
 
-def _no_prompt(model: ModelConfig) -> Array:
-    return jnp.zeros((0, model.embed_dim))
-
-
-def _sums(model: ModelConfig, params: t5.Params, batch: Mapping[str, Array]) -> loss.Metrics:
-    logits = loss.forward(model, params, _no_prompt(model), batch)
+def _sums(model: t5.T5, params: t5.Params, batch: Mapping[str, Array]) -> loss.Metrics:
+    logits = loss.forward(model, params, no_prompt(model.config), batch)
     return loss.loss_fn(logits, batch, z_loss=0.0)[1]
 
 
@@ -331,9 +331,9 @@ def _log_training(run: Run, progress: Progress) -> dict[str, str]:
     sums, progress.sums = jax.device_get(progress.sums), []
     timing = progress.pace.values(sums, run.experiment.data.batch_size)
     health.check_finite(sums, progress.step)
-    values = report.mean_values(sums)
+    values = mean_values(sums)
     run.log.training(progress.step, values, task=run.corpus.name, timing=timing)
-    return report.describe_training(values, timing)
+    return describe_training(values, timing)
 
 
 def _describe_divergence(
@@ -355,7 +355,7 @@ def _result(run: Run, step: int, model_dir: Path) -> PretrainResult:
     points = curves.held_out_points(model_dir)
     picture = curves.draw_losses(run.log.model_dir) if processes.is_first() else None
     checkpoint = model_dir / f"checkpoint_{step}"
-    last, value = points[-1]
+    last, value = points[-1] if points else (step, float("nan"))  # its record was damaged
     first = f", {points[0][1]:.3f} at {points[0][0]}" if len(points) > 1 else ""
     lines = [f"held-out cross entropy: {value:.3f} at step {last}{first}"]
     lines += [f"checkpoint: {checkpoint}", *([f"curves: {picture}"] if picture else [])]

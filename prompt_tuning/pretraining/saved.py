@@ -58,10 +58,8 @@ def _read_run_file(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"its {RUN_FILE} is damaged ({error})") from error
 
 
-def restore(
-    folders: list[Path], state: steps.TrainState, start: int
-) -> tuple[steps.TrainState, dict[str, Any]]:
-    """The newest state that can be read, in the place of `state`, and its `run.json`.
+def restore(folders: list[Path], state: steps.TrainState, start: int) -> steps.TrainState:
+    """The newest state that can be read, in the place of `state`.
 
     Raises:
       ConfigError: none can be read.
@@ -69,7 +67,7 @@ def restore(
     failures: dict[Path, ConfigError] = {}
     for folder in reversed(folders):
         try:
-            meta = _read_run_file(folder)
+            _read_run_file(folder)
             shapes = {
                 name: jax.ShapeDtypeStruct(value.shape, value.dtype)
                 for name, value in state.trainable.items()
@@ -84,7 +82,7 @@ def restore(
             print(f"{damaged} cannot be read, going back to {folder.name}: {error}", flush=True)
         opt_state = slots.set_slots(state.opt_state, found, count=step - start)
         counted = sharding.put(np.asarray(step, np.int32), state.step.sharding)
-        return steps.TrainState(counted, params, opt_state), meta
+        return steps.TrainState(counted, params, opt_state)
     raise _refuse(failures)
 
 

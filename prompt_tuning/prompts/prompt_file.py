@@ -24,13 +24,11 @@ from beartype.roar import BeartypeException
 from jaxtyping import Float
 
 from prompt_tuning.checkpoints.t5x_prompt import read_t5x_prompt, read_zarr_prompt
-from prompt_tuning.config import ConfigError, from_dict, to_dict
-from prompt_tuning.config.parts import typed
+from prompt_tuning.config import ConfigError, from_dict, to_dict, typed
 from prompt_tuning.prompts import npy, peft
 from prompt_tuning.prompts.peft import parse_object, to_json
 from prompt_tuning.prompts.prompt_array import check_array
 from prompt_tuning.runtime.replace_folder import replace_folder
-from prompt_tuning.runtime.storage import check_file
 
 METADATA = "prompt_tuning.json"
 NO_FILES: Mapping[str, str] = types.MappingProxyType({})
@@ -168,8 +166,6 @@ def recognise(place: Path) -> tuple[Form, Path]:
     Raises:
       ConfigError: there is nothing, or nothing of these.
     """
-    for file in (place, *(place / name for name in (METADATA, peft.CONFIG, peft.WEIGHTS))):
-        check_file(file)
     if place.is_file():
         return _recognise_file(place)
     if (place / METADATA).is_file():
@@ -219,7 +215,6 @@ def _nearby(place: Path, arrays: list[Path]) -> str:
 
 
 def _read_folder(folder: Path, form: Form) -> StoredPrompt:
-    _refuse_links(folder)
     adapter = peft.read_peft(folder)
     if form == "peft" and adapter.beside == METADATA:
         raise ConfigError(
@@ -243,19 +238,6 @@ def _read_folder(folder: Path, form: Form) -> StoredPrompt:
         adapter.dtype,
         unused_rows=adapter.rows - len(prompt),
     )
-
-
-def _refuse_links(folder: Path) -> None:
-    """Files of a prompt may not lie elsewhere, but where the cache of Hugging Face keeps them."""
-    home = folder.resolve()
-    blobs = home.parent.parent / "blobs"
-    for name in (METADATA, peft.CONFIG, peft.WEIGHTS):
-        target = (folder / name).resolve()
-        if (folder / name).is_symlink() and target.parent not in (home, blobs):
-            raise ConfigError(
-                f"{folder / name} is a link out of the prompt's folder, to {target}. Copy the file "
-                "itself."
-            )
 
 
 def _read_metadata(

@@ -10,7 +10,6 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import tensorstore as ts
@@ -49,10 +48,8 @@ class Folder:
         """The contents of a file, or None where there is no such file.
 
         Raises:
-          ConfigError: it cannot be read, or is a pipe or a circle of links.
+          ConfigError: it cannot be read.
         """
-        if self.bucket is None:
-            check_file(Path(self.path, name))
 
         def fetch() -> bytes | None:
             store = ts.KvStore.open(self.spec(), context=_PROBE).result()
@@ -60,15 +57,6 @@ class Folder:
             return found.value if found.state == "value" else None
 
         return explain(fetch, self, f"{self.url}/{name}")
-
-    def local_names(self, prefix: str) -> list[str]:
-        """Names in the folder that begin so; none of a bucket, which would be asked for long."""
-        if self.bucket is not None:
-            return []
-        try:
-            return [name for name in os.listdir(self.path) if name.startswith(prefix)]
-        except OSError:
-            return []
 
     def numbered(self, prefix: str) -> list[str]:
         """Names of the folders `<prefix><number>` in this one, in order of their numbers.
@@ -85,48 +73,6 @@ class Folder:
         pattern = re.compile(rf"{re.escape(prefix)}(\d+)/")
         numbers = {int(m.group(1)) for key in keys if (m := pattern.match(key.decode()))}
         return [f"{prefix}{number}" for number in sorted(numbers)]
-
-
-def check_file(file: Path) -> None:
-    """Returns if there is a file or a folder or nothing: of all else a read may never end.
-
-    Raises:
-      ConfigError: it is a pipe, a device, or a link to nowhere.
-    """
-    try:
-        ends = file.is_file() or file.is_dir() or not os.path.lexists(file)
-    except (OSError, RuntimeError):  # a folder that may not be read; links in a circle
-        ends = not os.path.islink(file)
-    if not ends:
-        raise ConfigError(
-            f"{file} is no file that can be read, but a pipe, a device or a link that leads "
-            "nowhere. Copy the file itself."
-        )
-
-
-def check_inside(folder: Path, home: Path, what: str) -> None:
-    """Returns if the files of a folder end, and lie in `home` or the cache of Hugging Face.
-
-    Raises:
-      ConfigError: names the file.
-    """
-    try:
-        entries = [folder, *folder.iterdir()] if folder.is_dir() else [folder]
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read {what}: {folder} ({error.strerror}). Change its permissions, or copy the "
-            "checkpoint."
-        ) from error
-    for entry in entries:
-        check_file(entry)
-        if not entry.is_symlink():
-            continue
-        target, own = entry.resolve(), home.resolve()
-        if own not in target.parents and "blobs" not in target.parts:
-            raise ConfigError(
-                f"cannot read {what}: {entry} is a link out of the checkpoint's folder, to "
-                f"{target}. Copy the file itself."
-            )
 
 
 def open_folder(path: str | os.PathLike[str]) -> Folder:

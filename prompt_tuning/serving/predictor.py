@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
@@ -24,7 +25,8 @@ from prompt_tuning.checkpoints.load import read_backbone
 from prompt_tuning.config import BEAM, ConfigError, Decoding, ModelConfig
 from prompt_tuning.decoding import decode
 from prompt_tuning.model import sharding, t5
-from prompt_tuning.model.products import fit_to
+from prompt_tuning.model.device import choose_device
+from prompt_tuning.model.prompt import Prompt, no_prompt, stack_prompts
 from prompt_tuning.prompts import prompt_file
 from prompt_tuning.serving import mixed_batch
 from prompt_tuning.vocabularies.vocabulary import Vocabulary, load_vocabulary
@@ -50,13 +52,14 @@ class Predictor:
     config: ModelConfig
     backbone: t5.Params
     vocabulary: Vocabulary
-    prompts: Mapping[str, Float[Array | np.ndarray, "P D"]]
+    prompts: Mapping[str, Prompt | Float[Array | np.ndarray, "P D"]]
     _: dataclasses.KW_ONLY
     max_input_length: int = 512  # tokens, end-of-sequence counted and the prompt not
     max_target_length: int = 32
     batch_size: int = 32
     sentinel_targets: bool = False  # outputs begin with T5's first sentinel, as SENTINEL_TARGETS
-    table: mixed_batch.PromptTable = dataclasses.field(init=False, repr=False)
+    members: Prompt = dataclasses.field(init=False, repr=False)  # all prompts; the last is none
+    model: t5.T5 = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Checks that backbone, vocabulary and prompts belong together.
@@ -69,13 +72,18 @@ class Predictor:
         for name in ("max_input_length", "max_target_length", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}.")
+        prompts = []
         for name, prompt in self.prompts.items():
-            if prompt.ndim != 2:
-                raise ConfigError(f"the prompt {name} has shape {prompt.shape}; expected (P, D).")
+            rows = np.asarray(prompt.rows if isinstance(prompt, Prompt) else prompt)
+            if rows.ndim != 2:
+                raise ConfigError(f"the prompt {name} has shape {rows.shape}; expected (P, D).")
             shape = (None, self.config.embed_dim)
-            prompt_file.check_prompt(np.asarray(prompt), None, shape=shape, where=name)
-        table = mixed_batch.make_table(list(self.prompts.values()), self.config.embed_dim)
-        object.__setattr__(self, "table", jax.device_put(table, self._sharding()))
+            prompt_file.check_prompt(rows, None, shape=shape, where=name)
+            prompts.append(prompt if isinstance(prompt, Prompt) else Prompt(jnp.asarray(rows)))
+        members = stack_prompts([*prompts, no_prompt(self.config)])
+        object.__setattr__(self, "members", jax.device_put(members, self._sharding()))
+        device = choose_device(self.config, self.members.rows.devices())
+        object.__setattr__(self, "model", t5.T5(self.config, device))
 
     @classmethod
     def from_checkpoint(
@@ -218,7 +226,7 @@ class Predictor:
                 np.asarray(filled, np.int32) + first_row, self._sharding("data")
             )
             return mixed_batch.generate(
-                self.backbone, self.table, batch, numbers, config=self._fitted, search=search
+                self.backbone, self.members, batch, numbers, model=self.model, search=search
             )
 
         for places, found in _one_behind(generate, self._batches(rows, prompts)):
@@ -235,7 +243,7 @@ class Predictor:
         results = np.zeros((len(rows), len(labels)), np.float32)
 
         def score(places: list[int], batch: mixed_batch.MixedBatch) -> Any:
-            return mixed_batch.score(self.backbone, self.table, batch, targets, config=self._fitted)
+            return mixed_batch.score(self.backbone, self.members, batch, targets, model=self.model)
 
         for places, scores in _one_behind(score, self._batches(rows, prompts)):
             results[places] = jax.device_get(scores)[: len(places)]
@@ -282,7 +290,7 @@ class Predictor:
         batches = mixed_batch.mixed_batches(
             rows,
             [self._place(name) for name in names],
-            np.asarray(self.table.lengths).tolist(),
+            np.asarray(self.members.lengths)[:, 0].tolist(),
             batch_size=self.batch_size,
             multiple=mesh.shape.get("data", 1) if mesh else 1,
         )
@@ -290,7 +298,7 @@ class Predictor:
             yield places, jax.device_put(batch, self._sharding("data"))
 
     def _place(self, name: str | None) -> int:
-        """Where the table has a prompt; the last place is no prompt's."""
+        """The number of a prompt among the members; the last is no prompt."""
         if name is None:
             return len(self.prompts)
         if name not in self.prompts:
@@ -301,11 +309,6 @@ class Predictor:
                 "None is the model without a prompt."
             )
         return list(self.prompts).index(name)
-
-    @property
-    def _fitted(self) -> ModelConfig:
-        """The model as it is computed where the backbone lies."""
-        return fit_to(self.config, self.table.values.devices())
 
     def _sharding(self, *axes: str) -> NamedSharding | None:
         mesh = _mesh(self.backbone)

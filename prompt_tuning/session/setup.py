@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +20,11 @@ from jaxtyping import Array, Float, PRNGKeyArray
 import prompt_tuning
 from prompt_tuning.batches import batching
 from prompt_tuning.checkpoints import huggingface, identity, load, manifest
-from prompt_tuning.config import ConfigError, Experiment, TrainConfig, config_hash
-from prompt_tuning.model import prompt as prompts
+from prompt_tuning.config import ConfigError, Experiment, ModelConfig, TrainConfig, config_hash
+from prompt_tuning.methods import inits
+from prompt_tuning.methods.method import Start
+from prompt_tuning.methods.method import first_params as make_first_params
+from prompt_tuning.methods.table import find_method, make_settings
 from prompt_tuning.model import sharding
 from prompt_tuning.prompts import prompt_file
 from prompt_tuning.runtime.prefetch import Ahead
@@ -199,34 +203,73 @@ def vocabulary_identity(spec: str) -> str:
     return load_vocabulary(spec).sha256
 
 
-def first_prompt(
+def first_params(
     experiment: Experiment, backbone: Backbone, data: Data
-) -> tuple[Float[np.ndarray, "P D"], str]:
-    """The prompt before the first step, and a sentence on where it comes from."""
-    config, width = experiment.prompt, experiment.model.embed_dim
+) -> tuple[dict[str, np.ndarray], str]:
+    """The prompt method's parameters before the first step, and a sentence on how they begin."""
+    config, model = experiment.prompt, experiment.model
     if experiment.train.trainable == "model":
-        return np.zeros((0, width), np.float32), "no prompt: the model itself is tuned"
-    if config.init == "file":
-        prompt, metadata = prompt_file.load_prompt(config.file)
-        prompt_file.check_prompt(
-            prompt,
-            metadata,
-            shape=(config.length, width),
-            backbone=backbone.identity,
-            vocabulary=data.vocabulary_identity,
-            where=config.file,
-        )
-        said = prompts.describe_init(config, (), len(prompt), data.vocabulary.encode)
-        return np.asarray(prompt, np.float32), said
+        return {"prompt": no_prompt_rows(model)}, "none: the model itself is tuned"
+    method = find_method(config.method)
+    settings = make_settings(method, config.method, config.settings)
     key = first_prompt_key(experiment.train.random_seed)
     labels = registry.label_words(experiment.data.names[0])
-    return prompts.init_prompt(
-        config,
-        key,
-        jnp.asarray(_fetch(backbone.params["token_embedder/embedding"]), jnp.float32),
-        encode=data.vocabulary.encode,
-        task_labels=labels,
+    loaded = _load_first_prompt(experiment, backbone, data) if config.init == "file" else None
+
+    def draw_rows(number: int) -> Any:
+        if loaded is not None:
+            if len(loaded) < number:
+                raise ConfigError(
+                    f"PROMPT_FILE = {config.file!r}: it has {len(loaded)} rows. Expected {number} "
+                    f"for PROMPT_METHOD = {config.method!r}. Choose another PROMPT_INIT."
+                )
+            return loaded[:number]
+        rows, _ = inits.init_prompt(
+            dataclasses.replace(config, length=number),
+            key,
+            jnp.asarray(_fetch(backbone.params["token_embedder/embedding"]), jnp.float32),
+            encode=data.vocabulary.encode,
+            task_labels=labels,
+        )
+        return rows
+
+    start = Start(
+        key=jax.random.fold_in(key, 1),
+        model=model,
+        length=config.length,
+        draw_rows=draw_rows,
+        init=config.init,
+        tasks=tuple(rows.task for rows in data.train),
     )
+    params = make_first_params(config.method, method, settings, start, backbone.params)
+    description = f"{config.length} x {model.embed_dim}, " + inits.describe_init(
+        config, labels, model.num_embeddings, data.vocabulary.encode
+    )
+    if config.method != "prompt_tuning":
+        sizes = sum(value.size for value in params.values())
+        description += f"; {config.method}, {sizes:,} parameters"
+    return {name: np.asarray(value) for name, value in params.items()}, description
+
+
+def no_prompt_rows(model: ModelConfig) -> Float[np.ndarray, "0 D"]:
+    """The rows of a prompt that is none."""
+    return np.zeros((0, model.embed_dim), np.float32)
+
+
+def _load_first_prompt(
+    experiment: Experiment, backbone: Backbone, data: Data
+) -> Float[np.ndarray, "P D"]:
+    config = experiment.prompt
+    prompt, metadata = prompt_file.load_prompt(config.file)
+    prompt_file.check_prompt(
+        prompt,
+        metadata,
+        shape=(config.length, experiment.model.embed_dim),
+        backbone=backbone.identity,
+        vocabulary=data.vocabulary_identity,
+        where=config.file,
+    )
+    return np.asarray(prompt, np.float32)
 
 
 def _fetch(array: Array) -> np.ndarray:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prompt_tuning.config.parts import ConfigError, FileTask, label_key
+from prompt_tuning.config import ConfigError, FileTask, label_key
 from prompt_tuning.tasks.file_reader import Row, read_rows, text_of, value_of
 
 TRAIN, EVAL = "train", "validation"

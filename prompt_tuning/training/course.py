@@ -22,11 +22,12 @@ from prompt_tuning.checkpoints import manifest, retry, run_state
 from prompt_tuning.checkpoints import t5x as t5x_checkpoint
 from prompt_tuning.config import EvalConfig, Experiment, to_dict
 from prompt_tuning.evaluation.evaluate import Evaluator
+from prompt_tuning.evaluation.records import RunLog
 from prompt_tuning.prompts import prompt_file
-from prompt_tuning.runtime import processes, records
+from prompt_tuning.runtime import processes
 from prompt_tuning.session import setup
-from prompt_tuning.training import report
 from prompt_tuning.training import step as steps
+from prompt_tuning.training.progress import Pace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,8 @@ class Run:
     backbone: setup.Backbone
     frozen: Mapping[str, jax.Array]
     evaluator: Evaluator
-    log: report.RunLog
+    programs: steps.Programs
+    log: RunLog
     init: str  # how the prompt began
     store: run_state.RunStateStore
     entropy: float | None  # of the targets, see health.py
@@ -66,9 +68,8 @@ class Course:
     standing: Standing
     sums: list[Mapping[str, Any]]  # of each step since the last record, see model/loss.py
     saved: tuple[int, Standing] | None = None  # what the newest saved state is of
-    records: str | None = None  # that were saved with it, see runtime/records.py
     losses: list[float] = dataclasses.field(default_factory=list)  # of each step since the start
-    pace: report.Pace = dataclasses.field(default_factory=report.Pace)
+    pace: Pace = dataclasses.field(default_factory=Pace)
 
 
 def restore(store: run_state.RunStateStore, state: steps.TrainState) -> Course:
@@ -79,7 +80,7 @@ def restore(store: run_state.RunStateStore, state: steps.TrainState) -> Course:
         {k: np.float32(v) for k, v in one.items()} for one in meta["sums"]
     ]
     step = int(state.step)
-    return Course(step, state, standing, sums, (step, standing), meta.get(records.KEY))
+    return Course(step, state, standing, sums, (step, standing))
 
 
 def save(run: Run, course: Course) -> None:
@@ -111,7 +112,6 @@ def _describe(run: Run, course: Course) -> dict[str, Any]:
         "standing": dataclasses.asdict(course.standing),
         "sums": [{k: float(v) for k, v in one.items()} for one in sums],
         "cutting": groups.record_cutting(run.cutting),
-        records.KEY: run.log.pack(course.step if course.standing.evaluation_due else None),
         "backbone": run.backbone.identity,
         "vocabulary": run.data.vocabulary_identity,
         "files": run.data.files_identity,

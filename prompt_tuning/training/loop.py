@@ -11,7 +11,6 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -30,13 +29,16 @@ from prompt_tuning.evaluation.evaluate import (
     mean_score,
 )
 from prompt_tuning.evaluation.intervals import score_intervals
-from prompt_tuning.model import sharding
+from prompt_tuning.evaluation.records import METRICS, RunLog, draw_curves, read_records
+from prompt_tuning.model import sharding, t5
+from prompt_tuning.model.device import choose_device
+from prompt_tuning.model.prompt import no_prompt
 from prompt_tuning.prompts import prompt_file
 from prompt_tuning.runtime import agreement, lock, processes, signals
 from prompt_tuning.runtime.prefetch import BATCHES, Ahead
 from prompt_tuning.session import overview, setup
 from prompt_tuning.training import course as courses
-from prompt_tuning.training import health, optim, report
+from prompt_tuning.training import health, optim
 from prompt_tuning.training import model_dir as model_dirs
 from prompt_tuning.training import step as steps
 from prompt_tuning.training.course import (
@@ -48,6 +50,7 @@ from prompt_tuning.training.course import (
     say_stopped,
 )
 from prompt_tuning.training.ending import end_badly
+from prompt_tuning.training.progress import Progress, describe_training, mean_values
 
 Reading = Ahead[tuple[str, jax.Array]]
 
@@ -125,18 +128,25 @@ def _train(
     model_dirs.refuse_other_contents(meta, backbone, data, shared)
     if processes.count() > 1:
         agreement.agree("rows, vocabulary or backbone", setup.fingerprint(data, backbone))
-    prompt, init = setup.first_prompt(experiment, backbone, data)
-    agreement.agree("first prompt", np.asarray(prompt).tobytes())
-    print(f"prompt: {prompt.shape[0]} x {prompt.shape[1]}, {init}", flush=True)
+    first, init = setup.first_params(experiment, backbone, data)
+    agreement.agree("first prompt", b"".join(v.tobytes() for _, v in sorted(first.items())))
+    print(f"prompt: {init}", flush=True)
 
     # ---- what is trained, and how
     rules = optim.RULES[experiment.train.trainable]
-    params = {**backbone.params, "prompt": sharding.replicate(prompt, mesh)}
+    prompt = {name: sharding.replicate(value, mesh) for name, value in first.items()}
+    params = {**backbone.params, **prompt}
     trainable, frozen = optim.split_params(params, rules)
-    optimizer = optim.make_optimizer(experiment.optimizer, rules, start_step=backbone.step)
-    state = jax.jit(functools.partial(steps.init_state, optimizer=optimizer, step=backbone.step))(
-        trainable
+    recipe = steps.make_recipe(
+        t5.T5(experiment.model, choose_device(experiment.model, mesh.devices.flat)),
+        experiment.prompt,
+        experiment.optimizer,
+        experiment.train,
+        start_step=backbone.step,
     )
+    init_state = functools.partial(steps.init_state, optimizer=recipe.optimizer, step=backbone.step)
+    state = jax.jit(init_state)(trainable)
+    programs = steps.compile_step(recipe, state)
 
     # ---- resume, or begin; from here on there is something to lose
     with signals.current().postponed():
@@ -155,6 +165,7 @@ def _train(
             backbone=backbone,
             frozen=frozen,
             evaluator=Evaluator(experiment, mesh),
+            programs=programs,
             log=_open_log(model_dir, course),
             init=init,
             store=store,
@@ -163,7 +174,7 @@ def _train(
         model_dirs.write_info(model_dir, params, mesh, config_text)
         try:
             _begin(run, course, end)
-            _loop(run, course, optimizer, end)
+            _loop(run, course, end)
             store.wait()
         except BaseException as error:
             end_badly(run, course, error)
@@ -171,22 +182,22 @@ def _train(
         run.log.close()
 
     # ---- result
-    curves = report.draw_curves(model_dir)
+    curves = draw_curves(model_dir)
     findings = _look_closer(run, course.standing.best_step)
     summary = model_dirs.result_text(model_dir, course.standing.best_step, curves, findings)
     print(summary, flush=True)
-    last = np.asarray(jax.device_get({**frozen, **course.state.trainable}["prompt"]))
+    last = np.asarray(jax.device_get(programs.fold_for_use(course.state, frozen).rows))
     return TrainResult(shared, course.step, course.standing.best_step, last, summary)
 
 
-def _open_log(model_dir: Path, course: Course) -> report.RunLog:
+def _open_log(model_dir: Path, course: Course) -> RunLog:
     """The records up to where the run stands; those after it will be written again.
 
     Without a saved state, what is there was written by a run that was killed before its first.
     """
     due = course.standing.evaluation_due
     step = -1 if course.saved is None else course.step
-    return report.RunLog(model_dir, step=step, evaluation_due=due, saved=course.records)
+    return RunLog(model_dir, step=step, evaluation_due=due)
 
 
 def _begin(run: Run, course: Course, end: int) -> None:
@@ -202,16 +213,15 @@ def _begin(run: Run, course: Course, end: int) -> None:
         print(f"nothing is left to train: the run is at its last step, {course.step}", flush=True)
 
 
-def _loop(run: Run, course: Course, optimizer: Any, end: int) -> None:
+def _loop(run: Run, course: Course, end: int) -> None:
     """Steps until `end` or until evaluations stop getting better."""
     experiment, start = run.experiment, run.backbone.step
     config, watch = experiment.data, signals.current()
-    programs = steps.compile_step(experiment.model, experiment.train, optimizer, course.state)
     if course.standing.evaluation_due:
         end = max(end, course.step)
     elif course.step >= end or course.standing.stopped_early:
         return
-    progress = report.Progress(
+    progress = Progress(
         start=course.step - start, total=end - start, rows_per_step=config.batch_size
     )
     if course.standing.evaluation_due:
@@ -220,7 +230,7 @@ def _loop(run: Run, course: Course, optimizer: Any, end: int) -> None:
         while course.step < end and not course.standing.stopped_early:
             watch.check()
             groups = course.pace.wait(batches, course.sums)
-            course.state, metrics = steps.run_step(programs, course.state, run.frozen, groups)
+            course.state, metrics = steps.train_step(run.programs, course.state, run.frozen, groups)
             course.sums.append(metrics)
             course.step += 1
             watch.unsaved = True
@@ -245,7 +255,7 @@ def _batches(run: Run, numbers: range) -> Iterator[list[dict[str, jax.Array]]]:
         yield [sharding.shard_batch(group, run.mesh) for group in cut]
 
 
-def _finish_step(run: Run, course: Course, progress: report.Progress, end: int) -> None:
+def _finish_step(run: Run, course: Course, progress: Progress, end: int) -> None:
     """What follows the step that the course has just made: records, evaluation, saving."""
     experiment = run.experiment
     done, total = course.step - run.backbone.step, end - run.backbone.step
@@ -285,7 +295,7 @@ def _has_learned(run: Run, score: float) -> bool:
 def _losses(run: Run, course: Course) -> list[float]:
     """The cross entropy per token of every step; of those before this start, by their records."""
     losses, last = [], run.backbone.step
-    for record in report.read_records(run.log.model_dir / report.METRICS):
+    for record in read_records(run.log.model_dir / METRICS):
         if record["name"] == "cross_entropy" and record["step"] <= course.step - len(course.losses):
             losses += [record["value"]] * (record["step"] - last)
             last = record["step"]
@@ -298,10 +308,10 @@ def _log_training(run: Run, course: Course) -> dict[str, str]:
     timing = course.pace.values(sums, run.experiment.data.batch_size)
     health.check_finite(sums, course.step)
     course.losses += [float(one["cross_entropy"] / max(one["tokens"], 1.0)) for one in sums]
-    values = report.mean_values(sums)
+    values = mean_values(sums)
     run.log.training(course.step, values, task=run.experiment.data.names[0], timing=timing)
     course.sums = []
-    return report.describe_training(values, timing)
+    return describe_training(values, timing)
 
 
 def _evaluate(run: Run, course: Course) -> tuple[Standing, float, str]:
@@ -310,8 +320,8 @@ def _evaluate(run: Run, course: Course) -> tuple[Standing, float, str]:
     Returns the standing, this evaluation's score, and what is said of it.
     """
     standing, step = course.standing, course.step
-    params = {**run.frozen, **course.state.trainable}
-    prompt = params.pop("prompt")
+    _, params = steps.split_prompt({**run.frozen, **course.state.trainable})
+    prompt = run.programs.fold_for_use(course.state, run.frozen)  # what is scored is what is saved
     with signals.current().allowed():  # nothing is written in here
         scored = {t.name: evaluate(run.evaluator, (params, prompt), t) for t in run.data.eval_tasks}
     split = run.experiment.data.eval_split
@@ -332,10 +342,10 @@ def _evaluate(run: Run, course: Course) -> tuple[Standing, float, str]:
         best_step=step if better else standing.best_step,
         evals_since_best=0 if better else standing.evals_since_best + 1,
     )
-    if prompt.shape[0]:
+    if prompt.rows.shape[0]:
         metadata = courses.describe_prompt(run, step, score)
         folder = run.log.model_dir / "prompts"
-        array = np.asarray(jax.device_get(prompt))
+        array = np.asarray(jax.device_get(prompt.rows))
         for name in (f"step_{step:06d}", *(["best"] if better else [])):
             save = functools.partial(prompt_file.save_prompt, folder / name, array, metadata)
             retry.retried(save, folder)
@@ -349,7 +359,10 @@ def _look_closer(run: Run, best_step: int | None) -> dict[str, model_dirs.Findin
     for task in run.data.eval_tasks:
         rows = run.log.read_predictions(best_step, task.name) if best_step is not None else []
         if len(rows) == len(task.rows):
-            scored = from_records(task, rows, config)
+            try:
+                scored = from_records(task, rows, config)
+            except (LookupError, TypeError, ValueError):  # somebody has edited them
+                continue
             intervals = score_intervals(task, scored.predictions, config.bootstrap)
             findings[task.name] = intervals, describe(analyse(task, scored))
     return findings
@@ -361,7 +374,7 @@ def _baselines(run: Run) -> None:
     if not experiment.eval.baselines:
         return
     split = experiment.data.eval_split
-    nothing = np.zeros((0, experiment.model.embed_dim), np.float32)
+    nothing = no_prompt(experiment.model)
     for task in run.data.eval_tasks:
         values = majority(task, experiment.eval)
         run.log.scores(step, values, task=task.name, split=split, prompt="majority")

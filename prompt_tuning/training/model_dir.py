@@ -1,6 +1,6 @@
 """MODEL_DIR: whose it is, what is written at the start, and what it says at the end.
 
-`loop.py` fills it; `report.py` knows the records in it, and `checkpoint/` the rest.
+`loop.py` fills it; `evaluation/records.py` knows the records in it, and `checkpoints/` the rest.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from prompt_tuning.checkpoints import manifest, run_state
+from prompt_tuning.checkpoints import run_state
 from prompt_tuning.config import ConfigError, Experiment, flatten, to_dict
 from prompt_tuning.evaluation.intervals import Interval
+from prompt_tuning.evaluation.records import METRICS, is_score, read_records
 from prompt_tuning.evaluation.score_table import score_table
 from prompt_tuning.model import sharding
 from prompt_tuning.prompts import prompt_file
 from prompt_tuning.runtime.replace_folder import replace_text
 from prompt_tuning.session import setup
-from prompt_tuning.training import report
 
 Finding = tuple[Mapping[str, Interval], str]  # intervals of the metrics, and the counts as text
 NOTHING: Mapping[str, Finding] = types.MappingProxyType({})
@@ -133,38 +133,16 @@ def write_info(
 ) -> None:
     """Writes config.gin, which can be fed back, and T5X's list of variables."""
     if config_text:
-        write_config(model_dir / "config.gin", config_text)
+        replace_text(model_dir / "config.gin", config_text)
     lines = []
     for name, value in sorted(params.items()):
-        axes = zip(sharding.logical_axes(name), value.shape, strict=True)
+        axes = zip(sharding.logical_axes(name, value.shape), value.shape, strict=True)
         shape = ", ".join(f"{axis}={size}" for axis, size in axes)
         spec = sharding.partition_spec(name, value.shape, mesh)
         lines.append(f"Variable {name:<70} size {value.size:<12} shape ({shape}) spec {spec}")
     total = sum(value.size for value in params.values())
     lines.append(f"Total number of parameters: {total}")
     replace_text(model_dir / "model-info.txt", "\n".join(lines) + "\n")
-
-
-def write_config(path: Path, text: str) -> None:
-    """Writes config.gin and its manifest; says so if what is there is not what was written.
-
-    The manifest goes first and comes last, so that a kill in between leaves none, not a wrong one.
-    """
-    mark = manifest.path_of(path)
-    if mark.exists():
-        try:
-            manifest.check(path)
-            if path.read_bytes() == text.encode():
-                return
-        except ConfigError:
-            print(
-                f"{path} is not what this run has written there (it was damaged or edited): it is "
-                "written anew, from the settings of now",
-                flush=True,
-            )
-        mark.unlink()
-    replace_text(path, text)
-    manifest.record(path)
 
 
 def mend_best(model_dir: Path, best_step: int | None) -> None:
@@ -192,8 +170,7 @@ def result_text(
 
     `findings` are of the best prompt, by task; it has the 95 % intervals beside its scores.
     """
-    records = report.read_records(model_dir / report.METRICS)
-    records = [r for r in records if report.is_score(r)]
+    records = [r for r in read_records(model_dir / METRICS) if is_score(r)]
     last = max((r["step"] for r in records if "prompt" not in r), default=None)
     tables: dict[str, dict[str, dict[str, float]]] = {}
     for r in records:

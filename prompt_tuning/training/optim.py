@@ -6,25 +6,42 @@ transformation the whole tree, where the rest is set to zero.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from prompt_tuning.config import OptimizerConfig
+from prompt_tuning.methods.method import Method
 
-Label = Literal["train", "freeze"]
+# "train", "freeze", or a factor of the learning rate ("0.1") for what a method gives its own rate.
+Label = str
 Rules = tuple[tuple[str, Label], ...]
+TRAIN, FREEZE = "train", "freeze"
 
 _BACKBONE = r"(token_embedder|encoder|decoder)/.*"
 # The first pattern that matches a whole name decides. "prompt" is our own name of it, the longer
 # one is where it lives inside T5X's tree.
-PROMPT_RULES: Rules = ((r"prompt|encoder/prompt/.*", "train"), (_BACKBONE, "freeze"))
-MODEL_RULES: Rules = ((r"prompt|encoder/prompt/.*", "freeze"), (_BACKBONE, "train"))
+_PROMPT = r"prompt(/.+)?|encoder/prompt/.*"
+PROMPT_RULES: Rules = ((_PROMPT, TRAIN), (_BACKBONE, FREEZE))
+MODEL_RULES: Rules = ((_PROMPT, FREEZE), (_BACKBONE, TRAIN))
 RULES: Mapping[str, Rules] = {"prompt": PROMPT_RULES, "model": MODEL_RULES}
+
+
+def method_rules(trainable: str, method: Method) -> Rules:
+    """What is trained, and how fast: the rules of TRAINABLE and, in front, those of the method."""
+    if trainable == "model":
+        return MODEL_RULES
+    own = [(name, FREEZE) for name in method.fixed]
+    own += [(name, str(float(factor))) for name, factor in method.rates.items()]
+    return (
+        *((rf"(encoder/prompt/prompt/)?{re.escape(name)}", label) for name, label in own),
+        *PROMPT_RULES,
+    )
 
 
 def label_names(names: Iterable[str], rules: Rules) -> dict[str, Label]:
@@ -67,8 +84,8 @@ def split_params(
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """The trainable and the frozen part of flat parameters; together they are `params`."""
     labels = label_names(params, rules)
-    trainable = {name: value for name, value in params.items() if labels[name] == "train"}
-    frozen = {name: value for name, value in params.items() if labels[name] == "freeze"}
+    trainable = {name: value for name, value in params.items() if labels[name] != FREEZE}
+    frozen = {name: value for name, value in params.items() if labels[name] == FREEZE}
     return trainable, frozen
 
 
@@ -109,22 +126,34 @@ def make_optimizer(
     decay is then nearly 1 and every update is clipped to RMS = learning rate. That is the paper's
     optimiser; 0 gives a moving average. `config.start_step` overrides it.
     """
-    start = start_step if config.start_step is None else config.start_step
-    rate = learning_rate(config, start_step)
-    if config.name == "adafactor":
-        train = optax.adafactor(
-            rate,
-            decay_rate=config.decay_rate,
-            decay_offset=-start,
-            multiply_by_parameter_scale=config.multiply_by_parameter_scale,
-            clipping_threshold=config.clipping_threshold,
-            # As T5X: p <- (1 - decay) p - update, not multiplied by the learning rate.
-            weight_decay_rate=config.weight_decay,
-        )
-    else:
-        train = optax.adamw(rate, weight_decay=config.weight_decay)
+    factors = {
+        label: 1.0 if label == TRAIN else float(label) for _, label in rules if label != FREEZE
+    }
     # Not optax.masked: it hands on the raw gradient of what it does not mask.
     return optax.partition(
-        {"train": train, "freeze": optax.set_to_zero()},
+        {
+            FREEZE: optax.set_to_zero(),
+            **{label: _update_rule(config, x, start_step) for label, x in factors.items()},
+        },
         lambda params: label_tree(params, rules),
+    )
+
+
+def _update_rule(
+    config: OptimizerConfig, factor: float, start_step: int
+) -> optax.GradientTransformation:
+    """Adafactor or AdamW, with `factor` times the learning rate."""
+    start = start_step if config.start_step is None else config.start_step
+    config = dataclasses.replace(config, learning_rate=factor * config.learning_rate)
+    rate = learning_rate(config, start_step)
+    if config.name == "adamw":
+        return optax.adamw(rate, weight_decay=config.weight_decay)
+    return optax.adafactor(
+        rate,
+        decay_rate=config.decay_rate,
+        decay_offset=-start,
+        multiply_by_parameter_scale=config.multiply_by_parameter_scale,
+        clipping_threshold=config.clipping_threshold,
+        # As T5X: p <- (1 - decay) p - update, not multiplied by the learning rate.
+        weight_decay_rate=config.weight_decay,
     )

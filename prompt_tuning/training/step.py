@@ -1,7 +1,12 @@
-"""One training step: the gradient of the trainable part, and nothing else.
+"""One training step: the gradient of what is trained, and nothing else.
 
-The frozen part is a plain argument. No gradient, optimiser slot or output of its size exists, which
-the tests hold the compiled step to.
+    fold      parameters of the method -> Prompt            once a step
+    add       gradient of one length group with respect to the folded prompt, added to a sum
+    update    the sum, pulled back through fold once -> optax -> the next state
+
+The frozen backbone is a plain argument. No gradient, optimiser slot or output of its size exists,
+which the tests hold the compiled step to. In model tuning the backbone is trained: a sum is a pair,
+the gradients of the prompt and of the backbone.
 """
 
 from __future__ import annotations
@@ -14,21 +19,62 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PRNGKeyArray
 
-from prompt_tuning.config import ModelConfig, TrainConfig
+from prompt_tuning.config import OptimizerConfig, PromptConfig, TrainConfig
+from prompt_tuning.methods.method import Frozen, Method
+from prompt_tuning.methods.table import find_method, make_settings
 from prompt_tuning.model.loss import METRICS, Metrics, forward, loss_fn
-from prompt_tuning.model.products import fit_to
+from prompt_tuning.model.prompt import Prompt
+from prompt_tuning.model.t5 import T5
+from prompt_tuning.training import optim
 
 Flat = Mapping[str, Array]
+FOLD = 2**31 - 1  # the number of the key of `fold` among a step's: no length group has it
 
 
 class TrainState(NamedTuple):
     """All that a step changes, and all that a run saves."""
 
     step: Int[Array, ""]  # absolute: counts the backbone's own steps
-    trainable: dict[str, Array]
+    trainable: dict[str, Array]  # also the method's `fixed` parameters, which no step changes
     opt_state: Any
+
+
+class Total(NamedTuple):
+    """What is summed over the length groups of a batch."""
+
+    prompt: Prompt  # gradient with respect to the folded prompt
+    backbone: dict[
+        str, Array
+    ]  # gradients of the backbone's trained parameters; {} in prompt tuning
+    metrics: Metrics
+
+
+class Recipe(NamedTuple):
+    """All of a step that is not an array: fixed when the step is compiled."""
+
+    model: T5
+    train: TrainConfig
+    method: Method
+    settings: Any  # the method's
+    optimizer: optax.GradientTransformation
+
+
+def make_recipe(
+    model: T5,
+    prompt: PromptConfig,
+    optimizer: OptimizerConfig,
+    train: TrainConfig,
+    *,
+    start_step: int = 0,
+) -> Recipe:
+    """The recipe of these settings; `start_step` is the backbone's, see `make_optimizer`."""
+    method = find_method(prompt.method)
+    settings = make_settings(method, prompt.method, prompt.settings)
+    rules = optim.method_rules(train.trainable, method)
+    update_rule = optim.make_optimizer(optimizer, rules, start_step=start_step)
+    return Recipe(model, train, method, settings, update_rule)
 
 
 def init_state(
@@ -39,146 +85,180 @@ def init_state(
     return TrainState(jnp.int32(step), params, optimizer.init(params))
 
 
-def forward_split(
-    config: ModelConfig, trainable: Flat, frozen: Flat, batch: Flat, key: Array | None = None
-) -> Array:
-    """`forward` for parameters that were split by the mask; the prompt is the one named so."""
-    params = {**frozen, **trainable}
-    prompt = params.pop("prompt")
-    return forward(config, params, prompt, batch, dropout_key=key)
+def is_prompt(name: str) -> bool:
+    """Whether a parameter is the prompt method's, not the backbone's."""
+    return name == "prompt" or name.startswith("prompt/")
 
 
-def make_gradient(
-    config: ModelConfig, train: TrainConfig
-) -> Callable[[TrainState, Flat, Flat, Array | None], tuple[Flat, Metrics]]:
-    """The function (state, frozen, batch, group) -> (gradient of the trainable part, metrics).
+def split_prompt(params: Flat) -> tuple[dict[str, Array], dict[str, Array]]:
+    """The parameters of the prompt method, and those of the backbone."""
+    prompt = {name: value for name, value in params.items() if is_prompt(name)}
+    return prompt, {name: value for name, value in params.items() if name not in prompt}
 
-    Dropout draws from (random_seed, step), and from the number of the length group where there is
-    one, so that a resumed run repeats it. Groups drop out other units than the whole batch would:
-    the same distribution, other draws.
+
+def fold(
+    recipe: Recipe, state: TrainState, frozen: Flat, key: PRNGKeyArray | None = None
+) -> Prompt:
+    """The prompt of a state, float32. Without a key nothing is dropped out: for evaluation."""
+    params, backbone = split_prompt({**frozen, **state.trainable})
+    inputs = Frozen(recipe.model.config, backbone)
+    return recipe.method.fold(recipe.settings, params, inputs, key)
+
+
+def add(
+    recipe: Recipe,
+    total: Total,
+    folded: Prompt,
+    state: TrainState,
+    frozen: Flat,
+    batch: Flat,
+    group: Int[Array, ""] | None,
+) -> Total:
+    """`total` and the gradient of one length group.
+
+    Dropout draws from (random_seed, step), and from the number of the length group if there are
+    several, so that a resumed run repeats it. Groups drop out other units than the whole batch
+    would: the same distribution, other draws.
     """
+    key = None
+    if recipe.model.config.dropout_rate > 0.0:
+        key = _step_key(recipe, state)
+        key = key if group is None else jax.random.fold_in(key, group)
+    _, backbone = split_prompt({**frozen, **state.trainable})
+    tuned = {name: value for name, value in backbone.items() if name in state.trainable}
+    arrays, lengths = folded._replace(lengths=None), folded.lengths
 
-    def gradient(
-        state: TrainState, frozen: Flat, batch: Flat, group: Array | None
-    ) -> tuple[Flat, Metrics]:
-        key = None
-        if config.dropout_rate > 0.0:
-            key = jax.random.fold_in(jax.random.key(train.random_seed), state.step)
-            key = key if group is None else jax.random.fold_in(key, group)
+    def loss(arrays: Prompt, tuned: Flat) -> tuple[Array, Metrics]:
+        prompt = arrays._replace(lengths=lengths)
+        logits = forward(recipe.model, {**backbone, **tuned}, prompt, batch, dropout_key=key)
+        train = recipe.train
+        return loss_fn(logits, batch, z_loss=train.z_loss, label_smoothing=train.label_smoothing)
 
-        def loss(trainable: Flat) -> tuple[Array, Metrics]:
-            logits = forward_split(config, trainable, frozen, batch, key)
-            return loss_fn(
-                logits, batch, z_loss=train.z_loss, label_smoothing=train.label_smoothing
-            )
-
-        return jax.grad(loss, has_aux=True)(state.trainable)
-
-    return gradient
+    (prompt, tuned), metrics = jax.grad(loss, argnums=(0, 1), has_aux=True)(arrays, tuned)
+    return jax.tree.map(jnp.add, total, Total(prompt, tuned, metrics))
 
 
 def update(
-    optimizer: optax.GradientTransformation, state: TrainState, total: tuple[Flat, Metrics]
+    recipe: Recipe, state: TrainState, frozen: Flat, total: Total
 ) -> tuple[TrainState, Metrics]:
-    """The state after a step whose gradient and metrics are `total`."""
-    grads, metrics = total
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
-    trainable = optax.apply_updates(state.trainable, updates)
+    """The state after a step whose summed gradient and metrics are `total`.
+
+    `fold` is run again with the key that the step has folded with, and the sum is pulled back
+    through it: linear in the sum, so once for all groups.
+    """
+    params, _ = split_prompt(state.trainable)
+    trained = {name: v for name, v in params.items() if name not in recipe.method.fixed}
+
+    def refold(trained: Flat) -> Prompt:
+        again = state._replace(trainable={**state.trainable, **trained})
+        return fold(recipe, again, frozen, _fold_key(recipe, state))._replace(lengths=None)
+
+    grads = dict(total.backbone)
+    if trained:
+        (pulled,) = jax.vjp(refold, trained)[1](total.prompt)
+        grads |= pulled
+    norm = optax.tree.norm(grads)
+    grads = {name: grads.get(name, jnp.zeros_like(v)) for name, v in state.trainable.items()}
+    updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.trainable)
+    trainable = cast(dict[str, Array], optax.apply_updates(state.trainable, updates))
     # Of the trainable part only: the norm of all gradients would bring the frozen ones back.
-    metrics = metrics | {"gradient_norm": optax.tree.norm(grads)}
-    return TrainState(state.step + 1, cast(dict[str, Array], trainable), opt_state), metrics
+    metrics = total.metrics | {"gradient_norm": norm}
+    return TrainState(state.step + 1, trainable, opt_state), metrics
 
 
-def make_train_step(
-    config: ModelConfig, train: TrainConfig, optimizer: optax.GradientTransformation
-) -> Callable[[TrainState, Flat, Flat], tuple[TrainState, Metrics]]:
-    """The function (state, frozen, batch) -> (state, metrics), to be jitted with state donated."""
-    gradient = make_gradient(config, train)
+def zeros(recipe: Recipe, state: TrainState, folded: Prompt) -> Total:
+    """The sum before the first group."""
+    _, tuned = split_prompt(state.trainable)
+    sums = {name: jnp.float32(0.0) for name in METRICS}
+    return jax.tree.map(jnp.zeros_like, Total(folded._replace(lengths=None), tuned, sums))
 
-    def train_step(state: TrainState, frozen: Flat, batch: Flat) -> tuple[TrainState, Metrics]:
-        return update(optimizer, state, gradient(state, frozen, batch, None))
 
-    return train_step
+def whole_step(
+    recipe: Recipe, state: TrainState, frozen: Flat, batch: Flat
+) -> tuple[TrainState, Metrics]:
+    """`train_step` on a batch of one length group, as one program."""
+    folded = fold(recipe, state, frozen, _fold_key(recipe, state))
+    total = add(recipe, zeros(recipe, state, folded), folded, state, frozen, batch, None)
+    return update(recipe, state, frozen, total)
+
+
+def _step_key(recipe: Recipe, state: TrainState) -> PRNGKeyArray:
+    return jax.random.fold_in(jax.random.key(recipe.train.random_seed), state.step)
+
+
+def _fold_key(recipe: Recipe, state: TrainState) -> PRNGKeyArray:
+    return jax.random.fold_in(_step_key(recipe, state), FOLD)
 
 
 class Programs(NamedTuple):
-    """The compiled parts of a step: `run_step` puts them together."""
+    """The compiled parts of a step: `train_step` puts them together."""
 
     whole: Callable[..., Any]  # (state, frozen, batch) -> (state, metrics); state is donated
-    zeros: Callable[..., Any]  # (state) -> total
-    add: Callable[..., Any]  # (total, state, frozen, batch, group) -> total; total is donated
-    update: Callable[..., Any]  # (state, total) -> (state, metrics); state is donated
+    fold: Callable[..., Any]  # (state, frozen) -> folded, as the step folds: with dropout
+    zeros: Callable[..., Any]  # (state, folded) -> total
+    add: Callable[..., Any]  # (total, folded, state, frozen, batch, group); total is donated
+    update: Callable[..., Any]  # (state, frozen, total) -> (state, metrics); state is donated
+    fold_for_use: Callable[..., Any]  # (state, frozen) -> the prompt that is evaluated and saved
 
 
-def compile_step(
-    config: ModelConfig,
-    train: TrainConfig,
-    optimizer: optax.GradientTransformation,
-    state: TrainState | None = None,
-    *,
-    platform: str = "",
-) -> Programs:
+def compile_step(recipe: Recipe, state: TrainState | None = None) -> Programs:
     """The programs of a step, each compiled once for every shape of a batch or group.
 
-    With a `state` that lies on a mesh, what comes back lies where it lay; without one XLA chooses.
-    `platform` is named where the devices of the state only stand for those of another platform.
+    If `state` lies on a mesh, results lie where it lay. Without a state XLA chooses.
     """
-    if state is not None:
-        config = fit_to(config, state.step.sharding.device_set, platform)
-    gradient = make_gradient(config, train)
-
-    def zeros(state: TrainState) -> tuple[Flat, Metrics]:
-        sums = {name: jnp.float32(0.0) for name in METRICS}
-        return jax.tree.map(jnp.zeros_like, state.trainable), sums
-
-    def add(
-        total: tuple[Flat, Metrics], state: TrainState, frozen: Flat, batch: Flat, group: Array
-    ) -> tuple[Flat, Metrics]:
-        return jax.tree.map(jnp.add, total, gradient(state, frozen, batch, group))
-
-    where = _where(state)
-    # To find a NaN JAX repeats the step that made it, and needs the state of before.
+    shardings = _shardings(state)
+    # To find a NaN, JAX repeats the step that made it, and needs the state before it.
     debugs: bool = jax.config.jax_debug_nans  # pyright: ignore[reportAttributeAccessIssue]
-    donated = () if debugs else 0
+
+    def jit(function: Callable[..., Any], where: Any, *, donate: bool = False) -> Any:
+        bound = functools.partial(function, recipe)
+        donated = 0 if donate and not debugs else ()
+        return jax.jit(bound, donate_argnums=donated, out_shardings=where)
+
     return Programs(
-        whole=jax.jit(
-            make_train_step(config, train, optimizer),
-            donate_argnums=donated,
-            out_shardings=where.state,
-        ),
-        zeros=jax.jit(zeros, out_shardings=where.total),
-        add=jax.jit(add, donate_argnums=donated, out_shardings=where.total),
-        update=jax.jit(
-            functools.partial(update, optimizer), donate_argnums=donated, out_shardings=where.state
-        ),
+        whole=jit(whole_step, shardings.state, donate=True),
+        fold=jit(_fold_in_step, shardings.folded),
+        zeros=jit(zeros, shardings.total),
+        add=jit(add, shardings.total, donate=True),
+        update=jit(update, shardings.state, donate=True),
+        fold_for_use=jit(fold, shardings.folded),
     )
 
 
-class _Where(NamedTuple):
+def _fold_in_step(recipe: Recipe, state: TrainState, frozen: Flat) -> Prompt:
+    return fold(recipe, state, frozen, _fold_key(recipe, state))
+
+
+class _Shardings(NamedTuple):
     """Shardings of what the programs return; None leaves them to XLA."""
 
     state: Any = None
     total: Any = None
+    folded: Any = None
 
 
-def _where(state: TrainState | None) -> _Where:
+def _shardings(state: TrainState | None) -> _Shardings:
     if state is None:
-        return _Where()
-    kept = jax.tree.map(lambda leaf: leaf.sharding, state)
-    everywhere = kept.step  # a scalar's, like those of the metrics
-    return _Where((kept, everywhere), (kept.trainable, everywhere))
+        return _Shardings()
+    own = jax.tree.map(lambda leaf: leaf.sharding, state)
+    everywhere = own.step  # a scalar's, like those of the metrics; prompts are replicated as well
+    _, tuned = split_prompt(own.trainable)
+    return _Shardings((own, everywhere), Total(everywhere, tuned, everywhere), everywhere)
 
 
-def run_step(
+def train_step(
     programs: Programs, state: TrainState, frozen: Flat, groups: Sequence[Flat]
 ) -> tuple[TrainState, Metrics]:
-    """One step on a batch that was cut into length groups; the gradient is that of the whole batch.
+    """The state after one step on a batch that is cut into length groups, and the sums of its loss.
 
-    `state` must not be used afterwards: its memory is the new one's.
+    The gradient is that of the whole batch. `state` must not be used afterwards: its memory is the
+    new state's.
     """
     if len(groups) == 1:
         return programs.whole(state, frozen, groups[0])
-    total = programs.zeros(state)
+    folded = programs.fold(state, frozen)
+    total = programs.zeros(state, folded)
     for number, group in enumerate(groups):
-        total = programs.add(total, state, frozen, group, np.int32(number))
-    return programs.update(state, total)
+        total = programs.add(total, folded, state, frozen, group, np.int32(number))
+    del folded  # it may be the state's own memory, which `update` reuses
+    return programs.update(state, frozen, total)

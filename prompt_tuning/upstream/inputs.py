@@ -24,7 +24,7 @@ from prompt_tuning.checkpoints import huggingface, load
 from prompt_tuning.checkpoints import t5x as t5x_checkpoint
 from prompt_tuning.checkpoints.t5x_prompt import PROMPT, read_identity
 from prompt_tuning.config import ConfigError, DataConfig, EvalRun, Experiment, InferRun
-from prompt_tuning.model import prompt as prompts
+from prompt_tuning.methods import inits
 from prompt_tuning.model import t5
 from prompt_tuning.prompts.prompt_file import PromptMetadata, check_prompt, load_prompt
 from prompt_tuning.session import setup
@@ -204,7 +204,7 @@ def _first_prompt(experiment: Experiment) -> Float[np.ndarray, "P D"]:
     if config.init == "file":
         return _read_prompt(experiment, config.file, config.length)
     embedding = t5x_checkpoint.read_param(find_checkpoint(experiment), "token_embedder/embedding")
-    prompt, said = prompts.init_prompt(
+    prompt, said = inits.init_prompt(
         config,
         setup.first_prompt_key(experiment.train.random_seed),
         jnp.asarray(embedding, model.dtype).astype(np.float32),  # as the embedded engine has it
@@ -240,7 +240,7 @@ def choose_new(run: EvalRun | InferRun) -> tuple[tuple[str, None], ...]:
 def describe_prompt(experiment: Experiment, *, backbone: str, step: int) -> PromptMetadata:
     """What a prompt folder says of a prompt of this run; T5X's scores stay in T5X's files."""
     name = register_task(experiment.data)
-    init = prompts.describe_init(
+    init = inits.describe_init(
         experiment.prompt,
         registry.label_words(name),
         experiment.model.num_embeddings,

@@ -149,7 +149,8 @@ def make_optimizer(experiment: Experiment) -> optimizers.OptaxWrapper:
 
 def make_learning_rate(experiment: Experiment) -> Callable[[Any], Any]:
     """The rate at T5X's step, for its log: what counts is inside the optimiser."""
-    rate, start = optim.learning_rate(experiment.optimizer), start_step(experiment)
+    start = start_step(experiment)
+    rate = optim.learning_rate(experiment.optimizer, start)
     return lambda step: rate(step - start) if callable(rate) else rate
 
 

@@ -28,8 +28,7 @@ def tiny_checkpoint() -> str:
     if len(found) != 1:
         raise ConfigError(
             f"expected one checkpoint_<step> folder in {FOLDER}, found {len(found)}: the "
-            "installation is incomplete. Reinstall the package, or make the backbone with "
-            "`python -m prompt_tuning.pretraining.tiny`."
+            "installation is incomplete. Reinstall the package."
         )
     return str(found[0])
 

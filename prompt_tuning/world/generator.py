@@ -9,8 +9,8 @@ The demo tasks ask for one attribute with label words that occur all over the co
 without regard to any attribute, and never in a demo input: a model of this world knows the words
 and knows the attributes, and has never seen what connects them. That is left to the prompt.
 
-Standard library only. `pretraining/tiny.py` makes a backbone from `corpus`, `tasks/registry.py`
-makes seqio tasks from `demo_rows`.
+Standard library only. `benchmarks/world/tiny.py` makes a backbone from `corpus`,
+`tasks/registry.py` makes seqio tasks from `demo_rows`.
 """
 
 from __future__ import annotations

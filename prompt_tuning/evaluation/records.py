@@ -1,0 +1,254 @@
+"""The records of a run or an evaluation: metrics.jsonl, rows, TensorBoard events, curves.
+
+Anybody may read and edit them. A run that goes on cuts them back to the step of its restored state
+and writes on; a damaged line is lost, and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from prompt_tuning.checkpoints import retry
+from prompt_tuning.runtime.replace_folder import replace_file, replace_text
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
+
+METRICS = "metrics.jsonl"
+EVALUATIONS = "inference_eval"
+BASELINES = {"majority": ("--", "majority class"), "none": (":", "no prompt")}  # lines of curves
+NOTHING: Mapping[str, Any] = types.MappingProxyType({})
+_METRIC = {"step": int, "name": str, "value": int | float, "task": str}  # in metrics.jsonl
+_STEP = {"step": int}  # in the other files that grow
+
+
+class RunLog:
+    """The records of one folder, and the same numbers as TensorBoard events.
+
+    Every record is in its file when the call that writes it returns.
+    """
+
+    def __init__(self, model_dir: Path, *, step: int, evaluation_due: bool = False) -> None:
+        """Opens the logs and drops records beyond `step`, that of the restored state.
+
+        A run that was killed between an evaluation and its saved state repeats the evaluation. With
+        `evaluation_due` the evaluation of `step` itself is repeated. Lines that cannot be read are
+        dropped too.
+        """
+        self.model_dir = model_dir
+        self._step = step
+        self._writers: dict[str, SummaryWriter] = {}
+        for path in _record_files(model_dir):
+            cut_back(path, step, step - 1 if evaluation_due else step)
+
+    def training(
+        self,
+        step: int,
+        values: Mapping[str, float],
+        *,
+        task: str,
+        timing: Mapping[str, float] = NOTHING,
+    ) -> None:
+        """Writes what was measured while training up to `step`, one line for each value.
+
+        `timing` is for TensorBoard alone: records are what a run that is repeated repeats.
+        """
+        self._write({"step": step, "task": task, "split": "train"}, values)
+        self._draw("train", step, {**values, **{f"timing/{n}": v for n, v in timing.items()}})
+
+    def scores(
+        self, step: int, values: Mapping[str, float], *, task: str, split: str, prompt: str = ""
+    ) -> None:
+        """Writes scores, named `<metric>/<method>`, one line for each.
+
+        `prompt` names what was scored instead of the run's own prompt: "majority", "none", or in
+        `t5x eval` a file. A slice of a split (`validation[:100]`) counts as the split.
+        """
+        head: dict[str, Any] = {"step": step, "task": task, "split": re.split(r"\W", split)[0]}
+        self._write(head, values, {"prompt": prompt} if prompt else {})
+        if not prompt:
+            drawn = {f"eval/{name}": value for name, value in values.items()}
+            self._draw(f"{EVALUATIONS}/{task}", step, drawn)
+
+    def _write(
+        self,
+        head: Mapping[str, Any],
+        values: Mapping[str, float],
+        tail: Mapping[str, Any] = NOTHING,
+    ) -> None:
+        lines = [{**head, "name": n, "value": float(v), **tail} for n, v in values.items()]
+        self._append(METRICS, "".join(json.dumps(line) + "\n" for line in lines))
+
+    def _append(self, name: str, text: str) -> None:
+        path = self.model_dir / name
+        retry.retried(lambda: append_text(path, text), path)
+
+    def _draw(self, folder: str, step: int, values: Mapping[str, float]) -> None:
+        from tensorboardX import SummaryWriter  # which imports PyTorch, where that is installed
+
+        if folder not in self._writers:
+            self._writers[folder] = SummaryWriter(
+                str(self.model_dir / folder), purge_step=self._step + 1
+            )
+        for name, value in values.items():
+            self._writers[folder].add_scalar(name, float(value), step)
+        self._writers[folder].flush()
+
+    def predictions(
+        self, step: int, task: str, metrics: Mapping[str, float], rows: Iterable[Mapping[str, Any]]
+    ) -> None:
+        """Writes T5X's two files of an evaluation: its metrics, and every row with its output."""
+        name = f"{EVALUATIONS}/{task}-metrics.jsonl"
+        self._append(name, json.dumps({"step": step, **metrics}) + "\n")
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        path, text = self.model_dir / EVALUATIONS / f"{task}-{step:06d}.jsonl", "".join(lines)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        retry.retried(lambda: replace_text(path, text), path)
+
+    def analysis(self, step: int, task: str, counts: Mapping[str, Any]) -> None:
+        """Writes what stands behind the scores: confusions, illegal outputs, agreement."""
+        line = json.dumps({"step": step, **counts}, ensure_ascii=False)
+        self._append(f"{EVALUATIONS}/{task}-analysis.jsonl", line + "\n")
+
+    def read_predictions(self, step: int, task: str) -> list[dict[str, Any]]:
+        """The rows that `predictions` wrote; none where they are gone."""
+        return read_records(self.model_dir / EVALUATIONS / f"{task}-{step:06d}.jsonl")
+
+    def close(self) -> None:
+        """Flushes and closes the event files."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
+
+
+def append_text(path: Path, text: str) -> None:
+    """Adds lines to a file: all of them, or none if it fails."""
+    path.parent.mkdir(exist_ok=True)
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("a", encoding="utf-8", newline="") as file:
+            file.write(text)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.truncate(path, size)
+        raise
+
+
+def _record_files(folder: Path) -> list[Path]:
+    """The files that grow line by line from one evaluation to the next."""
+    evaluations = sorted((folder / EVALUATIONS).glob("*.jsonl"))
+    files = (folder / METRICS, *evaluations)
+    return [path for path in files if _grows(path) and path.exists()]
+
+
+def _grows(path: Path) -> bool:
+    return path.name == METRICS or path.stem.endswith(("-metrics", "-analysis"))
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a file, without those that a kill or a bad disk has damaged."""
+    return [record for _, record in _parse_lines(path)]
+
+
+def _parse_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Each line that holds a record, and the record."""
+    if not path.exists():
+        return []
+    text = path.read_bytes().decode("utf-8", errors="replace")
+    needed = _METRIC if path.name == METRICS else _STEP if _grows(path) else {}
+    lines = []
+    for line in text.split("\n"):  # not `splitlines`: a row's text may hold other line ends
+        try:
+            record = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and all(
+            isinstance(record.get(name), kind) for name, kind in needed.items()
+        ):
+            lines.append((line, record))
+    return lines
+
+
+def cut_back(path: Path, step: int, scored: int) -> None:
+    """Drops the lines of later steps from a file of records, and lines that are no records.
+
+    Scores of the run's own prompt, which are all that the files of evaluations hold, are dropped
+    beyond `scored`.
+    """
+
+    def stays(record: Mapping[str, Any]) -> bool:
+        own = path.name != METRICS or (is_score(record) and "prompt" not in record)
+        return record["step"] <= (scored if own else step)
+
+    text = "".join(line + "\n" for line, record in _parse_lines(path) if stays(record))
+    if path.read_bytes() != text.encode():
+        replace_text(path, text)
+
+
+def draw_curves(model_dir: Path) -> Path | None:
+    """Draws loss and validation metrics over steps to curves.png; None with nothing to draw.
+
+    Baselines are dashed lines, so that one look says what the prompt has added.
+    """
+    metrics = read_records(model_dir / METRICS)
+    loss = [(r["step"], r["value"]) for r in metrics if r["name"] == "loss"]
+    scores: dict[str, list[tuple[int, float]]] = {}
+    baselines: dict[str, dict[str, float]] = {}
+    for r in metrics:
+        if not is_score(r):
+            continue
+        name = f"{r['task']} {r['name']}"
+        if "prompt" in r:
+            baselines.setdefault(name, {})[r["prompt"]] = r["value"]
+        else:
+            scores.setdefault(name, []).append((r["step"], r["value"]))
+    if not loss and not scores:
+        return None
+
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2)
+    if loss:
+        left.plot(*zip(*loss, strict=True), color="#4063d8")
+    left.set(title="training", xlabel="step", ylabel="loss per target token")
+    draw_scores(right, scores, baselines)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    path = model_dir / "curves.png"
+    with replace_file(path) as new:
+        figure.savefig(new, dpi=150, format="png")
+    return path
+
+
+def draw_scores(
+    axes: Any,
+    scores: Mapping[str, Sequence[tuple[int, float]]],
+    baselines: Mapping[str, Mapping[str, float]],
+) -> None:
+    """Draws scores over steps in a colour each; a baseline is a line of the same colour."""
+    for number, (name, points) in enumerate(sorted(scores.items())):
+        axes.plot(*zip(*points, strict=True), marker="o", color=f"C{number}", label=name)
+        for base, value in baselines.get(name, {}).items():
+            axes.axhline(value, ls=BASELINES[base][0], lw=1, color=f"C{number}")
+    for base, (style, label) in BASELINES.items():  # once, in grey: the colours say of what
+        if any(base in values for values in baselines.values()):
+            axes.plot([], [], ls=style, lw=1, color="grey", label=label)
+    axes.set(title="validation", xlabel="step", ylabel="per cent")
+    if scores:
+        axes.legend(fontsize="small")
+
+
+def is_score(record: Mapping[str, Any]) -> bool:
+    """Whether a record is of an evaluation (`accuracy/rank`), not of training (`loss`)."""
+    return "/" in record["name"]

@@ -1,0 +1,131 @@
+"""What a run shows while it trains: a bar or lines, how fast it is, means of the last steps."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from tqdm import tqdm
+
+ItemT = TypeVar("ItemT")
+
+
+class Progress:
+    """A bar on a terminal; plain lines, at most one in five seconds, where output is piped."""
+
+    def __init__(self, *, start: int, total: int, rows_per_step: int) -> None:
+        self._rows_per_step = rows_per_step
+        self._total, self._step, self._start = total, start, start
+        self._shown: dict[str, str] = {}
+        self._began = self._last_line = time.monotonic()
+        self._bar = (
+            tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
+            if sys.stderr.isatty()
+            else None
+        )
+
+    def update(self, step: int, shown: Mapping[str, str] | None = None) -> None:
+        """Moves on to `step` of the run and shows new values."""
+        self._shown.update(shown or {})
+        self._shown = {name: value for name, value in self._shown.items() if value}
+        advance, self._step = step - self._step, step
+        if self._bar is not None:
+            elapsed = max(self._bar.format_dict["elapsed"], 1e-9)
+            speed = (step - self._start) * self._rows_per_step / elapsed
+            self._bar.set_postfix({**self._shown, "examples/s": f"{speed:.0f}"}, refresh=False)
+            self._bar.update(advance)
+        elif time.monotonic() - self._last_line >= 5.0:
+            self._last_line = time.monotonic()
+            self._print()
+
+    def say(self, text: str) -> None:
+        """Prints a line without tearing the bar."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stdout)
+        else:
+            print(text, flush=True)
+
+    def close(self) -> None:
+        """Ends the bar."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _print(self) -> None:
+        per_second = (self._step - self._start) / max(time.monotonic() - self._began, 1e-9)
+        left = (self._total - self._step) / per_second if per_second else float("nan")
+        values = "".join(f"{name} {value}, " for name, value in self._shown.items())
+        speed = per_second * self._rows_per_step
+        print(
+            f"step {self._step}/{self._total}: {values}{speed:.0f} examples/s, {left:.0f} s left",
+            flush=True,
+        )
+
+
+class Pace:
+    """How long steps take from one record to the next, and whether devices had rows to work on."""
+
+    def __init__(self) -> None:
+        self._steps = 0  # since the last record, of this process: a resumed run's sums are older
+        self._began = self._waited = 0.0
+
+    def wait(self, batches: Iterator[ItemT], sums: Sequence[Mapping[str, Any]]) -> ItemT:
+        """The batch of the next step, after steps of which these sums are made.
+
+        A wait counts if the devices have nothing to do at its end. They may have become idle in the
+        midst of it: what is counted is the most that they can have waited.
+        """
+        asked = time.perf_counter()
+        if not self._steps:
+            self._began, self._waited = asked, 0.0
+        batch = next(batches)
+        if not self._steps or all(value.is_ready() for value in sums[-1].values()):
+            self._waited += time.perf_counter() - asked
+        self._steps += 1
+        return batch
+
+    def values(self, sums: Sequence[Mapping[str, Any]], rows: int) -> dict[str, float]:
+        """T5X's `timing/...` of the steps up to here, whose sums have been read; begins anew.
+
+        `waiting_for_rows` is the share of `seconds` in which devices waited for rows. The time that
+        the first step takes to compile is in it; evaluating and saving are not. Of no step there is
+        nothing to say.
+        """
+        if not self._steps:
+            return {}
+        seconds = max(time.perf_counter() - self._began, 1e-9)
+        steps, self._steps = self._steps, 0
+        tokens = sum(float(one["tokens"]) for one in sums[-steps:])
+        return {
+            "seconds": seconds,
+            "steps_per_second": steps / seconds,
+            "seqs_per_second": steps * rows / seconds,
+            "target_tokens_per_second": tokens / seconds,
+            "waiting_for_rows": min(1.0, self._waited / seconds),
+        }
+
+
+def mean_values(sums: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What is recorded of some steps, given what `loss_fn` sums: means over their target tokens.
+
+    The gradient's norm is a mean over the steps.
+    """
+    totals = {name: float(sum(one[name] for one in sums)) for name in sums[0]}
+    tokens = max(totals["tokens"], 1.0)
+    return {
+        "loss": totals["loss"] / tokens,
+        "cross_entropy": totals["cross_entropy"] / tokens,
+        "z_loss": totals["z_loss"] / tokens,
+        "token_accuracy": 100.0 * totals["correct"] / tokens,
+        "gradient_norm": totals["gradient_norm"] / len(sums),
+    }
+
+
+def describe_training(values: Mapping[str, float], timing: Mapping[str, float]) -> dict[str, str]:
+    """What the progress bar shows of a record; of waits only what is worth a look."""
+    waiting = timing.get("waiting_for_rows", 0.0)
+    return {
+        "loss": f"{values['loss']:.3f}",
+        "waiting for rows": f"{waiting:.0%}" if waiting >= 0.05 else "",
+    }

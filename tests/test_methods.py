@@ -1,0 +1,438 @@
+"""Every method: its parameters, where it begins, its formula and gradient, its settings."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tiny_models import CONFIG
+
+from prompt_tuning.config import ConfigError
+from prompt_tuning.methods.inits import STARTS
+from prompt_tuning.methods.method import Frozen, Start, first_params
+from prompt_tuning.methods.table import METHODS, find_method, make_settings
+from prompt_tuning.model.prompt import Prompt
+
+P, D = 5, CONFIG.embed_dim
+TABLE = np.random.default_rng(0).normal(size=(40, D)).astype(np.float32)
+# Each method with its default settings made small, and each of its other forms.
+VARIANTS = {
+    "prompt_tuning": [{}],
+    "p_tuning": [{"hidden": 6}, {"encoder": "lstm", "hidden": 3}],
+    "residual": [{"hidden": 7}],
+    "superpos": [{"tokens": 9}, {"tokens": 9, "train_tokens": True}],
+    "low_rank": [
+        {"rank": 3},
+        {"form": "dpt", "rank": 3},
+        {"form": "dpt", "rank": 8},
+        {"form": "lopt2", "rank": 3},
+    ],
+}
+CASES = [(name, values) for name, variants in VARIANTS.items() for values in variants]
+every_variant = pytest.mark.parametrize(("name", "values"), CASES, ids=str)
+
+
+def draw_rows(number):
+    """Stands in no order of the table, so that a method that drew its own would differ."""
+    return jnp.asarray(TABLE[3 : 3 + number])
+
+
+def make(name, values, init="auto", seed=0, length=P):
+    """The method's settings, its first parameters and its fold without dropout."""
+    method = find_method(name)
+    settings = make_settings(method, name, values)
+    start = Start(jax.random.key(seed), CONFIG, length, draw_rows, init)
+    params = first_params(name, method, settings, start, {})
+
+    def fold(params, key=None):
+        return method.fold(settings, params, Frozen(CONFIG, {}), key)
+
+    return method, params, fold
+
+
+def test_every_method_is_tested():
+    assert set(VARIANTS) == set(METHODS)
+
+
+@every_variant
+def test_parameters_and_rows_are_as_declared(name, values):
+    method, params, fold = make(name, values)
+    assert list(params) == ["prompt"] or all(leaf.startswith("prompt/") for leaf in params)
+    assert {value.dtype for value in params.values()} == {jnp.dtype(jnp.float32)}
+    assert set(params) - set(method.fixed)
+    prompt = fold(params)
+    assert isinstance(prompt, Prompt)
+    assert prompt.rows.shape == (P, D)
+    assert prompt.rows.dtype == jnp.float32
+    assert np.isfinite(prompt.rows).all()
+
+
+@every_variant
+def test_a_key_makes_the_same_parameters_again(name, values):
+    _, first, _ = make(name, values)
+    _, again, _ = make(name, values)
+    _, other, _ = make(name, values, seed=1)
+    assert first.keys() == again.keys() == other.keys()
+    for leaf in first:
+        np.testing.assert_array_equal(first[leaf], again[leaf])
+    draws = name != "prompt_tuning" and name != "superpos"
+    assert draws == any((first[leaf] != other[leaf]).any() for leaf in first)
+
+
+@every_variant
+def test_the_gradient_is_the_finite_difference(name, values):
+    """In float64, along directions in which every parameter moves."""
+    method, params, fold = make(name, values)
+    rng = np.random.default_rng(0)
+    with jax.enable_x64(True):
+        params = {
+            leaf: jnp.asarray(np.asarray(value, np.float64)) for leaf, value in params.items()
+        }
+        weights = jnp.asarray(rng.normal(size=(P, D)))
+
+        def loss(params):
+            return (jnp.tanh(fold(params).rows) * weights).sum()
+
+        gradient = jax.grad(loss)(params)
+        for leaf in set(params) - set(method.fixed):
+            direction = jnp.asarray(rng.normal(size=params[leaf].shape))
+            ahead, behind = (
+                loss({**params, leaf: params[leaf] + step * direction}) for step in (1e-5, -1e-5)
+            )
+            expected = float((gradient[leaf] * direction).sum())
+            assert abs(expected) > 1e-8
+            np.testing.assert_allclose((ahead - behind) / 2e-5, expected, rtol=1e-5, atol=1e-7)
+
+
+# Where a method begins, and its formula --------------------------------------------------------
+
+
+ROWS = TABLE[3 : 3 + P].astype(np.float64)
+
+
+def relu(x):
+    return np.maximum(x, 0)
+
+
+def sigmoid(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def moved(name, values, init="auto"):
+    """The fold of parameters that have moved from where they begin, and those in float64."""
+    _, params, fold = make(name, values, init)
+    rng = np.random.default_rng(1)
+    params = {
+        leaf: np.asarray(value) + rng.normal(size=value.shape).astype(np.float32) / 2
+        for leaf, value in params.items()
+    }
+    rows = np.asarray(fold({leaf: jnp.asarray(value) for leaf, value in params.items()}).rows)
+    return rows, {leaf[len("prompt/") :]: np.float64(value) for leaf, value in params.items()}
+
+
+@pytest.mark.parametrize("init", ["auto", *STARTS])
+def test_prompt_tuning_is_its_rows(init):
+    _, params, fold = make("prompt_tuning", {}, init)
+    np.testing.assert_array_equal(fold(params).rows, ROWS)
+
+
+def test_p_tuning_with_an_mlp():
+    rows, p = moved("p_tuning", {"hidden": 6})
+    x = p["embedding"]
+    for layer in range(3):
+        x = (relu(x) if layer else x) @ p[f"mlp_{layer}_kernel"] + p[f"mlp_{layer}_bias"]
+    np.testing.assert_allclose(rows, x, rtol=1e-5, atol=1e-5)
+
+
+def test_p_tuning_with_an_lstm():
+    """Against a loop over rows, directions and layers, as PyTorch defines its LSTM."""
+    rows, p = moved("p_tuning", {"encoder": "lstm", "hidden": 3})
+    x = p["embedding"]
+    for layer in range(2):
+        outputs = {}
+        for direction, order in (("forward", range(P)), ("backward", range(P - 1, -1, -1))):
+            name = f"lstm_{layer}_{direction}"
+            y, c = np.zeros(3), np.zeros(3)
+            for row in order:
+                gates = x[row] @ p[f"{name}_input_kernel"] + p[f"{name}_input_bias"]
+                gates = gates + y @ p[f"{name}_state_kernel"] + p[f"{name}_state_bias"]
+                i, f, g, o = gates[0:3], gates[3:6], gates[6:9], gates[9:12]
+                c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+                y = sigmoid(o) * np.tanh(c)
+                outputs[direction, row] = y
+        x = np.array([[*outputs["forward", r], *outputs["backward", r]] for r in range(P)])
+    for layer in range(2):
+        x = (relu(x) if layer else x) @ p[f"mlp_{layer}_kernel"] + p[f"mlp_{layer}_bias"]
+    np.testing.assert_allclose(rows, x, rtol=1e-5, atol=1e-5)
+
+
+def test_p_tuning_begins_as_published_or_with_rows():
+    for encoder in ("mlp", "lstm"):
+        _, normal, _ = make("p_tuning", {"encoder": encoder}, length=60)
+        assert abs(normal["prompt/embedding"].mean()) < 0.1
+        assert abs(normal["prompt/embedding"].std() - 1) < 0.1
+        _, text, _ = make("p_tuning", {"encoder": encoder}, "text")
+        np.testing.assert_array_equal(text["prompt/embedding"], ROWS)
+
+
+def test_only_a_key_drops_out_and_only_between_the_layers_of_an_lstm():
+    _, params, fold = make("p_tuning", {"encoder": "lstm", "hidden": 4, "dropout": 0.5})
+    _, _, without = make("p_tuning", {"encoder": "lstm", "hidden": 4})
+    np.testing.assert_array_equal(fold(params).rows, without(params).rows)
+    key, other = jax.random.split(jax.random.key(3))
+    np.testing.assert_array_equal(fold(params, key).rows, fold(params, key).rows)
+    assert (fold(params, key).rows != fold(params, other).rows).any()
+    assert (fold(params, key).rows != fold(params).rows).any()
+    np.testing.assert_array_equal(without(params, key).rows, without(params).rows)
+
+
+def test_residual():
+    rows, p = moved("residual", {"hidden": 7})
+    x = relu(p["rows"] @ p["down_kernel"] + p["down_bias"]) @ p["up_kernel"] + p["up_bias"]
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    expected = p["rows"] + x * p["norm_scale"] + p["norm_bias"]
+    np.testing.assert_allclose(rows, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("init", ["auto", *STARTS])
+def test_residual_begins_near_its_rows(init):
+    """By a normalised row, whose norm is sqrt(D)."""
+    _, params, fold = make("residual", {}, init)
+    np.testing.assert_array_equal(params["prompt/rows"], ROWS)
+    branch = fold(params).rows - ROWS
+    np.testing.assert_allclose(np.linalg.norm(branch, axis=1), np.sqrt(D), rtol=1e-3)
+
+
+def test_superpos():
+    rows, p = moved("superpos", {"tokens": 9, "train_tokens": True})
+    expected = [
+        sum(
+            p["weights"][i, j] * (p["fixed_tokens"][j] + p["token_changes"][i, j]) for j in range(9)
+        )
+        for i in range(P)
+    ]
+    np.testing.assert_allclose(rows, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("values", VARIANTS["superpos"])
+def test_superpos_begins_as_its_first_tokens(values):
+    for init in ("auto", *find_method("superpos").starts):
+        _, params, fold = make("superpos", values, init)
+        np.testing.assert_array_equal(params["prompt/fixed_tokens"], TABLE[3 : 3 + 9])
+        np.testing.assert_array_equal(fold(params).rows, ROWS)
+
+
+def test_low_rank():
+    rows, p = moved("low_rank", {"rank": 3})
+    expected = (p["codes"] @ p["fixed_basis"]) * p["scale"] + p["shift"]
+    np.testing.assert_allclose(rows, expected, rtol=1e-5, atol=1e-5)
+    rows, p = moved("low_rank", {"form": "dpt", "rank": 3})
+    np.testing.assert_allclose(rows, p["codes"] @ p["basis"], rtol=1e-5, atol=1e-5)
+    rows, p = moved("low_rank", {"form": "lopt2", "rank": 3})
+    expected = relu(p["fixed_rows"] @ p["down"]) @ p["up"]
+    np.testing.assert_allclose(rows, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_low_rank_begins_as_published():
+    _, ulpt, fold = make("low_rank", {"rank": 64}, length=60)
+    np.testing.assert_allclose(fold(ulpt).rows.std(), 8, rtol=0.1)  # sqrt(r)
+    assert (ulpt["prompt/scale"] == 1).all()
+    assert (ulpt["prompt/shift"] == 0).all()
+    _, dpt, _ = make("low_rank", {"form": "dpt", "rank": 64}, length=60)
+    for leaf in dpt.values():
+        assert 0.49 < jnp.abs(leaf).max() <= 0.5
+
+
+@pytest.mark.parametrize("init", STARTS)
+def test_low_rank_begins_as_near_to_its_rows_as_it_can(init):
+    def distance(values):
+        _, params, fold = make("low_rank", values, init)
+        return float(np.linalg.norm(fold(params).rows - ROWS)), params
+
+    # A fixed basis: what is left is orthogonal to it.
+    left, params = distance({"rank": 3})
+    basis = np.float64(params["prompt/fixed_basis"])
+    centred = ROWS - ROWS.mean(0)
+    projection = centred @ np.linalg.pinv(basis) @ basis
+    np.testing.assert_allclose(left, np.linalg.norm(centred - projection), rtol=1e-5)
+    assert distance({"rank": D})[0] < 1e-3
+    # A basis of its own: the singular values that are left out.
+    values = np.linalg.svd(ROWS, compute_uv=False)
+    for rank in (1, 3, P, P + 4):
+        left, params = distance({"form": "dpt", "rank": rank})
+        np.testing.assert_allclose(left, np.linalg.norm(values[rank:]), rtol=1e-5, atol=1e-5)
+        assert params["prompt/codes"].shape == (P, rank)
+    assert jnp.abs(params["prompt/basis"][P:]).min(axis=1).all()  # rows that can still be learned
+    assert distance({"form": "lopt2", "rank": 3})[0] < np.linalg.norm(ROWS)
+    assert distance({"form": "lopt2", "rank": 64})[0] < 1e-3
+
+
+# The sizes that the papers and their code have at D = 768, and what they train.
+SIZES = [
+    ("prompt_tuning", {}, 100, 100 * 768),
+    ("residual", {}, 10, 10 * 768 + 1_230_368 + 2 * 768),
+    ("superpos", {}, 100, 12_800),
+    ("low_rank", {"rank": 2}, 100, 2 * 100 + 2 * 768),
+    ("low_rank", {"rank": 64}, 100, 7_936),
+    ("low_rank", {"form": "dpt", "rank": 10}, 100, 8_680),
+    ("low_rank", {"form": "lopt2", "rank": 5}, 20, 2 * 5 * 768),
+    ("p_tuning", {}, 20, 20 * 768 + 768 * 128 + 128 + 128 * 128 + 128 + 128 * 768 + 768),
+    ("p_tuning", {"encoder": "lstm", "hidden": 384}, 24, 8_289_792),  # LAMA's 8.29 M
+]
+
+
+@pytest.mark.parametrize(("name", "values", "length", "expected"), SIZES, ids=str)
+def test_as_many_parameters_as_published(name, values, length, expected):
+    method = find_method(name)
+    config = dataclasses.replace(CONFIG, embed_dim=768)
+    start = Start(jax.random.key(0), config, length, lambda n: jnp.ones((n, 768)))
+    params = method.init(make_settings(method, name, values), start)
+    assert sum(v.size for leaf, v in params.items() if leaf not in method.fixed) == expected
+
+
+# Names and settings ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("prompt_tunning", "Did you mean prompt_tuning?"),
+        ("no_such_module_at_all.METHOD", "no module 'no_such_module_at_all'"),
+        ("json.METHOD", "json has no Method of that name"),
+        ("METHOD", "no such method"),
+        ("", "no such method"),
+        (".METHOD", "no such method"),
+    ],
+)
+def test_an_unknown_method_is_an_error(name, message):
+    with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
+        find_method(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("prompt_tuning", {"rank": 3}, "no such setting. Expected an empty dict"),
+        ("p_tuning", {"hiden": 3}, "Did you mean hidden?"),
+        ("p_tuning", {"hidden": "3"}, "Expected an integer"),
+        ("p_tuning", {"hidden": True}, "Expected an integer"),
+        ("p_tuning", {"hidden": 0}, "'hidden': 0"),
+        ("p_tuning", {"encoder": "gru"}, "one of 'mlp', 'lstm'"),
+        ("p_tuning", {"dropout": 0.1}, "'dropout': 0.1"),
+        ("p_tuning", {"encoder": "lstm", "dropout": 1.0}, "'dropout': 1.0"),
+        ("residual", {"hidden": -1}, "'hidden': -1"),
+        ("superpos", {"tokens": 0}, "'tokens': 0"),
+        ("superpos", {"train_tokens": 1}, "Expected True or False"),
+        ("low_rank", {"rank": 0}, "'rank': 0"),
+        ("low_rank", {"rank": 2.0}, "Expected an integer"),
+        ("low_rank", {"form": "lopt"}, "one of 'ulpt', 'dpt', 'lopt2'"),
+        ("low_rank", {3: 3}, "no such setting"),
+    ],
+)
+def test_a_wrong_setting_is_an_error(name, values, message):
+    with pytest.raises(ConfigError) as error:
+        make_settings(find_method(name), name, values)
+    assert "PROMPT_SETTINGS" in str(error.value)
+    assert message in str(error.value)
+
+
+def test_an_integer_is_a_number():
+    method = find_method("p_tuning")
+    settings = make_settings(method, "p_tuning", {"encoder": "lstm", "dropout": 0})
+    assert repr(settings.dropout) == "0.0"
+
+
+def test_a_method_refuses_a_start_that_its_formula_does_not_allow():
+    for init in ("random_uniform", "file"):
+        with pytest.raises(ConfigError, match=f"PROMPT_INIT = '{init}'.*'class_labels'"):
+            make("superpos", {}, init)
+    with pytest.raises(ConfigError, match="PROMPT_LENGTH = 10"):
+        make("superpos", {"tokens": 9}, length=10)
+
+
+# A user's own method ---------------------------------------------------------------------------
+
+OWN = """
+import dataclasses
+
+import jax.numpy as jnp
+
+from prompt_tuning.methods.method import Method
+from prompt_tuning.model.prompt import Prompt
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    start: float = 2.0
+
+
+def init(settings, start):
+    scale = jnp.full((), settings.start, jnp.float32)
+    return {"prompt/rows": start.draw_rows(start.length), "prompt/scale": scale}
+
+
+def fold(settings, params, frozen, key):
+    return Prompt(rows=params["prompt/rows"] * params["prompt/scale"])
+
+
+METHOD = Method(Settings, init, fold, starts=("sampled_vocab",))
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """Writes a module into the working directory and returns its name, a new one for each text."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", [*sys.path])
+
+    def write(text):
+        name = f"own_method_{abs(hash(text))}"
+        (tmp_path / f"{name}.py").write_text(text)
+        importlib.invalidate_caches()
+        return f"{name}.METHOD"
+
+    return write
+
+
+def test_a_method_of_the_users_own(own_module):
+    name = own_module(OWN)
+    _, params, fold = make(name, {"start": 3})
+    np.testing.assert_array_equal(fold(params).rows, 3 * TABLE[3 : 3 + P])
+    with pytest.raises(ConfigError, match="PROMPT_INIT = 'text'"):
+        make(name, {}, "text")
+    with pytest.raises(ConfigError, match="Did you mean METHOD"):
+        find_method(name.lower())
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('{"prompt/rows"', '{"rows"', "parameter 'rows'. Expected 'prompt'"),
+        ('{"prompt/rows"', '{"prompt"', "parameter 'prompt'. Expected 'prompt' alone"),
+        ('{"prompt/rows"', '{"prompt/"', "parameter 'prompt/'"),
+        ("return {", "return []  # {", "returns list"),
+        ("(), settings.start, jnp.float32", "(), 2", "'prompt/scale' as int32"),
+        ("jnp.full((), settings.start, jnp.float32)", "2.0", "'prompt/scale' as float"),
+        ("Prompt(rows=", "(", "Expected a Prompt"),
+        ("start.draw_rows(start.length)", "start.draw_rows(2)", r"\(2, 32\)"),
+        ('* params["prompt/scale"]', "[:, :3]", r"\(5, 3\)"),
+        ("Prompt(rows=", "Prompt(rows=jnp.float16(1) + 0 * jnp.float16(", "float16"),
+        (
+            'starts=("sampled_vocab",)',
+            'starts=(), fixed=("prompt/rows", "prompt/scale")',
+            "only parameters that its `fixed` names",
+        ),
+        ("METHOD = Method(", "METHOD = dict(Settings=", "has no Method of that name"),
+        ("METHOD = Method(Settings", "METHOD = Method(dict", "Expected a frozen dataclass"),
+        ("import dataclasses", "import no_such_package", "no_such_package'"),
+        ("import dataclasses", "1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_a_wrong_method_of_the_users_own_is_an_error(own_module, old, new, message):
+    assert old in OWN
+    text = OWN.replace(old, new, 1)
+    if "dict(Settings=" in new:
+        text = text.replace("Settings, init, fold, starts", "Settings, init=1, fold=1, starts")
+    if "float16(1)" in new:
+        text = text.replace('params["prompt/scale"])', 'params["prompt/scale"]))')
+    with pytest.raises(ConfigError, match=message):
+        make(own_module(text), {})

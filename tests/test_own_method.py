@@ -1,0 +1,54 @@
+"""docs/your_own_method.md, block by block."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from prompt_tuning import cli
+
+DOC = (Path(__file__).resolve().parents[1] / "docs" / "your_own_method.md").read_text()
+METHOD, TRIAL = re.findall(r"```python\n(.*?)```", DOC, flags=re.DOTALL)
+COMMANDS = [
+    shlex.split(line)
+    for block in re.findall(r"```bash\n(.*?)```", DOC, flags=re.DOTALL)
+    for line in block.replace("\\\n", " ").splitlines()
+]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    (tmp_path / "my_module.py").write_text(METHOD)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield tmp_path
+    sys.modules.pop("my_module", None)
+
+
+def test_the_method_is_about_as_short_as_the_page_promises():
+    code = [line for line in METHOD.splitlines() if line.strip()]
+    assert len(code) <= 35
+
+
+def test_the_method_by_itself(folder):
+    exec(compile(TRIAL, "docs/your_own_method.md", "exec"), {})
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[-1])
+def test_the_commands_train(folder, command):
+    """A few steps of what the page runs to its end."""
+    program, *arguments = command
+    assert program == "t5x"
+    less = ["TRAIN_STEPS_RELATIVE=4", "EVAL_PERIOD=4", "EVALUATOR_NUM_EXAMPLES=8"]
+    less += ["EVAL_BASELINES=False", "MODEL_DIR='short'"]
+    assert cli.main([*arguments, *(f"--gin.{setting}" for setting in less)]) == 0
+    (adapter,) = (folder / "short" / "prompts").glob("*4/adapter_model.safetensors")
+    assert adapter.stat().st_size > 0
+
+
+def test_a_misspelt_setting_is_refused(folder):
+    arguments = [*COMMANDS[0][1:], "--gin.PROMPT_SETTINGS={'nois': 0.1}"]
+    assert cli.main(arguments) == 2
+    assert not (folder / "runs").exists()
