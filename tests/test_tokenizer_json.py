@@ -16,8 +16,8 @@ from prompt_tuning import cli
 from prompt_tuning.config import ConfigError
 from prompt_tuning.tasks import vocabulary as training
 from prompt_tuning.vocabularies.identity import vocabulary_identity
-from prompt_tuning.vocabularies.tokenizer_json import find_vocabulary, to_sentencepiece
-from prompt_tuning.vocabularies.vocabulary import ByteVocabulary, load_vocabulary
+from prompt_tuning.vocabularies.tokenizer_json import to_sentencepiece
+from prompt_tuning.vocabularies.vocabulary import ByteVocabulary, find_vocabulary, load_vocabulary
 from prompt_tuning.world import assets
 
 TINY = Path(assets.tiny_vocabulary())
