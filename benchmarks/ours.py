@@ -58,7 +58,8 @@ def batches(workload: Workload, number: int) -> list[dict[str, np.ndarray]]:
     inputs, targets = workload.tokens(number)
     if workload.engine == "ours-512":
         return [batching.pad_batch(inputs, targets, 512, workload.targets)]  # type: ignore[list-item]
-    cutting = make_cutting(experiment(workload), 1)
+    run = experiment(workload)
+    cutting = make_cutting(run.train, run.data, run.prompt.length, 1)
     groups = cut_batch([len(x) for x in inputs], [len(x) for x in targets], cutting)
     return [
         batching.pad_batch(  # type: ignore[misc]

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from prompt_tuning.evaluation.matrix import Matrix
     from prompt_tuning.prompts.prompt_file import PromptMetadata
-    from prompt_tuning.training.loop import TrainResult
+    from prompt_tuning.training.course import TrainResult
 
 
 def model_config(name: str) -> ModelConfig:
@@ -58,12 +58,16 @@ def model_config(name: str) -> ModelConfig:
 def train(experiment: Experiment) -> TrainResult:
     """Runs an experiment as `t5x train` does; see `training.loop.train`."""
     from prompt_tuning.config import gin_reader
+    from prompt_tuning.pretraining.run import Pretraining
     from prompt_tuning.runtime import memory, threads
     from prompt_tuning.training import loop
+    from prompt_tuning.training.tasks import Tasks
 
     memory.keep_freed()
     threads.provide()
-    return loop.train(experiment, config_text=gin_reader.to_gin(experiment))
+    objective = Tasks if experiment.corpus.objective == "task" else Pretraining
+    text = gin_reader.to_gin(experiment)
+    return loop.train(experiment, objective=objective, config_text=text)
 
 
 def evaluate(run: EvalRun) -> Matrix:

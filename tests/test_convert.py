@@ -116,7 +116,7 @@ def test_pefts_dead_half(ours: Path, tmp_path: Path) -> None:
     said = convert_prompt(tmp_path / "peft", tmp_path / "again", "ours")
     assert said[1] == "left out: the last 5 rows, which PEFT never uses"
     assert read_prompt(tmp_path / "again").metadata == METADATA
-    with pytest.raises(ConfigError, match="--dead_half belongs to --format=peft"):
+    with pytest.raises(ConfigError, match=r"--dead_half.*--format=peft"):
         convert_prompt(ours, tmp_path / "x", "npy", dead_half=True)
 
 
@@ -193,7 +193,7 @@ def test_mistakes(
     write_t5x(tmp_path / "other", random_params(seed=3), 0)
     other = f"--checkpoint={tmp_path / 'other'}"
     said = refusal(capsys, f"--input={tmp_path / 'known'}", target, "--format=t5x", other)
-    assert "was trained with another backbone" in said
+    assert "another backbone" in said
 
 
 def test_the_command(ours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

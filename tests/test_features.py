@@ -131,27 +131,27 @@ def test_random_preprocessors_draw_the_same_every_time(add_task):
 def test_no_rows(add_task):
     nothing = [lambda dataset: dataset.filter(lambda row: False), seqio.preprocessors.tokenize]
     name = add_task(preprocessors=nothing)
-    with pytest.raises(ConfigError, match=f"the split 'train' of the task {name} has no rows"):
+    with pytest.raises(ConfigError, match=f"'train'.*{name}"):
         task_rows.load_rows(name, "train", LENGTHS)
-    with pytest.raises(ConfigError, match=r"'train\[:0\]' of the task .*_cb_v102 cannot be read"):
+    with pytest.raises(ConfigError, match=r"'train\[:0\]'.*_cb_v102"):
         task_rows.load_rows(CB, "train[:0]", LENGTHS)
 
 
 def test_another_vocabulary(add_task):
-    with pytest.raises(ConfigError, match=r"makes its inputs with the vocabulary.*but VOCABULARY"):
+    with pytest.raises(ConfigError, match=r"inputs.*VOCABULARY"):
         task_rows.load_rows(CB, "train", LENGTHS, vocabulary=load_vocabulary("tiny"))
     other = {
         "inputs": seqio.Feature(BYTES),
         "targets": seqio.Feature(seqio.ByteVocabulary(extra_ids=5)),
     }
     name = add_task(output_features=other)
-    with pytest.raises(ConfigError, match="makes its targets with the vocabulary"):
+    with pytest.raises(ConfigError, match="targets"):
         task_rows.load_rows(name, "train", LENGTHS, vocabulary=load_vocabulary("bytes"))
 
 
 def test_features_that_are_not_there_or_not_tokens(add_task):
     only = {"targets": seqio.Feature(BYTES)}
-    with pytest.raises(ConfigError, match=r"output features \['targets'\].*needs 'inputs' and"):
+    with pytest.raises(ConfigError, match=r"\['targets'\].*'inputs'"):
         task_rows.load_rows(add_task(output_features=only), "train", LENGTHS)
 
     def without_inputs(dataset):
@@ -164,14 +164,14 @@ def test_features_that_are_not_there_or_not_tokens(add_task):
     name = add_task(
         preprocessors=[without_inputs, seqio.preprocessors.tokenize], output_features=optional
     )
-    with pytest.raises(ConfigError, match="must give 'inputs' as a sequence of token ids, found n"):
+    with pytest.raises(ConfigError, match="'inputs'"):
         task_rows.load_rows(name, "train", LENGTHS)
-    with pytest.raises(ConfigError, match="cannot be read: Task dataset has incorrect type"):
+    with pytest.raises(ConfigError, match="incorrect type"):
         task_rows.load_rows(add_task(preprocessors=[]), "train", LENGTHS)  # never tokenised
 
 
 def test_a_mixture_is_not_a_task():
-    with pytest.raises(ConfigError, match="proportional is a mixture"):
+    with pytest.raises(ConfigError, match="proportional"):
         task_rows.load_rows("super_glue_v102_proportional", "train", LENGTHS)
 
 
@@ -211,16 +211,16 @@ def test_a_mixture_reads_the_tasks_that_have_the_split(tmp_path):
     assert found.is_labelled(0)
     (hidden,) = task_rows.load_eval_rows(dataclasses.replace(config, eval_split="test"))
     assert not any(hidden.is_labelled(row) for row in range(2))
-    with pytest.raises(ConfigError, match=r"no split 'validation\[:1\]'; it has validation, test"):
+    with pytest.raises(ConfigError, match=r"'validation\[:1\]'.*validation, test"):
         task_rows.load_eval_rows(dataclasses.replace(config, eval_split="validation[:1]"))
     rows, rates = task_rows.load_training_rows(name, "train", LENGTHS)
     assert [(r.task, len(r)) for r in rows] == [("taskless_super_glue_wsc_v102_simple_train", 1)]
     assert rates == [1.0]
-    with pytest.raises(ConfigError, match=r"no task of taskless.* has the split 'dev': set EVAL_S"):
+    with pytest.raises(ConfigError, match=r"'dev'.*EVAL_SPLIT"):
         task_rows.load_eval_rows(dataclasses.replace(config, eval_split="dev"))
-    with pytest.raises(ConfigError, match="MIXTURE_OR_TASK_NAME is empty"):
+    with pytest.raises(ConfigError, match="MIXTURE_OR_TASK_NAME"):
         task_rows.load_eval_rows(dataclasses.replace(config, mixture_or_task_name=()))
-    with pytest.raises(ConfigError, match=r"no task of the mixture .*'dev': set TRAIN_SPLIT"):
+    with pytest.raises(ConfigError, match=r"'dev'.*TRAIN_SPLIT"):
         task_rows.load_training_rows(name, "dev", LENGTHS)
 
 
@@ -282,9 +282,9 @@ def test_a_batch_equals_the_one_seqio_makes():
 
 
 def test_a_row_that_was_not_cut_is_refused():
-    with pytest.raises(AssertionError, match="a row of 7 tokens was not cut to 4"):
+    with pytest.raises(AssertionError, match=r"7.*4"):
         batching.make_batch([[1]], [[1] * 7], {"inputs": 8, "targets": 4})
-    with pytest.raises(AssertionError, match="a row of 9 tokens was not cut to 8"):
+    with pytest.raises(AssertionError, match=r"9.*8"):
         batching.make_batch([[1] * 9], [[1]], {"inputs": 8, "targets": 4})
 
 

@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import CONFIG
+from tiny_models import CONFIG, cutting_of
 
 from prompt_tuning.batches.groups import (
     Cutting,
     cut_batch,
     fill_up,
     input_widths,
-    make_cutting,
     record_cutting,
     target_widths,
 )
@@ -79,7 +78,7 @@ def test_the_cutting_follows_settings_and_mesh():
             ),
             train=TrainConfig(**settings),
         )
-        return make_cutting(experiment, parts)
+        return cutting_of(experiment, parts)
 
     assert (cutting(1).fewest, cutting(1).most) == (1, 8)
     assert cutting(8).most == 4
@@ -89,9 +88,9 @@ def test_the_cutting_follows_settings_and_mesh():
     assert cutting(1, length_groups=3).most == 2
     assert (cutting(1, microbatches=8).fewest, cutting(1, microbatches=8).most) == (8, 8)
     assert cutting(1).max_shapes == 2 * 15 * 3
-    with pytest.raises(ConfigError, match="MICROBATCHES = 3 does not cut BATCH_SIZE = 32"):
+    with pytest.raises(ConfigError, match=r"MICROBATCHES = 3 .*BATCH_SIZE = 32"):
         cutting(1, microbatches=3)
-    with pytest.raises(ConfigError, match="divide by the 8 data-parallel devices"):
+    with pytest.raises(ConfigError, match="8 data-parallel devices"):
         cutting(8, microbatches=8)
 
 
@@ -109,8 +108,8 @@ def test_a_run_that_goes_on_is_cut_as_it_was_wherever_it_is():
         data=data,
         train=TrainConfig(microbatches=8),
     )
-    begun = make_cutting(experiment, 1)
-    wider = make_cutting(experiment, 8, record_cutting(begun))
+    begun = cutting_of(experiment, 1)
+    wider = cutting_of(experiment, 8, record_cutting(begun))
     assert wider == dataclasses.replace(begun, data_parts=8)
     assert fill_up(wider, 4) == 4
 

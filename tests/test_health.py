@@ -21,7 +21,7 @@ def test_the_first_step_that_is_not_finite_is_named():
     good = {"loss": np.float32(1), "gradient_norm": np.float32(2)}
     health.check_finite([good, good], 9)
     bad = [good, {**good, "gradient_norm": np.float32("inf")}, {**good, "loss": np.float32("nan")}]
-    with pytest.raises(health.NotFiniteError, match=r"in step 8 \(gradient norm inf\)") as caught:
+    with pytest.raises(health.NotFiniteError, match=r"step 8 .*inf") as caught:
         health.check_finite(bad, 9)
     assert caught.value.step == 8
     assert isinstance(caught.value, FloatingPointError)

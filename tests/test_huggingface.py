@@ -301,10 +301,10 @@ def test_weights_in_pickles_only_say_what_to_do(folder):
 
 
 def test_addresses_need_huggingface_hub(monkeypatch, tmp_path):
-    with pytest.raises(ConfigError, match="expected hf://organisation/name"):
+    with pytest.raises(ConfigError, match="hf://organisation/name"):
         huggingface.local_folder("hf://t5-small")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ConfigError, match=r"huggingface_hub, which downloads.*is not installed"):
+    with pytest.raises(ConfigError, match="huggingface_hub"):
         huggingface.local_folder("hf://google-t5/t5-small@main")
     assert huggingface.is_huggingface("hf://google-t5/t5-small")
     assert not huggingface.is_huggingface("gs://bucket/checkpoint_1")

@@ -26,7 +26,7 @@ def test_sampled_vocab_takes_different_common_pieces():
     assert rows.max() < 12
     everything = np.asarray(inits.sampled_vocab(KEY, table, 12, population=12))[:, 0]
     assert sorted(everything) == list(range(12))
-    with pytest.raises(ConfigError, match="13 rows cannot be sampled from 12"):
+    with pytest.raises(ConfigError, match=r"13 .*12"):
         inits.sampled_vocab(KEY, table, 13, population=12)
 
 
@@ -39,7 +39,7 @@ def test_class_labels_are_means_and_the_rest_is_sampled():
         assert (np.abs(np.asarray(table[:20]) - row).max(axis=1) == 0).any()
     one = inits.class_labels(KEY, table, 1, [[3], [4]])
     np.testing.assert_allclose(one, table[3:4])
-    with pytest.raises(ConfigError, match="label number 1 is empty"):
+    with pytest.raises(ConfigError, match="1 is empty"):
         inits.class_labels(KEY, table, 6, [[3], []])
 
 
@@ -70,7 +70,7 @@ def test_init_prompt_says_what_it_did(config, labels, said):
     assert rows.dtype == np.float32
     assert said in text
     if config.init == "auto":
-        assert "no initialisation was asked for" in text
+        assert "no initialisation" in text
 
 
 def test_class_labels_without_labels_is_an_error():

@@ -119,7 +119,7 @@ def test_the_beginning_of_a_prompt_may_be_given(prompt: Path, tmp_path: Path) ->
     assert (one.distance.rows, one.distance.relative) == (4, pytest.approx(2))
     assert one.distance.cosine == pytest.approx(1)
     np.save(tmp_path / "wide.npy", np.ones((4, 64), np.float32))
-    with pytest.raises(ConfigError, match="--init has width 64, and the prompt"):
+    with pytest.raises(ConfigError, match=r"--init .*64"):
         inspect_prompts([prompt], "tiny", init=str(tmp_path / "wide.npy"))
 
 
@@ -171,7 +171,7 @@ def test_mistakes(
 
 def test_a_prompt_of_another_width(tmp_path: Path) -> None:
     np.save(tmp_path / "wide.npy", np.ones((100, 768), np.float32))
-    with pytest.raises(ConfigError, match=r"the model needs \(any, 128\)"):
+    with pytest.raises(ConfigError, match="128"):
         describe(inspect_prompts([tmp_path / "wide.npy"], "tiny"))
 
 
@@ -201,5 +201,5 @@ def test_conversion_against_a_hugging_face_folder(hugging_face: Path, prompt: Pa
     metadata = load_prompt(new)[1]
     assert metadata is not None
     assert metadata.backbone == embedding.read_identity("tiny")
-    with pytest.raises(ConfigError, match="first, with `t5x convert`"):
+    with pytest.raises(ConfigError, match="`t5x convert`"):
         convert_prompt(prompt, prompt.parent / "t5x", "t5x", checkpoint=str(hugging_face))

@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from tiny_models import CONFIG, random_params
+from tiny_models import CONFIG, cutting_of, random_params
 
 from prompt_tuning.batches import batching, groups
 from prompt_tuning.checkpoints.run_state import RunStateStore
@@ -98,7 +98,7 @@ def go_on(place, cutting, state, first):
 )
 def test_a_run_goes_on_on_another_mesh(tmp_path, first, second, cut):
     """Equal bits when it is restored; then losses and prompt to 1e-5 of the largest of each."""
-    cutting = groups.make_cutting(EXPERIMENT, first[0])
+    cutting = cutting_of(EXPERIMENT, first[0])
     begun, sizes = go_on(first, cutting, on_mesh(first)[0], 0)
     assert sizes == {(8,)} if first == (8, 1) else (2, 2, 2, 2) in sizes
     with RunStateStore(tmp_path) as store:
@@ -109,7 +109,7 @@ def test_a_run_goes_on_on_another_mesh(tmp_path, first, second, cut):
     ):
         assert set(one.sharding.device_set) == set(mesh(*second).devices.flat)
         np.testing.assert_array_equal(one, other)
-    cutting = groups.make_cutting(EXPERIMENT, second[0], meta["cutting"])
+    cutting = cutting_of(EXPERIMENT, second[0], meta["cutting"])
     resumed, sizes = go_on(second, cutting, state, SAVED)
     assert cut in sizes
     for (prompt, loss, _), (wanted, wanted_loss, _) in zip(resumed, begun[SAVED:], strict=True):

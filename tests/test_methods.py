@@ -1,12 +1,16 @@
 """Every method: its parameters, where it begins, its formula and gradient, its settings."""
 
+import dataclasses
+import importlib
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_models import CONFIG
 
-from prompt_tuning.config import ConfigError
+from prompt_tuning.config import ConfigError, gin_reader
 from prompt_tuning.methods.inits import STARTS
 from prompt_tuning.methods.method import Frozen, Start, first_params
 from prompt_tuning.methods.table import METHODS, find_method, make_settings
@@ -296,8 +300,8 @@ def test_as_many_parameters_as_published(name, values, length, expected):
     ("name", "message"),
     [
         ("prompt_tunning", "Did you mean prompt_tuning?"),
-        ("no_such_module_at_all.METHOD", "no module 'no_such_module_at_all'"),
-        ("json.METHOD", "json has no Method of that name"),
+        ("no_such_module_at_all.METHOD", "no_such_module_at_all"),
+        ("json.METHOD", "json"),
         ("METHOD", "no such method"),
         ("", "no such method"),
         (".METHOD", "no such method"),
@@ -333,6 +337,15 @@ def test_a_wrong_setting_is_an_error(name, values, message):
         make_settings(find_method(name), name, values)
     assert "PROMPT_SETTINGS" in str(error.value)
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_methods_gin_file_states_its_defaults(name):
+    prompt = gin_reader.load(["demo.gin", f"methods/{name}.gin"]).run.prompt
+    assert prompt.method == name
+    method = find_method(name)
+    assert prompt.settings.keys() == {field.name for field in dataclasses.fields(method.Settings)}
+    assert make_settings(method, name, prompt.settings) == method.Settings()
 
 
 def test_an_integer_is_a_number():

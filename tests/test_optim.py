@@ -129,5 +129,5 @@ def test_every_parameter_is_trained_or_frozen_by_name():
     model = optim.label_names(names, optim.MODEL_RULES)
     assert [n for n in names if prompt[n] == "train"] == ["prompt"]
     assert [n for n in names if model[n] == "freeze"] == ["prompt"]
-    with pytest.raises(ValueError, match="leave 1 parameters unmatched: adapter/w"):
+    with pytest.raises(ValueError, match="adapter/w"):
         optim.label_names([*names, "adapter/w"], optim.PROMPT_RULES)

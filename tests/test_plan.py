@@ -189,7 +189,7 @@ def test_a_gpu_has_the_memory_that_jax_takes_of_it():
     assert plan.usable_share(one, {"XLA_CLIENT_MEM_FRACTION": ".9"}) == 0.9
     assert plan.usable_share(one, {"XLA_PYTHON_CLIENT_MEM_FRACTION": ".8"}) == 0.8
     assert plan.usable_share(tpu, {}) == plan.HEADROOM
-    with pytest.raises(ConfigError, match="XLA_CLIENT_MEM_FRACTION=most in the environment"):
+    with pytest.raises(ConfigError, match="XLA_CLIENT_MEM_FRACTION=most"):
         plan.usable_share(one, {"XLA_CLIENT_MEM_FRACTION": "most"})
 
 
@@ -237,7 +237,7 @@ def test_a_dry_run_of_pretraining(capsys, tmp_path, recipe):
     assert cli.main(["train", *flags, "--dry_run"]) == 0
     assert "2 equal part(s) of one shape" in capsys.readouterr().out
     assert cli.main(["train", *flags, "--gin.MICROBATCHES=5", "--dry_run"]) == 2
-    assert "cannot be cut into MICROBATCHES = 5" in capsys.readouterr().err
+    assert "MICROBATCHES = 5" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("corpus", [{"objective": "span_corruption"}, {"pack": True}])
@@ -259,16 +259,16 @@ def test_pretraining_is_planned_for_with_its_own_arrays(corpus):
 
 
 def test_a_plan_refuses_what_a_run_refuses():
-    with pytest.raises(ConfigError, match="MICROBATCHES = 3 does not cut BATCH_SIZE = 8"):
+    with pytest.raises(ConfigError, match=r"MICROBATCHES = 3 .*BATCH_SIZE = 8"):
         plan.make_plan(experiment(CONFIG, microbatches=3), chips.parse_topology("cpu:8"))
     by_cudnn = dataclasses.replace(CONFIG, dtype="bfloat16", attention="cudnn")
-    with pytest.raises(ConfigError, match="for NVIDIA's GPUs, and the devices are cpu"):
+    with pytest.raises(ConfigError, match=r"NVIDIA.* cpu"):
         plan.make_plan(experiment(by_cudnn), chips.parse_topology("cpu:8"))
-    with pytest.raises(ConfigError, match="PACK = True puts several examples in a row"):
+    with pytest.raises(ConfigError, match="PACK = True"):
         dataclasses.replace(
             experiment(by_cudnn), corpus=CorpusConfig(objective="prefix_lm", pack=True)
         )
-    with pytest.raises(ConfigError, match=r"NUM_MODEL_PARTITIONS = 8 does not divide NUM_HEADS"):
+    with pytest.raises(ConfigError, match=r"NUM_MODEL_PARTITIONS = 8 .*NUM_HEADS"):
         plan.make_plan(experiment(by_cudnn, partitions=8), chips.parse_topology("h100:8"))
 
 
@@ -318,11 +318,11 @@ def test_a_topology_that_is_none_says_so(name, message):
 
 
 def test_what_cannot_be_planned_says_so():
-    with pytest.raises(ConfigError, match="utilisation must lie in"):
+    with pytest.raises(ConfigError, match="utilisation"):
         plan.make_plan(experiment(CONFIG), chips.parse_topology("cpu:8"), utilisation=2.0)
-    with pytest.raises(ConfigError, match="BATCH_SIZE = 6 does not divide by the 4"):
+    with pytest.raises(ConfigError, match="BATCH_SIZE = 6"):
         plan.make_plan(experiment(CONFIG, rows=6), chips.parse_topology("cpu:8"))
-    with pytest.raises(ConfigError, match="needs 64 CPU devices"):
+    with pytest.raises(ConfigError, match="64 CPU devices"):
         plan.make_plan(experiment(CONFIG), chips.parse_topology("cpu:64"))
 
 

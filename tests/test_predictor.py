@@ -200,7 +200,7 @@ def test_without_prompts_it_is_the_model_itself(predictor, backbone):
         bare.score(TEXTS, LABELS, None), predictor.score(TEXTS, LABELS, None), rtol=1e-5
     )
     assert bare.generate([], None) == []
-    with pytest.raises(ConfigError, match=r"no prompt is named 'long'. Loaded: none; None is"):
+    with pytest.raises(ConfigError, match="'long'"):
         bare.generate(TEXTS, "long")
 
 
@@ -224,7 +224,7 @@ def test_a_long_text_is_cut_and_said_so(predictor):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         expected = predictor.generate(fits, None), predictor.rank(fits, LABELS, None)
-    message = r"6 of 6 texts are longer than .* = 48 .* numbers 0, 1, 2, 3, 4, \.\.\."
+    message = r"6 of 6 texts .*48 .*0, 1, 2, 3, 4, \.\.\."
     with pytest.warns(UserWarning, match=message) as warned:
         found = predictor.generate(long, None), predictor.rank(long, LABELS, None)
     assert found == expected
@@ -232,7 +232,7 @@ def test_a_long_text_is_cut_and_said_so(predictor):
     with pytest.warns(UserWarning, match=message) as warned:
         predictor.score(long, LABELS, None)
     assert warned[0].filename == __file__
-    with pytest.warns(UserWarning, match=r"1 of 6 texts .* numbers 2\."):
+    with pytest.warns(UserWarning, match=r"1 of 6 texts .* 2\."):
         predictor.generate([*fits[:2], long[0], *fits[:3]], None)
     rows, cut = predictor.tokenize([fits[0], long[0]])
     assert (rows[0], cut) == (rows[1], [1])
@@ -244,21 +244,21 @@ def test_a_long_text_is_cut_and_said_so(predictor):
 
 
 def test_unknown_prompts_are_refused_with_the_nearest_names(predictor):
-    with pytest.raises(ConfigError, match=r"no prompt is named 'shrt'. Did you mean short"):
+    with pytest.raises(ConfigError, match=r"'shrt'.*Did you mean short"):
         predictor.generate(TEXTS, [*NAMES[:-1], "shrt"])
-    with pytest.raises(ConfigError, match="Loaded: long, short; None is the model without"):
+    with pytest.raises(ConfigError, match="long, short"):
         predictor.rank(TEXTS, LABELS, "zzz")
-    with pytest.raises(ConfigError, match="there are 6 texts and 1 prompts"):
+    with pytest.raises(ConfigError, match=r"6 texts .*1 prompts"):
         predictor.score(TEXTS, LABELS, ["short"])
 
 
 def test_misuse_is_named(predictor, backbone):
-    with pytest.raises(ConfigError, match=r"a single text: write \[text\]"):
+    with pytest.raises(ConfigError, match=r"\[text\]"):
         predictor.generate("a text", "short")
     for labels in ("yes", []):
-        with pytest.raises(ConfigError, match="a list of labels to rank, found"):
+        with pytest.raises(ConfigError, match="labels"):
             predictor.rank(TEXTS, labels, "short")
-    with pytest.raises(ConfigError, match="batch_size must be at least 1, found 0"):
+    with pytest.raises(ConfigError, match="batch_size"):
         Predictor(CONFIG, backbone, ByteVocabulary(), {}, batch_size=0)
     for shape in ((3, 7), (32,)):
         with pytest.raises(ConfigError, match=rf"the prompt p has shape \({shape[0]}, ?7?\)"):
@@ -267,10 +267,10 @@ def test_misuse_is_named(predictor, backbone):
 
 def test_a_vocabulary_of_another_model_is_refused(backbone):
     large = ByteVocabulary(vocab_size=385)
-    with pytest.raises(ConfigError, match="has 385 ids, the model only 384 embeddings"):
+    with pytest.raises(ConfigError, match=r"385 .*384"):
         Predictor(CONFIG, backbone, large, {})
     other = ByteVocabulary(eos_id=2)
-    with pytest.raises(ConfigError, match="ends sequences with id 2; a T5 does with 1"):
+    with pytest.raises(ConfigError, match="id 2"):
         Predictor(CONFIG, backbone, other, {})
 
 
@@ -313,14 +313,14 @@ def test_prompts_of_another_backbone_or_vocabulary_are_refused(files, tmp_path, 
     def load(path, vocabulary="bytes"):
         return Predictor.from_checkpoint(checkpoint, CONFIG, vocabulary, {"p": path})
 
-    with pytest.raises(ConfigError, match=r"wide.npy has shape \(2, 40\); the model needs"):
+    with pytest.raises(ConfigError, match=r"wide\.npy .*\(2, 40\)"):
         load(files / "wide.npy")
-    with pytest.raises(ConfigError, match="there is no prompt at"):
+    with pytest.raises(ConfigError, match="no prompt"):
         load(files / "nothing")
     for field in ("backbone", "vocabulary"):
         metadata = prompt_file.PromptMetadata(**{field: "0" * 64})
         prompt_file.save_prompt(tmp_path / field, PROMPTS["short"], metadata)
-        with pytest.raises(ConfigError, match=f"was trained with another {field}"):
+        with pytest.raises(ConfigError, match=f"another {field}"):
             load(tmp_path / field)
 
 

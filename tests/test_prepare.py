@@ -65,16 +65,16 @@ def snapshot(folder: Path) -> dict[Path, bytes]:
 
 ROW = superglue_rows.labelled("CB")[0]
 BAD = {
-    "a feature is missing": ({**ROW, "premise": None}, "'premise' must be text, found None"),
-    "a feature is a number": ({**ROW, "hypothesis": 3}, "'hypothesis' must be text, found 3"),
-    "no idx": ({k: v for k, v in ROW.items() if k != "idx"}, "'idx' must be a whole number"),
-    "idx is text": ({**ROW, "idx": "9"}, "'idx' must be a whole number, found '9'"),
-    "idx twice": (ROW, "the 'idx' 0 is that of line 1 too"),
-    "label is no label": ({**ROW, "idx": 9, "label": "yes"}, "'label' must be one of.*'yes'"),
-    "label is another task's": ({**ROW, "idx": 9, "label": True}, "'label' must be one of.*True"),
-    "label -1": ({**ROW, "idx": 9, "label": -1}, "'label' must be one of.*-1"),
-    "no label": ({**superglue_rows.ROWS["CB"][0], "idx": 9}, "'label' must be one of.*None"),
-    "a list": ([1, 2], r"a row must be a JSON object, found \[1, 2\]"),
+    "a feature is missing": ({**ROW, "premise": None}, "'premise'.*None"),
+    "a feature is a number": ({**ROW, "hypothesis": 3}, "'hypothesis'.*3"),
+    "no idx": ({k: v for k, v in ROW.items() if k != "idx"}, "'idx'"),
+    "idx is text": ({**ROW, "idx": "9"}, "'idx'.*'9'"),
+    "idx twice": (ROW, "'idx' 0 .*line 1"),
+    "label is no label": ({**ROW, "idx": 9, "label": "yes"}, "'label'.*'yes'"),
+    "label is another task's": ({**ROW, "idx": 9, "label": True}, "'label'.*True"),
+    "label -1": ({**ROW, "idx": 9, "label": -1}, "'label'.*-1"),
+    "no label": ({**superglue_rows.ROWS["CB"][0], "idx": 9}, "'label'.*None"),
+    "a list": ([1, 2], r"\[1, 2\]"),
 }
 
 
@@ -96,28 +96,26 @@ NOT_JSON += [b"\xef\xbb\xbf{}", "{}".encode("utf-16"), b"[" * 100_000]
 def test_a_line_that_is_not_json(line, jsonl_dir, tmp_path):
     path = jsonl_dir / "RTE" / "train.jsonl"
     path.write_bytes(path.read_bytes() + line + b"\n")
-    with pytest.raises(ConfigError, match=r"RTE/train.jsonl, line 3: this is not JSON"):
+    with pytest.raises(ConfigError, match=r"RTE/train\.jsonl, line 3"):
         prepare.prepare_superglue(jsonl_dir, tmp_path / "tfds")
 
 
 def test_an_empty_file(jsonl_dir, tmp_path):
     (jsonl_dir / "RTE" / "train.jsonl").write_text("")
-    with pytest.raises(ConfigError, match=r"RTE/train.jsonl has no rows"):
+    with pytest.raises(ConfigError, match=r"RTE/train\.jsonl"):
         prepare.prepare_superglue(jsonl_dir, tmp_path / "tfds")
 
 
 def test_a_folder_too_deep(jsonl_dir, tmp_path):
-    with pytest.raises(
-        ConfigError, match=r"none of the folders BoolQ, CB.* is in .*CB,.*BoolQ.zip"
-    ):
+    with pytest.raises(ConfigError, match=r"BoolQ, CB.*BoolQ\.zip"):
         prepare.prepare_superglue(jsonl_dir / "CB", tmp_path / "tfds")
 
 
 def test_a_target_that_is_a_file_or_remote(jsonl_dir, tmp_path):
     (tmp_path / "taken").write_text("")
-    with pytest.raises(ConfigError, match="taken cannot be written"):
+    with pytest.raises(ConfigError, match="taken"):
         prepare.prepare_superglue(jsonl_dir, tmp_path / "taken")
-    with pytest.raises(ConfigError, match="gs://bucket/tfds is not a local directory"):
+    with pytest.raises(ConfigError, match="gs://bucket/tfds"):
         prepare.prepare_superglue(jsonl_dir, "gs://bucket/tfds")
 
 
@@ -187,12 +185,12 @@ def test_archives_are_as_good_as_folders(whole, tmp_path, capsys):
 
 def test_archives_that_are_none_or_bad(whole, tmp_path):
     (tmp_path / "CB.zip").write_text("no archive")
-    with pytest.raises(ConfigError, match=r"CB.zip cannot be unpacked: File is not a zip"):
+    with pytest.raises(ConfigError, match=r"CB\.zip"):
         prepare.prepare_superglue(tmp_path, tmp_path / "tfds")
     bad = tmp_path / "bad" / "CB"
     superglue_rows.write_rows(bad / "val.jsonl", [ROW, {**ROW, "idx": 7, "premise": 1}])
     zipped(bad, tmp_path / "CB.zip", "CB")
-    with pytest.raises(ConfigError, match=r"CB.zip/val.jsonl, line 2: the field 'premise' must"):
+    with pytest.raises(ConfigError, match=r"CB\.zip/val\.jsonl, line 2: .*'premise'"):
         prepare.prepare_superglue(tmp_path, tmp_path / "tfds")
     assert not (tmp_path / "tfds").exists()
 
@@ -225,29 +223,29 @@ def changed(row: dict, path: str, value) -> dict:
 del_ = object()
 NESTED = {
     "MultiRC": [
-        ("passage", "x", "'passage' must be an object"),
-        ("passage.text", del_, r"'passage.text' must be text, found None"),
-        ("passage.questions", {}, r"'passage.questions' must be a list"),
-        ("passage.questions.1.question", 3, r"'passage.questions\[1\].question' must be text"),
+        ("passage", "x", "'passage'"),
+        ("passage.text", del_, r"'passage.text'.*None"),
+        ("passage.questions", {}, r"'passage.questions'"),
+        ("passage.questions.1.question", 3, r"'passage.questions\[1\].question'"),
         ("passage.questions.0.answers.1.text", del_, r"'passage.questions\[0\].answers\[1\].text'"),
-        ("passage.questions.0.answers.1.label", 2, r"answers\[1\].label' must be one of 0, 1"),
-        ("passage.questions.0.answers.1.idx", 20, r"the 'idx' \(3, 7, 20\) is that of line 1 too"),
-        ("idx", "3", "'idx' must be a whole number"),
+        ("passage.questions.0.answers.1.label", 2, r"answers\[1\].label'.*0, 1"),
+        ("passage.questions.0.answers.1.idx", 20, r"'idx' \(3, 7, 20\)"),
+        ("idx", "3", "'idx'"),
     ],
     "ReCoRD": [
-        ("passage.entities.0.end", "x", r"'passage.entities\[0\].end' must be a whole number"),
-        ("passage.entities.1.start", 2, r"'passage.entities\[1\].start' and 'end' must be places"),
-        ("passage.entities.2.end", 999, r"found 25 and 999; the text has 83 characters"),
-        ("qas", del_, "'qas' must be a list, found None"),
-        ("qas.1.query", None, r"'qas\[1\].query' must be text"),
-        ("qas.1.answers", del_, r"'qas\[1\].answers' must be a list"),
-        ("qas.0.answers.1.text", 5, r"'qas\[0\].answers\[1\].text' must be text"),
-        ("qas.1.idx", 9, "the 'idx' 9 is that of line 1 too"),
-        ("passage.text", "\ud83d", r"'passage.text' must be text in Unicode, without halves"),
+        ("passage.entities.0.end", "x", r"'passage.entities\[0\].end'"),
+        ("passage.entities.1.start", 2, r"'passage.entities\[1\].start'"),
+        ("passage.entities.2.end", 999, r"25 and 999.*83"),
+        ("qas", del_, "'qas'.*None"),
+        ("qas.1.query", None, r"'qas\[1\].query'"),
+        ("qas.1.answers", del_, r"'qas\[1\].answers'"),
+        ("qas.0.answers.1.text", 5, r"'qas\[0\].answers\[1\].text'"),
+        ("qas.1.idx", 9, "'idx' 9 "),
+        ("passage.text", "\ud83d", r"'passage.text'"),
     ],
     "WSC": [
-        ("target", del_, "'target' must be an object, found None"),
-        ("target.span2_index", 99, "'target.span2_index' must be the number of a word, found 99"),
+        ("target", del_, "'target'.*None"),
+        ("target.span2_index", 99, "'target.span2_index'.*99"),
         ("target.span1_text", "Ann", "'target.span1_text' must be in the text, found 'Ann'"),
         ("target.span1_text", "thanked bob", "'target.span1_text' must be in the text"),
         ("target.span2_text", "lp", r"the pronoun 'lp' \(span2_text\) is not a word of"),

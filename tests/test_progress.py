@@ -35,7 +35,24 @@ def test_progress_before_the_first_value_is_no_empty_list(monkeypatch, capsys):
     progress = Progress(start=0, total=40, rows_per_step=8)
     progress._last_line -= 5.0
     progress.update(1)
-    assert re.match(r"step 1/40: \d+ examples/s, ", capsys.readouterr().out)
+    assert capsys.readouterr().out == "step 1/40\n"
+
+
+def test_speed_and_time_left_do_not_count_what_was_compiled(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    progress = Progress(start=0, total=30, rows_per_step=8)
+    began = time.monotonic()
+    outer = jax.jit(lambda x: sum(jax.jit(lambda x: jnp.sort(x))(x * n) for n in range(60)))
+    outer(jnp.ones(8)).block_until_ready()  # two programs, one traced within the other
+    compiled = time.monotonic() - began
+    assert 0.5 * compiled < progress._compiling.seconds() <= compiled
+    time.sleep(0.2)
+    progress._last_line -= 5.0
+    progress.update(10, {"loss": "1.500"})
+    assert 0.2 <= 10 / progress.steps_per_second < 0.2 + 0.6 * compiled
+    left = re.search(r"(\d+) s left", capsys.readouterr().out)
+    assert int(left[1]) == round(20 / progress.steps_per_second)
+    progress.close()
 
 
 def test_what_is_not_worth_a_look_is_not_shown(monkeypatch, capsys):

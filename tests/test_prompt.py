@@ -149,7 +149,7 @@ def test_attention_by_lengths_sees_what_masks_show(drops):
 def test_attention_by_lengths_takes_rows_of_one_example():
     config = dataclasses.replace(CONFIG, dtype="bfloat16", attention="cudnn")
     packed = {"segments": jnp.ones((2, 8), jnp.int32)}
-    with pytest.raises(ConfigError, match=r"set PACK = False or ATTENTION = 'xla'"):
+    with pytest.raises(ConfigError, match=r"PACK = False.*ATTENTION = 'xla'"):
         prompt.encode(
             fit_to(config, jax.devices(), "gpu"),
             random_params(),
@@ -157,7 +157,7 @@ def test_attention_by_lengths_takes_rows_of_one_example():
             jnp.ones((2, 8), jnp.int32),
             **packed,
         )
-    with pytest.raises(ConfigError, match="for NVIDIA's GPUs, and the devices are cpu"):
+    with pytest.raises(ConfigError, match=r"NVIDIA.* cpu"):
         fit_to(config, jax.devices())
 
 

@@ -109,7 +109,7 @@ def test_replaces_a_folder_whole(folder: Path, prompt: np.ndarray) -> None:
 def test_a_refused_prompt_leaves_what_was_there(folder: Path, prompt: np.ndarray) -> None:
     prompt = prompt.copy()
     prompt[3, 4] = np.nan
-    with pytest.raises(ConfigError, match="holds 1 values that are not finite"):
+    with pytest.raises(ConfigError, match=r"1 values .*not finite"):
         save_prompt(folder, prompt, METADATA)
     assert load_prompt(folder)[1] == METADATA
 
@@ -160,22 +160,22 @@ def test_loads_a_half_precision_peft_prompt(folder: Path, prompt: np.ndarray) ->
 
 
 def test_nothing_there(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(ConfigError, match=r"there is no prompt at .*nowhere: expected a folder"):
+    with pytest.raises(ConfigError, match="nowhere"):
         load_prompt(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match=r"There are 1 prompts in it; .*/prompts/best\.$"):
+    with pytest.raises(ConfigError, match=r"1 prompts.*/prompts/best"):
         load_prompt(tmp_path)  # a MODEL_DIR
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(ConfigError, match=r"notes\.txt, which is neither"):
+    with pytest.raises(ConfigError, match=r"notes\.txt"):
         load_prompt(tmp_path / "notes.txt")
 
 
 @pytest.mark.parametrize(
     ("array", "message"),
     [
-        (np.zeros(5, np.float32), r"has shape \(5,\); a prompt must be a matrix"),
-        (np.zeros((0, 5), np.float32), r"has shape \(0, 5\); a prompt must be a matrix"),
-        (np.full((2, 5), np.inf, np.float32), "holds 10 values that are not finite"),
-        (np.full((2, 5), 1e300), "holds 10 values that are not finite"),
+        (np.zeros(5, np.float32), r"\(5,\)"),
+        (np.zeros((0, 5), np.float32), r"\(0, 5\)"),
+        (np.full((2, 5), np.inf, np.float32), "10 values"),
+        (np.full((2, 5), 1e300), "10 values"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
@@ -191,10 +191,10 @@ def test_an_impossible_prompt_is_refused(
 
 def test_integers_are_refused(tmp_path: Path, folder: Path) -> None:
     np.save(tmp_path / "prompt.npy", np.zeros((2, 5), np.int32))
-    with pytest.raises(ConfigError, match="holds int32; a prompt must hold floating-point"):
+    with pytest.raises(ConfigError, match="int32"):
         load_prompt(tmp_path / "prompt.npy")
     safetensors.numpy.save_file({"prompt_embeddings": np.zeros((2, 5), np.int8)}, folder / WEIGHTS)
-    with pytest.raises(ConfigError, match=r"of the types F64, F32, F16, BF16; found .*'I8'"):
+    with pytest.raises(ConfigError, match=r"F64, F32, F16, BF16.*'I8'"):
         load_prompt(folder)
 
 
@@ -227,7 +227,7 @@ def test_declared_sizes_are_checked_before_memory_is_taken(
     header = {"descr": "<f4", "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(stream, header)
     (tmp_path / "prompt.npy").write_bytes(stream.getvalue() + bytes(512))
-    with pytest.raises(ConfigError, match=r"prompt\.npy is damaged: it declares"):
+    with pytest.raises(ConfigError, match=r"prompt\.npy is damaged"):
         load_prompt(tmp_path / "prompt.npy")
 
     tensor = {"dtype": "F32", "shape": shape, "data_offsets": [0, shape[0] * shape[1] * 4]}
@@ -310,13 +310,13 @@ def test_any_bit_that_flips_in_a_folder_is_noticed(folder: Path) -> None:
 def test_metadata_in_another_encoding_is_refused(folder: Path) -> None:
     file = folder / "prompt_tuning.json"
     file.write_text(file.read_text(encoding="utf-8"), encoding="utf-16")
-    with pytest.raises(ConfigError, match="is not what was written"):
+    with pytest.raises(ConfigError):
         load_prompt(folder)
 
 
 def test_metadata_of_another_prompt_is_refused(folder: Path, prompt: np.ndarray) -> None:
     safetensors.numpy.save_file({"prompt_embeddings": prompt + 1}, folder / WEIGHTS)
-    with pytest.raises(ConfigError, match=r"prompt_tuning\.json describes another prompt"):
+    with pytest.raises(ConfigError, match=r"prompt_tuning\.json"):
         load_prompt(folder)
 
 
@@ -330,13 +330,13 @@ def test_metadata_of_another_form_is_refused(
     values = json.loads((folder / "prompt_tuning.json").read_text())
     del values["sha256"]
     (folder / "prompt_tuning.json").write_text(json.dumps({**values, field: value}))
-    with pytest.raises(ConfigError, match=rf"written by another version .* \(1\.0\).*{message}"):
+    with pytest.raises(ConfigError, match=message):
         load_prompt(folder)
 
 
 def test_an_adapter_of_another_kind_is_refused(folder: Path, prompt: np.ndarray) -> None:
     safetensors.numpy.save_file({"lora_A": prompt, "lora_B": prompt}, folder / WEIGHTS)
-    with pytest.raises(ConfigError, match=r"found {'lora_A': 'F32', 'lora_B': 'F32'}"):
+    with pytest.raises(ConfigError, match="lora_A"):
         load_prompt(folder)
 
 
@@ -348,17 +348,15 @@ def test_check_prompt(prompt: np.ndarray) -> None:
     check(shape=(None, 32), backbone="ab" * 32, vocabulary="cd" * 32)
     check(None, backbone="00" * 32)
     check(PromptMetadata(), backbone="00" * 32, vocabulary="00" * 32)
-    with pytest.raises(ConfigError, match=r"p/best has shape \(20, 32\); the model needs \(20, 64"):
+    with pytest.raises(ConfigError, match=r"p/best .*\(20, 32\).*\(20, 64"):
         check(shape=(20, 64))
-    with pytest.raises(
-        ConfigError, match=r"needs \(any, 64\)\. Was it trained for a model of anot"
-    ):
+    with pytest.raises(ConfigError, match=r"\(any, 64\)"):
         check(shape=(None, 64))
-    with pytest.raises(ConfigError, match=r"\(100, 32\) is asked for\. Set PROMPT_LENGTH = 20"):
+    with pytest.raises(ConfigError, match=r"\(100, 32\).*PROMPT_LENGTH = 20"):
         check(shape=(100, 32))
-    with pytest.raises(ConfigError, match=r"another backbone \(abababababab\.\.\.\).*\(0000"):
+    with pytest.raises(ConfigError, match=r"another backbone .*abababababab.*0000"):
         check(backbone="00" * 32)
-    with pytest.raises(ConfigError, match=r"another vocabulary \(cdcd"):
+    with pytest.raises(ConfigError, match=r"another vocabulary .*cdcd"):
         check(vocabulary="00" * 32)
 
 

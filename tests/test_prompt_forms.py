@@ -97,7 +97,7 @@ def test_a_prompt_of_the_release(tmp_path: Path) -> None:
     check_prompt(prompt, metadata, shape=(100, model_config("base").embed_dim), where="sst2.npy")
     for size in ("small", "large", "tiny"):
         width = model_config(size).embed_dim
-        message = rf"has shape \(100, 768\); the model needs \(100, {width}\)"
+        message = rf"\(100, 768\).*\(100, {width}\)"
         with pytest.raises(ConfigError, match=message):
             check_prompt(prompt, metadata, shape=(100, width), where="sst2.npy")
 
@@ -110,7 +110,7 @@ def test_a_prompt_of_the_release_is_refused_by_the_tiny_model(
     arguments = [*TASK, f"--gin.PROMPT_FILE='{tmp_path / 'sst2.npy'}'"]
     places = [f"--input={tmp_path / 'rows'}", f"--output={tmp_path / 'answers'}"]
     assert cli.main(["infer", "--gin_file=runs/infer.gin", *arguments, *places]) == 2
-    assert "the model needs (any, 128)" in capsys.readouterr().err
+    assert "(any, 128)" in capsys.readouterr().err
 
 
 @pytest.mark.slow  # a second run; the one above trains on from another form

@@ -11,7 +11,7 @@ import seqio
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tiny_models import CONFIG, MODEL, random_params, random_prompt
+from tiny_models import CONFIG, MODEL, evaluator_of, random_params, random_prompt
 
 from prompt_tuning.batches import batching
 from prompt_tuning.batches.groups import Cutting
@@ -64,7 +64,7 @@ def make_evaluator(mesh=None, batch_size=8, inputs=16, **settings) -> Evaluator:
         ),
         eval=EvalConfig(**{"method": "rank", **settings}),
     )
-    return Evaluator(experiment, mesh or sharding.make_mesh(1))
+    return evaluator_of(experiment, mesh or sharding.make_mesh(1))
 
 
 def one_device() -> Mesh:
@@ -278,13 +278,13 @@ def test_every_word_is_ranked_once_on_the_device_of_its_row(words, parts):
 
 def test_words_that_cannot_be_ranked_are_refused(task):
     silent = dataclasses.replace(task, label_words=(), row_words=((),) * len(task.rows))
-    with pytest.raises(ConfigError, match=r"row 0 of two_as cannot be ranked: its words are \(\)"):
+    with pytest.raises(ConfigError, match="row 0 of two_as"):
         ranking.word_ids(silent)
 
 
 def test_probabilities_that_are_not_numbers_are_refused(task, params):
     broken = {**params[0], "decoder/decoder_norm/scale": jnp.full(CONFIG.embed_dim, jnp.nan)}
-    with pytest.raises(FloatingPointError, match="33 of 33 log probabilities are not finite"):
+    with pytest.raises(FloatingPointError, match="33 of 33"):
         ranking.rank(make_evaluator(), (broken, params[1]), task)
 
 

@@ -12,15 +12,22 @@ import numpy as np
 import pytest
 from scipy import stats
 from test_decode import markov
-from tiny_models import CONFIG, MODEL, random_batch, random_params, random_prompt
+from tiny_models import (
+    CONFIG,
+    MODEL,
+    evaluator_of,
+    load_data,
+    random_batch,
+    random_params,
+    random_prompt,
+)
 
 from prompt_tuning.config import ConfigError, DataConfig, Decoding, EvalConfig, Experiment
 from prompt_tuning.decoding import beam, decode
 from prompt_tuning.decoding.sample import mask_logits, row_keys, temperature_sample
-from prompt_tuning.evaluation.evaluate import Evaluator, evaluate
+from prompt_tuning.evaluation.evaluate import evaluate
 from prompt_tuning.model import sharding, t5
 from prompt_tuning.model.prompt import Prompt, encode, no_prompt
-from prompt_tuning.session import setup
 from prompt_tuning.world.assets import TINY_CONFIG
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "t5x_samples.npz")
@@ -183,13 +190,13 @@ def test_evaluation_draws_the_same_with_any_batch_size():
         data=data,
         eval=EvalConfig(decoding=decoding, num_examples=12),
     )
-    (task,) = setup.load_data(run, train=False).eval_tasks
+    (task,) = load_data(run, train=False).eval_tasks
     mesh = sharding.make_mesh(1)
     params = random_params(TINY_CONFIG), jnp.zeros((0, TINY_CONFIG.embed_dim))
     outputs = []
     for size in (8, 16):
         other = dataclasses.replace(run, data=dataclasses.replace(data, batch_size=size))
-        rows = evaluate(Evaluator(other, mesh), params, task).rows
+        rows = evaluate(evaluator_of(other, mesh), params, task).rows
         outputs.append([row["output"] for row in rows])
     assert outputs[0] == outputs[1]
     assert len(set(outputs[0])) > 6

@@ -30,14 +30,14 @@ def test_splits_that_are_there(tfds_dir):
 def test_splits_that_are_not(split, tfds_dir):
     registry.register("bytes", tfds_data_dir=tfds_dir)
     boolq = seqio.get_mixture_or_task("super_glue_boolq_v102")
-    with pytest.raises(ConfigError, match=r"boolq_v102 has no split '.*'; it has train, validati"):
+    with pytest.raises(ConfigError, match=r"boolq_v102.*train, validation"):
         sources.check_source(boolq, split)
 
 
 def test_only_tfds_slices():
     registry.register("bytes")
     demo = seqio.get_mixture_or_task("tiny_mood")
-    with pytest.raises(ConfigError, match=r"tiny_mood has no split 'train\[:5\]'; it has train"):
+    with pytest.raises(ConfigError, match=r"tiny_mood.*'train\[:5\]'"):
         sources.check_source(demo, "train[:5]")
 
 
@@ -50,7 +50,7 @@ def test_splits_that_the_user_named(tfds_dir):
     )
     sources.check_source(task, "few")
     for split in ("train", "few[:1]"):
-        with pytest.raises(ConfigError, match=r"renamed has no split '.*'; it has few"):
+        with pytest.raises(ConfigError, match=r"renamed.*few"):
             sources.check_source(task, split)
 
 
@@ -80,7 +80,7 @@ def test_a_file_that_is_not_there(tmp_path):
         output_features=byte_features,
     )
     try:
-        with pytest.raises(ConfigError, match=r"split 'train' of the task from_a_file cannot be r"):
+        with pytest.raises(ConfigError, match=r"'train'.*from_a_file"):
             task_rows.load_rows("from_a_file", "train", LENGTHS)
     finally:
         seqio.TaskRegistry.remove("from_a_file")

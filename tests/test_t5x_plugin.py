@@ -148,7 +148,7 @@ def test_packed_rows_are_refused():
     batch, prompt = random_batch(), random_prompt(2)
     params = {**random_params(), PROMPT: prompt}
     segments = jnp.ones_like(batch["encoder_input_tokens"])
-    with pytest.raises(ValueError, match="packed rows would share one prompt"):
+    with pytest.raises(ValueError, match="packed"):
         run_t5x(transformer(prompt), params, batch, encoder_segment_ids=segments)
 
 

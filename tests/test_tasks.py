@@ -170,7 +170,7 @@ def test_questions_are_spaced_alike():
 
 def test_a_pronoun_that_is_not_in_the_text():
     row = {"text": "a b", "span2_index": 1, "span2_text": "he", "span1_text": "a"}
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"\(span2_text\) is not a word"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="span2_text"):
         convert(superglue.WSC_EVAL, {**row, "label": 1, "idx": 0})
 
 
@@ -398,7 +398,7 @@ def vocabulary_file() -> str:
 
 
 def test_unknown_names_come_with_the_nearest_ones():
-    with pytest.raises(ConfigError, match=r"'taskless_super_glue_cb_v12'. Did you mean taskless_s"):
+    with pytest.raises(ConfigError, match=r"'taskless_super_glue_cb_v12'.*Did you mean taskless_s"):
         registry.resolve("taskless_super_glue_cb_v12")
     with pytest.raises(ConfigError, match=r"MIXTURE_OR_TASK_MODULE"):
         registry.component_tasks("zzz")
@@ -411,9 +411,9 @@ def no_rate(task):
 @pytest.mark.parametrize(
     ("rates", "message"),
     [
-        ((0.0, 0.0), "one of them more"),
-        ((-1.0, 2.0), "found tiny_mood: -1.0"),
-        ((no_rate, 1.0), "cannot be computed: no row counts"),
+        ((0.0, 0.0), "bad_rates"),
+        ((-1.0, 2.0), "tiny_mood: -1.0"),
+        ((no_rate, 1.0), "no row counts"),
     ],
 )
 def test_rates_that_are_no_rates(rates, message):
@@ -483,15 +483,15 @@ def test_a_module_may_take_names_of_ours(tmp_path, monkeypatch, vocabulary_file)
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("no_such_module", None, "'no_such_module' is not found in the working directory"),
-        ("no.such.module", None, "'no.such.module' is not found in the working directory"),
+        ("no_such_module", None, "'no_such_module'"),
+        ("no.such.module", None, "'no.such.module'"),
         (
             "needs_more",
             "import no_such_package",
-            "imports 'no_such_package', which is not installed",
+            "'no_such_package'",
         ),
-        ("broken", "x = 1\nx.y", r"failed with AttributeError.*broken.py, line 2"),
-        ("no_python", "x =", r"'no_python' failed with SyntaxError"),
+        ("broken", "x = 1\nx.y", r"AttributeError.*broken.py, line 2"),
+        ("no_python", "x =", r"'no_python'.*SyntaxError"),
     ],
 )
 def test_a_module_that_fails(name, text, message, tmp_path, monkeypatch):

@@ -135,7 +135,7 @@ def test_byt5s_folder_is_bytes(tmp_path: Path) -> None:
 def test_a_folder_without_a_vocabulary(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
     for load in (load_vocabulary, training.load_seqio_vocabulary):
-        with pytest.raises(ConfigError, match=r"holds none of spiece\.model.* names BertT"):
+        with pytest.raises(ConfigError, match=r"spiece\.model.*BertT"):
             load(str(tmp_path))
 
 
@@ -145,14 +145,14 @@ def test_a_folder_without_a_vocabulary(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": {"type": "BPE", "vocab": {}, "merges": []}}, "expected a Unigram model, found"),
-        ({"model": {"type": "Unigram"}}, "not a tokenizer.json of T5's kind"),
-        ({"model": {"type": "Unigram", "unk_id": 2, "vocab": [["a", 0]]}}, "the first pieces of"),
-        ({"normalizer": {"type": "Lowercase"}}, "treats text in a way .*: Lowercase"),
-        ({"pre_tokenizer": {"type": "ByteLevel"}}, "treats text in a way .*: ByteLevel"),
-        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "!"}}, "it is damaged"),
-        ({"added_tokens": [{"id": 900, "content": "x"}]}, "adds the token 'x' as number 900"),
-        ({"added_tokens": [{"id": 9, "content": "x"}]}, "adds the token 'x' as number 9"),
+        ({"model": {"type": "BPE", "vocab": {}, "merges": []}}, "Unigram"),
+        ({"model": {"type": "Unigram"}}, "tokenizer.json"),
+        ({"model": {"type": "Unigram", "unk_id": 2, "vocab": [["a", 0]]}}, "pieces"),
+        ({"normalizer": {"type": "Lowercase"}}, "Lowercase"),
+        ({"pre_tokenizer": {"type": "ByteLevel"}}, "ByteLevel"),
+        ({"normalizer": {"type": "Precompiled", "precompiled_charsmap": "!"}}, "damaged"),
+        ({"added_tokens": [{"id": 900, "content": "x"}]}, "'x' .*900"),
+        ({"added_tokens": [{"id": 9, "content": "x"}]}, "'x' .*9"),
     ],
 )
 def test_other_tokenizers_are_refused(tmp_path: Path, changes: dict, message: str) -> None:
@@ -172,7 +172,7 @@ def test_tokens_added_behind_the_pieces_are_pieces() -> None:
 def test_a_truncated_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write_tokenizer_json(tmp_path, SMALL.read_bytes())
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(ConfigError, match=r"tokenizer\.json is not JSON"):
+    with pytest.raises(ConfigError, match=r"tokenizer\.json"):
         load_vocabulary(str(file))
     (tmp_path / "rows").write_text("a\n")
     arguments = ["infer", "--gin_file=demo.gin", "--gin_file=runs/infer.gin"]

@@ -80,12 +80,12 @@ def test_a_foreign_checkpoint_is_read_through_and_held_against_its_manifest(fold
     kernel = "encoder/layers_0/attention/query/kernel"
     code, out, _ = verify(capsys, place)
     assert code == 0
-    assert "bits that flipped show against a manifest only (--write)" in out
+    assert "--write" in out
     assert verify(capsys, place, "--write")[0] == 0
     assert "checkpoint" in json.loads((place / manifest.NAME).read_text())["files"]
     code, out, _ = verify(capsys, place)
     assert code == 0
-    assert "files, all with the SHA-256 that was recorded" in out
+    assert "SHA-256" in out
 
     write_t5x(folder / "other", {**random_params(), kernel: jnp.ones((32, 32))}, 9)
     name = f"target.{kernel.replace('/', '.')}"
@@ -103,7 +103,7 @@ def test_a_truncated_and_a_missing_array_are_found_without_a_manifest(folder, ca
         chunk.write_bytes(whole[:length])
         code, _, err = verify(capsys, place)
         assert code == 2
-        assert "decoder/logits_dense/kernel of the checkpoint" in err
+        assert "decoder/logits_dense/kernel" in err
     for length in (0, 9, len(whole) // 2):  # without all numbers it is not loaded either
         chunk.write_bytes(whole[:length])
         with pytest.raises(ConfigError, match="decoder/logits_dense/kernel"):
@@ -146,7 +146,7 @@ def test_a_manifest_that_is_none(tmp_path, capsys, text):
     (tmp_path / manifest.NAME).write_text(text)
     code, _, err = verify(capsys, tmp_path)
     assert code == 2
-    assert "is no manifest, or is damaged" in err
+    assert "damaged" in err
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -35,7 +35,6 @@ def test_a_model_dir_goes_on(folders: Path):
             f"--gin_file={model_dir / 'config.gin'}",
             f"--gin.MODEL_DIR='{model_dir}'",
             "--gin.TRAIN_STEPS_RELATIVE=30",
-            "--compilation_cache=off",
         ]
     )
     assert code == 0

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning.config import ModelConfig
+from prompt_tuning.batches import groups
+from prompt_tuning.config import Experiment, ModelConfig
 from prompt_tuning.model import loss, t5
 from prompt_tuning.model.device import choose_device
 from prompt_tuning.model.prompt import Prompt
@@ -80,3 +81,21 @@ def random_batch(
         "decoder_target_tokens": jnp.asarray(decoder),
         "decoder_loss_weights": jnp.asarray((decoder > 0).astype(np.float32)),
     }
+
+
+def cutting_of(experiment: Experiment, *args: Any) -> groups.Cutting:
+    return groups.make_cutting(experiment.train, experiment.data, experiment.prompt.length, *args)
+
+
+def load_data(run: Experiment, *, train: bool = True) -> Any:
+    from prompt_tuning.session import setup
+
+    labels = run.prompt.class_labels
+    return setup.load_data(run.data, run.eval, run.model, class_labels=labels, train=train)
+
+
+def evaluator_of(run: Experiment, mesh: jax.sharding.Mesh) -> Any:
+    from prompt_tuning.evaluation.evaluate import Evaluator
+
+    model = t5.T5(run.model, choose_device(run.model, mesh.devices.flat))
+    return Evaluator(model, mesh, run.eval, run.data)

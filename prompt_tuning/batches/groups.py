@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from prompt_tuning.config import ConfigError, Experiment
+from prompt_tuning.config import ConfigError, DataConfig, TrainConfig
 
 # The overhead of a group in tokens: starting a program, and using the device worse. 0 to 80 were
 # measured for T5 1.1 small on two cores (groups of 4 rows against groups of 8).
@@ -48,7 +48,11 @@ class Cutting:
 
 
 def make_cutting(
-    experiment: Experiment, data_parts: int, recorded: Mapping[str, int] | None = None
+    train: TrainConfig,
+    data: DataConfig,
+    prompt_length: int,
+    data_parts: int,
+    recorded: Mapping[str, int] | None = None,
 ) -> Cutting:
     """The cutting of a run: at least MICROBATCHES groups, LENGTH_GROUPS if that saves padding.
 
@@ -60,8 +64,7 @@ def make_cutting(
     Raises:
       ConfigError: MICROBATCHES does not fit batch and mesh.
     """
-    train, data = experiment.train, experiment.data
-    prompt = experiment.prompt.length if train.trainable == "prompt" else 0
+    prompt = prompt_length if train.trainable == "prompt" else 0
     lengths = data.task_feature_lengths
     cutting = Cutting(lengths["inputs"], lengths["targets"], prompt, data_parts=data_parts)
     if recorded is not None:

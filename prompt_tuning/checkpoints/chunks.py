@@ -1,12 +1,9 @@
-"""The checksums of gzipped chunks, for `t5x verify`.
-
-TensorStore stops reading a gzipped chunk once it has its numbers, so it notices neither a missing
-end nor a wrong checksum.
-"""
+"""What TensorStore does not check in a zarr array: the size of chunks and gzip's checksums."""
 
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import re
 import zlib
@@ -17,9 +14,32 @@ import tensorstore as ts
 
 from prompt_tuning.config import ConfigError
 
+LARGE = 2**26  # bytes of a chunk
+
+
+def check_chunk_size(store: ts.TensorStore, what: str) -> None:
+    """Returns if a chunk is small, or no larger than its array.
+
+    TensorStore allocates a whole chunk; if it cannot, it aborts the process.
+
+    Raises:
+      ConfigError: names the array.
+    """
+    itemsize = store.dtype.numpy_dtype.itemsize
+    chunk = math.prod(side or 1 for side in store.chunk_layout.read_chunk.shape or ()) * itemsize
+    array = math.prod(store.shape) * itemsize
+    if chunk > LARGE and chunk > 2 * array:
+        raise ConfigError(
+            f"cannot read {what}: it declares chunks of {chunk} bytes for an array of {array}. The "
+            "checkpoint is damaged: copy it again."
+        )
+
 
 def check_gzipped(store: ts.TensorStore, what: str) -> None:
     """Unpacks every gzipped chunk of an array that lies on a local disk.
+
+    TensorStore stops reading a chunk once it has its numbers, so it notices neither a missing end
+    nor a wrong checksum.
 
     Raises:
       ConfigError: names the array and the file whose end is missing or whose checksum differs.

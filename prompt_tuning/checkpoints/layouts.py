@@ -25,6 +25,7 @@ import numpy as np
 import tensorstore as ts
 from flax import serialization
 
+from prompt_tuning.checkpoints.chunks import check_chunk_size
 from prompt_tuning.config import ConfigError
 from prompt_tuning.runtime.storage import Folder, explain, open_folder, reason_of
 
@@ -238,7 +239,10 @@ def open_leaves(leaves: Mapping[str, Leaf], context: ts.Context) -> dict[str, ts
 
     def opened(name: str) -> ts.TensorStore:
         store = opening[name]
-        return store if isinstance(store, ts.TensorStore) else store.result()
+        if isinstance(store, ts.TensorStore):
+            return store
+        check_chunk_size(store.result(), leaves[name].what)
+        return store.result()
 
     return {
         name: explain(lambda name=name: opened(name), leaf.folder, leaf.what)

@@ -17,7 +17,7 @@ from jaxtyping import Array
 from prompt_tuning.checkpoints import architecture, huggingface, t5x
 from prompt_tuning.checkpoints.layouts import find_checkpoint
 from prompt_tuning.checkpoints.t5x_prompt import PROMPT
-from prompt_tuning.config import TINY, Experiment, ModelConfig
+from prompt_tuning.config import TINY, ModelConfig
 from prompt_tuning.model import sharding, t5
 from prompt_tuning.runtime.prefetch import Ahead
 from prompt_tuning.runtime.storage import open_folder
@@ -67,20 +67,14 @@ def iter_backbone(
     yield from t5x.iter_t5x(path, shapes, dtype=dtype, shardings=shardings, unread=(PROMPT,))
 
 
-def read_ahead(experiment: Experiment, mesh: Mesh) -> Ahead[tuple[str, Array]]:
-    """The backbone of a run, read in the background from now on; `dict` of it waits for all.
-
-    Weights that are to be trained are float32; frozen ones have the dtype of the model.
-    """
+def read_ahead(
+    spec: PathLike, model: ModelConfig, mesh: Mesh, *, dtype: DTypeLike | None = None
+) -> Ahead[tuple[str, Array]]:
+    """The parameters of `iter_backbone`, read in the background; `dict` of it waits for all."""
 
     def items() -> Iterator[tuple[str, Array]]:
-        model, trained = experiment.model, experiment.train.trainable == "model"
-        yield from iter_backbone(
-            experiment.checkpoint,
-            model,
-            dtype="float32" if trained else model.dtype,
-            shardings=sharding.param_shardings(t5.param_shapes(model), mesh),
-        )
+        places = sharding.param_shardings(t5.param_shapes(model), mesh)
+        yield from iter_backbone(spec, model, dtype=dtype, shardings=places)
 
     return Ahead(items())
 

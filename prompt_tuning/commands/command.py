@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
 import re
@@ -29,7 +30,9 @@ class Command:
 def import_tensorflow() -> None:
     """Imports TensorFlow without the lines that it writes before it reads its log level."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    noise = re.compile(rb"I\d{4} |WARNING: All log messages before absl::InitializeLog")
+    noise = re.compile(
+        rb"I\d{4} |WARNING: All log messages before absl::InitializeLog|E\d{4} .*call to cuInit"
+    )
     sys.stderr.flush()
     stderr = os.dup(2)
     watch = signals.current()
@@ -37,7 +40,12 @@ def import_tensorflow() -> None:
         os.dup2(log.fileno(), 2)
         watch.stderr = stderr  # a signal that cannot wait for the import is still answered
         try:
-            import tensorflow  # noqa: F401
+            import tensorflow
+
+            # TensorFlow only reads data, and leaves accelerators to JAX. It looks for a GPU here,
+            # and logs if the machine has none.
+            with contextlib.suppress(RuntimeError):  # running already: too late to change
+                tensorflow.config.set_visible_devices([], "GPU")
         finally:
             watch.stderr = 2
             sys.stderr.flush()

@@ -186,22 +186,6 @@ def _start(args: argparse.Namespace, rest: list[str]) -> tuple[gin_reader.Loaded
     return loaded, gin_reader.to_gin(loaded.run)
 
 
-def _read_ahead(experiment: Experiment) -> Any:
-    """The backbone, read in the background from now on, while TensorFlow is imported.
-
-    Raises:
-      ConfigError: the devices do not fit, or there is no checkpoint.
-    """
-    from prompt_tuning.checkpoints import load
-    from prompt_tuning.model import sharding
-    from prompt_tuning.runtime import processes
-
-    processes.check_joined()
-    mesh = sharding.make_mesh(experiment.num_model_partitions)
-    load.read_step(experiment.checkpoint)
-    return load.read_ahead(experiment, mesh)
-
-
 def _print_devices(experiment: Experiment) -> None:
     """As comments: what is printed stays a gin file."""
     from prompt_tuning.planning.devices import describe_devices
@@ -209,32 +193,39 @@ def _print_devices(experiment: Experiment) -> None:
     print("\n" + "".join(f"# {line}\n" for line in describe_devices(experiment).splitlines()))
 
 
-def _train(args: argparse.Namespace, rest: list[str]) -> int:
+def train(args: argparse.Namespace, rest: list[str]) -> int:
+    """`t5x train`: tunes a prompt or a model, or pre-trains a model."""
     if (started := _start(args, rest)) is not None:
         loaded, text = started
-        if loaded.run.corpus.objective == "task":
-            with _read_ahead(loaded.run) as reading:
-                import_tensorflow()
-                from prompt_tuning.training import loop
+        from prompt_tuning.session.session import open_session
 
-                nans = args.debug_nans
-                loop.train(loaded.run, config_text=text, debug_nans=nans, reading=reading)
-        else:
+        with open_session(loaded.run) as session:  # reads the backbone meanwhile
             import_tensorflow()
-            from prompt_tuning.pretraining import run
+            from prompt_tuning.pretraining.run import Pretraining
+            from prompt_tuning.training import loop
+            from prompt_tuning.training.tasks import Tasks
 
-            run.pretrain(loaded.run, config_text=text, debug_nans=args.debug_nans)
+            loop.train(
+                loaded.run,
+                objective=Tasks if loaded.run.corpus.objective == "task" else Pretraining,
+                session=session,
+                config_text=text,
+                debug_nans=args.debug_nans,
+            )
     return 0
 
 
-def _eval(args: argparse.Namespace, rest: list[str]) -> int:
+def evaluate(args: argparse.Namespace, rest: list[str]) -> int:
+    """`t5x eval`: scores prompts on tasks."""
     if (started := _start(args, rest)) is not None:
         loaded, text = started
-        with _read_ahead(loaded.experiment) as reading:
+        from prompt_tuning.session.session import open_session
+
+        with open_session(loaded.run) as session:
             import_tensorflow()
             from prompt_tuning.evaluation import matrix
 
-            matrix.run_eval(loaded.run, config_text=text, reading=reading)
+            matrix.run_eval(loaded.run, session=session, config_text=text)
     return 0
 
 
@@ -261,9 +252,11 @@ COMMANDS = {
     "train": Command(
         "tune a prompt (or, with runs/model_tune.gin, the whole model; or pre-train one)",
         _add_train_flags,
-        _train,
+        train,
     ),
-    "eval": Command("score a model on a task, with a prompt or without one", _add_run_flags, _eval),
+    "eval": Command(
+        "score a model on a task, with a prompt or without one", _add_run_flags, evaluate
+    ),
     "infer": Command("answer the rows of a task or of a file", _add_infer_flags, _infer),
     "show-config": Command(
         "print every setting with its value, and where it was set",

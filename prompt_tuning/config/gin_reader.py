@@ -109,7 +109,8 @@ class Loaded(Generic[RunT]):
     def _name_places(self, message: str) -> str:
         """Where the macros were set that a message of the dataclasses names."""
         names = dict.fromkeys(re.findall(r"\b[A-Z][A-Z0-9_]+\b", message))
-        places = [f"{name}: {self.provenance[name]}" for name in names if name in self.provenance]
+        places = {name: self.provenance.get(name, DEFAULT) for name in names}
+        places = [f"{name}: {place}" for name, place in places.items() if place != DEFAULT]
         return f" ({'; '.join(places)})" if places else ""
 
     @property

@@ -124,6 +124,11 @@ class EvalRun(ModelRun):
     class_labels: tuple[str, ...] = setting("CLASS_LABELS", default=())
 
     @property
+    def checkpoint(self) -> str:
+        """The checkpoint of the model."""
+        return self.checkpoint_path
+
+    @property
     def experiment(self) -> Experiment:
         """The same settings, for what reads a backbone and rows of an experiment."""
         return _as_experiment(self, self.eval_output_dir)
@@ -154,6 +159,11 @@ class InferRun(ModelRun):
             "RETURN_ALL_DECODES asks for everything that is generated, and EVAL_METHOD = 'rank' "
             "generates nothing. Set EVAL_METHOD = 'generate' or 'both'.",
         )
+
+    @property
+    def checkpoint(self) -> str:
+        """The checkpoint of the model."""
+        return self.checkpoint_path
 
     @property
     def experiment(self) -> Experiment:

@@ -59,12 +59,18 @@ class Macro(NamedTuple):
         if type(value) not in (int, float):
             return True
         return (
-            math.isfinite(value)
+            not _is_infinite(value)
             and (self.at_least is None or value >= self.at_least)
             and (self.above is None or value > self.above)
             and (self.at_most is None or value <= self.at_most)
             and (self.below is None or value < self.below)
         )
+
+
+def _is_infinite(value: float) -> bool:
+    return isinstance(value, float) and not math.isfinite(
+        value
+    )  # an int may be too long for isfinite
 
 
 def _write(limit: float) -> str:
@@ -127,7 +133,7 @@ def typed(cls: type[ClassT]) -> type[ClassT]:
 def _check_limits(field: dataclasses.Field[Any], value: Any) -> None:
     macro: Macro | None = field.metadata.get("macro")
     if macro is not None and not macro.allows(value):
-        expected = macro.describe_limits() or "a finite number"
+        expected = "a finite number" if _is_infinite(value) else macro.describe_limits()
         about = f" ({macro.help})" if macro.help else ""
         raise ConfigError(f"{macro.name} = {value!r}: out of range. Expected {expected}{about}.")
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from prompt_tuning.config.runs import Experiment
+from prompt_tuning.config.runs import ModelRun
 from prompt_tuning.config.setting import check
 
 ConfigT = TypeVar("ConfigT")
@@ -47,7 +47,7 @@ _PLACES = frozenset(
 )
 
 
-def config_hash(experiment: Experiment) -> str:
+def config_hash(experiment: ModelRun) -> str:
     """The SHA-256, in hexadecimal, of all settings but the places of files and devices.
 
     (Backbone and vocabulary have hashes of their own, of their contents.)

@@ -18,12 +18,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from prompt_tuning.batches import batching
-from prompt_tuning.config import EvalConfig, Experiment
+from prompt_tuning.config import DataConfig, EvalConfig
 from prompt_tuning.decoding import decode
 from prompt_tuning.decoding.sample import row_keys
 from prompt_tuning.evaluation import ranking
 from prompt_tuning.model import sharding, t5
-from prompt_tuning.model.device import choose_device
 from prompt_tuning.model.loss import pair_log_likelihoods
 from prompt_tuning.model.prompt import Prompt, encode
 from prompt_tuning.tasks.eval_task import EvalTask, plain
@@ -44,14 +43,11 @@ class Scored:
 class Evaluator:
     """The compiled functions of one model and how to batch for them; traced once a shape."""
 
-    def __init__(self, experiment: Experiment, mesh: Mesh) -> None:
-        """Reads model, evaluation and data settings of `experiment`."""
-        evaluation = experiment.eval
-        device = choose_device(experiment.model, mesh.devices.flat)
-        model = t5.T5(experiment.model, device)
+    def __init__(self, model: t5.T5, mesh: Mesh, evaluation: EvalConfig, data: DataConfig) -> None:
+        """Raises ConfigError if the batch size does not divide by the mesh."""
         self.mesh, self.config = mesh, evaluation
-        self.lengths = experiment.data.task_feature_lengths
-        self.batch_size = evaluation.batch_size or experiment.data.batch_size
+        self.lengths = data.task_feature_lengths
+        self.batch_size = evaluation.batch_size or data.batch_size
         sharding.check_batch_size(self.batch_size, mesh)
         search = decode.Search(self.lengths["targets"], evaluation.num_decodes, evaluation.decoding)
 

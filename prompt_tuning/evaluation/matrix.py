@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-import jax
+import numpy as np
 
 from prompt_tuning.checkpoints import load
 from prompt_tuning.config import ConfigError, EvalRun, config_hash
@@ -29,51 +29,44 @@ from prompt_tuning.evaluation.results import Cell, Matrix
 from prompt_tuning.model import sharding
 from prompt_tuning.model.prompt import no_prompt
 from prompt_tuning.runtime import agreement, processes
-from prompt_tuning.runtime.prefetch import Ahead
 from prompt_tuning.runtime.replace_folder import replace_text, writing
 from prompt_tuning.session import setup
+from prompt_tuning.session.session import Session, make_dir, open_session
 from prompt_tuning.tasks.eval_task import EvalTask
 
 NO_PROMPT = "no prompt"
 
 
-def run_eval(
-    run: EvalRun,
-    *,
-    config_text: str = "",
-    reading: Ahead[tuple[str, jax.Array]] | None = None,
-) -> Matrix:
+def run_eval(run: EvalRun, *, session: Session | None = None, config_text: str = "") -> Matrix:
     """Scores every prompt of `run` on every task and writes EVAL_OUTPUT_DIR.
 
     Without a prompt the model is scored as it is; with `eval.baselines` that line and the majority
-    class stand above the prompts too. `reading` is the backbone, where its reading has begun.
+    class stand above the prompts too. A `session` that is given has begun to read the backbone.
 
     Raises:
       ConfigError: a prompt, task or checkpoint is missing or does not fit the others.
     """
-    experiment = run.experiment
-    mesh = sharding.make_mesh(experiment.num_model_partitions)
-    setup.check_memory(experiment, mesh)
-    sharding.check_attention(run.model, mesh)
-    agreement.agree("settings", f"{config_hash(experiment)} {run.pairs} {mesh.shape}")
-    evaluator = Evaluator(experiment, mesh)
-    files = find_prompts(run.prompt_file)
-    with reading or load.read_ahead(experiment, mesh) as reading:
-        data = setup.load_data(experiment, train=False)
-        backbone = setup.load_backbone(experiment, mesh, reading)
-    if said := load.say_unused_prompt(run.checkpoint_path, files):
-        print(said, flush=True)
+    with session or open_session(run) as session:
+        mesh = session.mesh
+        agreement.agree("settings", f"{config_hash(run)} {mesh.shape}")
+        evaluator = Evaluator(session.model, mesh, run.eval, run.data)
+        files = find_prompts(run.prompt_file)
+        labels = run.class_labels
+        data = setup.load_data(run.data, run.eval, run.model, class_labels=labels, train=False)
+        backbone = session.load_backbone()
+    if unused := load.say_unused_prompt(run.checkpoint_path, files):
+        print(unused, flush=True)
     prompts = load_prompts(files, run.model.embed_dim, backbone, data.vocabulary_identity)
     if processes.count() > 1:
-        agreement.agree("rows, vocabulary or backbone", setup.fingerprint(data, backbone))
-        agreement.agree("prompts", b"".join(p.prompt.rows.tobytes() for p in prompts))
+        read = f"{setup.fingerprint(data)} {data.vocabulary_identity} {backbone.identity}"
+        agreement.agree("rows, vocabulary or backbone", read)
+        agreement.agree("prompts", b"".join(np.asarray(p.prompt.rows).tobytes() for p in prompts))
     pairs = _pair(run, prompts, data.eval_tasks)
     if run.eval.baselines or not prompts:
-        nothing = no_prompt(run.model)
-        bare = NamedPrompt(NO_PROMPT, nothing, backbone.step)
+        bare = NamedPrompt(NO_PROMPT, no_prompt(run.model), backbone.step)
         pairs = [*((bare, task) for task in data.eval_tasks), *pairs]
 
-    output_dir = setup.make_dir(run.eval_output_dir, "EVAL_OUTPUT_DIR")
+    output_dir = make_dir(run.eval_output_dir, "EVAL_OUTPUT_DIR")
     _refuse_model_dir(output_dir)
     what = f"EVAL_OUTPUT_DIR {output_dir}"
     with writing(what), processes.writing_folder(output_dir) as folder:

@@ -14,7 +14,7 @@ import numpy as np
 from prompt_tuning.config import ConfigError
 from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.prompts import prompt_file
-from prompt_tuning.session import setup
+from prompt_tuning.session.session import Backbone
 from prompt_tuning.tasks import registry
 
 
@@ -73,7 +73,7 @@ def _is_prompt(path: str) -> bool:
 
 
 def load_prompts(
-    files: Sequence[str], width: int, backbone: setup.Backbone, vocabulary: str
+    files: Sequence[str], width: int, backbone: Backbone, vocabulary: str
 ) -> list[NamedPrompt]:
     """Every prompt, held against the model and the vocabulary (its identity).
 

@@ -18,6 +18,7 @@ from prompt_tuning.evaluation.prompts import NamedPrompt, find_prompts, load_pro
 from prompt_tuning.model import sharding
 from prompt_tuning.runtime.replace_folder import replace_file, replace_text
 from prompt_tuning.session import setup
+from prompt_tuning.session.session import make_dir, open_session
 from prompt_tuning.tasks import registry, task_rows
 from prompt_tuning.tasks.eval_task import EvalTask, find_row_words
 
@@ -35,19 +36,17 @@ def run_submit(run: EvalRun, submission_dir: str, *, make_zip: bool = False) -> 
       ConfigError: a prompt is for no task of SuperGLUE, two are for one, a test split is missing,
         or an answer is not one of the task's.
     """
-    experiment = run.experiment
-    mesh = sharding.make_mesh(experiment.num_model_partitions)
-    setup.check_memory(experiment, mesh)
-    sharding.check_attention(experiment.model, mesh)
     files = find_prompts(run.prompt_file)
     if not files:
         raise ConfigError("there is nothing to submit: PROMPT_FILE names no prompt.")
-    folder = setup.make_dir(submission_dir, "--submission_dir")
-    registry.register(run.data.vocabulary, tfds_data_dir=run.data.tfds_data_dir)
-    backbone = setup.load_backbone(experiment, mesh)
+    with open_session(run) as session:
+        mesh = session.mesh
+        folder = make_dir(submission_dir, "--submission_dir")
+        registry.register(run.data.vocabulary, tfds_data_dir=run.data.tfds_data_dir)
+        backbone = session.load_backbone()
     vocabulary = setup.vocabulary_identity(run.data.vocabulary)
     prompts = load_prompts(files, run.model.embed_dim, backbone, vocabulary)
-    evaluator = Evaluator(experiment, mesh)
+    evaluator = Evaluator(session.model, mesh, run.eval, run.data)
     written = []
     for name, prompt in assign_tasks(prompts).items():
         task = _load(run, name)

@@ -85,15 +85,15 @@ def resolve_init(config: PromptConfig, task_labels: Sequence[str]) -> tuple[str,
     else sampled vocabulary.
 
     Raises:
-      ConfigError: class labels are asked for and nobody knows any.
+      ConfigError: class labels are asked for, but neither the configuration nor the task has any.
     """
     labels = tuple(config.class_labels) or tuple(task_labels)
     if config.init == "auto":
         return ("class_labels", labels) if labels else ("sampled_vocab", ())
     if config.init == "class_labels" and not labels:
         raise ConfigError(
-            "the prompt is to begin as class labels, but the task has none: set CLASS_LABELS, "
-            "for example --gin.CLASS_LABELS=\"['yes', 'no']\", or another PROMPT_INIT."
+            "PROMPT_INIT = 'class_labels': the task has no labels. Expected words in CLASS_LABELS. "
+            "Set it, for example --gin.CLASS_LABELS=\"['yes', 'no']\", or another PROMPT_INIT."
         )
     return config.init, labels if config.init == "class_labels" else ()
 
@@ -106,9 +106,9 @@ def init_prompt(
     encode: Encode,
     task_labels: Sequence[str] = (),
 ) -> tuple[Float[np.ndarray, "P D"], str]:
-    """The first prompt, float32, and a sentence that says how it was made.
+    """The first prompt, float32, and a sentence on how it was made.
 
-    A prompt from a file is not made here: `checkpoint.prompt_file.load_prompt` reads it.
+    A prompt from a file is not made here: `prompts.prompt_file.load_prompt` reads it.
     """
     init, labels = resolve_init(config, task_labels)
     length, population = config.length, config.population
@@ -122,26 +122,27 @@ def init_prompt(
         prompt = from_text(key, embedding, length, list(encode(config.text)), population)
     else:
         raise ConfigError(f"a prompt from a file ({config.file}) is loaded, not initialised.")
-    said = describe_init(config, task_labels, embedding.shape[0], encode)
-    return np.asarray(prompt, np.float32), said
+    description = describe_init(config, task_labels, embedding.shape[0], encode)
+    return np.asarray(prompt, np.float32), description
 
 
 def describe_init(
     config: PromptConfig, task_labels: Sequence[str], num_embeddings: int, encode: Encode
 ) -> str:
-    """The sentence that says how the first prompt is made."""
+    """A sentence on how the first prompt is made."""
     init, labels = resolve_init(config, task_labels)
     length, common = config.length, min(config.population, num_embeddings)
     if init == "random_uniform":
-        said = f"uniform random in [-{config.scale}, {config.scale}]"
+        description = f"uniform random in [-{config.scale}, {config.scale}]"
     elif init == "sampled_vocab":
-        said = f"{length} of the {common} most common pieces"
+        description = f"{length} of the {common} most common pieces"
     elif init == "class_labels":
-        said = f"class labels {', '.join(map(repr, labels[:length]))}, then sampled vocabulary"
+        words = ", ".join(map(repr, labels[:length]))
+        description = f"class labels {words}, then sampled vocabulary"
     elif init == "text":
         pieces = len(encode(config.text))
-        said = f"the first {min(pieces, length)} of {pieces} pieces of PROMPT_TEXT"
-        said += ", then sampled vocabulary" if pieces < length else ""
+        description = f"the first {min(pieces, length)} of {pieces} pieces of PROMPT_TEXT"
+        description += ", then sampled vocabulary" if pieces < length else ""
     else:
-        said = f"from the file {config.file}"
-    return said + (" (no initialisation was asked for)" if config.init == "auto" else "")
+        description = f"from the file {config.file}"
+    return description + (" (no initialisation was asked for)" if config.init == "auto" else "")

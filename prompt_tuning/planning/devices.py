@@ -48,7 +48,9 @@ def describe_parts(experiment: Experiment, mesh: Mesh) -> str:
         parts = experiment.train.microbatches
         sharding.check_microbatches(experiment.data.batch_size, parts, mesh)
         return f"{parts} equal part(s) of one shape"
-    cutting = make_cutting(experiment, mesh.shape["data"])
+    cutting = make_cutting(
+        experiment.train, experiment.data, experiment.prompt.length, mesh.shape["data"]
+    )
     return (
         f"{cutting.fewest} to {cutting.most} parts by length, at most {cutting.max_shapes} shapes"
     )

@@ -31,21 +31,91 @@ def find_checkpoints(model_dir: Path) -> list[Path]:
     return sorted((f for f in folders if steps_of[f].isdigit()), key=lambda f: int(steps_of[f]))
 
 
-def read_meta(folders: list[Path]) -> dict[str, Any] | None:
-    """The newest `run.json` that can be read; None where there is no checkpoint at all.
+class CheckpointStore:
+    """The checkpoints of one run in its MODEL_DIR, as the states that it saves and restores."""
 
-    Raises:
-      ConfigError: none can be read.
-    """
-    failures = {}
-    for folder in reversed(folders):
-        try:
-            return _read_run_file(folder)
-        except ConfigError as error:
-            failures[folder] = error
-    if failures:
+    def __init__(self, model_dir: Path, own: Path, *, start: int, keep: int | None) -> None:
+        """`start` is the step that the run begins with; all but the newest `keep` are removed.
+
+        `own` is where this process writes: MODEL_DIR for the first, elsewhere for the others.
+        """
+        self._model_dir, self._own = model_dir, own
+        self._start, self._keep = start, keep
+
+    def latest_step(self) -> int | None:
+        """The step of the newest checkpoint, None if there is none."""
+        folders = find_checkpoints(self._model_dir)
+        return int(folders[-1].name.removeprefix("checkpoint_")) if folders else None
+
+    def read_meta(self) -> dict[str, Any] | None:
+        """The newest `run.json` that can be read; None if there is no checkpoint at all.
+
+        Raises:
+          ConfigError: none can be read.
+        """
+        failures = {}
+        for folder in reversed(find_checkpoints(self._model_dir)):
+            try:
+                return _read_run_file(folder)
+            except ConfigError as error:
+                failures[folder] = error
+        if failures:
+            raise _refuse(failures)
+        return None
+
+    def restore(self, abstract: steps.TrainState) -> tuple[steps.TrainState, dict[str, Any]]:
+        """The newest state that can be read, in the place of `abstract`, and its `run.json`.
+
+        Raises:
+          ConfigError: none can be read.
+        """
+        state, failures = abstract, dict[Path, ConfigError]()
+        for folder in reversed(find_checkpoints(self._model_dir)):
+            try:
+                meta = _read_run_file(folder)
+                shapes = {
+                    name: jax.ShapeDtypeStruct(value.shape, value.dtype)
+                    for name, value in state.trainable.items()
+                }
+                places = {name: value.sharding for name, value in state.trainable.items()}
+                params, step = t5x_checkpoint.read_t5x(str(folder), shapes, shardings=places)
+                moments = t5x_checkpoint.read_slots(str(folder), slots.get_slots(state.opt_state))
+            except ConfigError as error:
+                failures[folder] = error
+                continue
+            for damaged, error in failures.items():
+                print(f"{damaged} cannot be read, going back to {folder.name}: {error}", flush=True)
+            opt_state = slots.set_slots(state.opt_state, moments, count=step - self._start)
+            counted = sharding.put(np.asarray(step, np.int32), state.step.sharding)
+            return steps.TrainState(counted, params, opt_state), meta
         raise _refuse(failures)
-    return None
+
+    def save(
+        self,
+        step: int,
+        state: steps.TrainState,
+        meta: Mapping[str, Any] | None = None,
+        *,
+        replace: bool = False,
+    ) -> None:
+        """Writes the checkpoint of a step, and removes all but the newest."""
+        del replace  # a checkpoint is always written anew
+        run = {**(meta or {}), "start": self._start}
+        t5x_checkpoint.write_t5x(
+            str(self._own / f"checkpoint_{step}"),
+            state.trainable,
+            step,
+            slots=slots.get_slots(state.opt_state),
+            files={RUN_FILE: json.dumps(run, indent=1, sort_keys=True) + "\n"},
+        )
+        for folder in find_checkpoints(self._own)[: -self._keep if self._keep else 0]:
+            shutil.rmtree(folder)
+
+    def wait(self) -> None:
+        """Returns at once: a save returns when everything is on disk."""
+
+    def close(self) -> None:
+        """Returns at once."""
 
 
 def _read_run_file(folder: Path) -> dict[str, Any]:
@@ -58,56 +128,12 @@ def _read_run_file(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"its {RUN_FILE} is damaged ({error})") from error
 
 
-def restore(folders: list[Path], state: steps.TrainState, start: int) -> steps.TrainState:
-    """The newest state that can be read, in the place of `state`.
-
-    Raises:
-      ConfigError: none can be read.
-    """
-    failures: dict[Path, ConfigError] = {}
-    for folder in reversed(folders):
-        try:
-            _read_run_file(folder)
-            shapes = {
-                name: jax.ShapeDtypeStruct(value.shape, value.dtype)
-                for name, value in state.trainable.items()
-            }
-            places = {name: value.sharding for name, value in state.trainable.items()}
-            params, step = t5x_checkpoint.read_t5x(str(folder), shapes, shardings=places)
-            found = t5x_checkpoint.read_slots(str(folder), slots.get_slots(state.opt_state))
-        except ConfigError as error:
-            failures[folder] = error
-            continue
-        for damaged, error in failures.items():
-            print(f"{damaged} cannot be read, going back to {folder.name}: {error}", flush=True)
-        opt_state = slots.set_slots(state.opt_state, found, count=step - start)
-        counted = sharding.put(np.asarray(step, np.int32), state.step.sharding)
-        return steps.TrainState(counted, params, opt_state)
-    raise _refuse(failures)
-
-
 def _refuse(failures: Mapping[Path, ConfigError]) -> ConfigError:
     reasons = "".join(f"\n  {folder}: {error}" for folder, error in failures.items())
     return ConfigError(
         f"no checkpoint of the run can be read:{reasons}\nRestore one of the folders from a copy, "
         "or remove them all, or choose another MODEL_DIR, to start from the beginning."
     )
-
-
-def save(
-    model_dir: Path, state: steps.TrainState, meta: Mapping[str, Any], keep: int | None
-) -> None:
-    """Writes the checkpoint of this step, and removes all but the newest `keep`."""
-    step = int(state.step)
-    t5x_checkpoint.write_t5x(
-        str(model_dir / f"checkpoint_{step}"),
-        state.trainable,
-        step,
-        slots=slots.get_slots(state.opt_state),
-        files={RUN_FILE: json.dumps(meta, indent=1, sort_keys=True) + "\n"},
-    )
-    for folder in find_checkpoints(model_dir)[: -keep if keep else 0]:
-        shutil.rmtree(folder)
 
 
 def describe_saved(model_dir: Path, *, go_on: bool = True) -> str:

@@ -9,23 +9,20 @@ import dataclasses
 import functools
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from prompt_tuning.batches import groups
 from prompt_tuning.checkpoints import manifest, retry, run_state
 from prompt_tuning.checkpoints import t5x as t5x_checkpoint
 from prompt_tuning.config import EvalConfig, Experiment, to_dict
-from prompt_tuning.evaluation.evaluate import Evaluator
 from prompt_tuning.evaluation.records import RunLog
-from prompt_tuning.prompts import prompt_file
 from prompt_tuning.runtime import processes
-from prompt_tuning.session import setup
+from prompt_tuning.session.session import Backbone, Session
 from prompt_tuning.training import step as steps
 from prompt_tuning.training.progress import Pace
 
@@ -42,21 +39,159 @@ class Standing:
 
 
 @dataclasses.dataclass(frozen=True)
+class TrainResult:
+    """What a run ends with."""
+
+    model_dir: Path
+    step: int
+    summary: str
+    best_step: int | None = None
+    prompt: np.ndarray | None = None  # float32 [P, D]; the last one
+    checkpoint: Path | None = None  # of a pre-training run
+    held_out_loss: float | None = None  # of a pre-training run: nats per token
+
+
+class Store(Protocol):
+    """The saved states of a run."""
+
+    def latest_step(self) -> int | None:
+        """The step of the newest state, None if there is no state."""
+        ...
+
+    def read_meta(self) -> dict[str, Any] | None:
+        """What was saved with the newest state that can be read."""
+        ...
+
+    def restore(self, abstract: Any) -> tuple[Any, dict[str, Any]]:
+        """The newest undamaged state, in the place of `abstract`, and what was saved with it."""
+        ...
+
+    def save(
+        self, step: int, state: Any, meta: Mapping[str, Any] | None = None, *, replace: bool = False
+    ) -> None:
+        """Saves a state, perhaps in the background."""
+        ...
+
+    def wait(self) -> None:
+        """Returns when everything is on disk."""
+        ...
+
+    def close(self) -> None:
+        """Waits, and ends what runs in the background."""
+        ...
+
+
+class Objective(Protocol):
+    """What a run trains on, how that is scored, and where its states are saved.
+
+    `training.tasks.Tasks` and `pretraining.run.Pretraining` are the two.
+    """
+
+    @property
+    def name(self) -> str:
+        """What is trained on, in the records."""
+        ...
+
+    @property
+    def description(self) -> str:
+        """What is trained on, for the user."""
+        ...
+
+    @property
+    def identities(self) -> Mapping[str, str]:
+        """Fingerprints of what must be the same if the run goes on, besides the backbone's."""
+        ...
+
+    @property
+    def saved(self) -> Mapping[str, Any]:
+        """What a saved state holds beside, for `load`."""
+        ...
+
+    @property
+    def has_small_states(self) -> bool:
+        """Whether a state is saved at every evaluation, whatever CHECKPOINT_PERIOD."""
+        ...
+
+    @staticmethod
+    def check(experiment: Experiment, mesh: Mesh) -> None:
+        """Raises ConfigError for settings that do not fit, before anything is read."""
+        ...
+
+    @staticmethod
+    def open_store(experiment: Experiment, shared: Path, own: Path, start: int) -> Store:
+        """The saved states in MODEL_DIR, of a run that begins at the step `start`.
+
+        `shared` is MODEL_DIR; `own` is where this process writes.
+        """
+        ...
+
+    @staticmethod
+    def describe_saved(model_dir: Path) -> str:
+        """What is saved in MODEL_DIR, as a sentence."""
+        ...
+
+    @classmethod
+    def load(
+        cls, experiment: Experiment, session: Session, model_dir: Path, meta: Any
+    ) -> Objective:
+        """Reads what is trained on; `meta` is of a run that goes on."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A digest of the rows, which every process of a run has to have read alike."""
+        ...
+
+    def first_params(self, backbone: Backbone) -> tuple[dict[str, np.ndarray], str]:
+        """The prompt's parameters before the first step, and a sentence on them."""
+        ...
+
+    def restore_optimizer(self, state: steps.TrainState) -> steps.TrainState:
+        """The first state, with the optimiser of the checkpoint if RESTORE_OPTIMIZER is set."""
+        ...
+
+    def repair(self, model_dir: Path, standing: Standing) -> None:
+        """Makes anew what a run that goes on finds damaged in MODEL_DIR."""
+        ...
+
+    def batches(self, numbers: range) -> Iterator[list[dict[str, jax.Array]]]:
+        """The length groups of one step after another, on the devices."""
+        ...
+
+    def name_rows(self, number: int) -> str:
+        """The rows in the batch of a step, counted from 1 in this run."""
+        ...
+
+    def begin(self, run: Run, course: Course) -> None:
+        """What comes before the first step: scores to compare with, and a first state."""
+        ...
+
+    def evaluate(self, run: Run, course: Course) -> tuple[Standing, list[str]]:
+        """Scores the state and writes what it is worth; the new standing, and lines to show."""
+        ...
+
+    def save_last_good(self, run: Run, state: steps.TrainState, step: int) -> str:
+        """After a step that was not finite: writes what the newest saved state has, and says it."""
+        ...
+
+    def finish(self, run: Run, course: Course, model_dir: Path) -> TrainResult:
+        """Pictures and tables at the end of a run."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
     """The fixed parts of a run."""
 
     experiment: Experiment
     mesh: Mesh
-    cutting: groups.Cutting
-    data: setup.Data
-    backbone: setup.Backbone
+    work: Objective
+    backbone: Backbone
     frozen: Mapping[str, jax.Array]
-    evaluator: Evaluator
     programs: steps.Programs
     log: RunLog
+    identities: Mapping[str, str]  # fingerprints of backbone, vocabulary, files
     init: str  # how the prompt began
-    store: run_state.RunStateStore
-    entropy: float | None  # of the targets, see health.py
+    store: Store
 
 
 @dataclasses.dataclass
@@ -72,12 +207,12 @@ class Course:
     pace: Pace = dataclasses.field(default_factory=Pace)
 
 
-def restore(store: run_state.RunStateStore, state: steps.TrainState) -> Course:
+def restore(store: Store, state: steps.TrainState) -> Course:
     """The course as it was saved."""
     state, meta = store.restore(state)
-    standing = Standing(**meta["standing"])
+    standing = Standing(**meta.get("standing", {}))
     sums: list[Mapping[str, Any]] = [
-        {k: np.float32(v) for k, v in one.items()} for one in meta["sums"]
+        {k: np.float32(v) for k, v in one.items()} for one in meta.get("sums", [])
     ]
     step = int(state.step)
     return Course(step, state, standing, sums, (step, standing))
@@ -92,7 +227,7 @@ def save(run: Run, course: Course) -> None:
     now = course.step, course.standing
     if course.saved == now:
         return
-    if run.experiment.train.trainable == "model":
+    if run.experiment.train.trainable == "model" and run.work.has_small_states:
         keep = {course.step, course.standing.best_step}
         _write_checkpoint(run.log.model_dir, course, keep)
     replace = course.saved is not None  # so a step that is there already has to be another
@@ -111,25 +246,9 @@ def _describe(run: Run, course: Course) -> dict[str, Any]:
         "experiment": to_dict(run.experiment),
         "standing": dataclasses.asdict(course.standing),
         "sums": [{k: float(v) for k, v in one.items()} for one in sums],
-        "cutting": groups.record_cutting(run.cutting),
-        "backbone": run.backbone.identity,
-        "vocabulary": run.data.vocabulary_identity,
-        "files": run.data.files_identity,
+        **run.identities,
+        **run.work.saved,
     }
-
-
-def describe_prompt(run: Run, step: int, score: float | None = None) -> prompt_file.PromptMetadata:
-    """What the folder of a prompt of this run says of it."""
-    described = setup.describe_prompt(
-        run.experiment,
-        backbone=run.backbone.identity,
-        vocabulary=run.data.vocabulary_identity,
-        init=run.init,
-        step=step,
-    )
-    names = ", ".join(task.name for task in run.data.eval_tasks)
-    name = "" if score is None else f"mean of {names}"
-    return dataclasses.replace(described, score=score, score_name=name)
 
 
 def _write_checkpoint(model_dir: Path, course: Course, keep: set[int | None]) -> None:
@@ -146,19 +265,21 @@ def keep(run: Run, course: Course) -> str:
     """Saves the course wherever it can, and says where: for a run that has to end here."""
     step, place = course.step, run.log.model_dir
     if any(leaf.is_deleted() for leaf in jax.tree.leaves(course.state)):
-        return describe_saved(place)  # it ended within a step
+        return run.work.describe_saved(place)  # it ended within a step
     try:
         save(run, course)
         run.store.wait()
-        return describe_saved(place)
+        return run.work.describe_saved(place)
     except (run_state.SaveError, OSError):
         pass
+    if not run.work.has_small_states:
+        return run.work.describe_saved(place)
     try:
         elsewhere = Path(tempfile.mkdtemp(prefix="t5x-saved-"))
         with run_state.RunStateStore(elsewhere) as store:
             store.save(step, course.state, _describe(run, course))
     except (run_state.SaveError, OSError):
-        return f"The state of step {step} could be saved nowhere. {describe_saved(place)}"
+        return f"The state of step {step} could be saved nowhere. {run.work.describe_saved(place)}"
     return (
         f"The state of step {step} is saved in {elsewhere}. Once {place} can be written to, "
         f"`cp -r {elsewhere}/{step} {place / 'checkpoints'}`, and the same command continues from "

@@ -9,16 +9,14 @@ from pathlib import Path
 from typing import NoReturn
 
 import jax
-import numpy as np
 
 from prompt_tuning.checkpoints import run_state
 from prompt_tuning.config import ConfigError
 from prompt_tuning.evaluation.ranking import NotRankableError
-from prompt_tuning.prompts import prompt_file
 from prompt_tuning.runtime import processes, signals
 from prompt_tuning.training import course as courses
 from prompt_tuning.training import health
-from prompt_tuning.training.course import Course, Run, describe_saved
+from prompt_tuning.training.course import Course, Run
 
 
 def end_badly(run: Run, course: Course, error: BaseException) -> NoReturn:
@@ -48,9 +46,10 @@ def end_badly(run: Run, course: Course, error: BaseException) -> NoReturn:
 
 
 def _keep(run: Run, course: Course) -> str:
+    describe_saved = run.work.describe_saved
     if processes.count() > 1:  # the others are not at the same step, or are gone
         return describe_saved(Path(run.experiment.model_dir))
-    if course.saved is None:  # nothing is trained yet, and the baselines are not complete
+    if course.saved is None and not course.sums:  # nothing is trained yet
         return describe_saved(run.log.model_dir)
     try:
         health.check_finite(jax.device_get(course.sums), course.step)
@@ -61,24 +60,19 @@ def _keep(run: Run, course: Course) -> str:
 
 def _describe_divergence(run: Run, course: Course, error: FloatingPointError) -> FloatingPointError:
     """The error with the step, its rows, and the last good prompt, which is written."""
-    step, said = health.describe_not_finite(error, course.step)
-    rows = health.name_rows(run.data, run.experiment, step - run.backbone.step)
+    step, description = health.describe_not_finite(error, course.step)
+    rows = run.work.name_rows(step - run.backbone.step)
     return FloatingPointError(
-        f"{said}. The rows of its batch: {rows}. {_keep_last_good(run, course)} Start again in "
-        "another MODEL_DIR with a lower LEARNING_RATE, a warm-up (WARMUP_STEPS), or "
+        f"{description}. The rows of its batch: {rows}. {_keep_last_good(run, course)} Start again "
+        "in another MODEL_DIR with a lower LEARNING_RATE, a warm-up (WARMUP_STEPS), or "
         "DTYPE = 'float32'."
     )
 
 
 def _keep_last_good(run: Run, course: Course) -> str:
-    """Writes the prompt of the newest saved state, which is finite, and says where."""
+    """Writes what the newest saved state has, which is finite, and says where."""
     run.store.wait()
     if run.store.latest_step() is None:
-        return describe_saved(run.log.model_dir)
+        return run.work.describe_saved(run.log.model_dir)
     good = courses.restore(run.store, course.state)
-    prompt = np.asarray(jax.device_get({**run.frozen, **good.state.trainable}["prompt"]))
-    if not prompt.shape[0]:
-        return f"The last good state, of step {good.step}, is in {run.log.model_dir}."
-    folder = run.log.model_dir / "prompts" / "last_good"
-    prompt_file.save_prompt(folder, prompt, courses.describe_prompt(run, good.step))
-    return f"The last good prompt, of step {good.step}, is in {folder}."
+    return run.work.save_last_good(run, good.state, good.step)

@@ -15,7 +15,7 @@ import numpy as np
 
 from prompt_tuning.batches import batching
 from prompt_tuning.batches.order import row_order
-from prompt_tuning.config import Experiment
+from prompt_tuning.config import DataConfig
 from prompt_tuning.session import setup
 
 FEWEST = 8  # steps before a course is judged
@@ -56,19 +56,19 @@ def describe_not_finite(error: FloatingPointError, done: int) -> tuple[int, str]
     return done + 1, f"the run diverged in step {done + 1}, {locate(error)}"  # JAX's own
 
 
-def name_rows(data: setup.Data, experiment: Experiment, step: int) -> str:
+def name_rows(data: setup.Data, config: DataConfig, seed: int, step: int) -> str:
     """The rows of the batch of a step, counted from 1 in this run, by task and number.
 
     The first row of a split has number 0.
     """
-    size = experiment.data.batch_size
+    size = config.batch_size
     positions = np.arange((step - 1) * size, step * size)
     sizes = [len(rows) for rows in data.train]
-    tasks, rows = row_order(experiment.train.random_seed, sizes, data.rates, positions)
+    tasks, rows = row_order(seed, sizes, data.rates, positions)
     named: dict[str, list[str]] = {}
     for task, row in zip(tasks, rows, strict=True):
         named.setdefault(data.train[task].task, []).append(str(row))
-    split = experiment.data.train_split
+    split = config.train_split
     return "; ".join(f"{name} {split} {', '.join(n)}" for name, n in named.items())
 
 

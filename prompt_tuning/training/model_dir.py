@@ -22,7 +22,6 @@ from prompt_tuning.evaluation.score_table import score_table
 from prompt_tuning.model import sharding
 from prompt_tuning.prompts import prompt_file
 from prompt_tuning.runtime.replace_folder import replace_text
-from prompt_tuning.session import setup
 
 Finding = tuple[Mapping[str, Interval], str]  # intervals of the metrics, and the counts as text
 NOTHING: Mapping[str, Finding] = types.MappingProxyType({})
@@ -106,20 +105,15 @@ def _refuse_damaged(states: Path) -> None:
 
 
 def refuse_other_contents(
-    meta: Mapping[str, Any] | None, backbone: setup.Backbone, data: setup.Data, model_dir: Path
+    meta: Mapping[str, Any] | None, identities: Mapping[str, str], model_dir: Path
 ) -> None:
-    """Returns when backbone, vocabulary and the user's own files are those the run began with.
+    """Returns if backbone, vocabulary and files have the fingerprints that the run began with.
 
     Raises:
       ConfigError: a file is where it was, but not what it was.
     """
-    now = {
-        "backbone": backbone.identity,
-        "vocabulary": data.vocabulary_identity,
-        "files": data.files_identity,
-    }
     named = {"files": "training or evaluation file"}
-    for what, identity in now.items():
+    for what, identity in identities.items():
         if meta is not None and meta.get(what, identity) != identity:
             raise ConfigError(
                 f"the {named.get(what, what)} is not the one that the run in MODEL_DIR {model_dir} "

@@ -7,38 +7,75 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
+import jax
 from tqdm import tqdm
 
 ItemT = TypeVar("ItemT")
 
 
+class CompileClock:
+    """How many seconds JAX has traced and compiled in this process since the clock was made."""
+
+    def __init__(self) -> None:
+        self._spans: list[tuple[float, float]] = []  # begin and end; none overlaps another
+        jax.monitoring.register_event_duration_secs_listener(self._add)
+
+    def _add(self, event: str, duration_secs: float, **_: str | int) -> None:
+        if event.startswith("/jax/core/compile/"):
+            begin = (end := time.monotonic()) - duration_secs
+            while self._spans and self._spans[-1][0] >= begin:  # what is nested reports first
+                self._spans.pop()
+            self._spans.append((begin, end))
+
+    def seconds(self) -> float:
+        """The sum so far."""
+        return sum(end - begin for begin, end in self._spans)
+
+    def close(self) -> None:
+        """Stops listening to JAX."""
+        jax.monitoring.unregister_event_duration_listener(self._add)
+
+
 class Progress:
-    """A bar on a terminal; plain lines, at most one in five seconds, where output is piped."""
+    """A bar on a terminal; plain lines, at most one in five seconds, where output is piped.
+
+    Speed and time left are those of the steps up to the last new values: reading values waits for
+    the device. The time that JAX compiled in is left out.
+    """
 
     def __init__(self, *, start: int, total: int, rows_per_step: int) -> None:
         self._rows_per_step = rows_per_step
         self._total, self._step, self._start = total, start, start
         self._shown: dict[str, str] = {}
+        self.steps_per_second: float | None = None
+        self._compiling = CompileClock()
         self._began = self._last_line = time.monotonic()
         self._bar = (
-            tqdm(total=total, initial=start, unit="step", dynamic_ncols=True)
+            tqdm(
+                total=total,
+                initial=start,
+                dynamic_ncols=True,
+                bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
+            )
             if sys.stderr.isatty()
             else None
         )
 
     def update(self, step: int, shown: Mapping[str, str] | None = None) -> None:
         """Moves on to `step` of the run and shows new values."""
+        if shown:
+            seconds = time.monotonic() - self._began - self._compiling.seconds()
+            self.steps_per_second = (step - self._start) / max(seconds, 1e-9)
         self._shown.update(shown or {})
         self._shown = {name: value for name, value in self._shown.items() if value}
         advance, self._step = step - self._step, step
         if self._bar is not None:
-            elapsed = max(self._bar.format_dict["elapsed"], 1e-9)
-            speed = (step - self._start) * self._rows_per_step / elapsed
-            self._bar.set_postfix({**self._shown, "examples/s": f"{speed:.0f}"}, refresh=False)
+            self._bar.set_postfix_str(self._describe(), refresh=False)
             self._bar.update(advance)
         elif time.monotonic() - self._last_line >= 5.0:
             self._last_line = time.monotonic()
-            self._print()
+            text = self._describe()
+            print(f"step {self._step}/{self._total}{': ' * bool(text)}{text}", flush=True)
 
     def say(self, text: str) -> None:
         """Prints a line without tearing the bar."""
@@ -49,18 +86,18 @@ class Progress:
 
     def close(self) -> None:
         """Ends the bar."""
+        self._compiling.close()
         if self._bar is not None:
             self._bar.close()
 
-    def _print(self) -> None:
-        per_second = (self._step - self._start) / max(time.monotonic() - self._began, 1e-9)
-        left = (self._total - self._step) / per_second if per_second else float("nan")
-        values = "".join(f"{name} {value}, " for name, value in self._shown.items())
-        speed = per_second * self._rows_per_step
-        print(
-            f"step {self._step}/{self._total}: {values}{speed:.0f} examples/s, {left:.0f} s left",
-            flush=True,
-        )
+    def _describe(self) -> str:
+        """The last values, how fast steps are and how long the others will take."""
+        parts = [f"{name} {value}" for name, value in self._shown.items()]
+        if self.steps_per_second:
+            left = (self._total - self._step) / self.steps_per_second
+            parts.append(f"{self.steps_per_second * self._rows_per_step:.0f} examples/s")
+            parts.append(f"{left:.0f} s left")
+        return ", ".join(parts)
 
 
 class Pace:

@@ -212,7 +212,9 @@ def _try_inputs(run: Run) -> None:
     if isinstance(run, Experiment):
         inputs.last_step(run)
     if not isinstance(run, InferRun):
-        data = setup.load_data(run.experiment, train=isinstance(run, Experiment))
+        labels = run.experiment.prompt.class_labels
+        trains = isinstance(run, Experiment)
+        data = setup.load_data(run.data, run.eval, run.model, class_labels=labels, train=trains)
         if data.train:
             lengths, split = run.data.task_feature_lengths, run.data.eval_split
             print(overview.describe_data(data, lengths, split), flush=True)

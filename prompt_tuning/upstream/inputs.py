@@ -27,7 +27,7 @@ from prompt_tuning.config import ConfigError, DataConfig, EvalRun, Experiment, I
 from prompt_tuning.methods import inits
 from prompt_tuning.model import t5
 from prompt_tuning.prompts.prompt_file import PromptMetadata, check_prompt, load_prompt
-from prompt_tuning.session import setup
+from prompt_tuning.session import session, setup
 from prompt_tuning.tasks import registry, task_rows
 from prompt_tuning.tasks.file_tasks import register_files
 from prompt_tuning.vocabularies.vocabulary import load_vocabulary
@@ -115,7 +115,7 @@ def last_step(experiment: Experiment) -> int:
 
     (T5X's own `relative_steps` counts from where it resumed.)
     """
-    return setup.last_step(experiment.train, start_step(experiment))
+    return session.last_step(experiment.train, start_step(experiment))
 
 
 def training_batches(

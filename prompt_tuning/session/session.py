@@ -1,0 +1,210 @@
+"""What every command opens first: the devices, the T5 as they compute it, and its backbone.
+
+    with open_session(run) as session:     # the backbone is read in the background from here on
+        import TensorFlow, load rows ...
+        backbone = session.load_backbone()
+
+Training, pre-training, evaluation and submissions open a session; the predictor does not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import Array
+
+from prompt_tuning.checkpoints import huggingface, identity, load, manifest
+from prompt_tuning.config import (
+    ConfigError,
+    DataConfig,
+    EvalConfig,
+    EvalRun,
+    Experiment,
+    ModelConfig,
+    ModelRun,
+    TrainConfig,
+)
+from prompt_tuning.model import sharding
+from prompt_tuning.model.device import choose_device
+from prompt_tuning.model.t5 import T5, init_params, param_shapes
+from prompt_tuning.runtime import processes
+from prompt_tuning.runtime.prefetch import Ahead
+from prompt_tuning.runtime.replace_folder import local_folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """The T5 of a checkpoint, on the devices."""
+
+    params: dict[str, Array]
+    step: int
+    identity: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """The devices, the T5 as they compute it, and its backbone, which is being read."""
+
+    checkpoint: str
+    mesh: Mesh
+    model: T5
+    step: int  # of the checkpoint; 0 if the weights are random
+    verifies: bool  # hold the checkpoint against its manifest
+    reading: Ahead[tuple[str, Array]] | None  # None: the weights are random
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.reading is not None:
+            self.reading.close()
+
+    def load_backbone(self, seed: int = 0) -> Backbone:
+        """The T5 on the devices, in its dtype: of the checkpoint, or random by `seed`.
+
+        Raises:
+          ConfigError: the checkpoint is damaged, or it is not of this model.
+        """
+        if self.verifies:
+            print(manifest.check_checkpoint(load.find_path(self.checkpoint)), flush=True)
+        if self.reading is not None:
+            with self.reading as items:
+                params = dict(items)
+        else:
+            shapes = param_shapes(self.model.config)
+            places = sharding.param_shardings(shapes, self.mesh)
+            make = jax.jit(init_params, static_argnums=0, out_shardings=places)
+            params = make(self.model.config, jax.random.key(seed))
+        return Backbone(params, self.step, identity.backbone_identity(params))
+
+
+def open_session(run: ModelRun) -> Session:
+    """The session of a run, once devices and sizes are known to fit, with its reading begun.
+
+    Weights that are to be trained are read in float32, frozen ones in the model's dtype.
+
+    Raises:
+      ConfigError: devices, sizes or attention do not fit, or there is no checkpoint.
+    """
+    processes.check_joined()
+    mesh = sharding.make_mesh(run.num_model_partitions)
+    dtype, prompt_length, parts, is_random = run.model.dtype, 0, 1, False
+    if isinstance(run, Experiment):
+        train, prompt_length = run.train, run.prompt.length
+        dtype = "float32" if train.trainable == "model" else dtype
+        parts = train.microbatches * train.length_groups
+        is_random = run.from_scratch
+        sharding.check_batch_size(run.data.batch_size, mesh)
+    check_memory(run.model, run.data, run.eval, mesh, prompt_length=prompt_length, parts=parts)
+    sharding.check_attention(run.model, mesh)
+    model = T5(run.model, choose_device(run.model, mesh.devices.flat))
+    checkpoint = run.checkpoint if isinstance(run, (Experiment, EvalRun)) else ""
+    step = 0 if is_random else load.read_step(checkpoint)
+    reading = None if is_random else load.read_ahead(checkpoint, run.model, mesh, dtype=dtype)
+    return Session(checkpoint, mesh, model, step, run.verify_checkpoint, reading)
+
+
+def check_memory(
+    model: ModelConfig,
+    data: DataConfig,
+    evaluation: EvalConfig,
+    mesh: Mesh,
+    *,
+    prompt_length: int = 0,
+    parts: int = 1,
+) -> None:
+    """Refuses rows whose first activations alone cannot fit the devices, before anything is read.
+
+    A lower bound by far: the inputs' embeddings and the targets' logits of the smallest part that a
+    batch may be cut into (`parts`). What passes may still be too large; what does not was mistyped.
+
+    Raises:
+      ConfigError: BATCH_SIZE, EVAL_BATCH_SIZE, TASK_FEATURE_LENGTHS or PROMPT_LENGTH is too large.
+    """
+    inputs = data.task_feature_lengths["inputs"] + prompt_length
+    targets = data.task_feature_lengths.get("targets", 1)
+    row = 4 * targets * model.num_embeddings  # logits are float32
+    row += {"float32": 4, "bfloat16": 2}[model.dtype] * inputs * model.embed_dim
+    rows = max(1, data.batch_size // parts)
+    evaluated = evaluation.batch_size or data.batch_size
+    for name, number, needed in (
+        ("BATCH_SIZE", data.batch_size, rows * row),
+        ("EVAL_BATCH_SIZE", evaluated, evaluated * 4 * inputs),
+    ):
+        sharding.check_memory(mesh, needed, f"{name} = {number}", (inputs, targets))
+
+
+def make_dir(name: str, macro: str) -> Path:
+    """The absolute path of a folder that a macro names, once the folder is there.
+
+    Raises:
+      ConfigError: it cannot be made, or lies in a bucket.
+    """
+    path = local_folder(name, macro)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{macro} {path} cannot be made or is not a folder ({error.strerror}): choose another."
+        ) from error
+    return path
+
+
+def refuse_many_processes(experiment: Experiment) -> None:
+    """Raises ConfigError for what one process alone can do."""
+    if experiment.train.trainable == "model":
+        raise ConfigError(
+            "model tuning (TRAINABLE = 'model') runs in one process: its checkpoints are written "
+            "by one. Prompt tuning runs in many."
+        )
+
+
+def say_start(experiment: Experiment, step: int) -> Iterator[str]:
+    """Lines on the backbone's step, and with it the optimiser's, and on a prompt beside it.
+
+    A Hugging Face folder holds no step, so the paper's optimiser is a choice that has to be made.
+    There are no lines where all is plain.
+    """
+    given = [experiment.prompt.file] if experiment.prompt.init == "file" else []
+    if unused := load.say_unused_prompt(experiment.checkpoint, given):
+        yield unused
+    path = load.find_path(experiment.checkpoint)
+    optimizer = experiment.optimizer
+    if step or optimizer.name != "adafactor" or not huggingface.is_huggingface(path):
+        return
+    if optimizer.start_step is not None:
+        yield f"backbone: a Hugging Face folder, step 0; Adafactor starts at {optimizer.start_step}"
+        return
+    yield (
+        "backbone: a Hugging Face folder, which holds no step, so steps and Adafactor begin at 0. "
+        "The paper's Adafactor began at the step of the LM-adapted checkpoint: "
+        "--gin.OPTIMIZER_START_STEP=1100000"
+    )
+
+
+def last_step(train: TrainConfig, start: int) -> int:
+    """The absolute step at which a run that starts at `start` ends.
+
+    Raises:
+      ConfigError: neither or both counts are given, or the end is not after the start.
+    """
+    if (train.train_steps is None) == (train.train_steps_relative is None):
+        raise ConfigError(
+            "give either TRAIN_STEPS (absolute: counts the checkpoint's own steps, as in T5X) or "
+            f"TRAIN_STEPS_RELATIVE (this run's steps); found TRAIN_STEPS = {train.train_steps}, "
+            f"TRAIN_STEPS_RELATIVE = {train.train_steps_relative}."
+        )
+    if train.train_steps_relative is not None:
+        return start + train.train_steps_relative
+    assert train.train_steps is not None
+    if train.train_steps <= start:
+        raise ConfigError(
+            f"TRAIN_STEPS = {train.train_steps} is absolute and the checkpoint is already at step "
+            f"{start}: nothing would be trained. Set TRAIN_STEPS to more than {start}, or "
+            f"TRAIN_STEPS_RELATIVE = {train.train_steps} to train {train.train_steps} steps."
+        )
+    return train.train_steps
