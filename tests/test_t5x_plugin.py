@@ -31,7 +31,8 @@ from prompt_tuning.config.gin_files import gin_folder
 from prompt_tuning.decoding import decode
 from prompt_tuning.model import loss
 from prompt_tuning.model.prompt import Prompt
-from prompt_tuning.tasks.vocabulary import load_vocabulary
+from prompt_tuning.prompts.prompt_file import load_prompt
+from prompt_tuning.tasks.vocabulary import load_seqio_vocabulary
 from prompt_tuning.training import step
 
 try:
@@ -198,7 +199,7 @@ def make_experiment(tmp_path: Path, prompt: PromptConfig = PLAIN, **optimizer) -
 
 
 def make_model(prompt, optimizer_def=None, num_decodes=1):
-    vocabulary = load_vocabulary("bytes")
+    vocabulary = load_seqio_vocabulary("bytes")
     return models.EncoderDecoderModel(
         module=transformer(prompt),
         input_vocabulary=vocabulary,

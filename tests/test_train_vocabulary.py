@@ -8,7 +8,7 @@ import sentencepiece
 
 from prompt_tuning import cli
 from prompt_tuning.pretraining import train_vocabulary
-from prompt_tuning.tasks.vocabulary import load_vocabulary
+from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "world"))
 import language  # noqa: E402

@@ -31,10 +31,9 @@ from prompt_tuning.methods.table import find_method, make_settings
 from prompt_tuning.model import sharding
 from prompt_tuning.prompts import prompt_file
 from prompt_tuning.session.session import Backbone
-from prompt_tuning.tasks import registry, table_rows, task_rows
-from prompt_tuning.tasks import vocabulary as vocabularies
+from prompt_tuning.tasks import file_examples, registry, task_rows
 from prompt_tuning.tasks.eval_task import EvalTask, make_eval_tasks
-from prompt_tuning.vocabularies.identity import vocabulary_identity as vocabulary_fingerprint
+from prompt_tuning.vocabularies.vocabulary import Vocabulary, load_vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Data:
     train: tuple[batching.Rows, ...]
     rates: tuple[float, ...]
     eval_tasks: tuple[EvalTask, ...]
-    vocabulary: Any  # seqio's, of the inputs
+    vocabulary: Vocabulary
     vocabulary_identity: str
     files_identity: str = ""  # fingerprint of the user's own files, if the rows are from there
 
@@ -71,7 +70,7 @@ def load_data(
     Raises:
       ConfigError: a task, its data or its vocabulary is missing or does not fit.
     """
-    vocabulary = vocabularies.load_vocabulary(config.vocabulary)
+    vocabulary = load_vocabulary(config.vocabulary)
     check_vocabulary_size(vocabulary, config.vocabulary, model)
     if train and len(config.names) != 1:
         raise ConfigError(
@@ -91,12 +90,12 @@ def load_data(
         rates=tuple(rates),
         eval_tasks=make_eval_tasks(loaded, evaluation),
         vocabulary=vocabulary,
-        vocabulary_identity=vocabulary_identity(config.vocabulary),
-        files_identity=table_rows.files_identity(config.files),
+        vocabulary_identity=vocabulary.sha256,
+        files_identity=file_examples.files_identity(config.files),
     )
 
 
-def check_vocabulary_size(vocabulary: Any, name: str, model: ModelConfig) -> None:
+def check_vocabulary_size(vocabulary: Vocabulary, name: str, model: ModelConfig) -> None:
     """Raises ConfigError if the vocabulary has more ids than the model has embeddings."""
     if vocabulary.vocab_size > model.num_embeddings:
         raise ConfigError(
@@ -107,7 +106,7 @@ def check_vocabulary_size(vocabulary: Any, name: str, model: ModelConfig) -> Non
 
 def vocabulary_identity(spec: str) -> str:
     """The fingerprint of a vocabulary, which is saved with a prompt."""
-    return vocabulary_fingerprint(vocabularies.read_model(spec))
+    return load_vocabulary(spec).sha256
 
 
 def first_params(
