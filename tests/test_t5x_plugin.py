@@ -17,7 +17,6 @@ from flax.core import unfreeze
 from flax.traverse_util import flatten_dict, unflatten_dict
 from tiny_models import CONFIG, MODEL, random_batch, random_params, random_prompt
 
-from prompt_tuning import load_prompt
 from prompt_tuning.checkpoints.t5x import read_param, read_shapes, read_step, write_t5x
 from prompt_tuning.config import (
     DataConfig,
