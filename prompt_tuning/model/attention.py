@@ -9,6 +9,7 @@ After `products.py`; `layers.py`, the next file, makes layers of it. Letters as 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
