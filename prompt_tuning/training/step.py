@@ -96,6 +96,7 @@ def split_prompt(params: Flat) -> tuple[dict[str, Array], dict[str, Array]]:
     return prompt, {name: value for name, value in params.items() if name not in prompt}
 
 
+@jax.named_scope("fold")
 def fold(
     recipe: Recipe, state: TrainState, frozen: Flat, key: PRNGKeyArray | None = None
 ) -> Prompt:
@@ -138,6 +139,7 @@ def add(
     return jax.tree.map(jnp.add, total, Total(prompt, tuned, metrics))
 
 
+@jax.named_scope("update")
 def update(
     recipe: Recipe, state: TrainState, frozen: Flat, total: Total
 ) -> tuple[TrainState, Metrics]:
