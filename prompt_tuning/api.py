@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from prompt_tuning.evaluation.matrix import Matrix
     from prompt_tuning.prompts.prompt_file import PromptMetadata
-    from prompt_tuning.training.course import TrainResult
+    from prompt_tuning.training.run import TrainResult
 
 
 def model_config(name: str) -> ModelConfig:

@@ -23,7 +23,7 @@ from prompt_tuning.config import ConfigError, gin_reader
 from prompt_tuning.prompts.prompt_file import PromptMetadata, load_prompt, save_prompt
 from prompt_tuning.runtime.replace_folder import replace_text
 from prompt_tuning.serving.lines import read_lines
-from prompt_tuning.training.model_dir import mend_best
+from prompt_tuning.training.model_dir import repair_best
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ("train", "--gin_file=demo.gin")
@@ -264,16 +264,16 @@ def test_the_best_prompt_is_made_anew_where_it_was_damaged(tmp_path, capsys):
     file = folder / "best" / "adapter_model.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + b"x")
-    mend_best(tmp_path, 12)
+    repair_best(tmp_path, 12)
     assert file.read_bytes() == whole
     assert "made anew from step_000012" in capsys.readouterr().out
     shutil.rmtree(folder / "best")
-    mend_best(tmp_path, 12)
+    repair_best(tmp_path, 12)
     assert file.read_bytes() == whole
     file.write_bytes(b"")
     shutil.rmtree(folder / "step_000012")
     with pytest.raises(ConfigError, match="step_000012"):
-        mend_best(tmp_path, 12)
+        repair_best(tmp_path, 12)
 
 
 def test_a_prompt_that_does_not_fit_the_disk_is_an_error_of_the_disk(tmp_path):

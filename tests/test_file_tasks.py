@@ -16,7 +16,7 @@ from prompt_tuning.config import ConfigError, DataConfig, EvalConfig, Experiment
 from prompt_tuning.session import overview
 from prompt_tuning.tasks import registry, task_rows
 from prompt_tuning.tasks.file_tasks import check_label_words, register_files
-from prompt_tuning.tasks.vocabulary import load_vocabulary
+from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 from prompt_tuning.world import generator
 from prompt_tuning.world.assets import TINY_CONFIG
 
@@ -209,7 +209,7 @@ def test_overview_of_free_text(folder):
     data = load_data(experiment(config))
     text = overview.describe_data(data, config.task_feature_lengths, "validation")
     assert "LABEL_WORDS" not in text
-    assert re.search(r"train +answers: \d+ different ones, '.*' the most frequent \(\d+\)", text)
+    assert re.search(r"train +answers: \d+ different, '.*' the most frequent \(\d+\)", text)
 
 
 # The worked example of the documentation

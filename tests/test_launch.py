@@ -115,6 +115,7 @@ def test_compiled_programs_lie_in_the_users_cache(monkeypatch, tmp_path):
     assert compilation_cache.choose(None) is None
 
 
+@pytest.mark.slow
 def test_a_second_process_finds_what_the_first_has_compiled(tmp_path):
     code = (
         "import sys, jax, jax.numpy as jnp\n"
@@ -234,6 +235,7 @@ def alone(work):
     return finish(work, "alone", model=4, devices=(8,))
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(work, straight, alone):
     prompt, said = straight
     np.testing.assert_allclose(prompt, alone[0], atol=1e-4 * np.abs(prompt).max())
@@ -269,6 +271,7 @@ def answer_alike(model_dir, other):
             np.testing.assert_allclose(mine["label_scores"][word], score, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_dry_run_shows_all_devices_and_the_rows_of_each_host(work):
     """Of 16 rows on 2 + 6 devices, the first host, which speaks, has four."""
     arguments = [*recipe("dry", model=1), "--dry_run"]

@@ -9,9 +9,10 @@ from tiny_models import as_prompt
 
 from prompt_tuning.config import ConfigError
 from prompt_tuning.evaluation import pictures, prompts
-from prompt_tuning.evaluation.analysis import Agreement, Analysis, Illegal
+from prompt_tuning.evaluation.analysis import Agreement, Analysis, IllegalOutputs
 from prompt_tuning.evaluation.matrix import NO_PROMPT
 from prompt_tuning.evaluation.results import OWN, SUPERGLUE, Cell, Matrix, mean_name
+from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.prompts import prompt_file
 
 CB, RTE = "super_glue_cb_v102", "taskless_super_glue_rte_v102"
@@ -20,7 +21,7 @@ CB, RTE = "super_glue_cb_v102", "taskless_super_glue_rte_v102"
 def cell(**metrics):
     counts = Analysis(
         rows=4,
-        illegal=Illegal(1, (("?", 1),)),
+        illegal=IllegalOutputs(1, (("?", 1),)),
         words=("no", "yes"),
         confusion={"generate": [[1, 0, 1], [0, 2, 0]]},
         agreement=Agreement(3, 2, 1, 0, 1),
@@ -134,6 +135,6 @@ def test_patterns_and_folders_stand_for_the_prompts_in_them(folder):
 
 
 def test_a_prompt_without_a_task_has_no_own_one(folder):
-    bare = prompts.Prompt("bare.npy", np.ones((2, 4), np.float32), 0)
+    bare = prompts.NamedPrompt("bare.npy", Prompt(np.ones((2, 4), np.float32)), 0)
     with pytest.raises(ConfigError, match=r"bare\.npy"):
-        prompts.own_tasks(bare)
+        prompts.tuned_tasks(bare)

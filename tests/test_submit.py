@@ -159,7 +159,7 @@ def test_every_idx_is_answered_once():
     rows = [(0, "neutral"), (2, "neutral"), (2, "entailment"), (7, "neutral")]
     text = "\n".join(json.dumps({"idx": idx, "label": label}) for idx, label in rows)
     assert form.check_file("cb", text, {(0,), (1,), (2,)}) == [
-        "line 3: idx 2 is that of line 2 too",
+        "line 3: idx 2 repeats line 2",
         "1 idx not answered: 1",
         "1 idx not of the test set: 7",
     ]

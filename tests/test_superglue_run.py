@@ -28,7 +28,7 @@ def has_t5x() -> bool:
     return done.returncode == 0
 
 
-@pytest.fixture(scope="module", params=["made", "real"])
+@pytest.fixture(scope="module", params=["made", pytest.param("real", marks=pytest.mark.slow)])
 def work(request, tmp_path_factory):
     """A folder with a TFDS directory, a random backbone, and what the recipe leaves open."""
     folder = tmp_path_factory.mktemp("cb")

@@ -136,14 +136,14 @@ def test_t5_drops_out_everywhere_with_one_mask_for_all_positions(monkeypatch):
     """And no two with the same mask, though layers are one function once compiled."""
     params, batch = random_params(), random_batch(rows=5)  # no other test has compiled such
     config = ModelConfig(**{**CONFIG.__dict__, "dropout_rate": 0.5})
-    seen, drop = [], attention.drop
+    seen, drop = [], layers.drop
 
     def spied(x, kept, rate):
         out = drop(x, kept, rate)
         jax.debug.callback(lambda *pair: seen.append(pair), x, out, ordered=True)
         return out
 
-    for module in (attention, layers, t5):
+    for module in (layers, t5):
         monkeypatch.setattr(module, "drop", spied)
     run = functools.partial(plain_forward, as_model(config), params, as_prompt(NO_PROMPT), batch)
     jax.jit(run)(dropout_key=jax.random.key(0))

@@ -17,7 +17,6 @@ from flax.core import unfreeze
 from flax.traverse_util import flatten_dict, unflatten_dict
 from tiny_models import CONFIG, MODEL, random_batch, random_params, random_prompt
 
-from prompt_tuning import load_prompt
 from prompt_tuning.checkpoints.t5x import read_param, read_shapes, read_step, write_t5x
 from prompt_tuning.config import (
     DataConfig,
@@ -31,7 +30,8 @@ from prompt_tuning.config.gin_files import gin_folder
 from prompt_tuning.decoding import decode
 from prompt_tuning.model import loss
 from prompt_tuning.model.prompt import Prompt
-from prompt_tuning.tasks.vocabulary import load_vocabulary
+from prompt_tuning.prompts.prompt_file import load_prompt
+from prompt_tuning.tasks.vocabulary import load_seqio_vocabulary
 from prompt_tuning.training import step
 
 try:
@@ -198,7 +198,7 @@ def make_experiment(tmp_path: Path, prompt: PromptConfig = PLAIN, **optimizer) -
 
 
 def make_model(prompt, optimizer_def=None, num_decodes=1):
-    vocabulary = load_vocabulary("bytes")
+    vocabulary = load_seqio_vocabulary("bytes")
     return models.EncoderDecoderModel(
         module=transformer(prompt),
         input_vocabulary=vocabulary,

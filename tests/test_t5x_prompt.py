@@ -91,13 +91,13 @@ def test_the_model_around_it_loads_and_says_so(checkpoint: Path) -> None:
     params, step = load.read_backbone(checkpoint, MODEL)
     assert step == 7
     assert params.keys() == random_params().keys()
-    said = load.say_unused_prompt(checkpoint, [])
+    said = load.describe_unused_prompt(checkpoint, [])
     assert str(checkpoint) in said
     assert f"--gin.PROMPT_FILE=\"'{checkpoint}'\"" in said
-    assert load.say_unused_prompt(checkpoint, [checkpoint.parent / "other"]) == said
+    assert load.describe_unused_prompt(checkpoint, [checkpoint.parent / "other"]) == said
     for named in (checkpoint, f"{checkpoint}/", checkpoint / "target.encoder.prompt.prompt.prompt"):
-        assert not load.say_unused_prompt(checkpoint, [named])
-    assert not load.say_unused_prompt("tiny", [])
+        assert not load.describe_unused_prompt(checkpoint, [named])
+    assert not load.describe_unused_prompt("tiny", [])
 
 
 def test_no_other_parameter_is_let_through(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def read_backbone(
     """All parameters of a T5, straight to their dtype and their place, and the step.
 
     The step of a Hugging Face folder is 0, unless it was made of a T5X checkpoint. A prompt that
-    lies in a T5X checkpoint as well is not read: `say_unused_prompt` is for the user.
+    lies in a T5X checkpoint as well is not read: `describe_unused_prompt` is for the user.
 
     Raises:
       ConfigError: there is no such checkpoint, it is damaged, or it is not of this model.
@@ -81,7 +81,7 @@ def read_ahead(
     return Ahead(items())
 
 
-def say_unused_prompt(spec: PathLike, prompt_files: Iterable[PathLike]) -> str:
+def describe_unused_prompt(spec: PathLike, prompt_files: Iterable[PathLike]) -> str:
     """A line about a prompt that lies in the backbone's checkpoint and in none of the files named.
 
     The original's checkpoints hold model and prompt. Here the prompt is asked for by name, so that

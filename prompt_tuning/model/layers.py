@@ -1,4 +1,4 @@
-"""The layers of a T5: the MLP in its two forms, and one layer of either stack.
+"""The layers of a T5: dropout, norm, attention, the MLP, and one layer of either stack.
 
 After `attention.py`; `t5.py` stacks them. Letters as in `t5.py`.
 """
@@ -8,26 +8,28 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from prompt_tuning.config import ModelConfig
 from prompt_tuning.model.attention import (
-    Attention,
-    Kept,
-    Units,
     absorbs,
-    dense,
-    drop,
-    fan_in,
-    norm,
+    attend_in_parts,
+    attend_to_lengths,
+    attend_to_source,
+    relative_position_buckets,
+    rows_at_once,
     take_rows,
 )
 from prompt_tuning.model.device import ANY, Device
+from prompt_tuning.model.products import dense_product, narrow_heads, widen_heads
 
+NORM_EPSILON = 1e-6
 NOTHING: Kept = {}  # is dropped; a dictionary that JAX knows
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(nn.gelu, approximate=True),
@@ -35,6 +37,221 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "silu": nn.silu,
     "linear": lambda x: x,
 }
+
+
+# Dropout -----------------------------------------------------------------------------------------
+# In few draws: place by place they took XLA's CPU compiler longer than the rest of a step.
+
+Kept = Mapping[str, Bool[Array, "B _"]]  # by place
+Units = Mapping[str, tuple[int, int]]  # by place: what a mesh splits, and how much there is of each
+
+
+def splits(units: Units) -> list[int]:
+    """The ways in which a mesh splits these places, each of which is a draw of its own."""
+    return sorted({split for split, _ in units.values()})
+
+
+def draw_kept(
+    config: ModelConfig, keys: Key[Array, "_"], rows: int, units: Units
+) -> dict[str, Bool[Array, "B _"]]:
+    """What dropout leaves of the units of each place: a mask for each row, as T5 drops.
+
+    It is the same for all positions of a row, and follows from the row's place in the batch, not
+    from how many there are. Places of which a mesh splits as many units are one draw, which is cut
+    where no device has a part alone: there is a key for each of `splits`.
+    """
+    drawn: dict[str, Array] = {}
+    for key, split in zip(keys, splits(units), strict=True):
+        rests = {place: rest for place, (found, rest) in units.items() if found == split}
+        shape = (rows, split, sum(rests.values()))
+        of_all = jax.random.bernoulli(key, 1.0 - config.dropout_rate, shape)
+        ends = np.cumsum([*rests.values()])[:-1].tolist()
+        for place, one in zip(rests, jnp.split(of_all, ends, axis=2), strict=True):
+            drawn[place] = one.reshape(rows, -1)
+    return drawn
+
+
+def drop(x: Float[Array, "B S W"], kept: Bool[Array, "B W"] | None, rate: float) -> Array:
+    """`x` without what is not `kept`; the rest is divided by the share that is kept on average."""
+    return x if kept is None else jnp.where(kept[:, None], x / (1.0 - rate), jnp.zeros_like(x))
+
+
+# Norm with a backward pass of its own -----------------------------------------------------------
+# Derived, it keeps the broadcast of every scale it multiplies by, as large as the activations.
+
+
+@jax.custom_vjp
+def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, "D"]) -> Float[Array, "*B D"]:
+    """`x` with rows of mean square 1, times `scale`, which is not broadcast to be kept."""
+    return _rms_norm_forward(x, scale)[0]
+
+
+def _rms_norm_forward(x: Array, scale: Array) -> tuple[Array, tuple[Array, Array, Array]]:
+    inverse = jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + NORM_EPSILON)
+    return x * (inverse * scale), (x, inverse, scale)
+
+
+def _rms_norm_backward(kept: tuple[Array, Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, inverse, scale = kept
+    normed = x * inverse
+    scaled = gradient * scale
+    along = (scaled * normed).mean(axis=-1, keepdims=True)
+    whole = tuple(range(x.ndim - 1))
+    return inverse * (scaled - normed * along), (gradient * normed).sum(axis=whole)
+
+
+rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
+
+
+class Norm(nn.Module):
+    """T5's layer norm: scaled by the root mean square, not centred; computed in float32."""
+
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        """`x` with rows of mean square 1, times the learned scale."""
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        return rms_norm(x.astype(jnp.float32), scale.astype(jnp.float32)).astype(self.dtype)
+
+
+def norm(config: ModelConfig) -> Norm:
+    """The norm in the dtype of the model."""
+    return Norm(jnp.dtype(config.dtype))
+
+
+# Kernels
+
+
+def fan_in(
+    distribution: Literal["truncated_normal", "normal"] = "truncated_normal", scale: float = 1.0
+) -> Any:
+    """The initialiser of a kernel whose outputs have the variance `scale`."""
+    return nn.initializers.variance_scaling(scale, "fan_in", distribution)
+
+
+def dense(
+    features: int, config: ModelConfig, kernel_init: Any, name: str | None = None, out: Any = None
+) -> Any:
+    """A matrix without a bias (T5 has none); products are in `out`, else the model's dtype."""
+    return nn.Dense(
+        features,
+        use_bias=False,
+        dtype=jnp.dtype(config.dtype),
+        kernel_init=kernel_init,
+        dot_general=functools.partial(dense_product, dtype=out),
+        name=name,
+    )
+
+
+class RelativePositionBias(nn.Module):
+    """One table `rel_embedding` float[H, buckets], shared by all layers of a stack."""
+
+    config: ModelConfig
+    bidirectional: bool
+
+    @nn.compact
+    def __call__(self, queries: int, keys: int) -> Float[Array, "1 H Q S"]:
+        """The learned bias of every head for every pair of positions."""
+        c = self.config
+        num_buckets = c.relative_attention_num_buckets
+        table = self.param(
+            "rel_embedding",
+            nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"),
+            (c.num_heads, num_buckets),
+        )
+        buckets = relative_position_buckets(
+            queries,
+            keys,
+            bidirectional=self.bidirectional,
+            num_buckets=num_buckets,
+            max_distance=c.relative_attention_max_distance,
+        )
+        return jnp.take(table.astype(jnp.float32), buckets, axis=1)[None]
+
+
+class Attention(nn.Module):
+    """Multi-head attention with additive bias, without scaling by sqrt(K) (T5)."""
+
+    config: ModelConfig
+    device: Device = ANY
+
+    def setup(self) -> None:
+        c = self.config
+        joined = c.num_heads * c.head_dim
+        # The scale of the logits sits in the initialiser of the query instead.
+        query_init = fan_in("normal", 1.0 / c.head_dim)
+        self.query = dense(joined, c, query_init)
+        self.key = dense(joined, c, fan_in("normal"))
+        self.value = dense(joined, c, fan_in("normal"))
+        self.out = dense(c.embed_dim, c, fan_in("normal"))
+
+    def split_heads(self, x: Float[Array, "*S HK"]) -> Float[Array, "*S H K"]:
+        """Separates the heads, which T5X's kernels keep joined."""
+        return x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_dim)
+
+    def keys_values(
+        self, source: Float[Array, "B S D"]
+    ) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]:
+        """Keys and values of `source`, computed apart so that decoding can keep them."""
+        return self.split_heads(self.key(source)), self.split_heads(self.value(source))
+
+    def __call__(
+        self,
+        x: Float[Array, "B Q D"],
+        keys_values: tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]],
+        bias: Float[Array, "#B #H Q S"],
+        lengths: Int[Array, "B"] | None = None,
+        kept: Bool[Array, "B HS"] | None = None,
+    ) -> Float[Array, "B Q D"]:
+        """What the heads attend to, joined again.
+
+        With `lengths` the rest of a row is not seen (`row_lengths`), and `bias` is the same for all
+        rows; else `bias` says what is seen. `kept` is what dropout leaves of the weights.
+        """
+        key, value = keys_values
+        query = self.split_heads(self.query(x))
+        keep = self._keep(kept, value)
+        if keep is not None:  # one mask for all queries: a weight that is dropped is a value of 0
+            value = value * keep[..., 0, :].swapaxes(1, 2)[..., None]
+        if lengths is not None:
+            attended = attend_to_lengths(query, key, value, bias, lengths, self.device.kernel)
+        else:
+            rows = rows_at_once(self.config, self.device, x.shape[0], x.shape[1])
+            attended = attend_in_parts(rows, (query, key, value), bias)
+        return self.out(attended.reshape(*x.shape[:-1], -1))
+
+    def absorbed(
+        self,
+        x: Float[Array, "B Q D"],
+        source: Float[Array, "B S D"],
+        bias: Float[Array, "#B #H Q S"],
+        kept: Bool[Array, "B HS"] | None = None,
+    ) -> Float[Array, "B Q D"]:
+        """The same, with the kernels of key and value multiplied into what few queries there are.
+
+        A query times the key of a position is the query times the kernel, times the position; a
+        mean of values is the mean of the positions, times the kernel. No position of `source` has
+        a key or value then: `absorbs` says when that is less to compute.
+        """
+        query = self.split_heads(self.query(x))
+        keep = self._keep(kept, source)
+        query = widen_heads(query, self._kernel(self.key))
+        seen = attend_to_source(query, source, bias, keep)
+        attended = narrow_heads(seen, self._kernel(self.value))
+        return self.out(attended.reshape(*x.shape[:-1], -1))
+
+    def _keep(self, kept: Array | None, source: Array) -> Array | None:
+        """What dropout multiplies the weights by, [B, H, 1, S]: the same for all queries."""
+        if kept is None:
+            return None
+        ones = jnp.ones((len(kept), 1, kept.shape[1]), source.dtype)
+        ones = drop(ones, kept, self.config.dropout_rate)
+        return ones.reshape(len(kept), self.config.num_heads, 1, source.shape[1])
+
+    def _kernel(self, projection: nn.Dense) -> Float[Array, "D H K"]:
+        kernel: Array = projection.get_variable("params", "kernel")
+        return self.split_heads(kernel.astype(self.config.dtype))
 
 
 class Mlp(nn.Module):

@@ -26,24 +26,28 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from prompt_tuning.config import ModelConfig
 from prompt_tuning.model.attention import (
-    Kept,
-    RelativePositionBias,
     TargetValid,
-    Units,
     Valid,
     absorbs,
     attention_bias,
+    row_lengths,
+    sees,
+    take_rows,
+)
+from prompt_tuning.model.device import ANY, Device
+from prompt_tuning.model.layers import (
+    NOTHING,
+    DecoderLayer,
+    EncoderLayer,
+    Kept,
+    RelativePositionBias,
+    Units,
     draw_kept,
     drop,
     fan_in,
     norm,
-    row_lengths,
-    sees,
     splits,
-    take_rows,
 )
-from prompt_tuning.model.device import ANY, Device
-from prompt_tuning.model.layers import NOTHING, DecoderLayer, EncoderLayer
 from prompt_tuning.model.products import dense_product
 
 Params = Mapping[str, Array]  # flat: "encoder/layers_0/attention/query/kernel" -> [D, H*K]

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from prompt_tuning.config import ConfigError, CorpusConfig, DataConfig
 from prompt_tuning.tasks import registry, sources
-from prompt_tuning.tasks.vocabulary import load_vocabulary
+from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 
 HELD_OUT = 100  # without files of its own, every so many documents one is kept for evaluation
 Tokens = Sequence[int]

@@ -27,9 +27,9 @@ from prompt_tuning.pretraining import curves, examples, saved
 from prompt_tuning.runtime import processes, signals
 from prompt_tuning.session import setup
 from prompt_tuning.session.session import Backbone, Session
-from prompt_tuning.training import loop
 from prompt_tuning.training import step as steps
-from prompt_tuning.training.course import Course, Run, Standing, TrainResult
+from prompt_tuning.training.loop import train
+from prompt_tuning.training.run import EvalStatus, LoopState, Run, TrainResult
 
 HELD_OUT = "held_out"
 
@@ -42,7 +42,7 @@ def pretrain(
     debug_nans: bool = False,
 ) -> TrainResult:
     """`training.loop.train` on a corpus: trains every weight, and leaves T5X checkpoints."""
-    return loop.train(
+    return train(
         experiment,
         objective=Pretraining,
         session=session,
@@ -137,7 +137,7 @@ class Pretraining:
         return {"vocabulary": vocabulary, "corpus": self.corpus.identity}
 
     @property
-    def saved(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Nothing more."""
         return {}
 
@@ -158,7 +158,7 @@ class Pretraining:
         moments = t5x_checkpoint.read_slots(path, slots.get_slots(state.opt_state))
         return state._replace(opt_state=slots.set_slots(state.opt_state, moments, count=0))
 
-    def repair(self, model_dir: Path, standing: Standing) -> None:
+    def repair(self, model_dir: Path, status: EvalStatus) -> None:
         """Nothing: a checkpoint that is damaged is passed over."""
 
     def batches(self, numbers: range) -> Iterator[list[dict[str, jax.Array]]]:
@@ -176,19 +176,19 @@ class Pretraining:
 
     # ---- as it goes
 
-    def begin(self, run: Run, course: Course) -> None:
+    def begin(self, run: Run, loop: LoopState) -> None:
         """Scores the model that the run begins with."""
-        self._score(run, course)
+        self._score(run, loop)
 
-    def evaluate(self, run: Run, course: Course) -> tuple[Standing, list[str]]:
+    def evaluate(self, run: Run, loop: LoopState) -> tuple[EvalStatus, list[str]]:
         """Scores the state on the held-out documents."""
-        line = self._score(run, course)
-        return dataclasses.replace(course.standing, evaluation_due=False), [line]
+        line = self._score(run, loop)
+        return dataclasses.replace(loop.status, evaluation_due=False), [line]
 
-    def _score(self, run: Run, course: Course) -> str:
+    def _score(self, run: Run, loop: LoopState) -> str:
         with signals.current().allowed():  # nothing is written in here
-            values = self.held_out(course.state.trainable)
-        run.log.scores(course.step, values, task=self.corpus.name, split=HELD_OUT)
+            values = self.held_out(loop.state.trainable)
+        run.log.scores(loop.step, values, task=self.corpus.name, split=HELD_OUT)
         return ", ".join(f"{name} {value:.3f}" for name, value in values.items())
 
     def held_out(self, params: t5.Params) -> dict[str, float]:
@@ -213,19 +213,19 @@ class Pretraining:
 
     # ---- at the end
 
-    def finish(self, run: Run, course: Course, model_dir: Path) -> TrainResult:
+    def finish(self, run: Run, loop: LoopState, model_dir: Path) -> TrainResult:
         """The curves, and a few lines."""
         points = curves.held_out_points(run.log.model_dir)
         picture = curves.draw_losses(run.log.model_dir) if processes.is_first() else None
-        checkpoint = model_dir / f"checkpoint_{course.step}"
+        checkpoint = model_dir / f"checkpoint_{loop.step}"
         # A damaged record is not there.
-        step, value = points[-1] if points else (course.step, float("nan"))
+        step, value = points[-1] if points else (loop.step, float("nan"))
         first = f", {points[0][1]:.3f} at {points[0][0]}" if len(points) > 1 else ""
         lines = [f"held-out cross entropy: {value:.3f} at step {step}{first}"]
         lines += [f"checkpoint: {checkpoint}", *([f"curves: {picture}"] if picture else [])]
         return TrainResult(
             model_dir,
-            course.step,
+            loop.step,
             "\n".join(lines),
             checkpoint=checkpoint,
             held_out_loss=value,

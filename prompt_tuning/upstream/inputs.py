@@ -43,7 +43,7 @@ from prompt_tuning.prompts.prompt_file import PromptMetadata, check_prompt, load
 from prompt_tuning.session import session, setup
 from prompt_tuning.tasks import registry, task_rows
 from prompt_tuning.tasks.file_tasks import register_files
-from prompt_tuning.tasks.vocabulary import load_vocabulary
+from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 
 Run = Experiment | EvalRun | InferRun
 T = TypeVar("T")
