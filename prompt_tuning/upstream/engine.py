@@ -233,6 +233,11 @@ def _refuse_other_experiment(file: Path, text: str) -> None:
         {line for line in lines.splitlines() if " = " in line and not _MAY_CHANGE.match(line)}
         for lines in (file.read_text(encoding="utf-8"), text)
     )
+    # A setting that is newer than that file had its default.
+    shipped = (gin_folder() / gin_reader.DEFAULTS).read_text(encoding="utf-8").splitlines()
+    defaults = {line.split("  #")[0] for line in shipped}
+    macros = {line.split(" = ")[0] for line in old}
+    new -= {line for line in new & defaults if line.split(" = ")[0] not in macros}
     if old != new:
         raise ConfigError(
             f"MODEL_DIR {file.parent} holds a different experiment:\n  there: "
