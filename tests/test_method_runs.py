@@ -284,6 +284,11 @@ def files_of(folder):
     patterns = ("prompts/*/*", "metrics.jsonl", "inference_eval/*.jsonl")
     files = {path for pattern in patterns for path in folder.glob(pattern)}
     end = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(files)}
+    for name in [name for name in end if name.endswith(prompt_file.METADATA)]:
+        described = json.loads(end[name])
+        for digest in ("config_hash", "sha256"):  # the stopped run was asked for fewer steps
+            described.pop(digest)
+        end[name] = described
     states = sorted((folder / "checkpoints").glob("*/meta/metadata"))
     return end, {path.parts[-3]: json.loads(path.read_text())["arrays"] for path in states}
 
