@@ -111,15 +111,15 @@ def test_absorbed_attention_is_that_of_keys_and_values(drops):
     module = layers.Attention(dataclasses.replace(CONFIG, dropout_rate=0.3))
     x, source = draw(2, 3, CONFIG.embed_dim), draw(2, 7, CONFIG.embed_dim, seed=1)
     bias = draw(2, 1, 3, 7, seed=2).at[1, ..., 4:].add(attention.MASKED)
-    kept = None
+    mask = None
     if drops:
-        kept = jax.random.bernoulli(jax.random.key(4), 0.7, (2, CONFIG.num_heads * 7))
+        mask = jax.random.bernoulli(jax.random.key(4), 0.7, (2, CONFIG.num_heads * 7))
 
     def of_keys(module, x, source):
-        return module(x, module.keys_values(source), bias, kept=kept)
+        return module(x, module.keys_values(source), bias, mask=mask)
 
     def absorbed(module, x, source):
-        return module.absorbed(x, source, bias, kept)
+        return module.absorbed(x, source, bias, mask)
 
     params = module.init(jax.random.key(3), x, source, method=of_keys)["params"]
 
@@ -140,8 +140,8 @@ def test_absorbed_attention_is_that_of_keys_and_values(drops):
 def test_what_a_row_keeps_does_not_depend_on_the_rows_behind_it(rows, more, widths):
     config = dataclasses.replace(CONFIG, dropout_rate=0.4)
     names = {str(n): (1 + n % 2, width) for n, width in enumerate(widths)}
-    keys = jax.random.split(jax.random.key(1), len(layers.splits(names)))
-    few, many = (layers.draw_kept(config, keys, n, names) for n in (rows, rows + more))
+    keys = jax.random.split(jax.random.key(1), len(layers.mesh_splits(names)))
+    few, many = (layers.draw_masks(config, keys, n, names) for n in (rows, rows + more))
     for name, (split, rest) in names.items():
         assert few[name].shape == (rows, split * rest)
         np.testing.assert_array_equal(few[name], many[name][:rows])
@@ -150,7 +150,7 @@ def test_what_a_row_keeps_does_not_depend_on_the_rows_behind_it(rows, more, widt
 def test_dropout_keeps_its_share_and_the_mean():
     config = dataclasses.replace(CONFIG, dropout_rate=0.4)
     keys = jax.random.split(jax.random.key(0))
-    kept = layers.draw_kept(config, keys, 100, {"a": (1, 300), "b": (4, 50)})
+    kept = layers.draw_masks(config, keys, 100, {"a": (1, 300), "b": (4, 50)})
     for one in kept.values():
         share = float(one.mean())
         assert abs(share - 0.6) < 4 * (0.24 / one.size) ** 0.5

@@ -266,7 +266,7 @@ def test_the_best_prompt_is_made_anew_where_it_was_damaged(tmp_path, capsys):
     file.write_bytes(whole[:-1] + b"x")
     repair_best(tmp_path, 12)
     assert file.read_bytes() == whole
-    assert "made anew from step_000012" in capsys.readouterr().out
+    assert "from step_000012" in capsys.readouterr().out
     shutil.rmtree(folder / "best")
     repair_best(tmp_path, 12)
     assert file.read_bytes() == whole

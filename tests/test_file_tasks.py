@@ -241,7 +241,7 @@ def test_the_documented_commands(tmp_path, monkeypatch, capsys):
     with Path("reviews.csv").open("a") as file:
         file.write("60,lovely soup.,good\n")
     assert cli.main([*train, *short]) == 2
-    assert "file is not the one" in capsys.readouterr().err
+    assert "training or evaluation file" in capsys.readouterr().err
     assert cli.main(evaluate) == 0
     assert "runs/reviews/prompts/best" in capsys.readouterr().out
     assert cli.main(infer) == 0

@@ -103,7 +103,7 @@ LEARNS_NOTHING = """
         (ENTROPY + NOISE[:99], None),  # too early to say
     ],
 )
-def test_the_course_of_a_loss_in_words(losses, said):
+def test_problems_of_a_loss(losses, said):
     found = health.describe_problem(losses.tolist(), ENTROPY)
     assert found is None if said is None else re.search(said, found or "")
 

@@ -423,7 +423,7 @@ def test_early_stopping_ends_the_run_and_says_how_to_go_on(experiment, tmp_path,
     stop = EvalConfig(period=2, method="rank", early_stopping_evals=1)
     result = loop.train(experiment(tmp_path, steps=40, eval=stop))
     assert result.step < START + 40
-    said = f"stopped early: 1 evaluations without a better one than that of step {result.best_step}"
+    said = f"stopped early: 1 evaluations without a better score than at step {result.best_step}"
     assert said in capsys.readouterr().out
     assert loop.train(experiment(tmp_path, steps=60, eval=stop)).step == result.step
     assert said in capsys.readouterr().out

@@ -270,7 +270,7 @@ def test_a_vocabulary_of_another_model_is_refused(backbone):
     with pytest.raises(ConfigError, match=r"385 .*384"):
         Predictor(CONFIG, backbone, large, {})
     other = ByteVocabulary(eos_id=2)
-    with pytest.raises(ConfigError, match="id 2"):
+    with pytest.raises(ConfigError, match="is 2"):
         Predictor(CONFIG, backbone, other, {})
 
 

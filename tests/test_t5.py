@@ -168,13 +168,13 @@ def test_t5_drops_out_everywhere_with_one_mask_for_all_positions(monkeypatch):
 
 def test_dropout_draws_as_often_for_many_layers_as_for_one(monkeypatch):
     """Its draws are a loop over the layers: what is compiled does not grow with them."""
-    traced, draw_kept = [], t5.draw_kept
+    traced, draw_masks = [], t5.draw_masks
 
     def spied(*args):
         traced.append(args)
-        return draw_kept(*args)
+        return draw_masks(*args)
 
-    monkeypatch.setattr(t5, "draw_kept", spied)
+    monkeypatch.setattr(t5, "draw_masks", spied)
     counts = []
     for count in (1, 3):
         config = dataclasses.replace(

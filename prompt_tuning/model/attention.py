@@ -9,6 +9,7 @@ After `products.py`; `layers.py`, the next file, makes layers of it. Letters as 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -55,9 +56,9 @@ def relative_position_buckets(
 def sees(
     queries: Bool[Array, "B Q"] | Int[Array, "B Q"], keys: Bool[Array, "B S"] | Int[Array, "B S"]
 ) -> Bool[Array, "B Q S"]:
-    """True where a valid query meets a valid key, in a packed row one of its own example.
+    """True if query and key are valid and, in a packed row, of the same example.
 
-    Relative positions need no such care: within an example the distances are what they were.
+    Relative positions need no such care: packing does not change distances within an example.
 
     >>> sees(jnp.array([[1, 2, 0]]), jnp.array([[1, 2, 2]])).astype(int).tolist()
     [[[1, 0, 0], [0, 1, 1], [0, 0, 0]]]
@@ -66,12 +67,12 @@ def sees(
 
 
 def attention_bias(allowed: Bool[Array, "B Q S"]) -> Float[Array, "B 1 Q S"]:
-    """0 where a query may see a key and -1e10 elsewhere."""
+    """0 if a query may see a key, else -1e10."""
     return jnp.where(allowed, 0.0, MASKED)[:, None].astype(jnp.float32)
 
 
 def row_lengths(config: ModelConfig, device: Device, valid: Valid) -> Int[Array, "B"] | None:
-    """How long rows are, where attention takes lengths (cuDNN's): valid positions come first.
+    """The lengths of the rows if attention takes lengths (cuDNN's): valid positions come first.
 
     Raises:
       ConfigError: several examples share a row.
@@ -87,10 +88,10 @@ def row_lengths(config: ModelConfig, device: Device, valid: Valid) -> Int[Array,
 
 
 def absorbs(config: ModelConfig, queries: int, source: int) -> bool:
-    """Whether `absorbed` is less to compute than keys and values, for one row of these lengths.
+    """Whether `Attention.absorbed` takes fewer operations than keys and values, for one row.
 
-    It multiplies the queries by the kernels in the place of the source's positions, and makes them
-    as wide as the model in each head.
+    It multiplies the queries by the kernels, not the source's positions, and each head of a query
+    becomes as wide as the model.
 
     >>> small = ModelConfig(num_encoder_layers=8, num_decoder_layers=8, num_heads=6, head_dim=64,
     ...                     embed_dim=512, mlp_dim=1024, num_embeddings=32128)
@@ -102,9 +103,9 @@ def absorbs(config: ModelConfig, queries: int, source: int) -> bool:
 
 
 def take_rows(x: Shaped[Array, "R *D"], rows: Int[Array, "G C"]) -> Shaped[Array, "G*C *D"]:
-    """Of each of G equal parts of the rows of `x` those that `rows` counts in it.
+    """Rows of `x`, which is split into G equal parts: of each part those that `rows` numbers in it.
 
-    XLA takes them on the device that has the part, where there is a part a device.
+    If each device has one part, XLA takes them there.
 
     >>> take_rows(jnp.array([10, 11, 12, 13]), jnp.array([[0, 0, 1], [1, 0, 0]])).tolist()
     [10, 10, 11, 13, 12, 12]
@@ -126,8 +127,8 @@ def take_rows(x: Shaped[Array, "R *D"], rows: Int[Array, "G C"]) -> Shaped[Array
 #     dL/dq = sum_s dL/dl_s k_s              dL/dk_s = sum_q dL/dl_s q
 #                                            dL/dv_s = sum_q w_s g
 #
-# w is kept for it, in the dtype of the model. Without the barriers XLA would widen it to float32
-# once, forward, and keep that.
+# w is saved for the backward pass, in the dtype of the model. Without the barriers XLA would save
+# the float32 copy of it that the forward pass makes.
 
 
 @jax.custom_vjp
@@ -158,16 +159,16 @@ def _attend_backward(saved: Any, gradient: Float[Array, "B Q H K"]) -> tuple[Arr
         gradient = gradient * scale.swapaxes(1, 2)
         along = (gradient * mean).sum(axis=-1, keepdims=True).swapaxes(1, 2)
         gradient = gradient.astype(mean.dtype)
-        of_weights = einsum("BQHK,BSHK->BHQS", gradient, value, jnp.float32)
-        of_value = einsum("BQHK,BHQS->BHKS", gradient, weights)
+        d_weights = einsum("BQHK,BSHK->BHQS", gradient, value, jnp.float32)
+        d_value = einsum("BQHK,BHQS->BHKS", gradient, weights)
     with jax.named_scope("softmax"):
-        of_logits = weights * (of_weights - along)
-        of_bias = _sum_to(bias.shape, of_logits)
-        of_logits = of_logits.astype(mean.dtype)
+        d_logits = weights * (d_weights - along)
+        d_bias = _sum_to(bias.shape, d_logits)
+        d_logits = d_logits.astype(mean.dtype)
     with jax.named_scope("query-key"):
-        of_query = einsum("BHQS,BSHK->BHQK", of_logits, key)
-        of_key = einsum("BQHK,BHQS->BHKS", query, of_logits)
-    return of_query.swapaxes(1, 2), _keys_first(of_key), _keys_first(of_value), of_bias
+        d_query = einsum("BHQS,BSHK->BHQK", d_logits, key)
+        d_key = einsum("BQHK,BHQS->BHKS", query, d_logits)
+    return d_query.swapaxes(1, 2), _keys_first(d_key), _keys_first(d_value), d_bias
 
 
 def _keys_first(x: Float[Array, "B H K S"]) -> Float[Array, "B S H K"]:
@@ -236,19 +237,19 @@ def _attend_to_source_backward(
         gradient = gradient * scale
         along = (gradient * mean).sum(axis=-1, keepdims=True)
         gradient = gradient.astype(mean.dtype)
-        of_weights = einsum("BHQD,BSD->BHQS", gradient, source, jnp.float32)
-        of_factor = None
+        d_weights = einsum("BHQD,BSD->BHQS", gradient, source, jnp.float32)
+        d_factor = None
         if factor is not None:
-            of_factor = (weights * of_weights).sum(axis=-2, keepdims=True)
+            d_factor = (weights * d_weights).sum(axis=-2, keepdims=True)
     with jax.named_scope("softmax"):
-        of_logits = weights * (_times(of_weights, factor) - along)
-        of_bias = _sum_to(bias.shape, of_logits)
-        of_logits = of_logits.astype(mean.dtype)
+        d_logits = weights * (_times(d_weights, factor) - along)
+        d_bias = _sum_to(bias.shape, d_logits)
+        d_logits = d_logits.astype(mean.dtype)
     with jax.named_scope("query-key"):
-        of_query = einsum("BHQS,BSD->BHQD", of_logits, source)
-        both = jnp.stack([of_logits, _times(weights, factor)], axis=1)
-        of_source = sum_queries(both, jnp.stack([query, gradient], axis=1))
-    return of_query, of_source, of_bias, of_factor
+        d_query = einsum("BHQS,BSD->BHQD", d_logits, source)
+        both = jnp.stack([d_logits, _times(weights, factor)], axis=1)
+        d_source = sum_queries(both, jnp.stack([query, gradient], axis=1))
+    return d_query, d_source, d_bias, d_factor
 
 
 attend_to_source.defvjp(_attend_to_source_forward, _attend_to_source_backward)
@@ -269,8 +270,8 @@ def attend_to_lengths(
     """`attend` for rows of these lengths by JAX's kernels: cuDNN's keeps no weight.
 
     They take the bias in the dtype of the model. It is the same for all rows: with a mask added to
-    it, it would be as large as the weights. What is beyond a row's length gives and takes 0: what a
-    kernel makes of it, and of its gradients, is its own affair.
+    it, it would be as large as the weights. Positions beyond a row's length are set to 0, before
+    and after: kernels leave their values and gradients undefined.
 
     Raises:
       ConfigError: cuDNN is not installed, or does not do this.

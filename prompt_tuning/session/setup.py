@@ -121,22 +121,25 @@ def first_params(
     key = first_prompt_key(experiment.train.random_seed)
     labels = registry.label_words(experiment.data.names[0])
     loaded = _load_first_prompt(experiment, backbone, data) if config.init == "file" else None
+    drawn: list[str] = []  # how; a method may begin without such rows
 
     def draw_rows(number: int) -> Any:
         if loaded is not None:
+            drawn.append(f"from the file {config.file}")
             if len(loaded) < number:
                 raise ConfigError(
                     f"PROMPT_FILE = {config.file!r}: it has {len(loaded)} rows. Expected {number} "
                     f"for PROMPT_METHOD = {config.method!r}. Choose another PROMPT_INIT."
                 )
             return loaded[:number]
-        rows, _ = inits.init_prompt(
+        rows, description = inits.init_prompt(
             dataclasses.replace(config, length=number),
             key,
             jnp.asarray(_fetch(backbone.params["token_embedder/embedding"]), jnp.float32),
             encode=data.vocabulary.encode,
             task_labels=labels,
         )
+        drawn.append(description)
         return rows
 
     start = Start(
@@ -148,9 +151,8 @@ def first_params(
         tasks=tuple(rows.task for rows in data.train),
     )
     params = make_first_params(config.method, method, settings, start, backbone.params)
-    description = f"{config.length} x {model.embed_dim}, " + inits.describe_init(
-        config, labels, model.num_embeddings, data.vocabulary.encode
-    )
+    how = "; ".join(dict.fromkeys(drawn)) or "first values of the method's own"
+    description = f"{config.length} x {model.embed_dim}, {how}"
     if config.method != "prompt_tuning":
         sizes = sum(value.size for value in params.values())
         description += f"; {config.method}, {sizes:,} parameters"

@@ -94,6 +94,7 @@ def split_prompt(params: Flat) -> tuple[dict[str, Array], dict[str, Array]]:
     return prompt, {name: value for name, value in params.items() if name not in prompt}
 
 
+@jax.named_scope("fold")
 def fold(
     recipe: Recipe, state: TrainState, frozen: Flat, key: PRNGKeyArray | None = None
 ) -> Prompt:
@@ -149,6 +150,7 @@ def group_loss(
     return loss_fn(logits, batch, z_loss=train.z_loss, label_smoothing=train.label_smoothing)
 
 
+@jax.named_scope("update")
 def update(
     recipe: Recipe, state: TrainState, frozen: Flat, total: Total
 ) -> tuple[TrainState, Metrics]:
