@@ -282,7 +282,7 @@ def test_every_device_holds_its_share_of_every_matrix():
     assert prompt < devices.device_bytes(state) < 2.01 * prompt, "Adafactor's moments beside it"
     whole = dataclasses.replace(settings, train=TrainConfig(trainable="model"))
     half = dataclasses.replace(settings.model, dtype="bfloat16")
-    said = devices.describe_held(dataclasses.replace(whole, model=half), mesh)
+    said = devices.describe_arrays(dataclasses.replace(whole, model=half), mesh)
     state, _ = program.abstract_state(whole, mesh)
     assert devices.device_bytes(state) > total / 8, "of a model that is trained there are slots too"
     places = sharding.param_shardings(state.trainable, mesh)
