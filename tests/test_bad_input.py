@@ -68,7 +68,7 @@ def run(capsys, *arguments: str) -> str:
         ("MODEL_DIR=''", "MODEL_DIR is empty"),
         ("MODEL_DIR='gs://bucket/x'", "MODEL_DIR must be a local folder"),
         ("MODEL_DIR='/proc/x'", "MODEL_DIR /proc/x cannot be made"),
-        ("MODEL_DIR='a\\0b'", "a path holds a NUL character"),
+        ("MODEL_DIR='a\\0b'", "NUL character"),
         ("MODEL_DIR='file'", "cannot be made or is not a folder"),
         ("MODEL_DIR='locked'", "cannot be written to"),
     ],

@@ -19,7 +19,7 @@ from prompt_tuning.checkpoints.layouts import find_checkpoint
 from prompt_tuning.checkpoints.t5x_prompt import PROMPT
 from prompt_tuning.config import TINY, ModelConfig
 from prompt_tuning.model import sharding, t5
-from prompt_tuning.runtime.prefetch import Ahead
+from prompt_tuning.runtime.prefetch import Prefetcher
 from prompt_tuning.runtime.storage import open_folder
 from prompt_tuning.world import assets
 
@@ -69,14 +69,14 @@ def iter_backbone(
 
 def read_ahead(
     spec: PathLike, model: ModelConfig, mesh: Mesh, *, dtype: DTypeLike | None = None
-) -> Ahead[tuple[str, Array]]:
+) -> Prefetcher[tuple[str, Array]]:
     """The parameters of `iter_backbone`, read in the background; `dict` of it waits for all."""
 
     def items() -> Iterator[tuple[str, Array]]:
         places = sharding.param_shardings(t5.param_shapes(model), mesh)
         yield from iter_backbone(spec, model, dtype=dtype, shardings=places)
 
-    return Ahead(items())
+    return Prefetcher(items())
 
 
 def describe_unused_prompt(spec: PathLike, prompt_files: Iterable[PathLike]) -> str:

@@ -169,13 +169,13 @@ class RunStateStore:
         """
         self.wait()  # a state that is still being written would look damaged
         steps = sorted({*self._manager.all_steps(), *saved_steps(self._directory)}, reverse=True)
-        agreement.agree("saved states", str(steps))
+        agreement.check("saved states", str(steps))
         failures: dict[int, Exception] = {}
         for step in steps:
             try:
-                with agreement.together(OTHERS):  # what follows takes all of them
+                with agreement.raise_together(OTHERS):  # what follows takes all of them
                     self._check_fits(step, abstract)
-                with agreement.together(OTHERS):
+                with agreement.raise_together(OTHERS):
                     restored = self._restore(step, abstract)
             except MemoryError:
                 raise
@@ -275,7 +275,7 @@ class RunStateStore:
 
     def _move_aside(self, failures: Mapping[int, Exception], restored: int) -> None:
         if failures:
-            with agreement.together("the first process cannot move a damaged state"):
+            with agreement.raise_together("the first process cannot move a damaged state"):
                 if processes.is_first():
                     self._move(failures, restored)
             self._manager.reload()

@@ -32,7 +32,7 @@ from prompt_tuning.model import sharding
 from prompt_tuning.model.device import choose_device
 from prompt_tuning.model.t5 import T5, init_params, param_shapes
 from prompt_tuning.runtime import processes
-from prompt_tuning.runtime.prefetch import Ahead
+from prompt_tuning.runtime.prefetch import Prefetcher
 from prompt_tuning.runtime.replace_folder import local_folder
 
 
@@ -54,7 +54,7 @@ class Session:
     model: T5
     step: int  # of the checkpoint; 0 if the weights are random
     verifies: bool  # check the checkpoint against its manifest
-    reading: Ahead[tuple[str, Array]] | None  # None: the weights are random
+    reading: Prefetcher[tuple[str, Array]] | None  # None: the weights are random
 
     def __enter__(self) -> Session:
         return self
