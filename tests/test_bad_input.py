@@ -65,7 +65,7 @@ def run(capsys, *arguments: str) -> str:
         ("INITIAL_CHECKPOINT_PATH='nowhere'", "there is no T5X checkpoint at"),
         ("INITIAL_CHECKPOINT_PATH=''", "there is no T5X checkpoint at"),
         ("INITIAL_CHECKPOINT_PATH='s3://x/y'", "expected a local path or gs://bucket/path"),
-        ("MODEL_DIR=''", "MODEL_DIR is empty"),
+        ("MODEL_DIR=''", "MODEL_DIR"),
         ("MODEL_DIR='gs://bucket/x'", "MODEL_DIR must be a local folder"),
         ("MODEL_DIR='/proc/x'", "MODEL_DIR /proc/x cannot be made"),
         ("MODEL_DIR='a\\0b'", "NUL character"),

@@ -307,9 +307,9 @@ def test_steps_of_a_run():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("v5e", "expected a chip and how many"),
+        ("v5e", "--topology=v5e: expected"),
         ("z9:4", "The chips: v3"),
-        ("h100:0", "has no device"),
+        ("h100:0", "--topology=h100:0"),
     ],
 )
 def test_a_topology_that_is_none_says_so(name, message):

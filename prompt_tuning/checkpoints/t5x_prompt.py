@@ -1,6 +1,6 @@
-"""A prompt inside a T5X checkpoint, where the original and `upstream/plugin.py` train it.
+"""Prompts inside T5X checkpoints, as the original project and `upstream/plugin.py` save them.
 
-`prompt_file.py` reads prompts through this file; `prompts/convert.py` puts them there.
+`prompts/prompt_file.py` reads prompts with it; `prompts/convert.py` writes them with it.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from prompt_tuning.checkpoints.t5x import read_step, write_t5x
 from prompt_tuning.config import ConfigError
 from prompt_tuning.runtime.storage import Folder, explain, open_folder
 
-PROMPT = "encoder/prompt/prompt/prompt"  # its name in T5X's tree
-MAX_BYTES = 2**31  # far beyond any prompt: a damaged shape is an error, not an allocation
+PROMPT = "encoder/prompt/prompt/prompt"  # the name in T5X's parameter tree
+MAX_BYTES = 2**31  # larger than any prompt; a damaged shape is an error before the allocation
 
 
 def read_t5x_prompt(path: str | os.PathLike[str]) -> tuple[Shaped[np.ndarray, "..."], int]:
-    """The prompt of a checkpoint, as it is stored, and the checkpoint's step.
+    """The prompt of a checkpoint in its stored dtype, and the checkpoint's step.
 
     Raises:
-      ConfigError: the checkpoint cannot be read, or holds no prompt of this kind.
+      ConfigError: the checkpoint cannot be read, or has no prompt of this kind.
     """
     checkpoint = find_checkpoint(path)
     leaf = checkpoint.params.get(PROMPT)
@@ -41,13 +41,12 @@ def _absent(checkpoint: Checkpoint) -> str:
     others = [name for name in checkpoint.params if "prompt" in name]
     if not others:
         return (
-            f"there is no prompt in the checkpoint {checkpoint.folder.url}: it is a model alone, "
-            f"without {PROMPT}. Give the checkpoint of a prompt tuning run, or a prompt file."
+            f"there is no prompt in the checkpoint {checkpoint.folder.url}: it has no {PROMPT}. "
+            "Give the checkpoint of a prompt tuning run, or a prompt file."
         )
     return (
         f"the checkpoint {checkpoint.folder.url} has no {PROMPT}: its prompt is of another kind "
-        f"({', '.join(sorted(others)[:5])}), and only one float[P, D] in front of the encoder's "
-        "input can be loaded."
+        f"({', '.join(sorted(others)[:5])}). Expected float[P, D] in front of the encoder's input."
     )
 
 
@@ -67,12 +66,12 @@ def _read(leaf: Leaf) -> Shaped[np.ndarray, "..."]:
     (store,) = open_leaves({"prompt": leaf}, ts.Context()).values()
     shape, itemsize = tuple(store.shape), store.dtype.numpy_dtype.itemsize
     if math.prod(shape) * itemsize > MAX_BYTES:
-        raise ConfigError(f"{leaf.what} has shape {shape}; a prompt is a small matrix (P, D).")
+        raise ConfigError(f"{leaf.what} has shape {shape}. Expected a small matrix (P, D).")
     return explain(lambda: np.asarray(store.read().result()), leaf.folder, leaf.what)
 
 
 class _Stored:
-    """A parameter in its file, of which `backbone_identity` reads two rows."""
+    """A parameter in its file; indexing reads a part, so `backbone_identity` reads two rows."""
 
     def __init__(self, store: ts.TensorStore) -> None:
         self._store, self.shape, self.ndim = store, tuple(store.shape), store.ndim
@@ -83,7 +82,7 @@ class _Stored:
 
 
 def read_identity(path: str | os.PathLike[str]) -> str:
-    """`identity.backbone_identity` of a checkpoint's model, with or without a prompt in it."""
+    """`identity.backbone_identity` of a checkpoint's model; a prompt in it is ignored."""
     params = find_checkpoint(path).params
     stores = open_leaves({n: p for n, p in params.items() if n != PROMPT}, ts.Context())
     stored: Any = {name: _Stored(store) for name, store in stores.items()}
@@ -91,7 +90,7 @@ def read_identity(path: str | os.PathLike[str]) -> str:
 
 
 class _Unread:
-    """A parameter that is read when numpy asks for it, and forgotten again."""
+    """A parameter that is read each time NumPy converts it to an array."""
 
     def __init__(self, leaf: Leaf) -> None:
         self._leaf = leaf
@@ -108,10 +107,10 @@ def splice_prompt(
     prompt: Float[np.ndarray, "P D"],
     step: int,
 ) -> None:
-    """Writes a copy of a checkpoint with the prompt inside, where the original looks for it.
+    """Writes a copy of a checkpoint with the prompt under the original project's name.
 
-    Every parameter keeps its dtype and bits, and one at a time is in memory. The optimizer's state
-    is left out: T5X begins a new one. A prompt that was there already is replaced.
+    Parameters keep their dtypes and bits; one at a time is in memory. The optimizer's state is not
+    copied; T5X initialises it. An existing prompt is replaced.
 
     Raises:
       ConfigError: the checkpoint cannot be read, or the output is not a local folder.

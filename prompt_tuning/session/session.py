@@ -104,7 +104,9 @@ def open_session(run: ModelRun) -> Session:
     model = T5(run.model, choose_device(run.model, mesh.devices.flat))
     checkpoint = run.checkpoint if isinstance(run, (Experiment, EvalRun)) else ""
     step = 0 if is_random else load.read_step(checkpoint)
-    reading = None if is_random else load.read_ahead(checkpoint, run.model, mesh, dtype=dtype)
+    reading = (
+        None if is_random else load.prefetch_backbone(checkpoint, run.model, mesh, dtype=dtype)
+    )
     return Session(checkpoint, mesh, model, step, run.verify_checkpoint, reading)
 
 
