@@ -81,11 +81,16 @@ def evaluate(run: EvalRun) -> Matrix:
 def load_prompt(
     path: str | os.PathLike[str],
 ) -> tuple[Float[np.ndarray, "P D"], PromptMetadata | None]:
-    """The rows [P, D] of a prompt folder or .npy, and its metadata if it has any.
+    """The rows of a prompt, float32[P, D], and its metadata; None if it has none.
+
+    `path` is a prompt folder, a .npy file, or any other form that docs/prompts.md names.
 
     Raises:
       ConfigError: there is no prompt, or it is damaged.
     """
+    import numpy as np
+
     from prompt_tuning.prompts import prompt_file
 
-    return prompt_file.load_prompt(path)
+    prompt, metadata = prompt_file.load_prompt(path)
+    return np.asarray(prompt.rows), metadata

@@ -54,6 +54,7 @@ def test_what_was_measured_is_not_measured_again(tmp_path):
 TINY = Workload(engine="ours", size="tiny", rows=4, inputs=16, targets=2, prompt=4, steps=2)
 
 
+@pytest.mark.slow
 def test_a_step_is_measured(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")  # one device
     found = run.once(TINY)
@@ -65,6 +66,7 @@ def test_a_step_is_measured(monkeypatch):
     assert found["programs"] == 1
 
 
+@pytest.mark.slow
 def test_a_measurement_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "")
     raw = tmp_path / "raw.jsonl"

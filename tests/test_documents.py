@@ -11,7 +11,7 @@ import seqio
 
 from prompt_tuning.config import ConfigError, CorpusConfig, DataConfig
 from prompt_tuning.pretraining import documents
-from prompt_tuning.tasks.vocabulary import load_vocabulary
+from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 
 TEXTS = ["tea is hot", "rain is wet", "fog is a cloud"]
 

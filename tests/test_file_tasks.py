@@ -16,7 +16,7 @@ from prompt_tuning.config import ConfigError, DataConfig, EvalConfig, Experiment
 from prompt_tuning.session import overview
 from prompt_tuning.tasks import registry, task_rows
 from prompt_tuning.tasks.file_tasks import check_label_words, register_files
-from prompt_tuning.tasks.vocabulary import load_vocabulary
+from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 from prompt_tuning.world import generator
 from prompt_tuning.world.assets import TINY_CONFIG
 

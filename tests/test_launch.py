@@ -16,11 +16,10 @@ import several_processes
 from test_plan import experiment
 from tiny_models import CONFIG, random_params
 
-from prompt_tuning import cli
+from prompt_tuning import cli, load_prompt
 from prompt_tuning.batches import batching, groups
 from prompt_tuning.checkpoints.t5x import write_t5x
 from prompt_tuning.config import ConfigError, to_dict
-from prompt_tuning.prompts.prompt_file import load_prompt
 from prompt_tuning.runtime import agreement, compilation_cache, guard, processes
 from prompt_tuning.session import session
 from prompt_tuning.tasks import registry, task_rows
@@ -116,6 +115,7 @@ def test_compiled_programs_lie_in_the_users_cache(monkeypatch, tmp_path):
     assert compilation_cache.choose_folder(None) is None
 
 
+@pytest.mark.slow
 def test_a_second_process_finds_what_the_first_has_compiled(tmp_path):
     code = (
         "import sys, jax, jax.numpy as jnp\n"
@@ -235,6 +235,7 @@ def alone(work):
     return finish(work, "alone", model=4, devices=(8,))
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(work, straight, alone):
     prompt, said = straight
     np.testing.assert_allclose(prompt, alone[0], atol=1e-4 * np.abs(prompt).max())
@@ -270,6 +271,7 @@ def answer_alike(model_dir, other):
             np.testing.assert_allclose(mine["label_scores"][word], score, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_dry_run_shows_all_devices_and_the_rows_of_each_host(work):
     """Of 16 rows on 2 + 6 devices, the first host, which speaks, has four."""
     arguments = [*recipe("dry", model=1), "--dry_run"]

@@ -12,6 +12,7 @@ import seqio
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_models import CONFIG, MODEL, random_params
 
+from prompt_tuning import load_prompt
 from prompt_tuning.batches import batching
 from prompt_tuning.checkpoints import t5x
 from prompt_tuning.checkpoints.conversion import convert
@@ -31,7 +32,6 @@ from prompt_tuning.evaluation import matrix, ranking
 from prompt_tuning.evaluation.evaluate import mean_score
 from prompt_tuning.evaluation.records import read_records
 from prompt_tuning.model.prompt import Prompt
-from prompt_tuning.prompts.prompt_file import load_prompt
 from prompt_tuning.session import session
 from prompt_tuning.tasks.eval_task import make_eval_task
 from prompt_tuning.tasks.task_rows import EvalRows
@@ -206,6 +206,7 @@ def test_a_huggingface_folder_without_a_step_says_where_the_optimizer_begins(
     assert not list(session.describe_start(plain, 0))
 
 
+@pytest.mark.slow
 def test_records_written_after_the_last_saved_state_are_not_doubled(experiment, tmp_path):
     loop.train(experiment(tmp_path, steps=4))
     before = records(tmp_path)
@@ -245,12 +246,14 @@ def test_damaged_records_cost_themselves(straight, experiment, tmp_path):
     assert (folder / "config.gin").read_text() == "# settings\n"
 
 
+@pytest.mark.slow
 def test_config_gin_is_that_of_the_last_start(experiment, tmp_path):
     loop.train(experiment(tmp_path, steps=2), config_text="# first\n")
     loop.train(experiment(tmp_path, steps=4), config_text="# more steps\n")
     assert (tmp_path / "config.gin").read_text() == "# more steps\n"
 
 
+@pytest.mark.slow
 def test_a_backbone_that_was_replaced_is_refused(experiment, tmp_path):
     path = tmp_path / f"checkpoint_{START}"
     t5x.write_t5x(path, random_params(), START)
@@ -264,6 +267,7 @@ def test_a_backbone_that_was_replaced_is_refused(experiment, tmp_path):
         loop.train(longer)
 
 
+@pytest.mark.slow
 def test_baselines_of_a_run_killed_before_its_first_state_stand_once(experiment, tmp_path):
     loop.train(experiment(tmp_path, steps=2))
     shutil.rmtree(tmp_path / "checkpoints")
@@ -273,6 +277,7 @@ def test_baselines_of_a_run_killed_before_its_first_state_stand_once(experiment,
     assert len(records(tmp_path, split="train", name="loss", step=START + 2)) == 1
 
 
+@pytest.mark.slow
 def test_training_records_do_not_depend_on_when_a_run_was_stopped(experiment, tmp_path):
     """The mean of a record never reaches over a saved state."""
     for folder, first in (("straight", 30), ("stopped", 15)):
@@ -341,6 +346,7 @@ def test_a_ranking_that_is_not_finite_is_no_divergence(experiment, tmp_path):
     assert "LEARNING_RATE" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_beams_and_number_of_rows_are_those_of_the_settings(experiment, tmp_path):
     config = EvalConfig(period=4, num_decodes=3, num_examples=5)
     result = loop.train(experiment(tmp_path, steps=4, eval=config))
@@ -399,6 +405,7 @@ def test_a_run_of_which_only_damaged_states_are_left_does_not_begin_anew(experim
     model_dir.refuse_other_experiment(None, experiment(tmp_path), tmp_path)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_prompt_and_another_one_another(
     straight, experiment, tmp_path
 ):
@@ -411,6 +418,7 @@ def test_the_same_seed_gives_the_same_prompt_and_another_one_another(
     assert np.abs(other.prompt - first).max() > 0.1
 
 
+@pytest.mark.slow
 def test_early_stopping_ends_the_run_and_says_how_to_go_on(experiment, tmp_path, capsys):
     stop = EvalConfig(period=2, method="rank", early_stopping_evals=1)
     result = loop.train(experiment(tmp_path, steps=40, eval=stop))
@@ -423,6 +431,7 @@ def test_early_stopping_ends_the_run_and_says_how_to_go_on(experiment, tmp_path,
     assert loop.train(experiment(tmp_path, steps=40, eval=go_on)).step == START + 40
 
 
+@pytest.mark.slow
 def test_model_tuning_changes_the_model_and_writes_t5x_checkpoints(experiment, tmp_path):
     tuned = experiment(
         tmp_path,
@@ -441,6 +450,7 @@ def test_model_tuning_changes_the_model_and_writes_t5x_checkpoints(experiment, t
     assert not (tmp_path / "prompts").exists()
 
 
+@pytest.mark.slow
 def test_a_mixture_is_trained_on_and_its_tasks_are_scored_apart(experiment, tmp_path):
     data = DataConfig(
         mixture_or_task_name="both_as",

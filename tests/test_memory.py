@@ -41,6 +41,7 @@ def fewest_faults(how, *, steps):
     return int(done.stdout)
 
 
+@pytest.mark.slow
 def test_a_step_makes_no_page_that_the_last_one_freed():
     # Threads that are kept waiting free in another order, and what is kept grows by a piece: within
     # some steps it is all that there can be.

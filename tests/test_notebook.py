@@ -10,6 +10,7 @@ from nbclient import NotebookClient
 
 from prompt_tuning.evaluation.records import read_records
 
+pytestmark = pytest.mark.slow
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "prompt_tuning.ipynb"
 METHODS = ("accuracy/generate", "accuracy/rank")
 

@@ -63,7 +63,7 @@ def matrices(model: ModelConfig, parts: int) -> set[tuple[int, ...]]:
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param(("base", 2)),
+        pytest.param(("base", 2), marks=pytest.mark.slow),
         pytest.param(("xl", 4), marks=pytest.mark.weekly),
         pytest.param(("xxl", 8), marks=pytest.mark.weekly),
     ],
@@ -332,6 +332,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 def test_the_command_needs_neither_checkpoint_nor_folder(tmp_path):
     path = tmp_path / "plan.json"
     done = subprocess.run(

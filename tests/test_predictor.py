@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import CONFIG as TWO_LAYERS
-from tiny_models import random_prompt
+from tiny_models import as_prompt, random_prompt
 
 from prompt_tuning.checkpoints import identity, t5x
 from prompt_tuning.config import ConfigError
@@ -286,7 +286,7 @@ def files(tmp_path_factory, backbone):
         backbone=identity.backbone_identity(backbone),
         vocabulary=ByteVocabulary().sha256,
     )
-    prompt_file.save_prompt(folder / "long", PROMPTS["long"], metadata)
+    prompt_file.save_prompt(folder / "long", as_prompt(PROMPTS["long"]), metadata)
     np.save(folder / "short.npy", PROMPTS["short"])
     np.save(folder / "wide.npy", np.zeros((2, 40), np.float32))
     return folder
@@ -319,7 +319,7 @@ def test_prompts_of_another_backbone_or_vocabulary_are_refused(files, tmp_path, 
         load(files / "nothing")
     for field in ("backbone", "vocabulary"):
         metadata = prompt_file.PromptMetadata(**{field: "0" * 64})
-        prompt_file.save_prompt(tmp_path / field, PROMPTS["short"], metadata)
+        prompt_file.save_prompt(tmp_path / field, as_prompt(PROMPTS["short"]), metadata)
         with pytest.raises(ConfigError, match=f"another {field}"):
             load(tmp_path / field)
 

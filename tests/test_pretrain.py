@@ -131,6 +131,7 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, text, straight):
     assert again == {(r["step"], r["name"]): r["value"] for r in records(straight.model_dir)}
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_names_step_and_documents(tmp_path, text, straight):
     params, _ = t5x_checkpoint.read_t5x(straight.checkpoint, t5.param_shapes(MODEL))
     name = "decoder/logits_dense/kernel"
@@ -157,6 +158,7 @@ def test_a_loss_that_is_not_finite_names_step_and_documents(tmp_path, text, stra
         assert set(epoch._tokens(int(epoch._order[place]))) <= set(named)
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_one_period(tmp_path, text, straight, capsys):
     shutil.copytree(straight.model_dir, tmp_path / "run")
     (tmp_path / "run" / "checkpoint_6" / "target.token_embedder.embedding" / "0.0").unlink()
@@ -169,6 +171,7 @@ def test_a_damaged_checkpoint_costs_one_period(tmp_path, text, straight, capsys)
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_signal_saves_the_step_that_it_came_in(tmp_path, text, straight):
     """And what follows is what would have followed."""
 
@@ -192,6 +195,7 @@ def test_a_signal_saves_the_step_that_it_came_in(tmp_path, text, straight):
     assert run.pretrain(experiment(tmp_path, text, **(changes | {"train": more}))).step == step + 1
 
 
+@pytest.mark.slow
 def test_only_so_many_checkpoints_are_kept(tmp_path, text):
     keep_one = TrainConfig(
         trainable="model", train_steps=2, checkpoint_period=1, keep_checkpoints=1
@@ -200,6 +204,7 @@ def test_only_so_many_checkpoints_are_kept(tmp_path, text):
     assert [p.name for p in saved.find_checkpoints(tmp_path)] == ["checkpoint_2"]
 
 
+@pytest.mark.slow
 def test_lm_adaptation_goes_on_from_the_checkpoint(tmp_path, text, straight):
     """Step, weights and moments; the first update is that of a run that never stopped."""
     adapted = experiment(
@@ -310,6 +315,7 @@ def test_a_run_of_a_version_with_fewer_settings_goes_on(tmp_path, text, straight
         run.pretrain(experiment(tmp_path / "run", text, corpus=corpus))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_moments_is_named(tmp_path, text):
     params = t5.init_params(MODEL, jax.random.key(0))
     t5x_checkpoint.write_t5x(tmp_path / "checkpoint_5", params, 5)
@@ -323,7 +329,7 @@ def test_a_checkpoint_without_moments_is_named(tmp_path, text):
         run.pretrain(adapted)
 
 
-@pytest.mark.weekly
+@pytest.mark.slow
 def test_eight_devices_give_the_same_run(tmp_path, text, straight):
     done = run.pretrain(experiment(tmp_path, text, steps=3, num_model_partitions=4))
     expected = arrays(straight.model_dir / "checkpoint_3")

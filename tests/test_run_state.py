@@ -309,6 +309,7 @@ def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
         assert store.latest_step() == 2
 
 
+@pytest.mark.slow
 def test_a_run_killed_while_saving_continues(tmp_path: Path) -> None:
     """A real process, killed without warning while the second state is being written."""
     program = """

@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 import superglue_rows
-from tiny_models import CONFIG, random_params
+from tiny_models import CONFIG, as_prompt, random_params
 
 from prompt_tuning import cli
 from prompt_tuning.checkpoints.t5x import write_t5x
@@ -36,7 +36,7 @@ def work(tmp_path_factory):
     write_t5x(folder / "checkpoint_3", random_params(), 3)
     for seed, (task, name) in enumerate(NAMES.items()):
         array = np.random.default_rng(seed).normal(size=(2, CONFIG.embed_dim)).astype(np.float32)
-        save_prompt(folder / "prompts" / task, array, PromptMetadata(task=name))
+        save_prompt(folder / "prompts" / task, as_prompt(array), PromptMetadata(task=name))
     macros = {
         **{name.upper(): value for name, value in to_dict(CONFIG).items()},
         "VOCABULARY": "bytes",
@@ -108,8 +108,8 @@ def test_what_is_written_passes_the_check_and_is_in_the_zip(work, submission, ca
 
 def test_two_prompts_for_one_task_are_refused(work, submission, capsys):
     save = np.ones((2, CONFIG.embed_dim), np.float32)
-    save_prompt(work / "second", save, PromptMetadata(task="super_glue_cb_v102"))
-    save_prompt(work / "third", save, PromptMetadata(task="super_glue_cb_v102"))
+    save_prompt(work / "second", as_prompt(save), PromptMetadata(task="super_glue_cb_v102"))
+    save_prompt(work / "third", as_prompt(save), PromptMetadata(task="super_glue_cb_v102"))
     files = [str(work / "second"), str(work / "third")]
     assert submit(work, f"--submission_dir={work / 'twice'}", PROMPT_FILE=files) == 2
     assert "super_glue_cb_v102" in capsys.readouterr().err

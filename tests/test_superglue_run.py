@@ -14,10 +14,9 @@ import pytest
 import superglue_rows
 from tiny_models import CONFIG, random_params
 
-from prompt_tuning import cli
+from prompt_tuning import cli, load_prompt
 from prompt_tuning.checkpoints.t5x import write_t5x
 from prompt_tuning.config import ModelConfig, to_dict
-from prompt_tuning.prompts.prompt_file import load_prompt
 
 START, STEPS = 11, 8
 HERE = Path(__file__).parent
@@ -29,7 +28,7 @@ def has_t5x() -> bool:
     return done.returncode == 0
 
 
-@pytest.fixture(scope="module", params=["made", "real"])
+@pytest.fixture(scope="module", params=["made", pytest.param("real", marks=pytest.mark.slow)])
 def work(request, tmp_path_factory):
     """A folder with a TFDS directory, a random backbone, and what the recipe leaves open."""
     folder = tmp_path_factory.mktemp("cb")

@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from prompt_tuning.checkpoints import architecture, huggingface, t5x
 from prompt_tuning.checkpoints.layouts import find_checkpoint
-from prompt_tuning.checkpoints.t5x_prompt import PROMPT
+from prompt_tuning.checkpoints.t5x_prompt import PROMPT, is_prompt_leaf
 from prompt_tuning.config import TINY, ModelConfig
 from prompt_tuning.model import sharding, t5
 from prompt_tuning.runtime.prefetch import Prefetcher
@@ -63,8 +63,10 @@ def iter_backbone(
         folder = huggingface.open_folder(path, model)
         yield from huggingface.iter_params(folder, dtype=dtype, shardings=shardings)
         return
+    checkpoint = find_checkpoint(path)
+    prompt = [name for name in checkpoint.params if is_prompt_leaf(name)]
     shapes = t5.param_shapes(model)
-    yield from t5x.iter_t5x(path, shapes, dtype=dtype, shardings=shardings, unread=(PROMPT,))
+    yield from t5x.iter_t5x(checkpoint, shapes, dtype=dtype, shardings=shardings, unread=prompt)
 
 
 def prefetch_backbone(

@@ -12,16 +12,22 @@ from typing import Any
 
 import numpy as np
 import tensorstore as ts
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 
-from prompt_tuning.checkpoints.identity import backbone_identity
 from prompt_tuning.checkpoints.layouts import Checkpoint, Leaf, find_checkpoint, open_leaves
 from prompt_tuning.checkpoints.t5x import read_step, write_t5x
 from prompt_tuning.config import ConfigError
+from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.runtime.storage import Folder, explain, open_folder
 
-PROMPT = "encoder/prompt/prompt/prompt"  # the name in T5X's parameter tree
+SCOPE = "encoder/prompt/prompt/"  # in T5X's tree, before the names of a prompt method's parameters
+PROMPT = SCOPE + "prompt"  # the parameter of the paper's method
 MAX_BYTES = 2**31  # larger than any prompt; a damaged shape is an error before the allocation
+
+
+def is_prompt_leaf(name: str) -> bool:
+    """Whether a parameter of T5X's tree belongs to a prompt method: `PROMPT`, or `PROMPT`/NAME."""
+    return name == PROMPT or name.startswith(PROMPT + "/")
 
 
 def read_t5x_prompt(path: str | os.PathLike[str]) -> tuple[Shaped[np.ndarray, "..."], int]:
@@ -46,7 +52,8 @@ def _absent(checkpoint: Checkpoint) -> str:
         )
     return (
         f"the checkpoint {checkpoint.folder.url} has no {PROMPT}: its prompt is of another kind "
-        f"({', '.join(sorted(others)[:5])}). Expected float[P, D] in front of the encoder's input."
+        f"({', '.join(sorted(others)[:5])}). Expected float[P, D] in front of the encoder's input. "
+        "Give the prompt folder that its run wrote (prompts/step_...)."
     )
 
 
@@ -70,25 +77,6 @@ def _read(leaf: Leaf) -> Shaped[np.ndarray, "..."]:
     return explain(lambda: np.asarray(store.read().result()), leaf.folder, leaf.what)
 
 
-class _Stored:
-    """A parameter in its file; indexing reads a part, so `backbone_identity` reads two rows."""
-
-    def __init__(self, store: ts.TensorStore) -> None:
-        self._store, self.shape, self.ndim = store, tuple(store.shape), store.ndim
-
-    def __getitem__(self, index: tuple[int, ...]) -> np.ndarray:
-        inside = tuple(i % size for i, size in zip(index, self.shape, strict=False))
-        return np.asarray((self._store[inside] if inside else self._store).read().result())
-
-
-def read_identity(path: str | os.PathLike[str]) -> str:
-    """`identity.backbone_identity` of a checkpoint's model; a prompt in it is ignored."""
-    params = find_checkpoint(path).params
-    stores = open_leaves({n: p for n, p in params.items() if n != PROMPT}, ts.Context())
-    stored: Any = {name: _Stored(store) for name, store in stores.items()}
-    return backbone_identity(stored)
-
-
 class _Unread:
     """A parameter that is read each time NumPy converts it to an array."""
 
@@ -104,7 +92,7 @@ class _Unread:
 def splice_prompt(
     backbone: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    prompt: Float[np.ndarray, "P D"],
+    prompt: Prompt,
     step: int,
 ) -> None:
     """Writes a copy of a checkpoint with the prompt under the original project's name.
@@ -116,4 +104,4 @@ def splice_prompt(
       ConfigError: the checkpoint cannot be read, or the output is not a local folder.
     """
     params: Any = {name: _Unread(leaf) for name, leaf in find_checkpoint(backbone).params.items()}
-    write_t5x(output, {**params, PROMPT: prompt}, step, dtype=None)
+    write_t5x(output, {**params, PROMPT: np.asarray(prompt.rows)}, step, dtype=None)

@@ -10,9 +10,6 @@ import glob
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from prompt_tuning.config import ConfigError
 from prompt_tuning.model.prompt import Prompt
@@ -85,9 +82,9 @@ def load_prompts(
     """
     prompts = []
     for file in files:
-        array, metadata = prompt_file.load_prompt(file)
+        prompt, metadata = prompt_file.load_prompt(file)
         prompt_file.check_prompt(
-            array,
+            prompt,
             metadata,
             shape=(None, width),
             backbone=backbone.identity,
@@ -95,13 +92,8 @@ def load_prompts(
             where=file,
         )
         step, task = (metadata.step, metadata.task) if metadata else (0, "")
-        prompts.append(NamedPrompt(file, as_prompt(array), step, task))
+        prompts.append(NamedPrompt(file, prompt, step, task))
     return prompts
-
-
-def as_prompt(rows: Any) -> Prompt:
-    """A prompt of rows [P, D], float32, in host memory."""
-    return Prompt(np.asarray(rows, np.float32))  # pyright: ignore[reportArgumentType]
 
 
 def tuned_tasks(prompt: NamedPrompt) -> set[str]:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from prompt_tuning.config import ConfigError, Experiment
 from prompt_tuning.pretraining import documents, examples, token_store
 from prompt_tuning.session import setup
-from prompt_tuning.tasks import vocabulary as vocabularies
+from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 
 FOLDER = "corpus"  # in MODEL_DIR
 
@@ -41,7 +41,7 @@ def load_corpus(experiment: Experiment, model_dir: Path) -> Corpus:
       ConfigError: the corpus is missing, or vocabulary, lengths and model do not fit each other.
     """
     config = experiment.data
-    vocabulary = vocabularies.load_vocabulary(config.vocabulary)
+    vocabulary = load_vocabulary(config.vocabulary)
     setup.check_vocabulary_size(vocabulary, config.vocabulary, experiment.model)
     lengths = dict(config.task_feature_lengths)
     shape = examples.make_shape(experiment.corpus, lengths, vocabulary.vocab_size)

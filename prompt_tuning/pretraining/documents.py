@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from prompt_tuning.config import ConfigError, CorpusConfig, DataConfig
 from prompt_tuning.tasks import registry, sources
-from prompt_tuning.tasks.vocabulary import load_vocabulary
+from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 
 HELD_OUT = 100  # without EVAL_TEXT_FILES, one document in this many is held out
 Tokens = Sequence[int]

@@ -22,8 +22,8 @@ from prompt_tuning.prompts import prompt_file
 from prompt_tuning.runtime.replace_folder import local_folder, replace_text, writing
 from prompt_tuning.serving import lines
 from prompt_tuning.serving.predictor import Predictor
-from prompt_tuning.tasks.table_files import read_rows
-from prompt_tuning.tasks.table_rows import fill_inputs
+from prompt_tuning.tasks.file_examples import fill_inputs
+from prompt_tuning.tasks.file_reader import read_rows
 
 BATCHES_PER_CALL = 8  # rows are sorted by length within this many batches
 

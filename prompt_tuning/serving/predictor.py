@@ -74,12 +74,13 @@ class Predictor:
                 raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}.")
         prompts = []
         for name, prompt in self.prompts.items():
-            rows = np.asarray(prompt.rows if isinstance(prompt, Prompt) else prompt)
-            if rows.ndim != 2:
-                raise ConfigError(f"the prompt {name} has shape {rows.shape}; expected (P, D).")
-            shape = (None, self.config.embed_dim)
-            prompt_file.check_prompt(rows, None, shape=shape, where=name)
-            prompts.append(prompt if isinstance(prompt, Prompt) else Prompt(jnp.asarray(rows)))
+            if not isinstance(prompt, Prompt):
+                prompt = Prompt(jnp.asarray(prompt))
+            if prompt.rows.ndim != 2:
+                shape = tuple(prompt.rows.shape)
+                raise ConfigError(f"the prompt {name} has shape {shape}; expected (P, D).")
+            prompt_file.check_prompt(prompt, None, shape=(None, self.config.embed_dim), where=name)
+            prompts.append(prompt)
         members = stack_prompts([*prompts, no_prompt(self.config)])
         object.__setattr__(self, "members", jax.device_put(members, self._sharding()))
         device = choose_device(self.config, self.members.rows.devices())
@@ -121,8 +122,8 @@ class Predictor:
                 vocabulary=loaded_vocabulary.sha256,
                 where=prompts[name],
             )
-        arrays = {name: prompt for name, (prompt, _) in loaded.items()}
-        return cls(config, backbone, loaded_vocabulary, arrays, **settings)
+        own = {name: prompt for name, (prompt, _) in loaded.items()}
+        return cls(config, backbone, loaded_vocabulary, own, **settings)
 
     def generate(
         self,

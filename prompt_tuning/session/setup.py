@@ -31,10 +31,9 @@ from prompt_tuning.methods.table import find_method, make_settings
 from prompt_tuning.model import sharding
 from prompt_tuning.prompts import prompt_file
 from prompt_tuning.session.session import Backbone
-from prompt_tuning.tasks import registry, table_rows, task_rows
-from prompt_tuning.tasks import vocabulary as vocabularies
+from prompt_tuning.tasks import file_examples, registry, task_rows
 from prompt_tuning.tasks.eval_task import EvalTask, make_eval_tasks
-from prompt_tuning.vocabularies.identity import vocabulary_identity as vocabulary_fingerprint
+from prompt_tuning.vocabularies.vocabulary import Vocabulary, load_vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Data:
     train: tuple[batching.Rows, ...]
     rates: tuple[float, ...]
     eval_tasks: tuple[EvalTask, ...]
-    vocabulary: Any  # seqio's, of the inputs
+    vocabulary: Vocabulary
     vocabulary_identity: str
     files_identity: str = ""  # fingerprint of the user's own files, if the rows are from there
 
@@ -71,7 +70,7 @@ def load_data(
     Raises:
       ConfigError: a task, its data or its vocabulary is missing or does not fit.
     """
-    vocabulary = vocabularies.load_vocabulary(config.vocabulary)
+    vocabulary = load_vocabulary(config.vocabulary)
     check_vocabulary_size(vocabulary, config.vocabulary, model)
     if train and len(config.names) != 1:
         raise ConfigError(
@@ -91,12 +90,12 @@ def load_data(
         rates=tuple(rates),
         eval_tasks=make_eval_tasks(loaded, evaluation),
         vocabulary=vocabulary,
-        vocabulary_identity=vocabulary_identity(config.vocabulary),
-        files_identity=table_rows.files_identity(config.files),
+        vocabulary_identity=vocabulary.sha256,
+        files_identity=file_examples.files_identity(config.files),
     )
 
 
-def check_vocabulary_size(vocabulary: Any, name: str, model: ModelConfig) -> None:
+def check_vocabulary_size(vocabulary: Vocabulary, name: str, model: ModelConfig) -> None:
     """Raises ConfigError if the vocabulary has more ids than the model has embeddings."""
     if vocabulary.vocab_size > model.num_embeddings:
         raise ConfigError(
@@ -107,7 +106,7 @@ def check_vocabulary_size(vocabulary: Any, name: str, model: ModelConfig) -> Non
 
 def vocabulary_identity(spec: str) -> str:
     """The fingerprint of a vocabulary, which is saved with a prompt."""
-    return vocabulary_fingerprint(vocabularies.read_model(spec))
+    return load_vocabulary(spec).sha256
 
 
 def first_params(
@@ -122,22 +121,25 @@ def first_params(
     key = first_prompt_key(experiment.train.random_seed)
     labels = registry.label_words(experiment.data.names[0])
     loaded = _load_first_prompt(experiment, backbone, data) if config.init == "file" else None
+    drawn: list[str] = []  # how; a method may begin without such rows
 
     def draw_rows(number: int) -> Any:
         if loaded is not None:
+            drawn.append(f"from the file {config.file}")
             if len(loaded) < number:
                 raise ConfigError(
                     f"PROMPT_FILE = {config.file!r}: it has {len(loaded)} rows. Expected {number} "
                     f"for PROMPT_METHOD = {config.method!r}. Choose another PROMPT_INIT."
                 )
             return loaded[:number]
-        rows, _ = inits.init_prompt(
+        rows, description = inits.init_prompt(
             dataclasses.replace(config, length=number),
             key,
             jnp.asarray(_fetch(backbone.params["token_embedder/embedding"]), jnp.float32),
             encode=data.vocabulary.encode,
             task_labels=labels,
         )
+        drawn.append(description)
         return rows
 
     start = Start(
@@ -149,9 +151,8 @@ def first_params(
         tasks=tuple(rows.task for rows in data.train),
     )
     params = make_first_params(config.method, method, settings, start, backbone.params)
-    description = f"{config.length} x {model.embed_dim}, " + inits.describe_init(
-        config, labels, model.num_embeddings, data.vocabulary.encode
-    )
+    how = "; ".join(dict.fromkeys(drawn)) or "first values of the method's own"
+    description = f"{config.length} x {model.embed_dim}, {how}"
     if config.method != "prompt_tuning":
         sizes = sum(value.size for value in params.values())
         description += f"; {config.method}, {sizes:,} parameters"
@@ -176,7 +177,7 @@ def _load_first_prompt(
         vocabulary=data.vocabulary_identity,
         where=config.file,
     )
-    return np.asarray(prompt, np.float32)
+    return np.asarray(prompt.rows)
 
 
 def _fetch(array: Array) -> np.ndarray:
@@ -191,10 +192,13 @@ def describe_prompt(
     experiment: Experiment, *, backbone: str, vocabulary: str, init: str, step: int
 ) -> prompt_file.PromptMetadata:
     """The metadata of a prompt of this run, without its score. The tasks must be registered."""
-    name = experiment.data.names[0]
+    name, config = experiment.data.names[0], experiment.prompt
+    settings = make_settings(find_method(config.method), config.method, config.settings)
     return prompt_file.PromptMetadata(
         task=name,
-        label_words=registry.label_words(name, otherwise=experiment.prompt.class_labels),
+        label_words=registry.label_words(name, otherwise=config.class_labels),
+        method=config.method,
+        settings=dataclasses.asdict(settings),
         backbone=backbone,
         vocabulary=vocabulary,
         init=init,

@@ -148,10 +148,10 @@ def repair_best(model_dir: Path, best_step: int | None) -> None:
     try:
         prompt_file.load_prompt(best)
     except ConfigError as error:
-        array, metadata = prompt_file.load_prompt(source)
+        prompt, metadata = prompt_file.load_prompt(source)
         if metadata is None:  # no checksum shows that it is undamaged
             raise
-        prompt_file.save_prompt(best, array, metadata)
+        prompt_file.save_prompt(best, prompt, metadata)
         print(f"{best} was restored from {source.name}, since it was damaged: {error}", flush=True)
 
 

@@ -23,10 +23,10 @@ class CompileClock:
         self._spans: list[tuple[float, float]] = []  # begin and end; none overlaps another
         jax.monitoring.register_event_duration_secs_listener(self._add)
 
-    def _add(self, event: str, seconds: float, **_: str | int) -> None:
+    def _add(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event.startswith("/jax/core/compile/"):
-            begin = (end := time.monotonic()) - seconds
-            while self._spans and self._spans[-1][0] >= begin:  # nested spans are reported first
+            begin = (end := time.monotonic()) - duration_secs
+            while self._spans and self._spans[-1][0] >= begin:  # what is nested reports first
                 self._spans.pop()
             self._spans.append((begin, end))
 

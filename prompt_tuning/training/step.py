@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from prompt_tuning.config import OptimizerConfig, PromptConfig, TrainConfig
 from prompt_tuning.methods.method import Frozen, Method
@@ -94,6 +94,7 @@ def split_prompt(params: Flat) -> tuple[dict[str, Array], dict[str, Array]]:
     return prompt, {name: value for name, value in params.items() if name not in prompt}
 
 
+@jax.named_scope("fold")
 def fold(
     recipe: Recipe, state: TrainState, frozen: Flat, key: PRNGKeyArray | None = None
 ) -> Prompt:
@@ -124,18 +125,32 @@ def add(
         key = key if group is None else jax.random.fold_in(key, group)
     _, backbone = split_prompt({**frozen, **state.trainable})
     tuned = {name: value for name, value in backbone.items() if name in state.trainable}
-    arrays, lengths = folded._replace(lengths=None), folded.lengths
-
-    def loss(arrays: Prompt, tuned: Flat) -> tuple[Array, Metrics]:
-        prompt = arrays._replace(lengths=lengths)
-        logits = forward(recipe.model, {**backbone, **tuned}, prompt, batch, dropout_key=key)
-        train = recipe.train
-        return loss_fn(logits, batch, z_loss=train.z_loss, label_smoothing=train.label_smoothing)
-
-    (prompt, tuned), metrics = jax.grad(loss, argnums=(0, 1), has_aux=True)(arrays, tuned)
+    arrays = folded._replace(lengths=None)  # integers have no gradient
+    gradient = jax.grad(group_loss, argnums=(0, 1), has_aux=True)
+    (prompt, tuned), metrics = gradient(arrays, tuned, recipe, backbone, folded.lengths, batch, key)
     return jax.tree.map(jnp.add, total, Total(prompt, tuned, metrics))
 
 
+def group_loss(
+    prompt: Prompt,
+    tuned: Flat,
+    recipe: Recipe,
+    backbone: Flat,
+    lengths: Int[Array, "*M 5"] | None,
+    batch: Flat,
+    dropout_key: PRNGKeyArray | None,
+) -> tuple[Float[Array, ""], Metrics]:
+    """The loss of one length group, summed over its target tokens, and its sums.
+
+    It is differentiated with respect to `prompt` and `tuned`, the trained part of the backbone.
+    """
+    prompt, backbone = prompt._replace(lengths=lengths), {**backbone, **tuned}
+    logits = forward(recipe.model, backbone, prompt, batch, dropout_key=dropout_key)
+    train = recipe.train
+    return loss_fn(logits, batch, z_loss=train.z_loss, label_smoothing=train.label_smoothing)
+
+
+@jax.named_scope("update")
 def update(
     recipe: Recipe, state: TrainState, frozen: Flat, total: Total
 ) -> tuple[TrainState, Metrics]:

@@ -206,11 +206,11 @@ class Tasks:
             evals_since_best=0 if is_best else status.evals_since_best + 1,
         )
         if prompt.rows.shape[0]:
-            rows = np.asarray(jax.device_get(prompt.rows))
+            host = jax.device_get(prompt)
             metadata = self.describe_prompt(run, step, score)
             folder = run.log.model_dir / "prompts"
             for name in (f"step_{step:06d}", *(["best"] if is_best else [])):
-                save = functools.partial(prompt_file.save_prompt, folder / name, rows, metadata)
+                save = functools.partial(prompt_file.save_prompt, folder / name, host, metadata)
                 retry.write_with_retries(save, folder)
         lines = ["; ".join(parts)]
         learned = functools.partial(self._has_learned, score)
@@ -246,11 +246,11 @@ class Tasks:
 
     def save_last_good(self, run: Run, state: steps.TrainState, step: int) -> str:
         """A sentence on the prompt of a state, which it writes to `prompts/last_good`."""
-        rows = np.asarray(jax.device_get(run.programs.fold_for_use(state, run.frozen).rows))
-        if not rows.shape[0]:
+        prompt = jax.device_get(run.programs.fold_for_use(state, run.frozen))
+        if not prompt.rows.shape[0]:
             return f"The last good state, of step {step}, is in {run.log.model_dir}."
         folder = run.log.model_dir / "prompts" / "last_good"
-        prompt_file.save_prompt(folder, rows, self.describe_prompt(run, step))
+        prompt_file.save_prompt(folder, prompt, self.describe_prompt(run, step))
         return f"The last good prompt, of step {step}, is in {folder}."
 
     # ---- at the end
