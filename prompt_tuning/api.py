@@ -81,7 +81,7 @@ def evaluate(run: EvalRun) -> Matrix:
 def load_prompt(
     path: str | os.PathLike[str],
 ) -> tuple[Float[np.ndarray, "P D"], PromptMetadata | None]:
-    """The rows of a prompt, float32[P, D], and what is known about it, None if nothing is.
+    """The rows of a prompt, float32[P, D], and its metadata; None if it has none.
 
     `path` is a prompt folder, a .npy file, or any other form that docs/prompts.md names.
 

@@ -147,7 +147,7 @@ def infer_model(
             f"{where} does not contain the parameters of a T5 ({reason}). Copy the checkpoint "
             "again."
         ) from error
-    beside = None if raw is None else parse_config(raw, f"{where}/{CONFIG}")
+    from_file = None if raw is None else parse_config(raw, f"{where}/{CONFIG}")
     gated = "encoder/layers_0/mlp/wi_0/kernel" in shapes
     model = ModelConfig(
         num_encoder_layers=_count_layers(shapes, "encoder"),
@@ -161,12 +161,14 @@ def infer_model(
         logits_via_embedding="decoder/logits_dense/kernel" not in shapes,
         relative_attention_num_buckets=num_buckets,
     )
-    if beside is None:
+    if from_file is None:
         return model
     fields = ("mlp_activations", "relative_attention_max_distance")
-    model = dataclasses.replace(model, **{name: getattr(beside, name) for name in fields})
+    model = dataclasses.replace(model, **{name: getattr(from_file, name) for name in fields})
     tied = model.logits_via_embedding  # an unscaled tied table is stored as a separate matrix
-    check_sizes(dataclasses.replace(beside, logits_via_embedding=tied), model, f"{where}/{CONFIG}")
+    check_sizes(
+        dataclasses.replace(from_file, logits_via_embedding=tied), model, f"{where}/{CONFIG}"
+    )
     return model
 
 

@@ -151,8 +151,8 @@ def _to_huggingface(
     checkpoint = layouts.find_checkpoint(path)
     params = {n: leaf for n, leaf in checkpoint.params.items() if not is_prompt_leaf(n)}
     stores = layouts.open_leaves(params, ts.Context())
-    beside = Path(path) if os.path.isdir(path) else None
-    raw, model = _describe(checkpoint.folder.url, beside, stores)
+    source_folder = Path(path) if os.path.isdir(path) else None
+    raw, model = _describe(checkpoint.folder.url, source_folder, stores)
     step = t5x.read_step(path) if choices[0] is None else choices[0]
     wanted = {name: names.to_huggingface(name) for name in t5.param_shapes(model)}
     plan = files.plan_files(
@@ -185,8 +185,8 @@ def _to_huggingface(
         files.write_index(new, plan)
         raw = raw or architecture.make_json(model, None, step)
         _write_json(new / architecture.CONFIG, _with_dtype(_as_tied(raw, model, step), kinds))
-        if beside is not None:
-            _copy_other_files(beside, new)
+        if source_folder is not None:
+            _copy_other_files(source_folder, new)
         if not (new / "generation_config.json").exists():
             _write_json(new / "generation_config.json", GENERATION)
     return Conversion(
@@ -202,11 +202,13 @@ def _to_huggingface(
 
 
 def _describe(
-    where: str, beside: Path | None, stores: Mapping[str, ts.TensorStore]
+    where: str, source_folder: Path | None, stores: Mapping[str, ts.TensorStore]
 ) -> tuple[dict[str, Any] | None, ModelConfig]:
     """The config.json in a T5X checkpoint, if any, and the model, checked against all arrays."""
-    has_config = beside is not None and (beside / architecture.CONFIG).is_file()
-    raw = architecture.read_json(beside) if beside is not None and has_config else None
+    has_config = source_folder is not None and (source_folder / architecture.CONFIG).is_file()
+    raw = (
+        architecture.read_json(source_folder) if source_folder is not None and has_config else None
+    )
     shapes = {name: tuple(store.shape) for name, store in stores.items()}
     model = architecture.infer_model(shapes, raw, where)
     t5x.check_tree(

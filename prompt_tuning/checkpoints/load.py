@@ -119,7 +119,7 @@ def read_model(spec: PathLike) -> ModelConfig:
         folder = huggingface.local_folder(path)
         where = str(folder / architecture.CONFIG)
         return architecture.parse_config(architecture.read_json(folder), where)
-    beside = Path(path).expanduser()
-    has_config = "://" not in path and (beside / architecture.CONFIG).is_file()
-    raw = architecture.read_json(beside) if has_config else None
+    folder = Path(path).expanduser()
+    has_config = "://" not in path and (folder / architecture.CONFIG).is_file()
+    raw = architecture.read_json(folder) if has_config else None
     return architecture.infer_model(t5x.read_shapes(path), raw, path)

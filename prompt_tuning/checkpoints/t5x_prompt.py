@@ -21,8 +21,8 @@ from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.runtime.storage import Folder, explain, open_folder
 
 SCOPE = "encoder/prompt/prompt/"  # in T5X's tree, before the names of a prompt method's parameters
-PROMPT = SCOPE + "prompt"  # the paper's method has this one
-MAX_BYTES = 2**31  # far beyond any prompt: a damaged shape is an error, not an allocation
+PROMPT = SCOPE + "prompt"  # the parameter of the paper's method
+MAX_BYTES = 2**31  # larger than any prompt; a damaged shape is an error before the allocation
 
 
 def is_prompt_leaf(name: str) -> bool:
@@ -52,8 +52,8 @@ def _absent(checkpoint: Checkpoint) -> str:
         )
     return (
         f"the checkpoint {checkpoint.folder.url} has no {PROMPT}: its prompt is of another kind "
-        f"({', '.join(sorted(others)[:5])}), and only one float[P, D] in front of the encoder's "
-        "input can be loaded. Give the prompt folder that its run wrote (prompts/step_...)."
+        f"({', '.join(sorted(others)[:5])}). Expected float[P, D] in front of the encoder's input. "
+        "Give the prompt folder that its run wrote (prompts/step_...)."
     )
 
 
@@ -78,7 +78,7 @@ def _read(leaf: Leaf) -> Shaped[np.ndarray, "..."]:
 
 
 class _Unread:
-    """A parameter that is read when numpy converts it, and not kept in memory."""
+    """A parameter that is read each time NumPy converts it to an array."""
 
     def __init__(self, leaf: Leaf) -> None:
         self._leaf = leaf
@@ -95,10 +95,10 @@ def splice_prompt(
     prompt: Prompt,
     step: int,
 ) -> None:
-    """Writes a copy of a checkpoint with the prompt inside, under the original's name.
+    """Writes a copy of a checkpoint with the prompt under the original project's name.
 
-    Every parameter keeps its dtype and bits; one at a time is in memory. The optimizer's state is
-    not copied: T5X begins a new one. A prompt that is in the checkpoint already is replaced.
+    Parameters keep their dtypes and bits; one at a time is in memory. The optimizer's state is not
+    copied; T5X initialises it. An existing prompt is replaced.
 
     Raises:
       ConfigError: the checkpoint cannot be read, or the output is not a local folder.

@@ -161,5 +161,5 @@ def _refuse_model_dir(output_dir: Path) -> None:
     if (output_dir / "checkpoints").is_dir() or (output_dir / "prompts").is_dir():
         raise ConfigError(
             f"EVAL_OUTPUT_DIR {output_dir} is the MODEL_DIR of a run, whose records would be "
-            "overwritten: choose a folder of its own."
+            "overwritten. Choose another folder."
         )

@@ -2,7 +2,7 @@
 
 XLA allocates the temporaries of a program with malloc and frees them after it. glibc returns blocks
 of that size to the system at once, which must then map and clear every page again in the next step.
-The setting costs memory, because freed blocks are fragmented. docs/scale.md has measurements.
+The setting costs memory, because freed blocks are fragmented (measured in benchmarks/README.md).
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class Session:
 
 
 def open_session(run: ModelRun) -> Session:
-    """The session of a run, once devices and sizes are known to fit, with its reading begun.
+    """The session of a run, after checks of devices and sizes; the backbone is already being read.
 
     Weights that are to be trained are read in float32, frozen ones in the model's dtype.
 
@@ -206,7 +206,7 @@ def last_step(train: TrainConfig, start: int) -> int:
     if train.train_steps <= start:
         raise ConfigError(
             f"TRAIN_STEPS = {train.train_steps} is absolute and the checkpoint is already at step "
-            f"{start}: nothing would be trained. Set TRAIN_STEPS to more than {start}, or "
+            f"{start}: there is no step to train. Set TRAIN_STEPS to more than {start}, or "
             f"TRAIN_STEPS_RELATIVE = {train.train_steps} to train {train.train_steps} steps."
         )
     return train.train_steps
