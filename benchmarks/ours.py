@@ -15,7 +15,7 @@ from prompt_tuning.runtime import memory, threads
 
 STARTED = time.perf_counter()
 memory.keep_freed()  # as the command does
-threads.provide()
+threads.set_count()
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402

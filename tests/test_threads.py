@@ -14,7 +14,7 @@ EIGHT = "--xla_force_host_platform_device_count=8"
 # The threads that run a program's operations, by the name that XLA gives them.
 COUNT = """
 from prompt_tuning.runtime import threads
-threads.provide()
+threads.set_count()
 import jax
 from pathlib import Path
 assert jax.device_count() == {devices}

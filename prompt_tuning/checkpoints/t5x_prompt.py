@@ -1,6 +1,6 @@
-"""A prompt inside a T5X checkpoint, where the original and `upstream/plugin.py` train it.
+"""Prompts inside T5X checkpoints, as the original project and `upstream/plugin.py` save them.
 
-`prompt_file.py` reads prompts through this file; `prompts/convert.py` puts them there.
+`prompts/prompt_file.py` reads prompts with it; `prompts/convert.py` writes them with it.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def is_prompt_leaf(name: str) -> bool:
 
 
 def read_t5x_prompt(path: str | os.PathLike[str]) -> tuple[Shaped[np.ndarray, "..."], int]:
-    """The prompt of a checkpoint, as it is stored, and the checkpoint's step.
+    """The prompt of a checkpoint in its stored dtype, and the checkpoint's step.
 
     Raises:
-      ConfigError: the checkpoint cannot be read, or holds no prompt of this kind.
+      ConfigError: the checkpoint cannot be read, or has no prompt of this kind.
     """
     checkpoint = find_checkpoint(path)
     leaf = checkpoint.params.get(PROMPT)
@@ -47,8 +47,8 @@ def _absent(checkpoint: Checkpoint) -> str:
     others = [name for name in checkpoint.params if "prompt" in name]
     if not others:
         return (
-            f"there is no prompt in the checkpoint {checkpoint.folder.url}: it is a model alone, "
-            f"without {PROMPT}. Give the checkpoint of a prompt tuning run, or a prompt file."
+            f"there is no prompt in the checkpoint {checkpoint.folder.url}: it has no {PROMPT}. "
+            "Give the checkpoint of a prompt tuning run, or a prompt file."
         )
     return (
         f"the checkpoint {checkpoint.folder.url} has no {PROMPT}: its prompt is of another kind "
@@ -73,7 +73,7 @@ def _read(leaf: Leaf) -> Shaped[np.ndarray, "..."]:
     (store,) = open_leaves({"prompt": leaf}, ts.Context()).values()
     shape, itemsize = tuple(store.shape), store.dtype.numpy_dtype.itemsize
     if math.prod(shape) * itemsize > MAX_BYTES:
-        raise ConfigError(f"{leaf.what} has shape {shape}; a prompt is a small matrix (P, D).")
+        raise ConfigError(f"{leaf.what} has shape {shape}. Expected a small matrix (P, D).")
     return explain(lambda: np.asarray(store.read().result()), leaf.folder, leaf.what)
 
 
