@@ -452,7 +452,7 @@ def test_only_the_methods_leaves_change(work, runs):
         assert f"{PROMPT}/rows" in leaves
         fold = inputs.make_fold(PromptConfig(method=method, settings=METHODS[method]), CONFIG)
         params = {name.removeprefix(SCOPE): read_param(after, name) for name in leaves}
-        np.testing.assert_array_equal(jax.jit(fold)(params), saved)
+        assert gaps(jax.jit(fold)(params), saved) < 1e-6  # folded by a process with other threads
 
 
 def test_eval_and_infer_use_the_prompt(work, runs):
