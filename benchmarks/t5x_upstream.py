@@ -17,7 +17,7 @@ from workload import Workload, main, measure  # noqa: E402
 from prompt_tuning.api import model_config  # noqa: E402
 from prompt_tuning.batches import batching  # noqa: E402
 from prompt_tuning.config import OptimizerConfig  # noqa: E402
-from prompt_tuning.tasks.vocabulary import load_vocabulary  # noqa: E402
+from prompt_tuning.tasks.vocabulary import load_seqio_vocabulary  # noqa: E402
 from prompt_tuning.training import optim  # noqa: E402
 from prompt_tuning.upstream import plugin  # noqa: E402
 
@@ -38,7 +38,7 @@ def make_model(workload: Workload) -> models.EncoderDecoderModel:
         dtype=workload.dtype,
     )
     start = np.zeros((workload.prompt, sizes.embed_dim), np.float32)
-    vocabulary = load_vocabulary("bytes")
+    vocabulary = load_seqio_vocabulary("bytes")
     optimizer = optim.make_optimizer(OptimizerConfig(), optim.PROMPT_RULES)
     return models.EncoderDecoderModel(
         module=plugin.PromptedTransformer(config=config, start=start),

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from prompt_tuning.evaluation.matrix import Matrix
     from prompt_tuning.prompts.prompt_file import PromptMetadata
-    from prompt_tuning.training.course import TrainResult
+    from prompt_tuning.training.run import TrainResult
 
 
 def model_config(name: str) -> ModelConfig:
@@ -81,11 +81,16 @@ def evaluate(run: EvalRun) -> Matrix:
 def load_prompt(
     path: str | os.PathLike[str],
 ) -> tuple[Float[np.ndarray, "P D"], PromptMetadata | None]:
-    """A prompt from its folder or a .npy, with what is known of it.
+    """The rows of a prompt, float32[P, D], and what is known about it, None if nothing is.
+
+    `path` is a prompt folder, a .npy file, or any other form that docs/prompts.md names.
 
     Raises:
       ConfigError: there is no prompt, or it is damaged.
     """
+    import numpy as np
+
     from prompt_tuning.prompts import prompt_file
 
-    return prompt_file.load_prompt(path)
+    prompt, metadata = prompt_file.load_prompt(path)
+    return np.asarray(prompt.rows), metadata

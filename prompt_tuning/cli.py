@@ -69,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     name = f"{program} {command}".strip()
     with signals.handled(name):
         try:
-            code = _run(program, arguments)
+            args, rest = _parse(program, arguments)
+            code = args.run(args, rest)
             sys.stdout.flush()
             return code
         except BrokenPipeError:  # `t5x show-config ... | head`
@@ -104,11 +105,11 @@ def _explain(error: BaseException, command: str) -> tuple[int, str]:
     return 1, crash.describe(error)
 
 
-def _run(program: str, arguments: list[str]) -> int:
+def _parse(program: str, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The command with its flags, and the flags that are upstream T5X's."""
     parser = _make_parser(program)
     if not arguments:
-        parser.print_help()
-        return 2
+        return argparse.Namespace(run=lambda *_: parser.print_help() or 2), []
     if not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
         raise ConfigError(
             f"unknown command {arguments[0]}.{_suggest(arguments[0], COMMANDS)} "
@@ -118,7 +119,7 @@ def _run(program: str, arguments: list[str]) -> int:
     args.argv = arguments
     if rest and getattr(args, "engine", "embedded") == "embedded":
         raise ConfigError(_describe_unknown(rest[0], args.flags))
-    return args.run(args, rest)
+    return args, rest
 
 
 # Flags ------------------------------------------------------------------------------------------

@@ -536,9 +536,6 @@ T5X_EDITS: dict[str, Callable[[Path], object]] = {
     "parameter besides in the index": _index(
         lambda t: t["encoder"].update(extra={"scale": t["encoder"]["encoder_norm"]["scale"]})
     ),
-    "another layer in the index": _index(
-        lambda t: t["encoder"].update(layers_2=t["encoder"]["layers_1"])
-    ),
     "shape of the array": _zarray(lambda z: z.update(shape=[32, 385])),
     "huge shape of the array": _zarray(lambda z: z.update(shape=[2**40, 384])),
     "huge chunks": _zarray(lambda z: z.update(chunks=[2**40, 384])),

@@ -46,7 +46,7 @@ _HINT = re.compile(
     r"install|train|record|restore|delete|save|prepare|expected|must|known|try|wait|put|change|"
     r"download|needs?|take|move|load|start|run|see)\b"
 )
-_RECOVERY = re.compile(r"damaged|made anew|was moved|is not what was written|SHA-256")
+_RECOVERY = re.compile(r"damaged|restored from|was moved|is not what was written|SHA-256")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ from prompt_tuning.batches import batching
 from prompt_tuning.config import ConfigError, EvalConfig
 from prompt_tuning.evaluation import analysis, intervals
 from prompt_tuning.evaluation.evaluate import (
-    Scored,
+    TaskResult,
     best_constant,
     from_records,
     majority,
@@ -59,13 +59,13 @@ def answered(task, **outputs):
         method: [task.postprocess(row, text) for row, text in enumerate(texts)]
         for method, texts in outputs.items()
     }
-    return Scored({}, [], outputs, predictions)
+    return TaskResult({}, [], outputs, predictions)
 
 
 def test_illegal_outputs_confusions_and_classes():
     task = make_task(["no", "no", "yes", "yes", "yes"])
     found = analysis.analyse(task, answered(task, generate=["no", "yes", "yes", "", "Yes"]))
-    assert found.illegal == analysis.Illegal(2, (("", 1), ("Yes", 1)))
+    assert found.illegal == analysis.IllegalOutputs(2, (("", 1), ("Yes", 1)))
     assert found.confusion == {"generate": [[1, 1, 0], [0, 1, 2]]}
     no, yes = found.classes["generate"]
     assert (no.rows, no.answered, no.precision, no.recall) == (2, 1, 100.0, 50.0)
@@ -110,7 +110,7 @@ def test_rows_with_words_of_their_own_have_no_confusion():
     task = make_task(["Ann", "Bob"], words=())
     task = dataclasses.replace(task, row_words=(("Ann", "Al"), ("Bob",)))
     found = analysis.analyse(task, answered(task, generate=["Al", "Ann"]))
-    assert found.illegal == analysis.Illegal(1, (("Ann", 1),))
+    assert found.illegal == analysis.IllegalOutputs(1, (("Ann", 1),))
     assert found.confusion == {}
     anything = make_task(["Ann"], words=())
     assert analysis.analyse(anything, answered(anything, generate=["?"])).illegal is None

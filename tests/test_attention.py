@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tiny_models import CONFIG
 
 from prompt_tuning.config import ModelConfig
-from prompt_tuning.model import attention, layers, products
+from prompt_tuning.model import attention, layers
 from prompt_tuning.model.device import ANY, Device, choose_device
 from prompt_tuning.planning import hlo
 
@@ -49,10 +49,10 @@ def test_attention_is_softmax_of_all_keys(keys, drops):
     bias = draw(2, 3, 5, 7, seed=3).at[0, :, :, 4:].add(attention.MASKED)
     bias = bias.at[1, :, 2].add(attention.MASKED)
     if keys == "heads":
-        function, source = products.attend, [draw(2, 7, 3, 8, seed=n) / 3 for n in (1, 2)]
+        function, source = attention.attend, [draw(2, 7, 3, 8, seed=n) / 3 for n in (1, 2)]
         query, spec = draw(2, 5, 3, 8) / 3, ("BQHK,BSHK->BHQS", "BHQS,BSHK->BQHK")
     else:
-        function, source = products.attend_to_source, [draw(2, 7, 8, seed=1) / 3]
+        function, source = attention.attend_to_source, [draw(2, 7, 8, seed=1) / 3]
         query, spec = draw(2, 3, 5, 8) / 3, ("BHQK,BSK->BHQS", "BHQS,BSK->BHQK")
 
     def plain(query, *given):
@@ -71,10 +71,10 @@ def test_attention_is_softmax_of_all_keys(keys, drops):
 
 def test_norm_is_flaxs():
     def flaxs(x, scale):
-        norm = nn.RMSNorm(epsilon=attention.NORM_EPSILON, use_fast_variance=False)
+        norm = nn.RMSNorm(epsilon=layers.NORM_EPSILON, use_fast_variance=False)
         return norm.apply({"params": {"scale": scale}}, x)
 
-    check(attention.rms_norm, flaxs, draw(2, 5, 32), draw(32, seed=1))
+    check(layers.rms_norm, flaxs, draw(2, 5, 32), draw(32, seed=1))
 
 
 @pytest.mark.parametrize("activations", [("gelu", "linear"), ("relu",), ("silu", "linear")])
@@ -96,9 +96,9 @@ def test_little_is_kept_for_the_backward_pass():
 
     x, scale = draw(2, 5, 32), draw(32)
     query, key = draw(2, 5, 3, 4), draw(2, 7, 3, 4)
-    heads = kept(lambda query, key: products.attend(query, key, key, draw(1, 1, 5, 7)), query, key)
+    heads = kept(lambda query, key: attention.attend(query, key, key, draw(1, 1, 5, 7)), query, key)
     assert heads.count((2, 3, 5, 7)) == 1
-    assert kept(attention.rms_norm, x, scale) == [(2, 5, 1), (2, 5, 32), (32,)]
+    assert kept(layers.rms_norm, x, scale) == [(2, 5, 1), (2, 5, 32), (32,)]
     part = draw(2, 5, CONFIG.mlp_dim)
     gated = kept(lambda a, b: layers.activate(("gelu", "linear"), a, b), part, part + 1)
     assert gated == [part.shape] * 2
@@ -108,18 +108,18 @@ def test_little_is_kept_for_the_backward_pass():
 @pytest.mark.parametrize("drops", [False, True])
 def test_absorbed_attention_is_that_of_keys_and_values(drops):
     """Their gradients too, those of the kernels among them."""
-    module = attention.Attention(dataclasses.replace(CONFIG, dropout_rate=0.3))
+    module = layers.Attention(dataclasses.replace(CONFIG, dropout_rate=0.3))
     x, source = draw(2, 3, CONFIG.embed_dim), draw(2, 7, CONFIG.embed_dim, seed=1)
     bias = draw(2, 1, 3, 7, seed=2).at[1, ..., 4:].add(attention.MASKED)
-    kept = None
+    mask = None
     if drops:
-        kept = jax.random.bernoulli(jax.random.key(4), 0.7, (2, CONFIG.num_heads * 7))
+        mask = jax.random.bernoulli(jax.random.key(4), 0.7, (2, CONFIG.num_heads * 7))
 
     def of_keys(module, x, source):
-        return module(x, module.keys_values(source), bias, kept=kept)
+        return module(x, module.keys_values(source), bias, mask=mask)
 
     def absorbed(module, x, source):
-        return module.absorbed(x, source, bias, kept)
+        return module.absorbed(x, source, bias, mask)
 
     params = module.init(jax.random.key(3), x, source, method=of_keys)["params"]
 
@@ -140,8 +140,8 @@ def test_absorbed_attention_is_that_of_keys_and_values(drops):
 def test_what_a_row_keeps_does_not_depend_on_the_rows_behind_it(rows, more, widths):
     config = dataclasses.replace(CONFIG, dropout_rate=0.4)
     names = {str(n): (1 + n % 2, width) for n, width in enumerate(widths)}
-    keys = jax.random.split(jax.random.key(1), len(attention.splits(names)))
-    few, many = (attention.draw_kept(config, keys, n, names) for n in (rows, rows + more))
+    keys = jax.random.split(jax.random.key(1), len(layers.mesh_splits(names)))
+    few, many = (layers.draw_masks(config, keys, n, names) for n in (rows, rows + more))
     for name, (split, rest) in names.items():
         assert few[name].shape == (rows, split * rest)
         np.testing.assert_array_equal(few[name], many[name][:rows])
@@ -150,12 +150,12 @@ def test_what_a_row_keeps_does_not_depend_on_the_rows_behind_it(rows, more, widt
 def test_dropout_keeps_its_share_and_the_mean():
     config = dataclasses.replace(CONFIG, dropout_rate=0.4)
     keys = jax.random.split(jax.random.key(0))
-    kept = attention.draw_kept(config, keys, 100, {"a": (1, 300), "b": (4, 50)})
+    kept = layers.draw_masks(config, keys, 100, {"a": (1, 300), "b": (4, 50)})
     for one in kept.values():
         share = float(one.mean())
         assert abs(share - 0.6) < 4 * (0.24 / one.size) ** 0.5
         x = jnp.ones((*one.shape[:1], 2, *one.shape[1:]))
-        np.testing.assert_allclose(attention.drop(x, one, 0.4).mean(), share / 0.6, rtol=1e-5)
+        np.testing.assert_allclose(layers.drop(x, one, 0.4).mean(), share / 0.6, rtol=1e-5)
     assert abs(np.corrcoef(kept["a"][:, :200].ravel(), kept["b"].ravel())[0, 1]) < 0.03
 
 
@@ -163,7 +163,7 @@ def test_absorbed_attention_multiplies_the_targets_alone_by_kernels():
     """The products of a decoder, counted, are fewer up to the length that `absorbs` names."""
 
     def counted(targets, absorbed):
-        module, source = attention.Attention(CONFIG), jax.ShapeDtypeStruct((1, 90, 32), np.float32)
+        module, source = layers.Attention(CONFIG), jax.ShapeDtypeStruct((1, 90, 32), np.float32)
         x = jax.ShapeDtypeStruct((1, targets, 32), np.float32)
 
         bias = jnp.zeros((1, 1, targets, 90))
@@ -194,17 +194,17 @@ def test_attention_in_parts_is_that_of_all_rows(batch, heads):
     config = ModelConfig(
         **IN_PARTS | {"num_heads": heads}, num_encoder_layers=1, num_decoder_layers=1
     )
-    rows = products.rows_at_once(config, Device("processor"), batch, 40)
+    rows = attention.rows_at_once(config, Device("processor"), batch, 40)
     query = draw(batch, 40, heads, 8)
     key, value = draw(batch, 50, heads, 8, seed=1), draw(batch, 50, heads, 8, seed=2)
     for shared in (1, batch):
         bias = draw(shared, heads, 40, 50, seed=4).at[-1, ..., 30:].add(attention.MASKED)
 
         def parts(*given, bias=bias):
-            return products.attend_in_parts(rows, given, bias)
+            return attention.attend_in_parts(rows, given, bias)
 
         def whole(query, key, value, bias=bias):
-            return products.attend(query, key, value, bias)
+            return attention.attend(query, key, value, bias)
 
         (one, found), (same, wanted) = (
             gradients(function, query, key, value) for function in (parts, whole)
@@ -220,9 +220,9 @@ def test_attention_is_in_parts_on_one_processor_alone():
     one, all_of_them = choose_device(CONFIG, devices[:1]), choose_device(CONFIG, devices)
     assert one == Device("processor")
     assert all_of_them == ANY
-    assert products.rows_at_once(CONFIG, all_of_them, 8, 228) == 8
-    assert products.rows_at_once(CONFIG, one, 8, 228) < 8
-    assert products.rows_at_once(CONFIG, one, 8, 1) == 8  # a step of decoding
+    assert attention.rows_at_once(CONFIG, all_of_them, 8, 228) == 8
+    assert attention.rows_at_once(CONFIG, one, 8, 228) < 8
+    assert attention.rows_at_once(CONFIG, one, 8, 1) == 8  # a step of decoding
     # What a device stands for.
     assert choose_device(CONFIG, devices, "gpu") == Device("gpu", "xla")
     assert choose_device(CONFIG, devices[:1], "tpu") == ANY
@@ -235,11 +235,11 @@ def test_attention_to_lengths_is_attention_with_a_mask():
     valid = jnp.arange(7) < lengths[:, None]
 
     def by_length(query, key, value, bias):
-        return products.attend_to_lengths(query, key, value, bias, lengths, "xla")
+        return attention.attend_to_lengths(query, key, value, bias, lengths, "xla")
 
     def masked(query, key, value, bias):
         hidden = attention.attention_bias(attention.sees(valid, valid))
-        return valid[..., None, None] * products.attend(query, key, value, bias + hidden)
+        return valid[..., None, None] * attention.attend(query, key, value, bias + hidden)
 
     (value, found), (same, wanted) = (gradients(f, *given, bias) for f in (by_length, masked))
     np.testing.assert_allclose(value, same, rtol=1e-5)

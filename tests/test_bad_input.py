@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_models import random_params
+from tiny_models import as_prompt, random_params
 
 from prompt_tuning import cli
 from prompt_tuning.checkpoints.t5x import read_step, read_t5x, write_t5x
@@ -23,7 +23,7 @@ from prompt_tuning.config import ConfigError, gin_reader
 from prompt_tuning.prompts.prompt_file import PromptMetadata, load_prompt, save_prompt
 from prompt_tuning.runtime.replace_folder import replace_text
 from prompt_tuning.serving.lines import read_lines
-from prompt_tuning.training.model_dir import mend_best
+from prompt_tuning.training.model_dir import repair_best
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ("train", "--gin_file=demo.gin")
@@ -166,7 +166,7 @@ def damage(data: bytes, draw: random.Random) -> bytes:
 
 
 def test_damaged_prompts_are_refused(tmp_path):
-    save_prompt(tmp_path / "p", np.ones((4, 8), np.float32), PromptMetadata(task="x"))
+    save_prompt(tmp_path / "p", as_prompt(np.ones((4, 8), np.float32)), PromptMetadata(task="x"))
     draw = random.Random(0)
     for number in range(60):
         folder = Path(shutil.copytree(tmp_path / "p", tmp_path / str(number)))
@@ -260,30 +260,32 @@ def test_a_text_that_cannot_be_written_leaves_the_old_one(tmp_path):
 def test_the_best_prompt_is_made_anew_where_it_was_damaged(tmp_path, capsys):
     folder = tmp_path / "prompts"
     for name in ("best", "step_000012"):
-        save_prompt(folder / name, np.ones((4, 8), np.float32), PromptMetadata(task="x"))
+        save_prompt(folder / name, as_prompt(np.ones((4, 8), np.float32)), PromptMetadata(task="x"))
     file = folder / "best" / "adapter_model.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[:-1] + b"x")
-    mend_best(tmp_path, 12)
+    repair_best(tmp_path, 12)
     assert file.read_bytes() == whole
-    assert "made anew from step_000012" in capsys.readouterr().out
+    assert "from step_000012" in capsys.readouterr().out
     shutil.rmtree(folder / "best")
-    mend_best(tmp_path, 12)
+    repair_best(tmp_path, 12)
     assert file.read_bytes() == whole
     file.write_bytes(b"")
     shutil.rmtree(folder / "step_000012")
     with pytest.raises(ConfigError, match="step_000012"):
-        mend_best(tmp_path, 12)
+        repair_best(tmp_path, 12)
 
 
 def test_a_prompt_that_does_not_fit_the_disk_is_an_error_of_the_disk(tmp_path):
     """Which the run answers by saving its state elsewhere."""
     code = (
         "import resource, signal, sys, numpy as np\n"
+        "from prompt_tuning.model.prompt import Prompt\n"
         "from prompt_tuning.prompts.prompt_file import PromptMetadata, save_prompt\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
-        "try: save_prompt(sys.argv[1], np.ones((100, 128), np.float32), PromptMetadata(task='x'))\n"
+        "prompt = Prompt(np.ones((100, 128), np.float32))\n"
+        "try: save_prompt(sys.argv[1], prompt, PromptMetadata(task='x'))\n"
         "except OSError as error: print('refused', error.errno)\n"
     )
     ran = subprocess.run(

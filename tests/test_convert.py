@@ -11,7 +11,7 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from tiny_models import CONFIG, random_params
+from tiny_models import CONFIG, as_prompt, random_params
 
 from prompt_tuning import cli
 from prompt_tuning.checkpoints.identity import backbone_identity
@@ -47,7 +47,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def ours(tmp_path: Path) -> Path:
-    save_prompt(tmp_path / "ours", ROWS, METADATA, base_model="google/t5-base-lm-adapt")
+    save_prompt(tmp_path / "ours", as_prompt(ROWS), METADATA, base_model="google/t5-base-lm-adapt")
     return tmp_path / "ours"
 
 
@@ -63,7 +63,7 @@ def test_there_and_back_to_the_same_bits(
     convert_prompt(ours, tmp_path / "there", form, checkpoint=backbone)
     convert_prompt(tmp_path / "there", tmp_path / "back", back, checkpoint=backbone)
     stored = read_prompt(tmp_path / "back")
-    assert stored.array.tobytes() == ROWS.tobytes()
+    assert stored.prompt.rows.tobytes() == ROWS.tobytes()
     assert stored.form == back
     known = dataclasses.replace(METADATA, backbone=backbone_identity(random_params()))
     if {form, back} <= {"ours", "peft"}:

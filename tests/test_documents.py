@@ -11,7 +11,7 @@ import seqio
 
 from prompt_tuning.config import ConfigError, CorpusConfig, DataConfig
 from prompt_tuning.pretraining import documents
-from prompt_tuning.tasks.vocabulary import load_vocabulary
+from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 
 TEXTS = ["tea is hot", "rain is wet", "fog is a cloud"]
 
@@ -93,12 +93,12 @@ def test_what_is_missing_is_named(tmp_path: Path):
     (tmp_path / "a.txt").write_text("  \n\n")
     assert "TEXT_FILES have 0 documents" in refusal(CorpusConfig(files=str(tmp_path / "a.txt")))
     (tmp_path / "a.txt").write_text("one")
-    assert "give EVAL_TEXT_FILES" in refusal(CorpusConfig(files=str(tmp_path / "a.txt")))
+    assert "EVAL_TEXT_FILES" in refusal(CorpusConfig(files=str(tmp_path / "a.txt")))
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe")
     assert "UTF-8" in refusal(CorpusConfig(files=str(tmp_path / "a.txt")))
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"texts": "two"}\n')
     assert "line 2: the field 'text'" in refusal(CorpusConfig(files=str(tmp_path / "a.jsonl")))
-    assert "there is no corpus" in refusal(CorpusConfig())
+    assert "Set TEXT_FILES" in refusal(CorpusConfig())
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from prompt_tuning.batches import batching, groups
 from prompt_tuning.config import ConfigError, DataConfig
 from prompt_tuning.tasks import metrics, prepare, registry, task_rows
-from prompt_tuning.tasks.vocabulary import load_vocabulary
+from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 
 LENGTHS = {"inputs": 64, "targets": 16}
 CB = "taskless_super_glue_cb_v102"
@@ -65,7 +65,7 @@ def add_task():
 
 
 def test_rows_of_a_task():
-    rows = task_rows.load_rows(CB, "train", LENGTHS, vocabulary=BYTES)
+    rows = task_rows.load_rows(CB, "train", LENGTHS, vocabulary=load_vocabulary("bytes"))
     assert rows.task == CB
     assert len(rows) == len(rows.inputs) == len(rows.targets) == len(rows.examples) == 5
     for tokens, example in zip(rows.inputs, rows.examples, strict=True):
@@ -139,13 +139,14 @@ def test_no_rows(add_task):
 
 def test_another_vocabulary(add_task):
     with pytest.raises(ConfigError, match=r"inputs.*VOCABULARY"):
-        task_rows.load_rows(CB, "train", LENGTHS, vocabulary=seqio.ByteVocabulary(extra_ids=5))
+        task_rows.load_rows(CB, "train", LENGTHS, vocabulary=load_vocabulary("tiny"))
     other = {
         "inputs": seqio.Feature(BYTES),
         "targets": seqio.Feature(seqio.ByteVocabulary(extra_ids=5)),
     }
+    name = add_task(output_features=other)
     with pytest.raises(ConfigError, match="targets"):
-        task_rows.load_rows(add_task(output_features=other), "train", LENGTHS, vocabulary=BYTES)
+        task_rows.load_rows(name, "train", LENGTHS, vocabulary=load_vocabulary("bytes"))
 
 
 def test_features_that_are_not_there_or_not_tokens(add_task):

@@ -16,7 +16,7 @@ from prompt_tuning.config import ConfigError, DataConfig, EvalConfig, Experiment
 from prompt_tuning.session import overview
 from prompt_tuning.tasks import registry, task_rows
 from prompt_tuning.tasks.file_tasks import check_label_words, register_files
-from prompt_tuning.tasks.vocabulary import load_vocabulary
+from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 from prompt_tuning.world import generator
 from prompt_tuning.world.assets import TINY_CONFIG
 
@@ -209,7 +209,7 @@ def test_overview_of_free_text(folder):
     data = load_data(experiment(config))
     text = overview.describe_data(data, config.task_feature_lengths, "validation")
     assert "LABEL_WORDS" not in text
-    assert re.search(r"train +answers: \d+ different ones, '.*' the most frequent \(\d+\)", text)
+    assert re.search(r"train +answers: \d+ different, '.*' the most frequent \(\d+\)", text)
 
 
 # The worked example of the documentation
@@ -242,7 +242,7 @@ def test_the_documented_commands(tmp_path, monkeypatch, capsys):
     with Path("reviews.csv").open("a") as file:
         file.write("60,lovely soup.,good\n")
     assert cli.main([*train, *short]) == 2
-    assert "file is not the one" in capsys.readouterr().err
+    assert "training or evaluation file" in capsys.readouterr().err
     assert cli.main(evaluate) == 0
     assert "runs/reviews/prompts/best" in capsys.readouterr().out
     assert cli.main(infer) == 0

@@ -16,7 +16,7 @@ from tiny_models import CONFIG, fit_to
 
 from prompt_tuning.api import model_config
 from prompt_tuning.config import ConfigError, PromptConfig
-from prompt_tuning.model import products, sharding
+from prompt_tuning.model import attention, sharding
 from prompt_tuning.planning import chips, gpus, hlo, plan, program
 
 
@@ -96,7 +96,7 @@ def test_a_gpu_before_ampere_has_no_cudnn_attention(gpu_compiler):
 def test_without_cudnn_its_attention_says_how_to_get_it():
     heads = [jnp.ones((1, 8, 2, 8), jnp.bfloat16)] * 3
     with pytest.raises(ConfigError, match=r"pip install 'jax\[cuda12\]'"):
-        products.attend_to_lengths(*heads, jnp.ones((1, 2, 8, 8)), jnp.asarray([3]), "cudnn")
+        attention.attend_to_lengths(*heads, jnp.ones((1, 2, 8, 8)), jnp.asarray([3]), "cudnn")
 
 
 ON_A_GPU = pytest.mark.skipif(
@@ -162,7 +162,7 @@ def test_cudnn_attends_as_xla_does():
     def gradients(kernel, dtype):
         def total(*given):
             heads = [x.astype(dtype) for x in given[:3]]
-            out = products.attend_to_lengths(*heads, given[3], lengths, kernel)
+            out = attention.attend_to_lengths(*heads, given[3], lengths, kernel)
             return (out * weights).sum(dtype=jnp.float32)
 
         return jax.jit(jax.value_and_grad(total, (0, 1, 2, 3)))(*heads, bias)

@@ -103,25 +103,25 @@ LEARNS_NOTHING = """
         (ENTROPY + NOISE[:99], None),  # too early to say
     ],
 )
-def test_the_course_of_a_loss_in_words(losses, said):
-    found = health.describe_trouble(losses.tolist(), ENTROPY)
+def test_problems_of_a_loss(losses, said):
+    found = health.describe_problem(losses.tolist(), ENTROPY)
     assert found is None if said is None else re.search(said, found or "")
 
 
 def test_a_run_whose_evaluation_shows_it_is_learning():
     losses = (ENTROPY + NOISE).tolist()
-    assert health.describe_trouble(losses, ENTROPY, learned=lambda: True) is None
+    assert health.describe_problem(losses, ENTROPY, learned=lambda: True) is None
     rising = [0.1] * 60 + [0.9] * 60
-    assert "diverging" in (health.describe_trouble(rising, ENTROPY, learned=lambda: True) or "")
+    assert "diverging" in (health.describe_problem(rising, ENTROPY, learned=lambda: True) or "")
 
 
 def test_without_classes_only_divergence_is_said():
-    assert health.describe_trouble([3.0] * 40, None) is None
-    assert "diverging" in (health.describe_trouble([1.0] * 20 + [9.0] * 20, None) or "")
+    assert health.describe_problem([3.0] * 40, None) is None
+    assert "diverging" in (health.describe_problem([1.0] * 20 + [9.0] * 20, None) or "")
 
 
 def test_a_real_run_that_learns_and_one_that_cannot():
     learns, cannot = ([float(x) for x in text.split()] for text in (LEARNS, LEARNS_NOTHING))
     for steps in range(1, len(learns) + 1):
-        assert health.describe_trouble(learns[:steps], math.log(2) / 2) is None
-    assert "is not learning" in (health.describe_trouble(cannot, math.log(2) / 2) or "")
+        assert health.describe_problem(learns[:steps], math.log(2) / 2) is None
+    assert "is not learning" in (health.describe_problem(cannot, math.log(2) / 2) or "")

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 from tiny_models import CONFIG as TWO_LAYERS
-from tiny_models import random_prompt
+from tiny_models import as_prompt, random_prompt
 
 from prompt_tuning.checkpoints import identity, manifest, t5x
 from prompt_tuning.config import ConfigError, DataConfig, Decoding, EvalConfig, InferRun
@@ -38,10 +38,10 @@ def folder(tmp_path_factory):
         backbone=identity.backbone_identity(backbone),
         vocabulary=ByteVocabulary().sha256,
     )
-    prompt_file.save_prompt(folder / "known", np.asarray(random_prompt(5, CONFIG)), metadata)
+    prompt_file.save_prompt(folder / "known", as_prompt(random_prompt(5, CONFIG)), metadata)
     np.save(folder / "bare.npy", np.asarray(random_prompt(3, CONFIG, seed=2)))
     stranger = dataclasses.replace(metadata, backbone="0" * 64)
-    prompt_file.save_prompt(folder / "stranger", np.asarray(random_prompt(5, CONFIG)), stranger)
+    prompt_file.save_prompt(folder / "stranger", as_prompt(random_prompt(5, CONFIG)), stranger)
     return folder
 
 

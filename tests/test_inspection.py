@@ -9,6 +9,7 @@ import pytest
 import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import as_prompt
 
 from prompt_tuning import cli
 from prompt_tuning.checkpoints.architecture import make_json
@@ -18,8 +19,7 @@ from prompt_tuning.config import ConfigError
 from prompt_tuning.prompts import embedding
 from prompt_tuning.prompts.convert import convert_prompt
 from prompt_tuning.prompts.embedding import EmbeddingTable
-from prompt_tuning.prompts.inspection import inspect_prompts, search, similarities
-from prompt_tuning.prompts.inspection_text import describe
+from prompt_tuning.prompts.inspection import describe, inspect_prompts, search, similarities
 from prompt_tuning.prompts.prompt_file import PromptMetadata, load_prompt, save_prompt
 from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 from prompt_tuning.world.assets import TINY_CONFIG, tiny_checkpoint, tiny_vocabulary
@@ -49,7 +49,7 @@ def prompt(tmp_path: Path) -> Path:
         score_name="accuracy/rank",
         vocabulary=WORDS.sha256,
     )
-    save_prompt(tmp_path / "p", np.stack(rows).astype(np.float32), metadata)
+    save_prompt(tmp_path / "p", as_prompt(np.stack(rows).astype(np.float32)), metadata)
     return tmp_path / "p"
 
 

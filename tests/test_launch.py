@@ -16,11 +16,10 @@ import several_processes
 from test_plan import experiment
 from tiny_models import CONFIG, random_params
 
-from prompt_tuning import cli
+from prompt_tuning import cli, load_prompt
 from prompt_tuning.batches import batching, groups
 from prompt_tuning.checkpoints.t5x import write_t5x
 from prompt_tuning.config import ConfigError, to_dict
-from prompt_tuning.prompts.prompt_file import load_prompt
 from prompt_tuning.runtime import agreement, compilation_cache, guard, processes
 from prompt_tuning.session import session
 from prompt_tuning.tasks import registry, task_rows

@@ -12,6 +12,7 @@ import seqio
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_models import CONFIG, MODEL, random_params
 
+from prompt_tuning import load_prompt
 from prompt_tuning.batches import batching
 from prompt_tuning.checkpoints import t5x
 from prompt_tuning.checkpoints.conversion import convert
@@ -31,7 +32,6 @@ from prompt_tuning.evaluation import matrix, ranking
 from prompt_tuning.evaluation.evaluate import mean_score
 from prompt_tuning.evaluation.records import read_records
 from prompt_tuning.model.prompt import Prompt
-from prompt_tuning.prompts.prompt_file import load_prompt
 from prompt_tuning.session import session
 from prompt_tuning.tasks.eval_task import make_eval_task
 from prompt_tuning.tasks.task_rows import EvalRows
@@ -191,7 +191,7 @@ def test_a_huggingface_folder_gives_the_same_bits(straight, experiment, checkpoi
         experiment(tmp_path / "run"), initial_checkpoint_path=str(tmp_path / "hf")
     )
     np.testing.assert_array_equal(loop.train(other).prompt, straight[0].prompt)
-    assert not list(session.say_start(other, START))  # it kept the step
+    assert not list(session.describe_start(other, START))  # it kept the step
 
 
 def test_a_huggingface_folder_without_a_step_says_where_the_optimizer_begins(
@@ -200,10 +200,10 @@ def test_a_huggingface_folder_without_a_step_says_where_the_optimizer_begins(
     convert(checkpoint, str(tmp_path / "hf"), step=0)
     plain = experiment(tmp_path)
     folder = dataclasses.replace(plain, initial_checkpoint_path=str(tmp_path / "hf"))
-    assert "--gin.OPTIMIZER_START_STEP=1100000" in next(session.say_start(folder, 0))
+    assert "--gin.OPTIMIZER_START_STEP=1100000" in next(session.describe_start(folder, 0))
     chosen = dataclasses.replace(folder, optimizer=OptimizerConfig(start_step=1_100_000))
-    assert "Adafactor starts at 1100000" in next(session.say_start(chosen, 0))
-    assert not list(session.say_start(plain, 0))
+    assert "Adafactor starts at 1100000" in next(session.describe_start(chosen, 0))
+    assert not list(session.describe_start(plain, 0))
 
 
 @pytest.mark.slow
@@ -423,7 +423,7 @@ def test_early_stopping_ends_the_run_and_says_how_to_go_on(experiment, tmp_path,
     stop = EvalConfig(period=2, method="rank", early_stopping_evals=1)
     result = loop.train(experiment(tmp_path, steps=40, eval=stop))
     assert result.step < START + 40
-    said = f"stopped early: 1 evaluations without a better one than that of step {result.best_step}"
+    said = f"stopped early: 1 evaluations without a better score than at step {result.best_step}"
     assert said in capsys.readouterr().out
     assert loop.train(experiment(tmp_path, steps=60, eval=stop)).step == result.step
     assert said in capsys.readouterr().out
@@ -535,7 +535,7 @@ def test_a_run_on_a_mesh_continues_on_one_device(straight, experiment, tmp_path)
     [
         (TrainConfig(train_steps=5), "TRAIN_STEPS_RELATIVE = 5"),
         (TrainConfig(train_steps=7), "already at step 7"),
-        (TrainConfig(), "give either TRAIN_STEPS"),
+        (TrainConfig(), "TRAIN_STEPS_RELATIVE = None"),
     ],
 )
 def test_step_counts_that_mean_nothing_are_errors(train, message):

@@ -5,12 +5,14 @@ import json
 
 import numpy as np
 import pytest
+from tiny_models import as_prompt
 
 from prompt_tuning.config import ConfigError
 from prompt_tuning.evaluation import pictures, prompts
-from prompt_tuning.evaluation.analysis import Agreement, Analysis, Illegal
+from prompt_tuning.evaluation.analysis import Agreement, Analysis, IllegalOutputs
 from prompt_tuning.evaluation.matrix import NO_PROMPT
 from prompt_tuning.evaluation.results import OWN, SUPERGLUE, Cell, Matrix, mean_name
+from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.prompts import prompt_file
 
 CB, RTE = "super_glue_cb_v102", "taskless_super_glue_rte_v102"
@@ -19,7 +21,7 @@ CB, RTE = "super_glue_cb_v102", "taskless_super_glue_rte_v102"
 def cell(**metrics):
     counts = Analysis(
         rows=4,
-        illegal=Illegal(1, (("?", 1),)),
+        illegal=IllegalOutputs(1, (("?", 1),)),
         words=("no", "yes"),
         confusion={"generate": [[1, 0, 1], [0, 2, 0]]},
         agreement=Agreement(3, 2, 1, 0, 1),
@@ -113,7 +115,7 @@ def folder(tmp_path):
     for run in ("x", "y"):
         metadata = prompt_file.PromptMetadata(task=CB, step=3)
         array = np.ones((2, 4), np.float32)
-        prompt_file.save_prompt(tmp_path / run / "prompts" / "best", array, metadata)
+        prompt_file.save_prompt(tmp_path / run / "prompts" / "best", as_prompt(array), metadata)
     np.save(tmp_path / "bare.npy", np.ones((2, 4), np.float32))
     (tmp_path / "x" / "prompts" / "notes.txt").write_text("not a prompt")
     return tmp_path
@@ -133,6 +135,6 @@ def test_patterns_and_folders_stand_for_the_prompts_in_them(folder):
 
 
 def test_a_prompt_without_a_task_has_no_own_one(folder):
-    bare = prompts.Prompt("bare.npy", np.ones((2, 4), np.float32), 0)
+    bare = prompts.NamedPrompt("bare.npy", Prompt(np.ones((2, 4), np.float32)), 0)
     with pytest.raises(ConfigError, match=r"bare\.npy"):
-        prompts.own_tasks(bare)
+        prompts.tuned_tasks(bare)

@@ -1,5 +1,6 @@
 """docs/your_own_method.md, block by block."""
 
+import json
 import re
 import shlex
 import sys
@@ -7,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from prompt_tuning import cli
+from prompt_tuning import Predictor, cli, model_config
+from prompt_tuning.config import ConfigError
+from prompt_tuning.methods.table import find_method
 
 DOC = (Path(__file__).resolve().parents[1] / "docs" / "your_own_method.md").read_text()
 METHOD, TRIAL = re.findall(r"```python\n(.*?)```", DOC, flags=re.DOTALL)
@@ -38,14 +41,46 @@ def test_the_method_by_itself(folder):
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[-1])
 def test_the_commands_train(folder, command):
+    train_briefly(command)
+    (adapter,) = (folder / "short" / "prompts").glob("*4/adapter_model.safetensors")
+    assert adapter.stat().st_size > 0
+
+
+def train_briefly(command):
     """A few steps of what the page runs to its end."""
     program, *arguments = command
     assert program == "t5x"
     less = ["TRAIN_STEPS_RELATIVE=4", "EVAL_PERIOD=4", "EVALUATOR_NUM_EXAMPLES=8"]
     less += ["EVAL_BASELINES=False", "MODEL_DIR='short'"]
     assert cli.main([*arguments, *(f"--gin.{setting}" for setting in less)]) == 0
-    (adapter,) = (folder / "short" / "prompts").glob("*4/adapter_model.safetensors")
-    assert adapter.stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_the_prompt_is_used_without_the_module(folder):
+    """By `t5x eval` and `t5x infer`, with the settings of the run, and by the Predictor."""
+    train_briefly(COMMANDS[1])
+    (folder / "my_module.py").unlink()
+    sys.modules.pop("my_module")
+    with pytest.raises(ConfigError):
+        find_method("my_module.METHOD")
+    settings = ["--gin_file=short/config.gin", "--gin.PROMPT_FILE='short/prompts/best'"]
+    output = "--gin.EVAL_OUTPUT_DIR='scores'"
+    assert cli.main(["eval", *settings, "--gin_file=runs/eval.gin", output]) == 0
+    (run, rows) = (
+        next((folder / name / "inference_eval").glob("tiny_mood-[0-9]*.jsonl")).read_text()
+        for name in ("short", "scores")
+    )
+    assert rows == run
+
+    texts = [json.loads(line)["input"]["inputs_pretokenized"] for line in rows.splitlines()]
+    (folder / "texts.txt").write_text("\n".join(texts))
+    files = ["--input=texts.txt", "--output=answers.jsonl"]
+    assert cli.main(["infer", *settings, "--gin_file=runs/infer.gin", *files]) == 0
+    answers = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
+    predictor = Predictor.from_checkpoint(
+        "tiny", model_config("tiny"), "tiny", {"own": folder / "short" / "prompts" / "best"}
+    )
+    assert [answer["prediction"] for answer in answers] == predictor.generate(texts, "own")
 
 
 def test_a_misspelt_setting_is_refused(folder):

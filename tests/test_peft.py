@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+from tiny_models import as_prompt
 
 from prompt_tuning import cli
 from prompt_tuning.config import ConfigError
@@ -18,7 +19,7 @@ PROMPT = np.random.default_rng(0).standard_normal((6, 8)).astype(np.float32)
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    write_peft(tmp_path, PROMPT, base_model="google/t5-base-lm-adapt")
+    write_peft(tmp_path, as_prompt(PROMPT), base_model="google/t5-base-lm-adapt")
     return tmp_path
 
 
@@ -35,9 +36,9 @@ def refusal(folder: Path) -> str:
 
 @pytest.mark.parametrize("submodules", [1, 2])
 def test_what_is_written_is_read(tmp_path: Path, submodules: int) -> None:
-    write_peft(tmp_path, PROMPT, base_model="a/b", submodules=submodules)
+    write_peft(tmp_path, as_prompt(PROMPT), base_model="a/b", submodules=submodules)
     stored = read_prompt(tmp_path)
-    np.testing.assert_array_equal(stored.array, PROMPT)
+    np.testing.assert_array_equal(stored.prompt.rows, PROMPT)
     assert (stored.form, stored.base_model, stored.metadata) == ("peft", "a/b", None)
     assert stored.unused_rows == 6 * (submodules - 1)
     assert len(safetensors.numpy.load_file(tmp_path / WEIGHTS)["prompt_embeddings"]) == (
@@ -47,8 +48,8 @@ def test_what_is_written_is_read(tmp_path: Path, submodules: int) -> None:
 
 def test_any_file_of_a_folder_stands_for_it(folder: Path) -> None:
     for name in (CONFIG, WEIGHTS):
-        np.testing.assert_array_equal(read_prompt(folder / name).array, PROMPT)
-    save_prompt(folder / "ours", PROMPT, PromptMetadata(task="t"))
+        np.testing.assert_array_equal(read_prompt(folder / name).prompt.rows, PROMPT)
+    save_prompt(folder / "ours", as_prompt(PROMPT), PromptMetadata(task="t"))
     assert read_prompt(folder / "ours" / WEIGHTS).metadata == PromptMetadata(task="t")
 
 
@@ -74,7 +75,7 @@ def test_other_adapters_are_refused(folder: Path, values: dict[str, Any], messag
 def test_missing_files(folder: Path) -> None:
     (folder / CONFIG).unlink()
     assert "has no adapter_config.json" in refusal(folder)
-    write_peft(folder, PROMPT)
+    write_peft(folder, as_prompt(PROMPT))
     (folder / WEIGHTS).unlink()
     assert "adapter_model.safetensors is missing. Copy the folder again." in refusal(folder)
     (folder / "adapter_model.bin").write_bytes(b"\x80\x04N.")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_models import as_prompt
 
 from prompt_tuning import Predictor, load_prompt
 from prompt_tuning.checkpoints.t5x import read_t5x
@@ -57,7 +58,7 @@ def test_as_peft_and_transformers_computed_it(backbone, tmp_path: Path) -> None:
     assert_says_the_same(backbone, STORED["ours/prompt"], stored("ours"))
     saved = STORED["tuned/prompt"]
     length = len(saved) // 2
-    write_peft(tmp_path, saved[:length], submodules=2)
+    write_peft(tmp_path, as_prompt(saved[:length]), submodules=2)
     assert_says_the_same(backbone, load_prompt(tmp_path)[0], stored("tuned"))
 
 
@@ -88,10 +89,10 @@ def test_a_prompt_tuned_by_peft(backbone, peft_t5: Any, tmp_path: Path) -> None:
     model.save_pretrained(str(tmp_path / "peft"))
     theirs = peft_t5.outputs(model.eval(), INPUTS.astype(np.int64), TARGETS.astype(np.int64))
     adapter = read_peft(tmp_path / "peft")
-    assert adapter.rows == 2 * len(adapter.prompt) == 2 * peft_t5.P
+    assert adapter.unused_rows == len(adapter.prompt.rows) == peft_t5.P
     assert_says_the_same(backbone, load_prompt(tmp_path / "peft")[0], theirs)
     convert_prompt(tmp_path / "peft", tmp_path / "ours", "ours")
-    np.testing.assert_array_equal(load_prompt(tmp_path / "ours")[0], adapter.prompt)
+    np.testing.assert_array_equal(load_prompt(tmp_path / "ours")[0], adapter.prompt.rows)
 
 
 @pytest.mark.parametrize("form", ["ours", "peft", "dead half"])
@@ -99,7 +100,7 @@ def test_a_prompt_of_ours_in_peft(backbone, peft_t5: Any, tmp_path: Path, form: 
     import peft
 
     prompt = STORED["ours/prompt"]
-    save_prompt(tmp_path / "ours", prompt, PromptMetadata(task="tiny_mood"))
+    save_prompt(tmp_path / "ours", as_prompt(prompt), PromptMetadata(task="tiny_mood"))
     if form != "ours":
         convert_prompt(tmp_path / "ours", tmp_path / form, "peft", dead_half=form == "dead half")
     loaded = peft.PeftModel.from_pretrained(peft_t5.make_t5(), str(tmp_path / form)).eval()
@@ -113,7 +114,7 @@ def test_the_same_text(peft_t5: Any, tmp_path: Path) -> None:
     """From text to text: the predictor here, PEFT's generate there."""
     import peft
 
-    save_prompt(tmp_path / "ours", STORED["ours/prompt"], PromptMetadata())
+    save_prompt(tmp_path / "ours", as_prompt(STORED["ours/prompt"]), PromptMetadata())
     names = {"p": tmp_path / "ours"}
     limits = {"max_target_length": LENGTH, "max_input_length": 16}
     predictor = Predictor.from_checkpoint("tiny", TINY_CONFIG, "tiny", names, **limits)

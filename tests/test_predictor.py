@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import CONFIG as TWO_LAYERS
-from tiny_models import random_prompt
+from tiny_models import as_prompt, random_prompt
 
 from prompt_tuning.checkpoints import identity, t5x
 from prompt_tuning.config import ConfigError
@@ -140,7 +140,7 @@ def test_a_mixed_batch_generates_what_separate_runs_do(predictor, backbone, num_
     expected = []
     for text, name in zip(TEXTS, NAMES, strict=True):
         tokens, scores = generate_alone(
-            CONFIG,
+            MODEL,
             backbone,
             prompt_of(name),
             alone(predictor, text),
@@ -180,7 +180,7 @@ def test_a_mixed_batch_scores_labels_as_evaluation_does(predictor, backbone):
         row[: len(ids)] = ids
     for text, name, found in zip(TEXTS, NAMES, scores, strict=True):
         expected = score_alone(
-            CONFIG, backbone, prompt_of(name), alone(predictor, text), jnp.asarray(labels)
+            MODEL, backbone, prompt_of(name), alone(predictor, text), jnp.asarray(labels)
         )
         np.testing.assert_allclose(found, expected[0], rtol=1e-5)
     ranked = predictor.rank(TEXTS, LABELS, NAMES)
@@ -270,7 +270,7 @@ def test_a_vocabulary_of_another_model_is_refused(backbone):
     with pytest.raises(ConfigError, match=r"385 .*384"):
         Predictor(CONFIG, backbone, large, {})
     other = ByteVocabulary(eos_id=2)
-    with pytest.raises(ConfigError, match="id 2"):
+    with pytest.raises(ConfigError, match="is 2"):
         Predictor(CONFIG, backbone, other, {})
 
 
@@ -286,7 +286,7 @@ def files(tmp_path_factory, backbone):
         backbone=identity.backbone_identity(backbone),
         vocabulary=ByteVocabulary().sha256,
     )
-    prompt_file.save_prompt(folder / "long", PROMPTS["long"], metadata)
+    prompt_file.save_prompt(folder / "long", as_prompt(PROMPTS["long"]), metadata)
     np.save(folder / "short.npy", PROMPTS["short"])
     np.save(folder / "wide.npy", np.zeros((2, 40), np.float32))
     return folder
@@ -319,7 +319,7 @@ def test_prompts_of_another_backbone_or_vocabulary_are_refused(files, tmp_path, 
         load(files / "nothing")
     for field in ("backbone", "vocabulary"):
         metadata = prompt_file.PromptMetadata(**{field: "0" * 64})
-        prompt_file.save_prompt(tmp_path / field, PROMPTS["short"], metadata)
+        prompt_file.save_prompt(tmp_path / field, as_prompt(PROMPTS["short"]), metadata)
         with pytest.raises(ConfigError, match=f"another {field}"):
             load(tmp_path / field)
 

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 
 from prompt_tuning.config import ConfigError
 from prompt_tuning.tasks import prepare
-from prompt_tuning.tasks.official import RELEASE
+from prompt_tuning.tasks.prepare import RELEASE
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_a_second_time_keeps_what_is_there_and_adds_the_rest(jsonl_dir, tmp_path
     prepare.prepare_superglue(jsonl_dir, tmp_path / "tfds")
     before = snapshot(tmp_path / "tfds")
     (tmp_path / "CB").rename(jsonl_dir / "CB")
-    kept = {t.task: t.kept for t in prepare.prepare_superglue(jsonl_dir, tmp_path / "tfds")}
+    kept = {t.task: t.existed for t in prepare.prepare_superglue(jsonl_dir, tmp_path / "tfds")}
     assert kept == {"boolq": True, "cb": False, "rte": True}
     after = snapshot(tmp_path / "tfds")
     assert {path: after[path] for path in before} == before

@@ -34,7 +34,7 @@ from prompt_tuning.model import t5
 from prompt_tuning.pretraining import corpus, run, saved
 from prompt_tuning.runtime import signals
 from prompt_tuning.training import optim, step
-from prompt_tuning.training.course import TrainResult
+from prompt_tuning.training.run import TrainResult
 from prompt_tuning.world import generator
 
 MODEL = ModelConfig(

@@ -12,7 +12,7 @@ import pytest
 from prompt_tuning.evaluation import records
 from prompt_tuning.evaluation.score_table import score_table
 from prompt_tuning.training import model_dir
-from prompt_tuning.training.progress import Pace, Progress, describe_training
+from prompt_tuning.training.progress import Progress, StepTimer, describe_training
 
 
 def test_piped_progress_is_plain_lines(monkeypatch, capsys):
@@ -21,7 +21,7 @@ def test_piped_progress_is_plain_lines(monkeypatch, capsys):
     progress._last_line -= 5.0  # as if five seconds had passed
     progress.update(20, {"loss": "1.500"})
     progress.update(21)
-    progress.say("step 21/40: accuracy 50.0")
+    progress.print_line("step 21/40: accuracy 50.0")
     progress.close()
     first, second = capsys.readouterr().out.splitlines()
     assert first.startswith("step 20/40: loss 1.500, ")
@@ -81,12 +81,12 @@ def sums_of(tokens):
 
 
 def test_a_device_that_has_nothing_to_do_waits_for_rows():
-    pace, sums = Pace(), []
+    timer, sums = StepTimer(), []
     batches = made_slowly(4)
     for _ in range(4):
-        assert pace.wait(batches, sums) == "batch"
+        assert timer.next_batch(batches, sums) == "batch"
         sums.append(sums_of(6))
-    values = pace.values(sums, rows=8)
+    values = timer.values(sums, rows=8)
     assert 4 * WAIT <= values["waiting_for_rows"] * values["seconds"] <= values["seconds"]
     assert values["steps_per_second"] == pytest.approx(4 / values["seconds"])
     assert values["seqs_per_second"] == pytest.approx(32 / values["seconds"])
@@ -102,27 +102,27 @@ def work(x):
 def test_a_device_that_is_at_work_does_not_wait():
     start = jnp.ones((512, 512))
     jax.block_until_ready(work(start))  # compiled
-    pace, batches = Pace(), made_slowly(3)
-    pace.wait(batches, [])  # nothing is under way yet
+    timer, batches = StepTimer(), made_slowly(3)
+    timer.next_batch(batches, [])  # nothing is under way yet
     for _ in range(2):
         sums = [{"tokens": work(start)}]
-        pace.wait(batches, sums)
+        timer.next_batch(batches, sums)
         assert not sums[0]["tokens"].is_ready()
         jax.block_until_ready(sums)
-    values = pace.values(sums, rows=8)
+    values = timer.values(sums, rows=8)
     waited = values["waiting_for_rows"] * values["seconds"]
     assert WAIT <= waited <= values["seconds"] - 2 * WAIT
 
 
 def test_steps_of_a_run_that_was_stopped_are_not_of_this_one():
-    pace = Pace()
+    timer = StepTimer()
     older = [{"tokens": np.float32(1000)}]  # as they come out of a saved state
-    assert pace.values(older, rows=8) == {}
-    pace.wait(made_slowly(1), older)
-    values = pace.values([*older, sums_of(6)], rows=8)
+    assert timer.values(older, rows=8) == {}
+    timer.next_batch(made_slowly(1), older)
+    values = timer.values([*older, sums_of(6)], rows=8)
     assert values["steps_per_second"] * values["seconds"] == pytest.approx(1)
     assert values["target_tokens_per_second"] * values["seconds"] == pytest.approx(6)
-    assert pace.values([], rows=8) == {}, "the next record begins anew"
+    assert timer.values([], rows=8) == {}, "the next record begins anew"
 
 
 def summary(folder, tuned):
@@ -130,7 +130,7 @@ def summary(folder, tuned):
     log.scores(0, {"accuracy/rank": 50.0}, task="cb", split="validation", prompt="majority")
     log.scores(4, {"accuracy/rank": tuned}, task="cb", split="validation")
     log.close()
-    return model_dir.result_text(folder, 4, None)
+    return model_dir.describe_result(folder, 4, None)
 
 
 @pytest.mark.parametrize(("tuned", "said"), [(49.0, True), (50.0, True), (51.0, False)])

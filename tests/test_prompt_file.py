@@ -16,8 +16,10 @@ import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax.numpy import bfloat16
+from tiny_models import as_prompt
 
 from prompt_tuning.config import ConfigError
+from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.prompts.prompt_file import (
     PromptMetadata,
     check_prompt,
@@ -28,6 +30,8 @@ from prompt_tuning.prompts.prompt_file import (
 METADATA = PromptMetadata(
     task="super_glue_boolq_v102",
     label_words=("True", "False"),
+    method="residual",
+    settings={"hidden": 3},
     backbone="ab" * 32,
     vocabulary="cd" * 32,
     init="class_labels True, False",
@@ -47,7 +51,7 @@ def prompt() -> np.ndarray:
 
 @pytest.fixture
 def folder(tmp_path: Path, prompt: np.ndarray) -> Path:
-    save_prompt(tmp_path / "prompts" / "best", prompt, METADATA)
+    save_prompt(tmp_path / "prompts" / "best", as_prompt(prompt), METADATA)
     return tmp_path / "prompts" / "best"
 
 
@@ -56,13 +60,13 @@ def folder(tmp_path: Path, prompt: np.ndarray) -> Path:
 
 def test_what_is_saved_is_loaded(folder: Path, prompt: np.ndarray) -> None:
     loaded, metadata = load_prompt(folder)
-    np.testing.assert_array_equal(loaded, prompt)
-    assert loaded.dtype == np.float32
+    np.testing.assert_array_equal(loaded.rows, prompt)
+    assert loaded.rows.dtype == np.float32
     assert metadata == METADATA
 
 
 def test_metadata_may_be_empty(tmp_path: Path, prompt: np.ndarray) -> None:
-    save_prompt(tmp_path / "p", prompt, PromptMetadata())
+    save_prompt(tmp_path / "p", as_prompt(prompt), PromptMetadata())
     assert load_prompt(str(tmp_path / "p"))[1] == PromptMetadata()
 
 
@@ -84,22 +88,22 @@ def test_holds_what_peft_needs(folder: Path, prompt: np.ndarray) -> None:
 
 
 def test_the_same_prompt_gives_the_same_bytes(folder: Path, prompt: np.ndarray) -> None:
-    save_prompt(folder.parent / "again", prompt, METADATA)
+    save_prompt(folder.parent / "again", as_prompt(prompt), METADATA)
     for file in folder.iterdir():
         assert file.read_bytes() == (folder.parent / "again" / file.name).read_bytes()
 
 
 def test_names_the_base_model_for_peft(tmp_path: Path, prompt: np.ndarray) -> None:
-    save_prompt(tmp_path / "p", prompt, METADATA, base_model="google/t5-base-lm-adapt")
+    save_prompt(tmp_path / "p", as_prompt(prompt), METADATA, base_model="google/t5-base-lm-adapt")
     config = json.loads((tmp_path / "p/adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == "google/t5-base-lm-adapt"
 
 
 def test_replaces_a_folder_whole(folder: Path, prompt: np.ndarray) -> None:
     (folder / "stray").touch()
-    save_prompt(folder, prompt + 1, dataclasses.replace(METADATA, step=5))
+    save_prompt(folder, as_prompt(prompt + 1), dataclasses.replace(METADATA, step=5))
     loaded, metadata = load_prompt(folder)
-    np.testing.assert_array_equal(loaded, prompt + 1)
+    np.testing.assert_array_equal(loaded.rows, prompt + 1)
     assert metadata is not None
     assert metadata.step == 5
     assert not (folder / "stray").exists()
@@ -110,13 +114,22 @@ def test_a_refused_prompt_leaves_what_was_there(folder: Path, prompt: np.ndarray
     prompt = prompt.copy()
     prompt[3, 4] = np.nan
     with pytest.raises(ConfigError, match=r"1 values .*not finite"):
-        save_prompt(folder, prompt, METADATA)
+        save_prompt(folder, as_prompt(prompt), METADATA)
     assert load_prompt(folder)[1] == METADATA
 
 
 def test_a_float64_prompt_is_saved_in_float32(tmp_path: Path) -> None:
-    save_prompt(tmp_path / "p", np.full((2, 3), 0.1), METADATA)
-    np.testing.assert_array_equal(load_prompt(tmp_path / "p")[0], np.full((2, 3), np.float32(0.1)))
+    save_prompt(tmp_path / "p", Prompt(np.full((2, 3), 0.1)), METADATA)
+    loaded, _ = load_prompt(tmp_path / "p")
+    np.testing.assert_array_equal(loaded.rows, np.full((2, 3), np.float32(0.1)))
+
+
+@pytest.mark.parametrize("field", ["encoder", "memory", "lengths"])
+def test_a_prompt_of_more_than_rows_is_not_written(tmp_path: Path, field: str) -> None:
+    rows = np.ones((2, 3), np.float32)
+    with pytest.raises(ConfigError, match=rf"p has {field}: only prompts of rows"):
+        save_prompt(tmp_path / "p", Prompt(rows, **{field: rows}), METADATA)
+    assert not (tmp_path / "p").exists()
 
 
 # ---- files of others
@@ -125,8 +138,8 @@ def test_a_float64_prompt_is_saved_in_float32(tmp_path: Path) -> None:
 def test_loads_the_original_release(shared_dir: Path, tmp_path: Path) -> None:
     file = shared_dir / "data/t5x_test_checkpoints/prompt_tuning/prompt_5x256.npy"
     loaded, metadata = load_prompt(file)
-    np.testing.assert_array_equal(loaded, np.load(file).astype(np.float32))
-    assert (loaded.shape, loaded.dtype, metadata) == ((5, 256), np.float32, None)
+    np.testing.assert_array_equal(loaded.rows, np.load(file).astype(np.float32))
+    assert (loaded.rows.shape, loaded.rows.dtype, metadata) == ((5, 256), np.float32, None)
 
 
 def test_loads_npy_under_any_name(tmp_path: Path, prompt: np.ndarray) -> None:
@@ -134,7 +147,7 @@ def test_loads_npy_under_any_name(tmp_path: Path, prompt: np.ndarray) -> None:
     for array in (prompt, np.asfortranarray(prompt), prompt.astype(np.float16)):
         with file.open("wb") as stream:
             np.save(stream, array)
-        np.testing.assert_array_equal(load_prompt(file)[0], array.astype(np.float32))
+        np.testing.assert_array_equal(load_prompt(file)[0].rows, array.astype(np.float32))
 
 
 def test_takes_the_half_of_a_peft_prompt_that_peft_uses(folder: Path, prompt: np.ndarray) -> None:
@@ -143,7 +156,7 @@ def test_takes_the_half_of_a_peft_prompt_that_peft_uses(folder: Path, prompt: np
     doubled = np.concatenate([prompt, np.zeros_like(prompt)])
     safetensors.numpy.save_file({"prompt_embeddings": doubled}, folder / WEIGHTS)
     loaded, metadata = load_prompt(folder)
-    np.testing.assert_array_equal(loaded, prompt)
+    np.testing.assert_array_equal(loaded.rows, prompt)
     assert metadata is None
 
 
@@ -153,7 +166,7 @@ def test_loads_a_half_precision_peft_prompt(folder: Path, prompt: np.ndarray) ->
         tensors = {"prompt_embeddings": prompt.astype(dtype)}
         safetensors.numpy.save_file(tensors, folder / WEIGHTS)
         expected = prompt.astype(dtype).astype(np.float32)
-        np.testing.assert_array_equal(load_prompt(folder)[0], expected)
+        np.testing.assert_array_equal(load_prompt(folder)[0].rows, expected)
 
 
 # ---- errors
@@ -260,7 +273,7 @@ def test_a_damaged_folder_is_refused_or_harmless(
     """Whatever single change happens to one file: an error of ours, or the very same prompt."""
     folder = tmp_path / "damaged"
     shutil.rmtree(folder, ignore_errors=True)
-    save_prompt(folder, prompt, METADATA)
+    save_prompt(folder, as_prompt(prompt), METADATA)
     name = data.draw(st.sampled_from(sorted(p.name for p in folder.iterdir())))
     original = (folder / name).read_bytes()
     (folder / name).write_bytes(data.draw(st.composite(lambda draw: damage(original, draw))()))
@@ -268,7 +281,7 @@ def test_a_damaged_folder_is_refused_or_harmless(
         loaded, _ = load_prompt(folder)
     except ConfigError:
         return
-    np.testing.assert_array_equal(loaded, prompt)
+    np.testing.assert_array_equal(loaded.rows, prompt)
 
 
 @settings(
@@ -284,7 +297,7 @@ def test_a_damaged_npy_is_an_error_of_ours(
     changed = data.draw(st.composite(lambda draw: damage(header, draw))())
     file.write_bytes(changed + file.read_bytes()[128:] if len(changed) == 128 else changed)
     try:
-        assert load_prompt(file)[0].size == prompt.size
+        assert load_prompt(file)[0].rows.size == prompt.size
     except ConfigError:
         return
 
@@ -342,7 +355,7 @@ def test_an_adapter_of_another_kind_is_refused(folder: Path, prompt: np.ndarray)
 
 def test_check_prompt(prompt: np.ndarray) -> None:
     def check(metadata: PromptMetadata | None = METADATA, **model: Any) -> None:
-        check_prompt(prompt, metadata, where="p/best", **{"shape": (20, 32), **model})
+        check_prompt(as_prompt(prompt), metadata, where="p/best", **{"shape": (20, 32), **model})
 
     check()
     check(shape=(None, 32), backbone="ab" * 32, vocabulary="cd" * 32)
@@ -389,7 +402,7 @@ def test_peft_loads_the_folder_as_it_is(tmp_path: Path, prompt: np.ndarray) -> N
         rows = torch.cat([torch.tensor(prompt)[None], embedded], dim=1)
         expected = model(inputs_embeds=rows, labels=targets).logits
 
-    save_prompt(tmp_path / "prompt", prompt, METADATA)
+    save_prompt(tmp_path / "prompt", as_prompt(prompt), METADATA)
     tuned = peft.PeftModel.from_pretrained(model, str(tmp_path / "prompt")).eval()
     seen = []
     hook = tuned.base_model.encoder.register_forward_pre_hook(
@@ -405,4 +418,4 @@ def test_peft_loads_the_folder_as_it_is(tmp_path: Path, prompt: np.ndarray) -> N
     assert generated.shape[0] == 1
 
     tuned.save_pretrained(str(tmp_path / "saved_by_peft"))
-    np.testing.assert_array_equal(load_prompt(tmp_path / "saved_by_peft")[0], prompt)
+    np.testing.assert_array_equal(load_prompt(tmp_path / "saved_by_peft")[0].rows, prompt)

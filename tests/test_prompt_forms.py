@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from tiny_models import as_prompt
 
 from prompt_tuning import Predictor, cli, load_prompt, model_config
 from prompt_tuning.checkpoints.t5x import write_t5x
@@ -25,7 +26,9 @@ def forms(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """One prompt in every form that there is."""
     folder = tmp_path_factory.mktemp("forms")
     ours = folder / "ours"
-    save_prompt(ours, ROWS, PromptMetadata(task="tiny_mood", label_words=("glad", "sad")))
+    save_prompt(
+        ours, as_prompt(ROWS), PromptMetadata(task="tiny_mood", label_words=("glad", "sad"))
+    )
     convert_prompt(ours, folder / "p.npy", "npy")
     convert_prompt(ours, folder / "numpy_checkpoints" / "encoder.prompt.prompt.prompt", "npy")
     convert_prompt(ours, folder / "peft", "peft", dead_half=True)
@@ -93,8 +96,11 @@ def test_the_predictor_takes_any_form(forms: list[str]) -> None:
 def test_a_prompt_of_the_release(tmp_path: Path) -> None:
     """The three that exist are float32[100, 768], for T5 1.1 base: other sizes refuse them."""
     np.save(tmp_path / "sst2.npy", np.full((100, 768), 40, np.float32))
-    prompt, metadata = load_prompt(tmp_path / "sst2.npy")
-    check_prompt(prompt, metadata, shape=(100, model_config("base").embed_dim), where="sst2.npy")
+    rows, metadata = load_prompt(tmp_path / "sst2.npy")
+    prompt = as_prompt(rows)
+    check_prompt(
+        as_prompt(prompt), metadata, shape=(100, model_config("base").embed_dim), where="sst2.npy"
+    )
     for size in ("small", "large", "tiny"):
         width = model_config(size).embed_dim
         message = rf"\(100, 768\).*\(100, {width}\)"

@@ -183,7 +183,7 @@ def test_rows_grouped_by_length_are_answered_as_rows_of_one_width(long_and_short
     assert grouped.outputs["generate"] == texts
     encoded = evaluator.encode(*params, whole)
     ids = ranking.word_ids(long_and_short)
-    (chunk,) = ranking.packing(ids, 24, parts=1).chunks(ids)
+    (chunk,) = ranking.make_packing(ids, 24, parts=1).chunks(ids)
     assert chunk.used == [(k, k // len(WORDS)) for k in range(24 * len(WORDS))]
     scores = np.asarray(evaluator.score_pairs(*params, encoded, chunk.row, chunk.tokens))
     found = np.concatenate(ranking.rank(evaluator, params, long_and_short))
@@ -260,7 +260,7 @@ def test_a_row_stays_within_one_chunk():
 def test_every_word_is_ranked_once_on_the_device_of_its_row(words, parts):
     """Also where the last batch is not full; a row's words keep their order."""
     ids = [[(row + 1,) * length for length in lengths] for row, lengths in enumerate(words)]
-    packing = ranking.packing(ids, 8, parts)
+    packing = ranking.make_packing(ids, 8, parts)
     found = [[] for _ in ids]
     for chunk in packing.chunks(ids):
         tokens = iter(chunk.tokens)

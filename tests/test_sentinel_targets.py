@@ -12,16 +12,17 @@ from prompt_tuning.config import TINY, DataConfig, EvalConfig, Experiment
 from prompt_tuning.evaluation import ranking
 from prompt_tuning.evaluation.evaluate import evaluate
 from prompt_tuning.model import sharding, t5
+from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.serving.predictor import Predictor
 from prompt_tuning.tasks import registry, task_rows
 from prompt_tuning.tasks.eval_task import make_eval_task
-from prompt_tuning.tasks.vocabulary import SentinelTargets, load_vocabulary
+from prompt_tuning.tasks.vocabulary import SentinelTargets, load_seqio_vocabulary
 from prompt_tuning.vocabularies import vocabulary as serving_vocabulary
 
 
 @pytest.mark.parametrize("spec", ["tiny", "bytes"])
 def test_the_vocabulary_adds_the_first_sentinel_and_takes_it_off(spec: str):
-    plain = load_vocabulary(spec)
+    plain = load_seqio_vocabulary(spec)
     wrapped = SentinelTargets(plain)
     assert wrapped.encode("lovely soup") == [plain.vocab_size - 1, *plain.encode("lovely soup")]
     assert wrapped.encode_tf("lovely soup").numpy().tolist() == wrapped.encode("lovely soup")
@@ -47,7 +48,7 @@ def as_before():
 
 def test_a_task_is_asked_and_ranked_with_it():
     (plain,), (with_it,) = (task_rows.load_eval_rows(data(on), limit=4) for on in (False, True))
-    first = load_vocabulary("tiny").vocab_size - 1
+    first = load_seqio_vocabulary("tiny").vocab_size - 1
     for one, other in zip(plain.rows.targets, with_it.rows.targets, strict=True):
         assert other.tolist() == [first, *one.tolist()]
     for one, other in zip(plain.rows.inputs, with_it.rows.inputs, strict=True):
@@ -64,7 +65,7 @@ def test_the_predictor_answers_as_evaluation_does():
     model = dataclasses.replace(CONFIG, num_embeddings=512)
     params = t5.init_params(model, jax.random.key(0))
     # A model that answers with a sentinel, as one that was trained on span corruption.
-    sentinel = load_vocabulary("tiny").vocab_size - 1
+    sentinel = load_seqio_vocabulary("tiny").vocab_size - 1
     head = params["decoder/logits_dense/kernel"]
     params["decoder/logits_dense/kernel"] = head.at[:, sentinel].multiply(8.0)
     prompt = np.random.default_rng(0).normal(size=(3, model.embed_dim)).astype(np.float32)
@@ -88,7 +89,9 @@ def test_the_predictor_answers_as_evaluation_does():
     )
     task = make_eval_task(rows, experiment.eval)
     mesh = sharding.make_mesh(1, jax.devices()[:1])
-    found = evaluate(evaluator_of(experiment, mesh), (params, jnp.asarray(prompt)), task).rows
+    found = evaluate(
+        evaluator_of(experiment, mesh), (params, Prompt(jnp.asarray(prompt))), task
+    ).rows
     labels = rows.label_words
     scores = predictor.score(texts, labels, "it")
     expected = [[row["label_scores"][label] for label in labels] for row in found]

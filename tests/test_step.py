@@ -17,8 +17,8 @@ from prompt_tuning.model import loss, t5
 from prompt_tuning.model.loss import loss_fn
 from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.planning import flops, hlo
-from prompt_tuning.tasks.vocabulary import load_vocabulary
 from prompt_tuning.training import optim, step
+from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 from prompt_tuning.world.generator import demo_rows
 
 OPTIMIZER = OptimizerConfig()

@@ -6,14 +6,14 @@ import zipfile
 import numpy as np
 import pytest
 import superglue_rows
-from tiny_models import CONFIG, random_params
+from tiny_models import CONFIG, as_prompt, random_params
 
 from prompt_tuning import cli
 from prompt_tuning.checkpoints.t5x import write_t5x
 from prompt_tuning.config import ConfigError, to_dict
 from prompt_tuning.evaluation import submission_format as form
 from prompt_tuning.evaluation import submit as submit_command
-from prompt_tuning.evaluation.prompts import Prompt
+from prompt_tuning.evaluation.prompts import NamedPrompt
 from prompt_tuning.prompts.prompt_file import PromptMetadata, save_prompt
 from prompt_tuning.tasks import registry
 
@@ -36,7 +36,7 @@ def work(tmp_path_factory):
     write_t5x(folder / "checkpoint_3", random_params(), 3)
     for seed, (task, name) in enumerate(NAMES.items()):
         array = np.random.default_rng(seed).normal(size=(2, CONFIG.embed_dim)).astype(np.float32)
-        save_prompt(folder / "prompts" / task, array, PromptMetadata(task=name))
+        save_prompt(folder / "prompts" / task, as_prompt(array), PromptMetadata(task=name))
     macros = {
         **{name.upper(): value for name, value in to_dict(CONFIG).items()},
         "VOCABULARY": "bytes",
@@ -108,8 +108,8 @@ def test_what_is_written_passes_the_check_and_is_in_the_zip(work, submission, ca
 
 def test_two_prompts_for_one_task_are_refused(work, submission, capsys):
     save = np.ones((2, CONFIG.embed_dim), np.float32)
-    save_prompt(work / "second", save, PromptMetadata(task="super_glue_cb_v102"))
-    save_prompt(work / "third", save, PromptMetadata(task="super_glue_cb_v102"))
+    save_prompt(work / "second", as_prompt(save), PromptMetadata(task="super_glue_cb_v102"))
+    save_prompt(work / "third", as_prompt(save), PromptMetadata(task="super_glue_cb_v102"))
     files = [str(work / "second"), str(work / "third")]
     assert submit(work, f"--submission_dir={work / 'twice'}", PROMPT_FILE=files) == 2
     assert "super_glue_cb_v102" in capsys.readouterr().err
@@ -119,8 +119,9 @@ def test_two_prompts_for_one_task_are_refused(work, submission, capsys):
 def test_one_prompt_of_a_mixture_answers_all_tasks(name):
     """The mixture has the diagnostics itself, and WSC's training half, which has no test rows."""
     registry.register("bytes")
-    array = np.ones((2, CONFIG.embed_dim), np.float32)
-    found = submit_command.assign_tasks([Prompt("one", array, 0, f"taskless_super_glue_{name}")])
+    prompt = as_prompt(np.ones((2, CONFIG.embed_dim), np.float32))
+    named = NamedPrompt("one", prompt, 0, f"taskless_super_glue_{name}")
+    found = submit_command.assign_tasks([named])
     assert sorted(map(form.find_task, found)) == sorted(form.FILES)
     assert not [name for name in found if "train" in name]
 
@@ -159,7 +160,7 @@ def test_every_idx_is_answered_once():
     rows = [(0, "neutral"), (2, "neutral"), (2, "entailment"), (7, "neutral")]
     text = "\n".join(json.dumps({"idx": idx, "label": label}) for idx, label in rows)
     assert form.check_file("cb", text, {(0,), (1,), (2,)}) == [
-        "line 3: idx 2 is that of line 2 too",
+        "line 3: idx 2 repeats line 2",
         "1 idx not answered: 1",
         "1 idx not of the test set: 7",
     ]

@@ -14,10 +14,9 @@ import pytest
 import superglue_rows
 from tiny_models import CONFIG, random_params
 
-from prompt_tuning import cli
+from prompt_tuning import cli, load_prompt
 from prompt_tuning.checkpoints.t5x import write_t5x
 from prompt_tuning.config import ModelConfig, to_dict
-from prompt_tuning.prompts.prompt_file import load_prompt
 
 START, STEPS = 11, 8
 HERE = Path(__file__).parent

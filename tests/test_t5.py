@@ -136,14 +136,14 @@ def test_t5_drops_out_everywhere_with_one_mask_for_all_positions(monkeypatch):
     """And no two with the same mask, though layers are one function once compiled."""
     params, batch = random_params(), random_batch(rows=5)  # no other test has compiled such
     config = ModelConfig(**{**CONFIG.__dict__, "dropout_rate": 0.5})
-    seen, drop = [], attention.drop
+    seen, drop = [], layers.drop
 
     def spied(x, kept, rate):
         out = drop(x, kept, rate)
         jax.debug.callback(lambda *pair: seen.append(pair), x, out, ordered=True)
         return out
 
-    for module in (attention, layers, t5):
+    for module in (layers, t5):
         monkeypatch.setattr(module, "drop", spied)
     run = functools.partial(plain_forward, as_model(config), params, as_prompt(NO_PROMPT), batch)
     jax.jit(run)(dropout_key=jax.random.key(0))
@@ -168,13 +168,13 @@ def test_t5_drops_out_everywhere_with_one_mask_for_all_positions(monkeypatch):
 
 def test_dropout_draws_as_often_for_many_layers_as_for_one(monkeypatch):
     """Its draws are a loop over the layers: what is compiled does not grow with them."""
-    traced, draw_kept = [], t5.draw_kept
+    traced, draw_masks = [], t5.draw_masks
 
     def spied(*args):
         traced.append(args)
-        return draw_kept(*args)
+        return draw_masks(*args)
 
-    monkeypatch.setattr(t5, "draw_kept", spied)
+    monkeypatch.setattr(t5, "draw_masks", spied)
     counts = []
     for count in (1, 3):
         config = dataclasses.replace(

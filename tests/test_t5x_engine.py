@@ -113,6 +113,20 @@ def test_infer_needs_a_task(arguments):
         engine.prepare("infer", loaded)
 
 
+def test_a_run_goes_on_with_settings_that_are_newer(arguments, tmp_path):
+    engine.prepare("train", load(arguments))
+    (tmp_path / "run/checkpoint_80").mkdir()
+    file = tmp_path / "run" / engine.RESOLVED
+    lines = file.read_text().splitlines(keepends=True)
+    older = [line for line in lines if not line.startswith(("PROMPT_METHOD", "PROMPT_SETTINGS"))]
+    assert len(older) == len(lines) - 2
+    file.write_text("".join(older))
+    with pytest.raises(ConfigError, match=r"PROMPT_METHOD = 'residual'"):
+        engine.prepare("train", load(arguments, "PROMPT_METHOD='residual'"))
+    engine.prepare("train", load(arguments))
+    assert file.read_text() == "".join(lines)
+
+
 def test_another_experiment_in_model_dir_is_refused(arguments, tmp_path):
     engine.prepare("train", load(arguments))
     engine.prepare("train", load(arguments, "LEARNING_RATE=0.2"))  # nothing is trained yet

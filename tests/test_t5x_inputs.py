@@ -5,8 +5,9 @@ import re
 
 import numpy as np
 import pytest
-from tiny_models import CONFIG, load_data, random_params, random_prompt
+from tiny_models import CONFIG, as_prompt, load_data, random_params, random_prompt
 
+from prompt_tuning.checkpoints import load
 from prompt_tuning.checkpoints.identity import backbone_identity
 from prompt_tuning.checkpoints.t5x import write_t5x
 from prompt_tuning.config import (
@@ -18,6 +19,7 @@ from prompt_tuning.config import (
     TrainConfig,
     config_hash,
 )
+from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.prompts.prompt_file import PromptMetadata, save_prompt
 from prompt_tuning.session import setup
 from prompt_tuning.session.session import open_session
@@ -75,7 +77,9 @@ def test_a_prompt_in_the_checkpoint_does_not_count(tmp_path):
     path = tmp_path / "checkpoint_1"
     write_t5x(path, {**random_params(), inputs.PROMPT: random_prompt(3)}, 1)
     assert inputs.find_checkpoint(eval_run(str(path))) == str(path)
-    np.testing.assert_array_equal(inputs.starting_prompt(eval_run(str(path))), np.zeros((3, 32)))
+    np.testing.assert_array_equal(
+        inputs.starting_prompt(eval_run(str(path))).params["prompt"], np.zeros((3, 32))
+    )
 
 
 @pytest.mark.parametrize(
@@ -122,8 +126,10 @@ def test_tasks_are_registered_with_the_vocabulary_of_the_run():
         PromptConfig(length=6, init="random_uniform"),
         PromptConfig(length=6, init="sampled_vocab", population=300),
         PromptConfig(length=6, text="say yes"),
+        PromptConfig(length=6, init="sampled_vocab", population=300, method="residual"),
+        PromptConfig(length=6, method="p_tuning", settings={"hidden": 5}),
     ],
-    ids=["labels", "uniform", "vocabulary", "text"],
+    ids=["labels", "uniform", "vocabulary", "text", "residual", "p_tuning"],
 )
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_first_prompt_is_the_embedded_engines(experiment, prompt, dtype):
@@ -131,34 +137,76 @@ def test_the_first_prompt_is_the_embedded_engines(experiment, prompt, dtype):
     experiment = dataclasses.replace(experiment, prompt=prompt, model=model)
     with open_session(experiment) as session:
         backbone = session.load_backbone()
-    data = load_data(experiment, train=False)
-    expected = setup.first_params(experiment, backbone, data)[0]["prompt"]
-    actual = inputs.starting_prompt(experiment)
-    assert actual.shape == (6, 32)
-    np.testing.assert_array_equal(actual, expected)
+    expected, _ = setup.first_params(experiment, backbone, load_data(experiment, train=False))
+    start = inputs.starting_prompt(experiment)
+    assert start.length == 6
+    assert start.params.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_array_equal(start.params[name], value)
 
 
 def test_model_tuning_has_no_prompt(experiment):
     train = TrainConfig(train_steps_relative=20, trainable="model")
-    assert inputs.starting_prompt(dataclasses.replace(experiment, train=train)).shape == (0, 32)
+    start = inputs.starting_prompt(dataclasses.replace(experiment, train=train))
+    assert (start.length, start.params["prompt"].shape) == (0, (0, 32))
+
+
+FOLDS = {
+    "reads_the_backbone": lambda settings, params, frozen, key: Prompt(
+        params["prompt"] + frozen.params["token_embedder/embedding"][0]
+    ),
+    "has_memory": lambda settings, params, frozen, key: Prompt(
+        params["prompt"], memory=params["prompt"]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOLDS)
+def test_a_method_that_t5x_cannot_run_is_refused(experiment, monkeypatch, tmp_path, name):
+    (tmp_path / f"{name}.py").write_text(
+        "from test_t5x_inputs import FOLDS\n"
+        "from prompt_tuning.methods.prompt_tuning import METHOD\n"
+        f"METHOD = METHOD._replace(fold=FOLDS[{name!r}])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = PromptConfig(length=6, method=f"{name}.METHOD")
+    with pytest.raises(ConfigError, match=rf"{name}.METHOD': its .*--engine=embedded"):
+        inputs.starting_prompt(dataclasses.replace(experiment, prompt=config))
+
+
+def test_parameters_of_a_method_in_a_checkpoint_need_the_folded_prompt(tmp_path):
+    path, leaf = tmp_path / "checkpoint_1", inputs.PROMPT + "/rows"
+    write_t5x(path, {**random_params(), leaf: random_prompt(3)}, 1)
+    with pytest.raises(ConfigError, match=r"parameters of a prompt method .*Set PROMPT_FILE"):
+        inputs.starting_prompt(eval_run(str(path)))
+    save_prompt(tmp_path / "p", as_prompt(random_prompt(3)), PromptMetadata())
+    start = inputs.starting_prompt(eval_run(str(path), prompt_file=str(tmp_path / "p")))
+    np.testing.assert_array_equal(start.params["prompt"], random_prompt(3))
+    # As a backbone it loads without its prompt, in both engines.
+    params, _ = load.read_backbone(path, CONFIG)
+    assert params.keys() == random_params().keys()
 
 
 def test_a_prompt_from_a_file_has_to_fit(experiment, checkpoint, tmp_path):
-    prompt = np.asarray(random_prompt(6))
+    prompt = random_prompt(6)
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    save_prompt(ours, prompt, PromptMetadata(backbone=backbone_identity(random_params())))
-    save_prompt(theirs, prompt, PromptMetadata(backbone=backbone_identity(random_params(seed=9))))
+    save_prompt(
+        ours, as_prompt(prompt), PromptMetadata(backbone=backbone_identity(random_params()))
+    )
+    save_prompt(
+        theirs, as_prompt(prompt), PromptMetadata(backbone=backbone_identity(random_params(seed=9)))
+    )
     for path, length in ((ours, 6), (theirs, 6), (ours, 7)):
         config = PromptConfig(length=length, file=str(path))
         run = dataclasses.replace(experiment, prompt=config)
         if (path, length) == (ours, 6):
-            np.testing.assert_array_equal(inputs.starting_prompt(run), prompt)
+            np.testing.assert_array_equal(inputs.starting_prompt(run).params["prompt"], prompt)
             continue
         with pytest.raises(ConfigError, match=r"another backbone|PROMPT_LENGTH = 6"):
             inputs.starting_prompt(run)
     # Evaluation takes the length from the file.
     scored = eval_run(checkpoint, prompt_file=str(ours))
-    np.testing.assert_array_equal(inputs.starting_prompt(scored), prompt)
+    np.testing.assert_array_equal(inputs.starting_prompt(scored).params["prompt"], prompt)
     with pytest.raises(ConfigError, match="another backbone"):
         inputs.starting_prompt(eval_run(checkpoint, prompt_file=str(theirs)))
     with pytest.raises(ConfigError):

@@ -17,6 +17,7 @@ from flax.core import unfreeze
 from flax.traverse_util import flatten_dict, unflatten_dict
 from tiny_models import CONFIG, MODEL, random_batch, random_params, random_prompt
 
+from prompt_tuning import load_prompt
 from prompt_tuning.checkpoints.t5x import read_param, read_shapes, read_step, write_t5x
 from prompt_tuning.config import (
     DataConfig,
@@ -30,9 +31,8 @@ from prompt_tuning.config.gin_files import gin_folder
 from prompt_tuning.decoding import decode
 from prompt_tuning.model import loss
 from prompt_tuning.model.prompt import Prompt
-from prompt_tuning.prompts.prompt_file import load_prompt
-from prompt_tuning.tasks.vocabulary import load_vocabulary
-from prompt_tuning.training import optim, step
+from prompt_tuning.tasks.vocabulary import load_seqio_vocabulary
+from prompt_tuning.training import step
 
 try:
     import t5x.main  # noqa: F401  # with all that it needs: airio, jestimator, ...
@@ -43,11 +43,12 @@ else:
     from t5x import models, partitioning, train_state, trainer
     from t5x.examples.t5 import network
 
-    from prompt_tuning.upstream import plugin
+    from prompt_tuning.upstream import inputs, plugin
 
     pytestmark = pytest.mark.t5x
 
 PROMPT = "encoder/prompt/prompt/prompt"
+SCOPE = "encoder/prompt/prompt/"
 START = 1000  # of the backbone; the steps of a run are counted on from it
 HERE = Path(__file__).parent
 
@@ -67,8 +68,12 @@ def network_config():
 
 
 def transformer(prompt):
-    start = np.asarray(prompt, np.float32)
-    return plugin.PromptedTransformer(config=network_config(), start=start)
+    """T5X's network with a prompt of the paper's method, or with a `StartingPrompt`."""
+    if not isinstance(prompt, inputs.StartingPrompt):
+        rows = np.asarray(prompt, np.float32)
+        fold = inputs.make_fold(PromptConfig(), CONFIG)
+        prompt = inputs.StartingPrompt({"prompt": rows}, len(rows), fold)
+    return plugin.PromptedTransformer(config=network_config(), start=prompt)
 
 
 def run_t5x(module, params, batch, **kwargs):
@@ -104,7 +109,7 @@ def test_adds_one_parameter_to_t5x_network():
     plain, plain_axes = init(network.Transformer(config=network_config()))
     prompted, axes = init(transformer(np.zeros((5, 32))))
     assert prompted == {**plain, PROMPT: (5, 32)}
-    assert axes[f"{PROMPT}_axes"].names == ("prompt", "prompt_embed")
+    assert axes[f"{PROMPT}_axes"].names == (None, None)
     assert axes.keys() == {*plain_axes, f"{PROMPT}_axes"}
     assert init(transformer(np.zeros((0, 32))))[0] == plain
 
@@ -169,7 +174,10 @@ def test_decoded_tokens_are_the_embedded_engines(num_decodes):
 # The optimiser ------------------------------------------------------------------------------------
 
 
-def make_experiment(tmp_path: Path, **optimizer) -> Experiment:
+PLAIN = PromptConfig(length=4)
+
+
+def make_experiment(tmp_path: Path, prompt: PromptConfig = PLAIN, **optimizer) -> Experiment:
     """20 steps of a prompt of 4 rows, on a checkpoint in `tmp_path`."""
     checkpoint = tmp_path / f"checkpoint_{START}"
     if not checkpoint.exists():
@@ -183,14 +191,14 @@ def make_experiment(tmp_path: Path, **optimizer) -> Experiment:
             task_feature_lengths={"inputs": 12, "targets": 6},
             vocabulary="bytes",
         ),
-        prompt=PromptConfig(length=4),
+        prompt=prompt,
         optimizer=OptimizerConfig(**optimizer),
         train=TrainConfig(train_steps_relative=20),
     )
 
 
 def make_model(prompt, optimizer_def=None, num_decodes=1):
-    vocabulary = load_vocabulary("bytes")
+    vocabulary = load_seqio_vocabulary("bytes")
     return models.EncoderDecoderModel(
         module=transformer(prompt),
         input_vocabulary=vocabulary,
@@ -202,43 +210,90 @@ def make_model(prompt, optimizer_def=None, num_decodes=1):
     )
 
 
-OPTIMIZERS = [
-    {},  # the paper's
-    {"start_step": 0, "warmup_steps": 5},
-    {"name": "adamw", "learning_rate": 0.03},
-]
+METHODS = {
+    "prompt_tuning": {},
+    "residual": {"hidden": 7},
+    "p_tuning": {"encoder": "lstm", "hidden": 5},
+    "low_rank": {"rank": 3},  # its basis is fixed
+}
+CASES = {
+    "adafactor": ("prompt_tuning", {}),  # the paper's
+    "from_0": ("prompt_tuning", {"start_step": 0, "warmup_steps": 5}),
+    "adamw": ("prompt_tuning", {"name": "adamw", "learning_rate": 0.03}),
+    "residual": ("residual", {}),
+    "p_tuning": ("p_tuning", {"learning_rate": 0.01}),  # at 0.3 its LSTM amplifies rounding
+    "low_rank": ("low_rank", {}),
+}
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=["adafactor", "from_0", "adamw"])
-def test_twenty_steps_are_the_embedded_engines(tmp_path, optimizer):
-    experiment = make_experiment(tmp_path, **optimizer)
-    params, prompt = random_params(), random_prompt(4)
+@pytest.mark.parametrize(("method", "optimizer"), CASES.values(), ids=CASES)
+def test_twenty_steps_are_the_embedded_engines(tmp_path, method, optimizer):
+    prompt = PromptConfig(length=4, method=method, settings=METHODS[method])
+    experiment = make_experiment(tmp_path, prompt, **optimizer)
+    backbone, start = random_params(), inputs.starting_prompt(experiment)
     batches = [random_batch(rows=8, seed=i) for i in range(20)]
+    before = {**backbone, **{SCOPE + name: value for name, value in start.params.items()}}
 
     wrapper = plugin.make_optimizer(experiment)
-    model = make_model(prompt, wrapper)
-    variables = {"params": unflatten_dict({**params, PROMPT: prompt}, sep="/")}
-    state = train_state.FlaxOptimTrainState.create(wrapper, variables)
+    model = make_model(start, wrapper)
+    state = train_state.FlaxOptimTrainState.create(
+        wrapper, {"params": unflatten_dict(before, sep="/")}
+    )
     t5x_step = jax.jit(
         lambda state, batch: trainer.train_with_lr(
             state, batch, jnp.float32(0), jax.random.PRNGKey(0), model, None
         )
     )
-    ours = optim.make_optimizer(experiment.optimizer, optim.PROMPT_RULES, start_step=START)
-    our_state = step.init_state({"prompt": prompt}, ours, START)
-    our_step = jax.jit(step.make_train_step(CONFIG, experiment.train, ours))
+    recipe = step.make_recipe(
+        MODEL, prompt, experiment.optimizer, experiment.train, start_step=START
+    )
+    programs = step.compile_step(recipe)
+    our_state = step.init_state(start.params, recipe.optimizer, START)
     for batch in batches:
         state, t5x_metrics = t5x_step(state, batch)
-        our_state, our_metrics = our_step(our_state, params, batch)
+        our_state, our_metrics = step.train_step(programs, our_state, backbone, [batch])
         assert gaps(t5x_metrics["loss"].total, our_metrics["loss"]) < 1e-5
 
     after = flatten_dict(unfreeze(state.params), sep="/")
-    changed = {n for n in after if not np.array_equal(after[n], {**params, PROMPT: prompt}[n])}
-    assert changed == {PROMPT}
-    assert gaps(after[PROMPT], our_state.trainable["prompt"]) < 1e-4
-    # No slot for what is frozen: two moments of the prompt at most, and counts.
+    fixed = recipe.method.fixed
+    changed = {n for n in after if not np.array_equal(after[n], before[n])}
+    assert changed == {SCOPE + name for name in start.params if name not in fixed}
+    theirs = {n.removeprefix(SCOPE): v for n, v in after.items() if n.startswith(SCOPE)}
+    assert gaps(start.fold(theirs), start.fold(our_state.trainable)) < 1e-4
+    # No slot for what is frozen: two moments of each trained leaf at most, and counts.
     slots = [leaf for leaf in jax.tree.leaves(state.param_states) if leaf.ndim]
-    assert sum(leaf.size for leaf in slots) <= 2 * prompt.size + 8
+    trained = [value for name, value in start.params.items() if name not in fixed]
+    assert sum(leaf.size for leaf in slots) <= sum(2 * value.size + 8 for value in trained)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "prompt_tuning"])
+def test_logits_with_the_folded_prompt_are_the_methods(tmp_path, method):
+    prompt = PromptConfig(length=4, method=method, settings=METHODS[method])
+    start = inputs.starting_prompt(make_experiment(tmp_path, prompt))
+    backbone, batch = random_params(), random_batch()
+    leaves = {SCOPE + name: value for name, value in start.params.items()}
+    rows = np.asarray(start.fold(start.params))
+    assert rows.shape == (4, CONFIG.embed_dim)
+    unfolded = run_t5x(transformer(start), {**backbone, **leaves}, batch)
+    folded = run_t5x(transformer(rows), {**backbone, PROMPT: rows}, batch)
+    assert gaps(unfolded, folded) < 1e-6
+
+
+def test_a_fold_with_dropout_needs_a_key(tmp_path):
+    settings = {"encoder": "lstm", "hidden": 5, "dropout": 0.5}
+    prompt = PromptConfig(length=4, method="p_tuning", settings=settings)
+    start = inputs.starting_prompt(make_experiment(tmp_path, prompt))
+    tree = unflatten_dict(
+        {**random_params(), **{SCOPE + n: v for n, v in start.params.items()}}, sep="/"
+    )
+    tokens = [random_batch()[f"{name}_tokens"] for name in INPUTS]
+
+    def logits(train, seed):
+        rngs = {"dropout": jax.random.key(seed)}
+        return transformer(start).apply({"params": tree}, *tokens, enable_dropout=train, rngs=rngs)
+
+    np.testing.assert_array_equal(logits(False, 0), logits(False, 1))
+    assert not np.array_equal(logits(True, 0), logits(True, 1))
 
 
 @pytest.mark.parametrize("trainable", ["prompt", "model"])
@@ -250,7 +305,7 @@ def test_t5x_can_partition_and_restore_the_optimiser(tmp_path, trainable):
     shapes = {name: (8, 12) for name in random_batch()}
     variables = model.get_initial_variables(jax.random.PRNGKey(0), shapes)
     state = train_state.FlaxOptimTrainState.create(model.optimizer_def, variables)
-    rules = [*partitioning.standard_logical_axis_rules(), ("prompt", None), ("prompt_embed", None)]
+    rules = partitioning.standard_logical_axis_rules()
     axes = partitioning.PjitPartitioner(num_partitions=1, logical_axis_rules=rules).get_mesh_axes(
         state
     )
@@ -337,33 +392,40 @@ def predictions(file: Path) -> list[str]:
     return [json.loads(line)["prediction"] for line in file.read_text().splitlines()]
 
 
-@pytest.fixture(scope="module")
-def runs(work):
-    """20 steps of either engine; T5X is stopped after 10 and started again, the plain way."""
-    ours(work, "train", "prompt_tune.gin", MODEL_DIR="embedded", TRAIN_STEPS_RELATIVE=20)
-    common = {"MODEL_DIR": str(work / "t5x")}
-    first = ours(
-        work, "train", "prompt_tune.gin", "--engine=t5x", TRAIN_STEPS_RELATIVE=10, **common
-    )
+@pytest.fixture(scope="module", params=["prompt_tuning", "residual"])
+def runs(request, work):
+    """20 steps of either engine; T5X is stopped after 10 and started again, the plain way.
+
+    Returns the folder of the two runs, relative to `work`, and what T5X printed.
+    """
+    method = request.param
+    settings = {"PROMPT_METHOD": method, "PROMPT_SETTINGS": METHODS[method]}
+    train = functools.partial(ours, work, "train", "prompt_tune.gin")
+    train(MODEL_DIR=f"{method}/embedded", TRAIN_STEPS_RELATIVE=20, **settings)
+    common = {"MODEL_DIR": str(work / method / "t5x"), **settings}
+    first = train("--engine=t5x", TRAIN_STEPS_RELATIVE=10, **common)
     second = upstream(work, "train", "prompt_tune.gin", TRAIN_STEPS_RELATIVE=20, **common)
-    return first + second
+    return method, first + second
 
 
 def test_both_engines_tune_the_same_prompt(work, runs):
+    method, _ = runs
     for at in (START + 10, START + 20):
         (one, ours), (other, theirs) = (
-            load_prompt(work / engine / "prompts" / f"step_{at:06d}")
+            load_prompt(work / method / engine / "prompts" / f"step_{at:06d}")
             for engine in ("embedded", "t5x")
         )
         assert gaps(other, one) < 1e-4
-        for name in ("task", "backbone", "vocabulary", "step"):
+        for name in ("task", "backbone", "vocabulary", "step", "method", "settings"):
             assert getattr(theirs, name) == getattr(ours, name), name
 
 
 def test_both_engines_report_the_same_losses(work, runs):
+    method, printed = runs
     pattern = r"\[(\d+)\] collection=train accuracy=.*loss_per_nonpadding_target_token=([\d.e-]+)"
-    theirs = {int(at): float(value) for at, value in re.findall(pattern, runs)}
-    records = [json.loads(x) for x in (work / "embedded/metrics.jsonl").read_text().splitlines()]
+    theirs = {int(at): float(value) for at, value in re.findall(pattern, printed)}
+    file = work / method / "embedded/metrics.jsonl"
+    records = [json.loads(x) for x in file.read_text().splitlines()]
     losses = {
         r["step"]: r["value"] for r in records if r["split"] == "train" and r["name"] == "loss"
     }
@@ -373,37 +435,50 @@ def test_both_engines_report_the_same_losses(work, runs):
         assert theirs[at] == pytest.approx(mean, rel=1e-5)
 
 
-def test_exactly_one_leaf_changes(work, runs):
-    before, after = work / f"checkpoint_{START}", work / "t5x" / f"checkpoint_{START + 20}"
-    assert read_shapes(after) == {**read_shapes(before), PROMPT: (5, 32)}
+def test_only_the_methods_leaves_change(work, runs):
+    method, _ = runs
+    before, after = work / f"checkpoint_{START}", work / method / "t5x" / f"checkpoint_{START + 20}"
+    shapes = read_shapes(after)
+    leaves = {name: shape for name, shape in shapes.items() if name.startswith(SCOPE)}
+    assert {name: shapes[name] for name in shapes if name not in leaves} == read_shapes(before)
     assert read_step(after) == START + 20
     for name in read_shapes(before):
         np.testing.assert_array_equal(read_param(after, name), read_param(before, name), name)
-    saved, _ = load_prompt(work / "t5x" / "prompts" / f"step_{START + 20:06d}")
-    np.testing.assert_array_equal(read_param(after, PROMPT), saved)
+    saved, _ = load_prompt(work / method / "t5x" / "prompts" / f"step_{START + 20:06d}")
+    if method == "prompt_tuning":
+        assert leaves == {PROMPT: (5, 32)}
+        np.testing.assert_array_equal(read_param(after, PROMPT), saved)
+    else:
+        assert f"{PROMPT}/rows" in leaves
+        fold = inputs.make_fold(PromptConfig(method=method, settings=METHODS[method]), CONFIG)
+        params = {name.removeprefix(SCOPE): read_param(after, name) for name in leaves}
+        np.testing.assert_array_equal(jax.jit(fold)(params), saved)
 
 
 def test_eval_and_infer_use_the_prompt(work, runs):
-    last = START + 20
-    expected = predictions(work / f"t5x/inference_eval/t5x_yes_no-{last:06d}.jsonl")
-    assert expected == predictions(work / f"embedded/inference_eval/t5x_yes_no-{last:06d}.jsonl")
-    # The whole checkpoint of T5X, which holds its prompt ...
+    method, last = runs[0], START + 20
+    answers = f"inference_eval/t5x_yes_no-{last:06d}.jsonl"
+    expected = predictions(work / method / "t5x" / answers)
+    assert expected == predictions(work / method / "embedded" / answers)
+    # The whole checkpoint of T5X, which holds the paper's prompt, or the parameters of a method ...
+    of_method = {"PROMPT_FILE": str(work / method / f"t5x/prompts/step_{last:06d}")}
     upstream(
         work,
         "eval",
         "eval.gin",
-        CHECKPOINT_PATH=str(work / f"t5x/checkpoint_{last}"),
-        EVAL_OUTPUT_DIR=str(work / "eval"),
+        CHECKPOINT_PATH=str(work / method / f"t5x/checkpoint_{last}"),
+        EVAL_OUTPUT_DIR=str(work / method / "eval"),
+        **({} if method == "prompt_tuning" else of_method),
     )
-    assert predictions(work / f"eval/inference_eval/t5x_yes_no-{last:06d}.jsonl") == expected
+    assert predictions(work / method / "eval" / answers) == expected
     # ... and the frozen backbone with a prompt folder.
     ours(
         work,
         "infer",
         "infer.gin",
         "--engine=t5x",
-        PROMPT_FILE=f"embedded/prompts/step_{last:06d}",
-        INFER_OUTPUT_DIR="infer",
+        PROMPT_FILE=f"{method}/embedded/prompts/step_{last:06d}",
+        INFER_OUTPUT_DIR=f"{method}/infer",
     )
-    answers = work / "infer/t5x_yes_no-predict.jsonl-00000-of-00001"
-    assert predictions(answers) == expected
+    file = work / method / "infer/t5x_yes_no-predict.jsonl-00000-of-00001"
+    assert predictions(file) == expected

@@ -12,8 +12,9 @@ from prompt_tuning.checkpoints import load
 from prompt_tuning.checkpoints.conversion import convert
 from prompt_tuning.checkpoints.identity import backbone_identity
 from prompt_tuning.checkpoints.t5x import write_t5x
-from prompt_tuning.checkpoints.t5x_prompt import PROMPT, read_identity
+from prompt_tuning.checkpoints.t5x_prompt import PROMPT
 from prompt_tuning.config import ConfigError
+from prompt_tuning.prompts.embedding import read_identity
 from prompt_tuning.prompts.prompt_file import load_prompt, read_prompt
 
 ROWS = np.random.default_rng(0).standard_normal((5, 32)).astype(np.float32)
@@ -28,15 +29,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_prompt_of_a_checkpoint(checkpoint: Path) -> None:
     prompt, metadata = load_prompt(checkpoint)
-    np.testing.assert_array_equal(prompt, ROWS)
+    np.testing.assert_array_equal(prompt.rows, ROWS)
     assert metadata is not None
     assert metadata.step == 7
-    np.testing.assert_array_equal(load_prompt(checkpoint / "checkpoint")[0], ROWS)
+    np.testing.assert_array_equal(load_prompt(checkpoint / "checkpoint")[0].rows, ROWS)
 
 
 def test_the_folder_of_its_array(checkpoint: Path) -> None:
     stored = read_prompt(checkpoint / "target.encoder.prompt.prompt.prompt")
-    np.testing.assert_array_equal(stored.array, ROWS)
+    np.testing.assert_array_equal(stored.prompt.rows, ROWS)
     assert stored.form == "zarr"
 
 
@@ -46,7 +47,7 @@ def test_the_originals_numpy_files(tmp_path: Path) -> None:
     with (folder / "encoder.prompt.prompt.prompt").open("wb") as file:
         np.save(file, ROWS)
     for path in (folder, folder / "encoder.prompt.prompt.prompt"):
-        np.testing.assert_array_equal(load_prompt(path)[0], ROWS)
+        np.testing.assert_array_equal(load_prompt(path)[0].rows, ROWS)
     with pytest.raises(ConfigError, match=r"1 prompts.*prompt\.prompt\.prompt"):
         load_prompt(tmp_path)
     with (folder / "encoder.other.prompt").open("wb") as file:
@@ -90,13 +91,13 @@ def test_the_model_around_it_loads_and_says_so(checkpoint: Path) -> None:
     params, step = load.read_backbone(checkpoint, MODEL)
     assert step == 7
     assert params.keys() == random_params().keys()
-    said = load.say_unused_prompt(checkpoint, [])
+    said = load.describe_unused_prompt(checkpoint, [])
     assert str(checkpoint) in said
     assert f"--gin.PROMPT_FILE=\"'{checkpoint}'\"" in said
-    assert load.say_unused_prompt(checkpoint, [checkpoint.parent / "other"]) == said
+    assert load.describe_unused_prompt(checkpoint, [checkpoint.parent / "other"]) == said
     for named in (checkpoint, f"{checkpoint}/", checkpoint / "target.encoder.prompt.prompt.prompt"):
-        assert not load.say_unused_prompt(checkpoint, [named])
-    assert not load.say_unused_prompt("tiny", [])
+        assert not load.describe_unused_prompt(checkpoint, [named])
+    assert not load.describe_unused_prompt("tiny", [])
 
 
 def test_no_other_parameter_is_let_through(tmp_path: Path) -> None:

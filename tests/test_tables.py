@@ -9,10 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prompt_tuning.config import ConfigError, FileTask
-from prompt_tuning.tasks.table_files import Row, read_rows
-from prompt_tuning.tasks.table_rows import EVAL, TRAIN, hold_out, load_split, make_examples
-from prompt_tuning.tasks.table_scores import exact_match_and_f1, macro_f1
-from prompt_tuning.tasks.template import fill_template, parse_template
+from prompt_tuning.tasks.file_examples import (
+    EVAL,
+    TRAIN,
+    fill_template,
+    hold_out,
+    load_split,
+    make_examples,
+    parse_template,
+)
+from prompt_tuning.tasks.file_reader import Row, read_rows
+from prompt_tuning.tasks.metrics import exact_match_and_f1, macro_f1
 
 TASK = FileTask(label_words=("bad", "good"))
 # No halves of surrogate pairs, which are no text; everything else, line breaks and quotes included.

@@ -14,9 +14,11 @@ from prompt_tuning.pretraining import examples, token_store
 DOCUMENTS = [(False, [3, 4, 5]), (True, [6, 7]), (False, []), (False, [8]), (True, [9])]
 
 
-def write(folder: Path, documents=DOCUMENTS, vocab_size: int = 100, **more) -> token_store.Store:
+def write(
+    folder: Path, documents=DOCUMENTS, vocab_size: int = 100, **more
+) -> token_store.TokenStore:
     token_store.write(folder, iter(documents), vocab_size=vocab_size, **more)
-    return token_store.Store(folder, "text")
+    return token_store.TokenStore(folder, "text")
 
 
 def ids(part: examples.Documents) -> list[list[int]]:
@@ -69,11 +71,11 @@ def test_a_damaged_file_is_named(tmp_path, name):
     for damaged in (data[:-1] + bytes([data[-1] ^ 1]), data[:-2], data + b"\0\0", b""):
         (folder / name).write_bytes(damaged)
         with pytest.raises(ConfigError):
-            token_store.Store(folder, "text")
+            token_store.TokenStore(folder, "text")
     (folder / name).write_bytes(data)
-    assert token_store.Store(folder, "text").identity == whole.identity
+    assert token_store.TokenStore(folder, "text").identity == whole.identity
     index = json.loads((folder / "corpus.json").read_text())
     del index["train"]["dtype"]
     (folder / "corpus.json").write_text(json.dumps(index))
     with pytest.raises(ConfigError):
-        token_store.Store(folder, "text")
+        token_store.TokenStore(folder, "text")

@@ -16,8 +16,8 @@ from prompt_tuning import cli
 from prompt_tuning.config import ConfigError
 from prompt_tuning.tasks import vocabulary as training
 from prompt_tuning.vocabularies.identity import vocabulary_identity
-from prompt_tuning.vocabularies.tokenizer_json import find_vocabulary, to_sentencepiece
-from prompt_tuning.vocabularies.vocabulary import ByteVocabulary, load_vocabulary
+from prompt_tuning.vocabularies.tokenizer_json import to_sentencepiece
+from prompt_tuning.vocabularies.vocabulary import ByteVocabulary, find_vocabulary, load_vocabulary
 from prompt_tuning.world import assets
 
 TINY = Path(assets.tiny_vocabulary())
@@ -45,7 +45,7 @@ def small(folder: Path) -> list[Any]:
     """One vocabulary four times: both files, each read for serving and for training."""
     ours = [load_vocabulary(str(SMALL)), load_vocabulary(str(folder / "small"))]
     specs = [str(SMALL), str(folder / "small" / "tokenizer.json")]
-    return [*ours, *map(training.load_vocabulary, specs)]
+    return [*ours, *map(training.load_seqio_vocabulary, specs)]
 
 
 @settings(deadline=None, max_examples=150)
@@ -59,11 +59,13 @@ def test_the_same_ids_whatever_the_file(small: list[Any], text: str) -> None:
 
 def test_one_identity(folder: Path) -> None:
     assert load_vocabulary(str(folder / "small")).sha256 == load_vocabulary(str(SMALL)).sha256
-    read = training.read_model(str(folder / "small"))
-    assert vocabulary_identity(read) == load_vocabulary(str(SMALL)).sha256
+    assert load_vocabulary(str(SMALL)).sha256 == vocabulary_identity(SMALL.read_bytes())
     # The bundled model is BPE: read as Unigram its pieces give other ids.
     assert load_vocabulary(str(folder / "tiny")).sha256 != load_vocabulary("tiny").sha256
-    again = [training.load_vocabulary(str(folder / "small")) for _ in range(2)]
+    for name in ("small", "tiny"):
+        spec = str(folder / name)
+        assert training.same_vocabulary(training.load_seqio_vocabulary(spec), load_vocabulary(spec))
+    again = [training.load_seqio_vocabulary(str(folder / "small")) for _ in range(2)]
     assert again[0] == again[1]
 
 
@@ -118,21 +120,21 @@ def test_which_file_of_a_folder(folder: Path, tmp_path: Path) -> None:
     assert find_vocabulary(str(folder / "tiny")) == str(folder / "tiny" / "tokenizer.json")
     write_tokenizer_json(tmp_path, SMALL.read_bytes())
     (tmp_path / "spiece.model").write_bytes(SMALL.read_bytes())
+    assert find_vocabulary("tiny") == str(TINY)
     assert find_vocabulary(str(tmp_path)) == str(tmp_path / "spiece.model")
-    for spec in ("bytes", "tiny", "gs://a/b.model", "nowhere.model"):
+    for spec in ("bytes", "gs://a/b.model", "nowhere.model"):
         assert find_vocabulary(spec) == spec
 
 
 def test_byt5s_folder_is_bytes(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
     assert load_vocabulary(str(tmp_path)) == ByteVocabulary()
-    assert training.load_vocabulary(str(tmp_path)) == seqio.ByteVocabulary()
-    assert training.read_model(str(tmp_path)) == b"bytes"
+    assert training.load_seqio_vocabulary(str(tmp_path)) == seqio.ByteVocabulary()
 
 
 def test_a_folder_without_a_vocabulary(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
-    for load in (load_vocabulary, training.load_vocabulary, training.read_model):
+    for load in (load_vocabulary, training.load_seqio_vocabulary):
         with pytest.raises(ConfigError, match=r"spiece\.model.*BertT"):
             load(str(tmp_path))
 
@@ -155,7 +157,7 @@ def test_a_folder_without_a_vocabulary(tmp_path: Path) -> None:
 )
 def test_other_tokenizers_are_refused(tmp_path: Path, changes: dict, message: str) -> None:
     file = write_tokenizer_json(tmp_path, SMALL.read_bytes(), **changes)
-    for load in (load_vocabulary, training.load_vocabulary):
+    for load in (load_vocabulary, training.load_seqio_vocabulary):
         with pytest.raises(ConfigError, match=f"VOCABULARY: .*{message}"):
             load(str(file))
 

@@ -1,5 +1,6 @@
 """`t5x train-vocabulary`: T5's special ids, the same file every time, and a message otherwise."""
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,13 @@ import sentencepiece
 
 from prompt_tuning import cli
 from prompt_tuning.pretraining import train_vocabulary
-from prompt_tuning.tasks.vocabulary import load_vocabulary
-from prompt_tuning.world import generator
+from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 
-TEXTS = list(generator.corpus(600, seed=1))
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "world"))
+import language  # noqa: E402
+
+sys.path.pop()
+TEXTS = list(language.corpus(600, 1))
 
 
 @pytest.mark.parametrize("model_type", ["unigram", "bpe"])

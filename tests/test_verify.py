@@ -7,7 +7,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import random_params
+from tiny_models import as_prompt, random_params
 
 from prompt_tuning import cli
 from prompt_tuning.checkpoints import manifest
@@ -26,7 +26,9 @@ def made(tmp_path_factory):
             state = {"prompt": jnp.full((4, 8), step, jnp.float32), "step": jnp.int32(step)}
             store.save(step, state, {"standing": {"best_step": 3}})
     for name in ("best", "step_000006"):
-        save_prompt(folder / "run/prompts" / name, np.ones((4, 8), np.float32), PromptMetadata())
+        save_prompt(
+            folder / "run/prompts" / name, as_prompt(np.ones((4, 8), np.float32)), PromptMetadata()
+        )
     write_t5x(folder / "checkpoint_9", random_params(), 9)
     return folder
 

@@ -6,9 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prompt_tuning import cli
+from prompt_tuning import cli, load_prompt
 from prompt_tuning.checkpoints import run_state
-from prompt_tuning.prompts import prompt_file
 
 FOLDERS = Path(__file__).parent / "fixtures" / "version_1.tar.gz"
 
@@ -21,7 +20,7 @@ def folders(tmp_path: Path) -> Path:
 
 
 def test_a_prompt_folder_loads(folders: Path):
-    prompt, metadata = prompt_file.load_prompt(folders / "model_dir" / "prompts" / "step_006020")
+    prompt, metadata = load_prompt(folders / "model_dir" / "prompts" / "step_006020")
     assert prompt.shape == (4, 128)
     assert metadata is not None
     assert (metadata.task, metadata.step) == ("tiny_mood", 6020)
@@ -40,7 +39,7 @@ def test_a_model_dir_goes_on(folders: Path):
     assert code == 0
     assert run_state.saved_steps(model_dir / "checkpoints") == [6020, 6030]
     # Ten steps of version 1 from the same state; processors round differently.
-    expected, _ = prompt_file.load_prompt(folders / "next_prompt")
-    found, _ = prompt_file.load_prompt(model_dir / "prompts" / "step_006030")
-    before, _ = prompt_file.load_prompt(model_dir / "prompts" / "step_006020")
+    expected, _ = load_prompt(folders / "next_prompt")
+    found, _ = load_prompt(model_dir / "prompts" / "step_006030")
+    before, _ = load_prompt(model_dir / "prompts" / "step_006020")
     assert np.abs(found - expected).max() < 1e-2 * np.abs(expected - before).max()

@@ -9,6 +9,7 @@ import seqio
 
 from prompt_tuning.config import OFFICIAL_VOCABULARY, ConfigError
 from prompt_tuning.tasks import vocabulary
+from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 
 TEXT = "a small piece of text, and another one; some words twice: text, words, small words.\n"
 
@@ -33,29 +34,28 @@ def train(path: Path, symbols: Sequence[str] = ()) -> str:
 
 
 def test_bytes():
-    loaded = vocabulary.load_vocabulary("bytes")
+    loaded = vocabulary.load_seqio_vocabulary("bytes")
     assert isinstance(loaded, seqio.ByteVocabulary)
     assert loaded.encode("a") == [ord("a") + 3]
-    assert vocabulary.read_model("bytes") == b"bytes"
 
 
 def test_sentinels_are_added_only_where_the_model_has_none(tmp_path):
     plain = train(tmp_path / "plain.model")
     pieces = sentencepiece.SentencePieceProcessor(model_file=plain).vocab_size()
-    loaded = vocabulary.load_vocabulary(plain)
+    loaded = vocabulary.load_seqio_vocabulary(plain)
     assert loaded.vocab_size == pieces + 100
     assert loaded.encode("<extra_id_0>") == [pieces + 99]
 
     sentinels = [f"\u2581<extra_id_{i}>" for i in range(99, -1, -1)]
     with_them = train(tmp_path / "with.model", sentinels)
-    loaded = vocabulary.load_vocabulary(with_them)
+    loaded = vocabulary.load_seqio_vocabulary(with_them)
     held = sentencepiece.SentencePieceProcessor(model_file=with_them)
     assert loaded.vocab_size == held.vocab_size()
     assert loaded.encode("<extra_id_0>") == [held.piece_to_id("\u2581<extra_id_0>")]
 
 
 def test_the_official_one_is_named_without_a_network():
-    lazy = vocabulary.lazy_vocabulary(OFFICIAL_VOCABULARY)
+    lazy = vocabulary.seqio_vocabulary(OFFICIAL_VOCABULARY)
     assert lazy.extra_ids == 0  # it brings its sentinels along: "100extra"
     assert lazy.sentencepiece_model_file == OFFICIAL_VOCABULARY
 
@@ -64,30 +64,31 @@ def test_the_same_model_elsewhere_is_the_same_vocabulary(tmp_path):
     first = train(tmp_path / "first.model")
     (tmp_path / "copy.model").write_bytes(Path(first).read_bytes())
     one, other = (
-        vocabulary.load_vocabulary(str(tmp_path / f"{n}.model")) for n in ("first", "copy")
+        vocabulary.load_seqio_vocabulary(str(tmp_path / f"{n}.model")) for n in ("first", "copy")
     )
     assert one != other  # to seqio
-    assert vocabulary.same_vocabulary(one, other)
+    loaded = load_vocabulary(first)
+    for of_task in (one, other, vocabulary.SentinelTargets(one)):
+        assert vocabulary.same_vocabulary(of_task, loaded)
     less = seqio.SentencePieceVocabulary(first)  # no sentinels
-    assert not vocabulary.same_vocabulary(one, less)
-    assert not vocabulary.same_vocabulary(one, seqio.ByteVocabulary())
-    assert vocabulary.same_vocabulary(seqio.ByteVocabulary(), seqio.ByteVocabulary())
-    assert vocabulary.read_model(first) == Path(first).read_bytes()
+    assert not vocabulary.same_vocabulary(less, loaded)
+    assert not vocabulary.same_vocabulary(seqio.ByteVocabulary(), loaded)
+    assert not vocabulary.same_vocabulary(one, load_vocabulary("bytes"))
+    assert vocabulary.same_vocabulary(seqio.ByteVocabulary(), load_vocabulary("bytes"))
 
 
 def test_a_model_that_cannot_be_read(tmp_path):
     with pytest.raises(ConfigError, match=r"'nowhere\.model'.*'bytes'"):
-        vocabulary.load_vocabulary("nowhere.model")
+        vocabulary.load_seqio_vocabulary("nowhere.model")
     (tmp_path / "text.model").write_text("no model")
     with pytest.raises(ConfigError, match=r"text\.model"):
-        vocabulary.load_vocabulary(str(tmp_path / "text.model"))
-    for read in (vocabulary.load_vocabulary, vocabulary.read_model):
-        with pytest.raises(ConfigError, match=r"nosuch://x\.model"):
-            read("nosuch://x.model")
+        vocabulary.load_seqio_vocabulary(str(tmp_path / "text.model"))
+    with pytest.raises(ConfigError, match=r"nosuch://x\.model"):
+        vocabulary.load_seqio_vocabulary("nosuch://x.model")
 
 
 def test_the_real_vocabulary(shared_dir):
-    loaded = vocabulary.load_vocabulary(
+    loaded = vocabulary.load_seqio_vocabulary(
         str(shared_dir / "data" / "t5_vocab" / "sentencepiece.model")
     )
     assert loaded.vocab_size == 32100

@@ -1,7 +1,7 @@
 """Rows to batches: the arrays of a step.
 
-Which rows make up a training batch is arithmetic on (seed, step), in `order.py`; how it is cut into
-length groups, in `groups.py`. Only numpy here: `tasks/task_rows.py` reads the rows.
+`order.py` computes from (seed, step) which rows a training batch has, and `groups.py` cuts it into
+length groups. Only numpy here: `tasks/task_rows.py` reads the rows.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Rows:
     task: str
     inputs: list[Tokens]  # cut to TASK_FEATURE_LENGTHS, end-of-sequence included
     targets: list[Tokens]
-    input_texts: list[str]  # as they were before they were tokens, or those of the tokens
+    input_texts: list[str]  # before tokenising; decoded from the tokens if the task keeps none
     target_texts: list[str]
     examples: list[dict[str, Any]]  # all features as seqio gives them, for postprocess_fn
     truncated_inputs: int
@@ -68,10 +68,10 @@ def train_groups(
     step: int,
     batch_size: int,
 ) -> list[Batch]:
-    """The same batch as length groups: every row in one of them, and their losses add up to its.
+    """The same batch as length groups, which split its rows: their losses add up to the batch's.
 
-    A group that does not divide by the mesh is filled up at its end, as in `eval_batches`: its own
-    rows draw the same dropout as without.
+    A group that does not divide by the mesh is padded with rows at its end, as in `eval_batches`.
+    The padding does not change the dropout of the real rows.
     """
     inputs, targets = _step_rows(rows, rates, seed, step, batch_size)
     groups = cut_batch([len(x) for x in inputs], [len(x) for x in targets], cutting)
@@ -99,11 +99,11 @@ def _step_rows(
 def eval_batches(
     rows: Rows, batch_size: int, lengths: Lengths
 ) -> Iterator[tuple[Batch, list[int]]]:
-    """Batches of rows of like length, longest first, and the numbers of the rows in each.
+    """Batches of rows of similar length, longest first, each with the numbers of its rows.
 
-    Every batch has `batch_size` rows, so that few shapes are compiled; the last one is filled up
-    with copies of its last input without targets: a copy ends when the row does, and has no loss
-    weight.
+    Every batch has `batch_size` rows, so that few shapes are compiled. The last batch is padded
+    with copies of its last input without targets: a copy has no loss weight, and decoding it takes
+    no longer than its original. Ignore results past the last real row.
     """
     order = sorted(range(len(rows)), key=lambda row: -len(rows.inputs[row]))
     for start in range(0, len(rows), batch_size):
@@ -119,7 +119,7 @@ def make_batch(
     targets: Sequence[Sequence[int] | Tokens],
     lengths: Lengths,
 ) -> Batch:
-    """The rows as arrays: T is the least of a few lengths that holds all inputs, L is fixed.
+    """The rows as arrays: T is the smallest of a few widths that fits all inputs, L is fixed.
 
     >>> batch = make_batch([[5, 6, 1]], [[7, 1]], {"inputs": 64, "targets": 4})
     >>> batch["encoder_input_tokens"].shape, batch["decoder_input_tokens"].tolist()
@@ -136,7 +136,7 @@ def pad_batch(
     input_width: int,
     target_width: int,
 ) -> Batch:
-    """The rows as arrays of these widths, which have to hold them."""
+    """The rows as arrays of these widths; longer rows are an error."""
     target_tokens = _pad(targets, target_width)
     return Batch(
         encoder_input_tokens=_pad(inputs, input_width),

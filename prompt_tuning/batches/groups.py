@@ -1,9 +1,9 @@
-"""Length groups: which rows of a batch share a shape, so that little of a step is padding.
+"""Length groups: rows of similar length share a shape, so that little of a step is padding.
 
-A batch is sorted by length and cut into a few groups of as many rows each; a group is padded to the
-least of a few widths that holds its rows, and the groups' gradients are summed. The cut follows
-from the lengths of the whole batch, which every host knows, and from settings: all hosts cut alike,
-and a resumed run cuts as the first one did. `features.py` makes the arrays of a group.
+A batch is sorted by length and cut into a few groups of equal size. A group is padded to the
+smallest of a few widths that fits its rows, and the groups' gradients are summed. The cut depends
+only on settings and on the lengths of the whole batch, which every host knows: all hosts cut
+alike, and a resumed run cuts as before. `batching.py` makes the arrays of a group.
 """
 
 from __future__ import annotations
@@ -15,34 +15,34 @@ import numpy as np
 
 from prompt_tuning.config import ConfigError, DataConfig, TrainConfig
 
-# What a group costs beside its tokens, in tokens: starting a program, and filling a device badly.
-# Of T5 1.1 small on two cores 0 to 80 were measured (groups of 4 rows beside groups of 8).
+# The overhead of a group in tokens: starting a program, and using the device worse. 0 to 80 were
+# measured for T5 1.1 small on two cores (groups of 4 rows against groups of 8).
 GROUP_COST = 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Rows that are padded alike."""
+    """Rows that are padded to the same widths."""
 
-    rows: tuple[int, ...]  # places in the batch
+    rows: tuple[int, ...]  # indices into the batch
     inputs: int  # the width T
     targets: int  # the width L
 
 
 @dataclasses.dataclass(frozen=True)
 class Cutting:
-    """How batches of a run are cut: the same for all of its steps."""
+    """How the batches of a run are cut: the same for all steps."""
 
     inputs: int  # TASK_FEATURE_LENGTHS
     targets: int
-    prompt: int  # rows of the prompt: every row of a batch pays for them
-    fewest: int = 1  # groups a batch is cut into whatever its lengths
-    most: int = 1  # groups it is cut into where that saves padding
-    data_parts: int = 1  # of the mesh: a group's rows are filled up to a multiple of it
+    prompt: int  # prompt rows, which are in front of every row of a batch
+    fewest: int = 1  # groups of every batch
+    most: int = 1  # groups of a batch if that saves padding
+    data_parts: int = 1  # of the mesh: a group's rows are padded to a multiple of it
 
     @property
     def max_shapes(self) -> int:
-        """How many shapes there can be, and so programs to compile, in a run of any length."""
+        """The largest number of shapes, and so of programs to compile, of a run of any length."""
         counts = len({self.fewest, self.most})
         return counts * len(input_widths(self.inputs)) * len(target_widths(self.targets))
 
@@ -54,12 +54,12 @@ def make_cutting(
     data_parts: int,
     recorded: Mapping[str, int] | None = None,
 ) -> Cutting:
-    """The cutting of a run: MICROBATCHES groups at least, LENGTH_GROUPS where that helps.
+    """The cutting of a run: at least MICROBATCHES groups, LENGTH_GROUPS if that saves padding.
 
-    Every group has to divide by the `data_parts` of the mesh; LENGTH_GROUPS is lowered until it
-    does. A run that goes on, perhaps on another mesh, is cut into as many groups as before, which
-    it has `recorded`: dropout is drawn for each group, so another number would be another course
-    of the run. Where the groups are too small for the mesh, they are filled up.
+    Every group must divide by the `data_parts` of the mesh; LENGTH_GROUPS is lowered until it
+    does. A resumed run, perhaps on another mesh, uses the number of groups that was `recorded`:
+    dropout is drawn for each group, so another number would change the results. If the groups are
+    too small for the mesh, they are padded with rows.
 
     Raises:
       ConfigError: MICROBATCHES does not fit batch and mesh.
@@ -85,12 +85,12 @@ def make_cutting(
 
 
 def record_cutting(cutting: Cutting) -> dict[str, int]:
-    """What `make_cutting` needs to go on; the rest follows from the settings and the mesh."""
+    """The fields that a resumed run needs; the others follow from the settings and the mesh."""
     return {"fewest": cutting.fewest, "most": cutting.most}
 
 
 def fill_up(cutting: Cutting, rows: int) -> int:
-    """How many empty rows a group of so many needs to divide by the data-parallel devices.
+    """The number of padding rows that makes a group divide by the data-parallel devices.
 
     >>> fill_up(Cutting(512, 8, prompt=0, most=4, data_parts=8), rows=12)
     4
@@ -101,8 +101,8 @@ def fill_up(cutting: Cutting, rows: int) -> int:
 def cut_batch(inputs: Sequence[int], targets: Sequence[int], cutting: Cutting) -> tuple[Group, ...]:
     """The groups of a batch whose rows have these lengths, shortest rows first.
 
-    Rows of the same length keep their order. Many groups are made where the padding they save
-    outweighs what they cost, else few.
+    Rows of the same length keep their order. The larger number of groups is used if it saves more
+    padding than it costs.
 
     >>> cutting = Cutting(inputs=512, targets=8, prompt=0, most=2)
     >>> [(g.rows, g.inputs, g.targets) for g in cut_batch([500, 30, 40, 490], [2] * 4, cutting)]
@@ -134,15 +134,15 @@ def _cost(groups: Sequence[Group], cutting: Cutting) -> int:
 
 
 def fitting_width(length: int, widths: Sequence[int]) -> int:
-    """The least of ascending `widths` that holds `length`, else the last."""
+    """The smallest of ascending `widths` that fits `length`, else the last."""
     return next((width for width in widths if width >= length), widths[-1])
 
 
 def input_widths(length: int) -> tuple[int, ...]:
     """The widths that inputs of at most `length` tokens are padded to, in multiples of 8.
 
-    Every width is compiled once. There are four to a doubling from an eighth of the length on,
-    where rows of real tasks lie, and two below it.
+    Every width is compiled once. There are four per doubling from an eighth of the length on, where
+    most rows of real tasks are, and two below.
 
     >>> input_widths(512)
     (32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 448, 512)
@@ -155,7 +155,7 @@ def input_widths(length: int) -> tuple[int, ...]:
 
 
 def target_widths(length: int) -> tuple[int, ...]:
-    """The widths that targets are padded to: logits over the vocabulary cost the most a token.
+    """The widths that targets are padded to: powers of two, since logits cost the most per token.
 
     >>> target_widths(8), target_widths(62)
     ((2, 4, 8), (2, 4, 8, 16, 32, 62))

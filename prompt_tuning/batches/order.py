@@ -1,9 +1,9 @@
-"""The training order: which row stands at which position, as arithmetic on (seed, position).
+"""The training order: the row at every position, computed from (seed, position).
 
-No iterator and no state: `features.train_batch` asks for the positions of a step, so resuming at a
-step, or on another number of hosts, needs nothing that was saved. A task is gone through in
-epochs, each a permutation of its rows. A mixture is dealt in blocks of `BLOCK` positions that hold
-each task its exact share of times, in an order drawn for the block.
+There is no iterator and no state: `batching.train_batch` asks for the positions of a step, so a run
+resumes at any step, on any number of hosts, without a saved position. Every epoch of a task is a
+permutation of its rows. A mixture is dealt in blocks of `BLOCK` positions: each task has its exact
+share of a block, in an order drawn for the block.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fractions import Fraction
 import numpy as np
 from jaxtyping import Int64
 
-# Small enough that a short run sees the proportions, large enough that tasks come in random order.
+# Small enough for the proportions to hold in a short run, large enough to mix the tasks.
 BLOCK = 256
 
 
@@ -46,11 +46,11 @@ def row_order(
 
 
 def draws_before(rates: Sequence[float], position: int) -> list[int]:
-    """How often each task has been drawn when all blocks before `position` are dealt.
+    """The number of draws of each task before `position`, the start of a block.
 
-    The first task gets its rounded share, the next one its share of what is left, and so on. So
-    the counts add up to `position`, no count ever falls as `position` grows, and each differs from
-    rate * position by less than half the number of tasks. Fractions: floats would round twice.
+    The first task gets its rounded share, the next its share of the rest, and so on. So the counts
+    add up to `position`, no count falls as `position` grows, and each differs from rate * position
+    by less than half the number of tasks. Fractions, because floats would round twice.
 
     >>> draws_before([250.0, 2490.0, 9427.0], 256)
     [5, 52, 199]
@@ -68,7 +68,7 @@ def draws_before(rates: Sequence[float], position: int) -> list[int]:
 def _deal(
     seed: int, rates: tuple[float, ...], block: int
 ) -> tuple[Int64[np.ndarray, "256"], Int64[np.ndarray, "256"]]:
-    """The task at every slot of a block, and which draw of that task it is, counted from 0."""
+    """The task at every slot of a block, and the number of its draw of that task, from 0."""
     start, end = (draws_before(rates, n * BLOCK) for n in (block, block + 1))
     counts = np.subtract(end, start)
     task = np.repeat(np.arange(len(rates)), counts)[_permutation(seed, 0, block, BLOCK)]
@@ -80,10 +80,10 @@ def _deal(
 
 @functools.lru_cache(maxsize=64)
 def _permutation(seed: int, stream: int, index: int, n: int) -> Int64[np.ndarray, "n"]:
-    """The permutation number `index` of a stream: 0 for the blocks, 1 + i for task i's epochs.
+    """Permutation `index` of a stream: stream 0 is the blocks, 1 + i the epochs of task i.
 
-    Sorted words of a counter-based generator, because NumPy keeps the words of its bit generators
-    from version to version, and does not promise that for `Generator.permutation`.
+    It sorts the words of a counter-based generator: NumPy guarantees the words of its bit
+    generators across versions, but not the results of `Generator.permutation`.
     """
     key, counter = (np.array(words, np.uint64) for words in ([seed, stream], [0, 0, 0, index]))
     words = np.random.Philox(key=key, counter=counter).random_raw(n)

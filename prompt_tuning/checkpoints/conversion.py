@@ -20,7 +20,7 @@ import tqdm
 from prompt_tuning.checkpoints import architecture, huggingface, layouts, names, t5x
 from prompt_tuning.checkpoints import safetensors_files as files
 from prompt_tuning.checkpoints.load import find_path
-from prompt_tuning.checkpoints.t5x_prompt import PROMPT
+from prompt_tuning.checkpoints.t5x_prompt import is_prompt_leaf
 from prompt_tuning.config import ConfigError, ModelConfig
 from prompt_tuning.model import t5
 from prompt_tuning.runtime.replace_folder import local_folder, replace_folder, writing
@@ -149,7 +149,7 @@ def _to_huggingface(
     path: str, place: Path, dtype: np.dtype | None, choices: tuple[int | None, int]
 ) -> Converted:
     checkpoint = layouts.find_checkpoint(path)
-    params = {name: leaf for name, leaf in checkpoint.params.items() if name != PROMPT}
+    params = {n: leaf for n, leaf in checkpoint.params.items() if not is_prompt_leaf(n)}
     stores = layouts.open_leaves(params, ts.Context())
     beside = Path(path) if os.path.isdir(path) else None
     raw, model = _describe(checkpoint.folder.url, beside, stores)
@@ -195,7 +195,7 @@ def _to_huggingface(
         num_arrays=len(planned),
         num_bytes=total,
         step=step,
-        left_out=path if PROMPT in checkpoint.params else "",
+        left_out=path if len(params) < len(checkpoint.params) else "",
     )
 
 

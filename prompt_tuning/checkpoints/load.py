@@ -16,7 +16,7 @@ from jaxtyping import Array
 
 from prompt_tuning.checkpoints import architecture, huggingface, t5x
 from prompt_tuning.checkpoints.layouts import find_checkpoint
-from prompt_tuning.checkpoints.t5x_prompt import PROMPT
+from prompt_tuning.checkpoints.t5x_prompt import PROMPT, is_prompt_leaf
 from prompt_tuning.config import TINY, ModelConfig
 from prompt_tuning.model import sharding, t5
 from prompt_tuning.runtime.prefetch import Ahead
@@ -41,7 +41,7 @@ def read_backbone(
     """All parameters of a T5, straight to their dtype and their place, and the step.
 
     The step of a Hugging Face folder is 0, unless it was made of a T5X checkpoint. A prompt that
-    lies in a T5X checkpoint as well is not read: `say_unused_prompt` is for the user.
+    lies in a T5X checkpoint as well is not read: `describe_unused_prompt` is for the user.
 
     Raises:
       ConfigError: there is no such checkpoint, it is damaged, or it is not of this model.
@@ -63,8 +63,10 @@ def iter_backbone(
         folder = huggingface.open_folder(path, model)
         yield from huggingface.iter_params(folder, dtype=dtype, shardings=shardings)
         return
+    checkpoint = find_checkpoint(path)
+    prompt = [name for name in checkpoint.params if is_prompt_leaf(name)]
     shapes = t5.param_shapes(model)
-    yield from t5x.iter_t5x(path, shapes, dtype=dtype, shardings=shardings, unread=(PROMPT,))
+    yield from t5x.iter_t5x(checkpoint, shapes, dtype=dtype, shardings=shardings, unread=prompt)
 
 
 def read_ahead(
@@ -79,7 +81,7 @@ def read_ahead(
     return Ahead(items())
 
 
-def say_unused_prompt(spec: PathLike, prompt_files: Iterable[PathLike]) -> str:
+def describe_unused_prompt(spec: PathLike, prompt_files: Iterable[PathLike]) -> str:
     """A line about a prompt that lies in the backbone's checkpoint and in none of the files named.
 
     The original's checkpoints hold model and prompt. Here the prompt is asked for by name, so that

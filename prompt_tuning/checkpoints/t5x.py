@@ -130,18 +130,14 @@ def read_step(path: PathLike) -> int:
     return _step(find_checkpoint(path).step)
 
 
-def read_shapes(path: PathLike, *, contents: bool = False) -> dict[str, tuple[int, ...]]:
-    """The shape of every parameter; no array is read, but to check its `contents`."""
-    params = find_checkpoint(path).params
-    stores = open_leaves(params, ts.Context(_READ))
-    if contents:
-        for name, store in stores.items():
-            check_gzipped(store, params[name].what)
+def read_shapes(path: PathLike) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter; no array is read."""
+    stores = open_leaves(find_checkpoint(path).params, ts.Context(_READ))
     return {name: tuple(store.shape) for name, store in sorted(stores.items())}
 
 
-def read_param(path: PathLike, name: str) -> np.ndarray:
-    """One parameter, in the dtype of the file.
+def read_param(path: PathLike, name: str, *, check: bool = False) -> np.ndarray:
+    """One parameter, in the dtype of the file; with `check` gzip's checksums are compared.
 
     Raises:
       ConfigError: the checkpoint has no parameter of that name.
@@ -155,6 +151,8 @@ def read_param(path: PathLike, name: str) -> np.ndarray:
         )
     leaf = checkpoint.params[name]
     (store,) = open_leaves({name: leaf}, ts.Context(_READ)).values()
+    if check:
+        check_gzipped(store, leaf.what)
     return explain(lambda: np.asarray(store.read().result()), leaf.folder, leaf.what)
 
 

@@ -12,16 +12,22 @@ from typing import Any
 
 import numpy as np
 import tensorstore as ts
-from jaxtyping import Float, Shaped
+from jaxtyping import Shaped
 
-from prompt_tuning.checkpoints.identity import backbone_identity
 from prompt_tuning.checkpoints.layouts import Checkpoint, Leaf, find_checkpoint, open_leaves
 from prompt_tuning.checkpoints.t5x import read_step, write_t5x
 from prompt_tuning.config import ConfigError
+from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.runtime.storage import Folder, explain, open_folder
 
-PROMPT = "encoder/prompt/prompt/prompt"  # its name in T5X's tree
+SCOPE = "encoder/prompt/prompt/"  # in T5X's tree, before the names of a prompt method's parameters
+PROMPT = SCOPE + "prompt"  # the paper's method has this one
 MAX_BYTES = 2**31  # far beyond any prompt: a damaged shape is an error, not an allocation
+
+
+def is_prompt_leaf(name: str) -> bool:
+    """Whether a parameter of T5X's tree belongs to a prompt method: `PROMPT`, or `PROMPT`/NAME."""
+    return name == PROMPT or name.startswith(PROMPT + "/")
 
 
 def read_t5x_prompt(path: str | os.PathLike[str]) -> tuple[Shaped[np.ndarray, "..."], int]:
@@ -47,7 +53,7 @@ def _absent(checkpoint: Checkpoint) -> str:
     return (
         f"the checkpoint {checkpoint.folder.url} has no {PROMPT}: its prompt is of another kind "
         f"({', '.join(sorted(others)[:5])}), and only one float[P, D] in front of the encoder's "
-        "input can be loaded."
+        "input can be loaded. Give the prompt folder that its run wrote (prompts/step_...)."
     )
 
 
@@ -71,27 +77,8 @@ def _read(leaf: Leaf) -> Shaped[np.ndarray, "..."]:
     return explain(lambda: np.asarray(store.read().result()), leaf.folder, leaf.what)
 
 
-class _Stored:
-    """A parameter in its file, of which `backbone_identity` reads two rows."""
-
-    def __init__(self, store: ts.TensorStore) -> None:
-        self._store, self.shape, self.ndim = store, tuple(store.shape), store.ndim
-
-    def __getitem__(self, index: tuple[int, ...]) -> np.ndarray:
-        inside = tuple(i % size for i, size in zip(index, self.shape, strict=False))
-        return np.asarray((self._store[inside] if inside else self._store).read().result())
-
-
-def read_identity(path: str | os.PathLike[str]) -> str:
-    """`identity.backbone_identity` of a checkpoint's model, with or without a prompt in it."""
-    params = find_checkpoint(path).params
-    stores = open_leaves({n: p for n, p in params.items() if n != PROMPT}, ts.Context())
-    stored: Any = {name: _Stored(store) for name, store in stores.items()}
-    return backbone_identity(stored)
-
-
 class _Unread:
-    """A parameter that is read when numpy asks for it, and forgotten again."""
+    """A parameter that is read when numpy converts it, and not kept in memory."""
 
     def __init__(self, leaf: Leaf) -> None:
         self._leaf = leaf
@@ -105,16 +92,16 @@ class _Unread:
 def splice_prompt(
     backbone: str | os.PathLike[str],
     output: str | os.PathLike[str],
-    prompt: Float[np.ndarray, "P D"],
+    prompt: Prompt,
     step: int,
 ) -> None:
-    """Writes a copy of a checkpoint with the prompt inside, where the original looks for it.
+    """Writes a copy of a checkpoint with the prompt inside, under the original's name.
 
-    Every parameter keeps its dtype and bits, and one at a time is in memory. The optimizer's state
-    is left out: T5X begins a new one. A prompt that was there already is replaced.
+    Every parameter keeps its dtype and bits; one at a time is in memory. The optimizer's state is
+    not copied: T5X begins a new one. A prompt that is in the checkpoint already is replaced.
 
     Raises:
       ConfigError: the checkpoint cannot be read, or the output is not a local folder.
     """
     params: Any = {name: _Unread(leaf) for name, leaf in find_checkpoint(backbone).params.items()}
-    write_t5x(output, {**params, PROMPT: prompt}, step, dtype=None)
+    write_t5x(output, {**params, PROMPT: np.asarray(prompt.rows)}, step, dtype=None)

@@ -74,7 +74,7 @@ def _add_inspect_flags(command: argparse.ArgumentParser) -> None:
 
 
 def _inspect(args: argparse.Namespace, rest: list[str]) -> int:
-    from prompt_tuning.prompts import inspection, inspection_text, picture
+    from prompt_tuning.prompts import inspection, picture
 
     plot = local_file(args.plot, "--plot") if args.plot else None
     if plot:
@@ -88,7 +88,7 @@ def _inspect(args: argparse.Namespace, rest: list[str]) -> int:
         init=args.init,
         neighbours=args.neighbours,
     )
-    print(inspection_text.describe(found))
+    print(inspection.describe(found))
     if values:
         text = json.dumps(found.to_json(), indent=1, ensure_ascii=False)
         with writing(f"--json={values}"):

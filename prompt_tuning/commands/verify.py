@@ -120,7 +120,7 @@ def _read_prompt(place: Path) -> str:
     from prompt_tuning.prompts import prompt_file
 
     prompt, metadata = prompt_file.load_prompt(place)
-    shape = f"{prompt.shape[0]} x {prompt.shape[1]}"
+    shape = " x ".join(map(str, prompt.rows.shape))
     if metadata is None:
         return f"{shape}, can be read; it has no checksum of its own"
     return f"{shape}, with the SHA-256 it was written with"
@@ -138,9 +138,16 @@ def _read_checkpoint(place: Path) -> str:
     from prompt_tuning.checkpoints.architecture import infer_model
     from prompt_tuning.model import t5
 
-    shapes = t5x.read_shapes(place, contents=True)
+    shapes = t5x.read_shapes(place)
+    backbone = {name: shape for name, shape in shapes.items() if "prompt" not in name}
+    needed = t5.param_shapes(infer_model(backbone, None, f"the checkpoint {place}"))
+    t5x.check_tree(
+        str(place),
+        {name: (shape, np.dtype("float32")) for name, shape in backbone.items()},
+        {name: tuple(shape.shape) for name, shape in needed.items()},
+    )
     for name in shapes:
-        array = t5x.read_param(place, name)
+        array = t5x.read_param(place, name, check=True)
         if array.dtype.kind not in "fV":  # bfloat16 is a V
             raise ConfigError(
                 f"{name} of the checkpoint {place} holds {array.dtype}, expected floating-point "
@@ -151,13 +158,6 @@ def _read_checkpoint(place: Path) -> str:
                 f"{name} of the checkpoint {place} holds values that are not finite: its training "
                 "diverged, or it is damaged. Take another one."
             )
-    backbone = {name: shape for name, shape in shapes.items() if "prompt" not in name}
-    needed = t5.param_shapes(infer_model(backbone, None, f"the checkpoint {place}"))
-    t5x.check_tree(
-        str(place),
-        {name: (shape, np.dtype("float32")) for name, shape in backbone.items()},
-        {name: tuple(shape.shape) for name, shape in needed.items()},
-    )
     has = (place / manifest.NAME).exists()
     more = "" if has else "; bits that flipped show against a manifest only (--write)"
     return f"{len(shapes)} arrays, step {t5x.read_step(place)}, all can be read{more}"

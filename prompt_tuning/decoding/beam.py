@@ -21,7 +21,7 @@ NEG_INF = -1.0e7  # of an empty beam, as in T5X; finite so that dividing by a le
 
 
 class Rules(NamedTuple):
-    """What makes a beam search T5X's or transformers'."""
+    """The rules in which T5X's beam search and that of transformers differ."""
 
     penalty: Callable[[Array | int], Array]  # of a length: what a sum of log p is divided by
     best_length: Callable[[Array, int], Array | int]  # (tokens so far, limit): of the best to come
@@ -43,7 +43,7 @@ def transformers_rules(alpha: float = 1.0) -> Rules:
 
 
 class BeamState(NamedTuple):
-    """Where the beam search stands; beams in ascending order of score, K of them.
+    """The state of beam search after `index` tokens; K beams in ascending order of score.
 
     Sequences carry the begin token in front: L + 1.
     """
@@ -120,7 +120,7 @@ def _beam_step(step: Step, state: BeamState, length: int, rules: Rules) -> BeamS
     chosen = _take(parent, order)
     cache = cache | {n: take_rows(cache[n], chosen) for n in cache.keys() - t5.PER_ROW}
 
-    # What is done stays as it is: in transformers a longer sequence could win after all.
+    # A row that is done does not change: in transformers a longer sequence could still win.
     competes &= ~state.done[:, None]
     ended_scores = scores / rules.penalty(now) + ~competes * NEG_INF
     all_scores = jnp.concatenate([state.finished_scores, ended_scores], axis=1)

@@ -1,4 +1,4 @@
-"""From encoded input to generated tokens: greedy decoding, and the choice between the ways.
+"""From encoded input to generated tokens: greedy decoding, and the choice of the method.
 
 Greedy decoding, `beam.py` and `sample.py` search over a `step` function and know nothing of T5;
 `generate_all` joins the two.
@@ -21,7 +21,7 @@ from prompt_tuning.model.prompt import Encoded, Prompt
 
 
 class GreedyState(NamedTuple):
-    """Where the greedy search stands."""
+    """The state of greedy decoding after `index` tokens."""
 
     index: Int[Array, ""]
     tokens: Int[Array, "B L"]
@@ -64,7 +64,7 @@ def greedy(
 
 
 class Search(NamedTuple):
-    """What is looked for: how many tokens at most, how many answers, and how."""
+    """At most how many tokens, how many sequences a row, and by which method."""
 
     length: int
     num_decodes: int = 1

@@ -23,7 +23,7 @@ LEAST_TEMPERATURE = 1e-4  # at or below it the most probable token is taken, as 
 
 
 class SampleState(NamedTuple):
-    """Where sampling stands; N samples of a row lie one behind the other."""
+    """The state of sampling after `index` tokens; the N samples of a row are neighbours."""
 
     index: Int[Array, ""]
     tokens: Int[Array, "BN L"]
@@ -49,9 +49,9 @@ def temperature_sample(
 ) -> tuple[Int[Array, "B N L"], Float[Array, "B N"]]:
     """`num_decodes` samples of every row, the least probable first, and their log p.
 
-    A sample ends with end-of-sequence and is filled up with 0. `keys` is one for each row, or a
-    single one, with which all rows draw together, as in T5X. The scores are the model's, or of the
-    distribution that is drawn from, with `rescale_log_probs`. `step` takes a token for each
+    A sample ends with end-of-sequence and is padded with 0. `keys` has a key for each row, or is a
+    single key with which all rows draw together, as in T5X. The scores are log p under the model,
+    or under the distribution that is sampled if `rescale_log_probs`. `step` takes a token for each
     sample of each row, [B * N].
     """
     rows = next(iter(cache.values())).shape[0]
@@ -97,17 +97,17 @@ def _draw(
 ) -> tuple[Int[Array, "BN"], Float[Array, "BN"]]:
     """One token of every sample and its log p."""
     greedy = decoding.temperature <= LEAST_TEMPERATURE
-    kept = logits if greedy else mask_logits(logits, decoding)
+    masked = logits if greedy else mask_logits(logits, decoding)
     if greedy:
         token = logits.argmax(-1)
     elif keys.ndim == 0:
-        token = jax.random.categorical(keys, kept)
+        token = jax.random.categorical(keys, masked)
     else:
-        own = kept.reshape(keys.shape[0], -1, kept.shape[-1])
-        token = jax.vmap(jax.random.categorical)(keys, own).reshape(-1)
+        by_row = masked.reshape(keys.shape[0], -1, masked.shape[-1])
+        token = jax.vmap(jax.random.categorical)(keys, by_row).reshape(-1)
     if greedy and decoding.rescale_log_probs:
         return token.astype(jnp.int32), jnp.zeros(token.shape, jnp.float32)
-    log_p = jax.nn.log_softmax(kept if decoding.rescale_log_probs else logits)
+    log_p = jax.nn.log_softmax(masked if decoding.rescale_log_probs else logits)
     gained = jnp.take_along_axis(log_p, token[:, None], axis=-1)[:, 0]
     return token.astype(jnp.int32), gained
 
@@ -115,7 +115,7 @@ def _draw(
 def mask_logits(logits: Float[Array, "BN V"], decoding: Decoding) -> Float[Array, "BN V"]:
     """The logits over the temperature, NEG_INF where top-k or top-p rules a token out.
 
-    Tokens that are exactly as probable as the last one that stays, stay too.
+    Tokens as probable as the least probable token that stays, stay as well.
     """
     scaled = logits / decoding.temperature
     if decoding.topk:

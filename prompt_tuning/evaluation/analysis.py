@@ -1,6 +1,6 @@
-"""What stands behind a score: illegal outputs, confusions, classes, and how far methods agree.
+"""Error analysis: illegal outputs, confusion matrices, scores of classes, agreement of methods.
 
-Counts over the answers of one prompt on one task, after `evaluate.py`; `evaluation/` and
+Counts over the answers of one prompt on one task, after `evaluate.py`. `evaluation/` and
 `training/` write them beside the metrics and show them.
 """
 
@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from prompt_tuning.evaluation.evaluate import Scored
+from prompt_tuning.evaluation.evaluate import TaskResult
 from prompt_tuning.evaluation.score_table import table
 from prompt_tuning.tasks.eval_task import EvalTask, is_right
 
 COMMONEST = 5  # illegal outputs that are shown
-MOST_CLASSES = 20  # more of them make no table that can be read
+MOST_CLASSES = 20  # a table of more classes is too wide to read
 ILLEGAL = "(none)"
 
 
 @dataclasses.dataclass(frozen=True)
-class Class:
-    """One class of a task; per cent, and 0 where there is nothing to divide by."""
+class ClassScores:
+    """The scores of one class of a task in per cent; 0 if there is nothing to divide by."""
 
     word: str
     rows: int
@@ -36,8 +36,8 @@ class Class:
 
 
 @dataclasses.dataclass(frozen=True)
-class Illegal:
-    """Outputs that are none of the words that their rows may be answered with."""
+class IllegalOutputs:
+    """Outputs that are not among the label words of their rows."""
 
     count: int
     commonest: tuple[tuple[str, int], ...]
@@ -45,70 +45,72 @@ class Illegal:
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-    """Two methods on the same rows: how many have the same answer, and which are right."""
+    """Generation and ranking on the same rows: how often they agree, and which one is right."""
 
     same: int
     both_right: int
-    generate_right: int  # and ranking wrong
+    generate_right: int  # generation is right, ranking is wrong
     rank_right: int
     both_wrong: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Analysis:
-    """The counts of one prompt on one task, by method where there are several."""
+    """The counts of one prompt on one task, by method."""
 
     rows: int
-    illegal: Illegal | None  # of generation, where it is known what is legal
-    words: tuple[str, ...] = ()  # the classes; () of a task that has none
-    # confusion[method][i][j]: rows of class i answered with class j, or in the last column none.
+    illegal: IllegalOutputs | None  # of generation; None if a row may be answered with any text
+    words: tuple[str, ...] = ()  # the classes; () if the task has none
+    # confusion[method][i][j]: rows of class i that were answered with class j. The last column
+    # counts answers that are no class.
     confusion: dict[str, list[list[int]]] = dataclasses.field(default_factory=dict)
-    classes: dict[str, list[Class]] = dataclasses.field(default_factory=dict)
+    classes: dict[str, list[ClassScores]] = dataclasses.field(default_factory=dict)
     agreement: Agreement | None = None
 
 
-def analyse(task: EvalTask, scored: Scored) -> Analysis:
-    """Counts what the answers are, apart from how many are right."""
+def analyse(task: EvalTask, result: TaskResult) -> Analysis:
+    """The error analysis of one prompt on one task."""
     words = task.label_words if not task.row_words else ()
     targets = task.rows.target_texts
-    known = set(targets) <= set(words) and len(words) <= MOST_CLASSES
+    has_classes = set(targets) <= set(words) and len(words) <= MOST_CLASSES
     confusion = {
         method: confusion_matrix(targets, outputs, words)
-        for method, outputs in scored.outputs.items()
-        if known
+        for method, outputs in result.outputs.items()
+        if has_classes
     }
     return Analysis(
         rows=len(task.rows),
-        illegal=_illegal(task, scored),
-        words=words if known else (),
+        illegal=_count_illegal(task, result),
+        words=words if has_classes else (),
         confusion={method: matrix.tolist() for method, matrix in confusion.items()},
         classes={method: class_scores(words, matrix) for method, matrix in confusion.items()},
-        agreement=_agreement(task, scored),
+        agreement=_count_agreement(task, result),
     )
 
 
 def confusion_matrix(
     targets: Sequence[str], outputs: Sequence[str], words: Sequence[str]
 ) -> Int[np.ndarray, "C C+1"]:
-    """Rows of each class by what they were answered with; the last column counts other outputs.
+    """Counts [target, answer], one row a class; the last column counts outputs that are no class.
 
     >>> confusion_matrix(["no", "yes", "yes"], ["no", "no", "maybe"], ["no", "yes"]).tolist()
     [[1, 0, 0], [1, 0, 1]]
     """
-    from sklearn import metrics  # half a second, needed at evaluation only
+    from sklearn import metrics  # slow to import
 
     index = {word: i for i, word in enumerate(words)}
     true = [index[text] for text in targets]
     answered = [index.get(text, len(words)) for text in outputs]
-    found = metrics.confusion_matrix(true, answered, labels=range(len(words) + 1))
-    return found[: len(words)]
+    counts = metrics.confusion_matrix(true, answered, labels=range(len(words) + 1))
+    return counts[: len(words)]
 
 
-def class_scores(words: Sequence[str], matrix: Int[np.ndarray, "C C+1"]) -> list[Class]:
+def class_scores(words: Sequence[str], matrix: Int[np.ndarray, "C C+1"]) -> list[ClassScores]:
     """Rows, precision, recall and F1 of every class.
 
-    >>> class_scores(["no"], np.array([[3, 1]]))
-    [Class(word='no', rows=4, answered=3, precision=100.0, recall=75.0, f1=85.71428571428571)]
+    >>> scores = class_scores(["no"], np.array([[3, 1]]))[0]
+    >>> scores.rows, scores.answered, scores.precision, scores.recall, scores.f1
+    (4, 3, 100.0, 75.0, 85.71428571428571)
     """
 
     def percent(part: int, whole: int) -> float:
@@ -118,27 +120,27 @@ def class_scores(words: Sequence[str], matrix: Int[np.ndarray, "C C+1"]) -> list
     for i, word in enumerate(words):
         hits, rows, answered = (int(n) for n in (matrix[i, i], matrix[i].sum(), matrix[:, i].sum()))
         scores = percent(hits, answered), percent(hits, rows), percent(2 * hits, rows + answered)
-        classes.append(Class(word, rows, answered, *scores))
+        classes.append(ClassScores(word, rows, answered, *scores))
     return classes
 
 
-def _illegal(task: EvalTask, scored: Scored) -> Illegal | None:
-    if "generate" not in scored.outputs or not task.can_rank:
+def _count_illegal(task: EvalTask, result: TaskResult) -> IllegalOutputs | None:
+    if "generate" not in result.outputs or not task.can_rank:
         return None
-    outputs = enumerate(scored.outputs["generate"])
-    found = collections.Counter(text for row, text in outputs if text not in task.words(row))
-    return Illegal(found.total(), tuple(found.most_common(COMMONEST)))
+    outputs = enumerate(result.outputs["generate"])
+    counts = collections.Counter(text for row, text in outputs if text not in task.words(row))
+    return IllegalOutputs(counts.total(), tuple(counts.most_common(COMMONEST)))
 
 
-def _agreement(task: EvalTask, scored: Scored) -> Agreement | None:
-    if set(scored.outputs) != {"generate", "rank"}:
+def _count_agreement(task: EvalTask, result: TaskResult) -> Agreement | None:
+    if set(result.outputs) != {"generate", "rank"}:
         return None
     right = {
         method: [is_right(t, p) for t, p in zip(task.targets, predictions, strict=True)]
-        for method, predictions in scored.predictions.items()
+        for method, predictions in result.predictions.items()
     }
     counts = collections.Counter(zip(right["generate"], right["rank"], strict=True))
-    outputs = zip(scored.outputs["generate"], scored.outputs["rank"], strict=True)
+    outputs = zip(result.outputs["generate"], result.outputs["rank"], strict=True)
     return Agreement(
         same=sum(generated == ranked for generated, ranked in outputs),
         both_right=counts[True, True],
@@ -149,27 +151,27 @@ def _agreement(task: EvalTask, scored: Scored) -> Agreement | None:
 
 
 def to_json(analysis: Analysis) -> dict[str, Any]:
-    """The analysis as JSON holds it."""
+    """The analysis as JSON values."""
     return dataclasses.asdict(analysis)
 
 
 def describe(analysis: Analysis) -> str:
-    """The analysis in a few lines, the confusions as tables."""
+    """A few lines of text, with a confusion table for each method."""
     parts = [illegal_line(analysis), agreement_line(analysis)]
     for method, matrix in analysis.confusion.items():
         columns = (*analysis.words, ILLEGAL, "rows", "recall", "precision", "F1")
         rows: list[tuple[str, ...]] = [(f"target / {method}", *columns)]
-        for one, counts in zip(analysis.classes[method], matrix, strict=True):
-            scores = (f"{x:.1f}" for x in (one.recall, one.precision, one.f1))
-            rows.append((one.word, *map(str, counts), str(one.rows), *scores))
+        for label, counts in zip(analysis.classes[method], matrix, strict=True):
+            scores = (f"{x:.1f}" for x in (label.recall, label.precision, label.f1))
+            rows.append((label.word, *map(str, counts), str(label.rows), *scores))
         parts.append(table(rows))
     return "\n".join(part for part in parts if part)
 
 
 def illegal_line(analysis: Analysis) -> str:
-    """How many outputs are illegal, and the commonest; "" where none is.
+    """The number of illegal outputs and the most frequent ones; "" if there are none.
 
-    >>> illegal_line(Analysis(rows=50, illegal=Illegal(3, (("", 2), ("maybe", 1)))))
+    >>> illegal_line(Analysis(rows=50, illegal=IllegalOutputs(3, (("", 2), ("maybe", 1)))))
     "illegal outputs: 3 of 50 (6.0 %): '' 2, 'maybe' 1"
     """
     if analysis.illegal is None or not analysis.illegal.count:
@@ -183,12 +185,13 @@ def illegal_line(analysis: Analysis) -> str:
 
 
 def agreement_line(analysis: Analysis) -> str:
-    """How far generation and ranking agree; "" where only one of them was used."""
-    if (found := analysis.agreement) is None:
+    """How often generation and ranking agree; "" if only one of them was used."""
+    if (agreement := analysis.agreement) is None:
         return ""
-    share = 100 * found.same / analysis.rows
+    share = 100 * agreement.same / analysis.rows
     return (
-        f"generation and ranking agree on {found.same} of {analysis.rows} rows ({share:.1f} %); "
-        f"right: both {found.both_right}, only generation {found.generate_right}, only ranking "
-        f"{found.rank_right}, neither {found.both_wrong}"
+        f"generation and ranking agree on {agreement.same} of {analysis.rows} rows "
+        f"({share:.1f} %); right: both {agreement.both_right}, only generation "
+        f"{agreement.generate_right}, only ranking {agreement.rank_right}, neither "
+        f"{agreement.both_wrong}"
     )

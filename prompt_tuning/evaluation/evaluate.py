@@ -1,8 +1,8 @@
 """Scores prompts on whole validation splits: by generation, and by ranking the label words.
 
-From `EvalTask` to T5's metrics in per cent. `training/loop.py` calls it during a run,
-`evaluation/matrix.py` for `t5x eval`; both hand over a backbone that is already on the devices.
-What a row is answered with follows from its inputs alone: targets are read by the metrics.
+From `EvalTask` to T5's metrics in per cent. `training/tasks.py` calls it during a run and
+`evaluation/matrix.py` for `t5x eval`; both pass a backbone that is already on the devices.
+Predictions depend on the inputs alone. Only the metrics read the targets.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from prompt_tuning.tasks.metrics import majority_predictions
 
 
 @dataclasses.dataclass(frozen=True)
-class Scored:
-    """One prompt on one task: metrics named `<T5's name>/<method>`, and every row."""
+class TaskResult:
+    """The metrics of one prompt on one task, named `<T5's name>/<method>`, and every row."""
 
     metrics: dict[str, float]
     rows: list[dict[str, Any]]
-    # By method, for each row: the text of the answer, and what the metrics took for it.
+    # By method, for each row: the text of the answer, and the postprocessed answer.
     outputs: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     predictions: dict[str, list[Any]] = dataclasses.field(default_factory=dict)
 
 
 class Evaluator:
-    """The compiled functions of one model and how to batch for them; traced once a shape."""
+    """The compiled functions of one model and its batch size; traced once a shape."""
 
     def __init__(self, model: t5.T5, mesh: Mesh, evaluation: EvalConfig, data: DataConfig) -> None:
         """Raises ConfigError if the batch size does not divide by the mesh."""
@@ -66,7 +66,7 @@ class Evaluator:
             )
             return sequences[:, -1], scores[:, -1]
 
-        # Every process of many needs every row's answer.
+        # If there are several processes, each needs the answers to all rows.
         everywhere = sharding.replicated(mesh)
         self.generate: Callable[..., Any] = jax.jit(generate, out_shardings=everywhere)
         self.encode: Callable[..., Any] = jax.jit(functools.partial(encode, model))
@@ -75,29 +75,30 @@ class Evaluator:
         )
 
     def batches(self, rows: batching.Rows) -> Iterator[tuple[jax.Array, list[int]]]:
-        """Input tokens on the devices, in batches of like length, and the numbers of their rows.
+        """Input tokens [B, T] on the devices, and the numbers of their rows.
 
-        The last batch is filled up: what stands behind its rows is nobody's.
+        Rows of similar length share a batch. The last batch is padded; ignore results past its
+        last real row.
         """
         for batch, places in batching.eval_batches(rows, self.batch_size, self.lengths):
             yield self.place(tokens=np.asarray(batch["encoder_input_tokens"]))["tokens"], places
 
     def place(self, **arrays: np.ndarray) -> dict[str, jax.Array]:
-        """The arrays on the devices, their rows split over them."""
+        """The arrays on the devices, sharded by row."""
         return sharding.shard_batch(arrays, self.mesh)
 
 
-def evaluate(evaluator: Evaluator, params: tuple[t5.Params, Prompt], task: EvalTask) -> Scored:
-    """Scores (backbone, prompt) on every row of `task` with the methods of the configuration.
+def evaluate(evaluator: Evaluator, params: tuple[t5.Params, Prompt], task: EvalTask) -> TaskResult:
+    """The metrics of (backbone, prompt) on every row of `task`, by each method of EVAL_METHOD.
 
-    A task whose rows may be answered with any text is not ranked.
+    A task without label words is not ranked.
 
     Raises:
       ConfigError: the task's postprocessing or a metric fails.
       FloatingPointError: a word's probability is not a number.
     """
     records = [_record(task, i) for i in range(len(task.rows))]
-    scored = Scored({}, records)
+    result = TaskResult({}, records)
     for method in methods(evaluator.config):
         if method == "rank" and not task.can_rank:
             continue
@@ -107,10 +108,10 @@ def evaluate(evaluator: Evaluator, params: tuple[t5.Params, Prompt], task: EvalT
             record.setdefault("output", output)
             record.setdefault("prediction", plain(prediction))
         values = task.metrics(predictions)
-        scored.metrics.update({f"{name}/{method}": value for name, value in values.items()})
-        scored.outputs[method] = outputs
-        scored.predictions[method] = predictions
-    return scored
+        result.metrics.update({f"{name}/{method}": value for name, value in values.items()})
+        result.outputs[method] = outputs
+        result.predictions[method] = predictions
+    return result
 
 
 def answer(
@@ -120,7 +121,7 @@ def answer(
     method: str,
     records: list[dict[str, Any]] | None = None,
 ) -> list[str]:
-    """The answer to every row by one method; `records`, one a row, get the scores.
+    """The answer to every row by one method; adds the scores to `records`, one a row.
 
     Raises:
       FloatingPointError: a word's probability is not a number.
@@ -129,8 +130,8 @@ def answer(
     return (_generate if method == "generate" else _rank)(evaluator, params, task, records)
 
 
-def from_records(task: EvalTask, records: list[dict[str, Any]], config: EvalConfig) -> Scored:
-    """What `evaluate` gave, from the rows that were written of it."""
+def from_records(task: EvalTask, records: list[dict[str, Any]], config: EvalConfig) -> TaskResult:
+    """The result of an earlier `evaluate`, from the rows that it wrote."""
     outputs: dict[str, list[str]] = {}
     if config.method != "rank":
         outputs["generate"] = [record["output"] for record in records]
@@ -143,22 +144,22 @@ def from_records(task: EvalTask, records: list[dict[str, Any]], config: EvalConf
     }
     metrics = {
         f"{name}/{method}": value
-        for method, found in predictions.items()
-        for name, value in task.metrics(found).items()
+        for method, values in predictions.items()
+        for name, value in task.metrics(values).items()
     }
-    return Scored(metrics, records, outputs, predictions)
+    return TaskResult(metrics, records, outputs, predictions)
 
 
 def _generate(
     evaluator: Evaluator, params: Any, task: EvalTask, records: list[dict[str, Any]]
 ) -> list[str]:
-    """The generated texts; the records get their scores."""
-    # Nothing is waited for before all batches are under way.
+    """The generated texts; adds their scores to the records."""
+    # Dispatch all batches before waiting for the first result.
     batches = evaluator.batches(task.rows)
     answers = []
     for tokens, places in batches:
-        filled = places + places[-1:] * (len(tokens) - len(places))
-        numbers = evaluator.place(numbers=np.asarray(filled, np.int32))
+        padded = places + places[-1:] * (len(tokens) - len(places))
+        numbers = evaluator.place(numbers=np.asarray(padded, np.int32))
         answers.append((places, evaluator.generate(*params, tokens, **numbers)))
     outputs = [""] * len(task.rows)
     for places, answer in answers:
@@ -171,7 +172,7 @@ def _generate(
 def _rank(
     evaluator: Evaluator, params: Any, task: EvalTask, records: list[dict[str, Any]]
 ) -> list[str]:
-    """The word of each row with the highest score, of equal ones the first."""
+    """The word of each row with the highest score; if scores are equal, the first."""
     outputs: list[str] = []
     for row, scores in enumerate(ranking.rank(evaluator, params, task)):
         words = task.words(row)
@@ -182,19 +183,18 @@ def _rank(
 
 
 def majority(task: EvalTask, config: EvalConfig) -> dict[str, float]:
-    """The metrics of answering every row with the most frequent target of all of them.
+    """The metrics of the majority baseline: every row is answered with the most frequent target.
 
-    What knowing no input is worth on these very rows. Named for every method of `config`, so that
-    it stands beside what is to beat it.
+    They are repeated under the name of every method of `config`, to be compared with its scores.
     """
     texts = majority_predictions(task.rows.target_texts, len(task.rows))
     return _score_texts(task, config, texts)
 
 
 def best_constant(task: EvalTask, config: EvalConfig) -> float | None:
-    """The best `task_score` of one of the targets, given to every row; None where there is none.
+    """The best `task_score` that the same answer to every row reaches; None if there is none.
 
-    The majority class is not always it: F1 is 0 of the answer that it does not count.
+    The majority class is not always the best constant: its F1 is 0 if it is the negative class.
     """
     scores = []
     for text in dict.fromkeys(task.rows.target_texts):
@@ -212,14 +212,14 @@ def _score_texts(task: EvalTask, config: EvalConfig, texts: Sequence[str]) -> di
 
 
 def methods(config: EvalConfig) -> tuple[str, ...]:
-    """The methods an evaluation uses; the first one chooses the best prompt."""
+    """The methods that an evaluation uses; the best prompt is chosen by the first."""
     return ("generate", "rank") if config.method == "both" else (config.method,)
 
 
 def task_score(metrics: Mapping[str, float], method: str) -> float | None:
-    """The mean of a task's metrics by one method, as SuperGLUE's leaderboard has it.
+    """The mean of a task's metrics by one method, as on SuperGLUE's leaderboard.
 
-    None where the task was not scored by it.
+    None if the task was not scored by that method.
 
     >>> task_score({"f1/rank": 50.0, "accuracy/rank": 70.0, "f1/generate": 0.0}, "rank")
     60.0
@@ -231,12 +231,12 @@ def task_score(metrics: Mapping[str, float], method: str) -> float | None:
 def mean_score(scores: Iterable[Mapping[str, float]], config: EvalConfig) -> float:
     """The mean over tasks of the mean of each task's metrics (the paper's criterion, 3).
 
-    A metric that is not a number (of no predictions, say) makes it the lowest score of all.
+    If a metric is NaN, for instance without predictions, the mean is minus infinity.
     """
     method = methods(config)[0]
     means = [task_score(metrics, method) for metrics in scores]
-    found = [mean for mean in means if mean is not None]
-    return float(np.nan_to_num(np.mean(found), nan=-np.inf))
+    means = [mean for mean in means if mean is not None]
+    return float(np.nan_to_num(np.mean(means), nan=-np.inf))
 
 
 def _record(task: EvalTask, row: int) -> dict[str, Any]:

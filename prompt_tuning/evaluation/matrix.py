@@ -1,7 +1,6 @@
-"""`t5x eval`: every prompt on every task, beside the model without a prompt, as one table.
+"""`t5x eval`: scores every prompt on every task, and the model without a prompt, as one table.
 
-Uses what a training run uses (`session/setup.py`, `evaluation/evaluate.py`), so a score here is the
-score there.
+It opens the same session and evaluator as a training run, so both give the same scores.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ from prompt_tuning.checkpoints import load
 from prompt_tuning.config import ConfigError, EvalRun, config_hash
 from prompt_tuning.evaluation import pictures
 from prompt_tuning.evaluation.analysis import analyse, describe, to_json
-from prompt_tuning.evaluation.evaluate import Evaluator, Scored, evaluate, majority, methods
+from prompt_tuning.evaluation.evaluate import Evaluator, TaskResult, evaluate, majority, methods
 from prompt_tuning.evaluation.intervals import score_intervals
 from prompt_tuning.evaluation.prompts import (
     NamedPrompt,
-    file_names,
+    file_suffixes,
     find_prompts,
     load_prompts,
-    own_tasks,
+    tuned_tasks,
 )
 from prompt_tuning.evaluation.records import RunLog
 from prompt_tuning.evaluation.results import Cell, Matrix
@@ -38,10 +37,11 @@ NO_PROMPT = "no prompt"
 
 
 def run_eval(run: EvalRun, *, session: Session | None = None, config_text: str = "") -> Matrix:
-    """Scores every prompt of `run` on every task and writes EVAL_OUTPUT_DIR.
+    """The scores of every prompt of `run` on every task; writes EVAL_OUTPUT_DIR.
 
-    Without a prompt the model is scored as it is; with `eval.baselines` that line and the majority
-    class stand above the prompts too. A `session` that is given has begun to read the backbone.
+    If there is no prompt, the model is scored without one. If `eval.baselines` is set, the table
+    begins with the majority class and the model without a prompt. An open `session` can be passed:
+    its backbone is already being read.
 
     Raises:
       ConfigError: a prompt, task or checkpoint is missing or does not fit the others.
@@ -54,7 +54,7 @@ def run_eval(run: EvalRun, *, session: Session | None = None, config_text: str =
         labels = run.class_labels
         data = setup.load_data(run.data, run.eval, run.model, class_labels=labels, train=False)
         backbone = session.load_backbone()
-    if unused := load.say_unused_prompt(run.checkpoint_path, files):
+    if unused := load.describe_unused_prompt(run.checkpoint_path, files):
         print(unused, flush=True)
     prompts = load_prompts(files, run.model.embed_dim, backbone, data.vocabulary_identity)
     if processes.count() > 1:
@@ -78,7 +78,7 @@ def run_eval(run: EvalRun, *, session: Session | None = None, config_text: str =
             for task in data.eval_tasks:
                 values = matrix.majority[task.name] = majority(task, run.eval)
                 log.scores(0, values, task=task.name, split=run.data.eval_split, prompt="majority")
-        suffixes = file_names(files) or {NO_PROMPT: ""}
+        suffixes = file_suffixes(files) or {NO_PROMPT: ""}
         for prompt, group in itertools.groupby(pairs, key=lambda pair: pair[0]):
             placed = sharding.replicate(prompt.prompt, mesh)
             for _, task in group:
@@ -95,19 +95,19 @@ def run_eval(run: EvalRun, *, session: Session | None = None, config_text: str =
 def _pair(
     run: EvalRun, prompts: list[NamedPrompt], tasks: tuple[EvalTask, ...]
 ) -> list[tuple[NamedPrompt, EvalTask]]:
-    """Which prompt is scored on which task."""
+    """The pairs of a prompt and a task to score, by EVAL_PAIRS."""
     if run.pairs == "all":
         return [(prompt, task) for prompt in prompts for task in tasks]
     pairs = []
     for prompt in prompts:
-        own = own_tasks(prompt)
-        found = [(prompt, task) for task in tasks if task.name in own]
-        if not found:
+        names = tuned_tasks(prompt)
+        matching = [(prompt, task) for task in tasks if task.name in names]
+        if not matching:
             raise ConfigError(
                 f"EVAL_PAIRS = 'own': {prompt.name} was tuned for {prompt.task}, which is none of "
                 f"{', '.join(task.name for task in tasks)} (MIXTURE_OR_TASK_NAME)."
             )
-        pairs += found
+        pairs += matching
     return pairs
 
 
@@ -115,10 +115,10 @@ def _write(
     run: EvalRun,
     log: RunLog,
     pair: tuple[NamedPrompt, EvalTask],
-    scored: Scored,
+    scored: TaskResult,
     suffix: str | None,
 ) -> Cell:
-    """Records and files of one prompt on one task; only prompts have files of rows."""
+    """Writes the records of one prompt on one task; a file of rows only if there is a suffix."""
     prompt, task = pair
     label = "none" if prompt.name == NO_PROMPT else prompt.name
     split = run.data.eval_split
@@ -134,7 +134,7 @@ def _write(
 
 
 def _finish(matrix: Matrix, output_dir: Path) -> None:
-    """The table on the screen, and all of it as files."""
+    """Prints the table and writes it, with all details, to files."""
     matrix.write(output_dir)
     picture = pictures.draw_matrix(matrix, output_dir)
     cells = [
@@ -157,7 +157,7 @@ def _finish(matrix: Matrix, output_dir: Path) -> None:
 
 
 def _refuse_model_dir(output_dir: Path) -> None:
-    """Scores of an evaluation would take the place of the run's own records."""
+    """Raises ConfigError for a MODEL_DIR: the evaluation would overwrite the run's records."""
     if (output_dir / "checkpoints").is_dir() or (output_dir / "prompts").is_dir():
         raise ConfigError(
             f"EVAL_OUTPUT_DIR {output_dir} is the MODEL_DIR of a run, whose records would be "

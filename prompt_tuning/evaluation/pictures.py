@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: prompts by tasks, and what is taken for what."""
+"""Pictures of an evaluation: scores of prompts by tasks, and confusion matrices."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def draw_matrix(matrix: Matrix, folder: Path) -> Path | None:
-    """`matrix.png`: the mean of each task's metrics for each prompt; None of a single number."""
+    """`matrix.png`: the mean of each task's metrics for each prompt; None for a single number."""
     tasks = matrix.tasks
-    found = {method: matrix.means(method) for method in matrix.methods}
-    panels = {method: means for method, means in found.items() if any(means.values())}
+    panels = {method: matrix.means(method) for method in matrix.methods}
+    panels = {method: means for method, means in panels.items() if any(means.values())}
     rows = max((len(means) for means in panels.values()), default=0)
     if rows * len(tasks) < 2:
         return None
@@ -35,7 +35,7 @@ def draw_matrix(matrix: Matrix, folder: Path) -> Path | None:
 
 
 def draw_confusion(analysis: Analysis, name: str, folder: Path) -> Path | None:
-    """`<name>-confusion.png`: each class's rows by their answers; None without classes."""
+    """`<name>-confusion.png`: the confusion matrices; None if the task has no classes."""
     if not analysis.confusion:
         return None
     size = len(analysis.words)
@@ -63,7 +63,7 @@ def _figure(panels: int, width: float, height: float) -> tuple[Any, list[Any]]:
 
 
 def _heat(panel: Any, values: np.ndarray, texts: list[str]) -> None:
-    """Per cent from white to blue, with the numbers in the cells."""
+    """Draws per cent from white to blue, with a text in each cell."""
     panel.imshow(values, cmap="Blues", vmin=0.0, vmax=100.0, aspect="auto")
     columns = values.shape[1]
     for place, text in enumerate(texts):
@@ -80,5 +80,5 @@ def _label(panel: Any, columns: list[str], rows: list[str]) -> None:
 
 
 def _tail(name: str, longest: int = 32) -> str:
-    """The end of a path, which says more than its beginning."""
+    """The end of a path, which tells prompts apart better than its beginning."""
     return name if len(name) <= longest else "..." + name[3 - longest :]

@@ -1,4 +1,7 @@
-"""The prompts that PROMPT_FILE names: one, several, a pattern, or all of a folder."""
+"""The prompts that PROMPT_FILE names: a path, several, a pattern, or all prompts in a folder.
+
+`matrix.py` and `submit.py` find, load and check their prompts here.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,6 @@ import glob
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from prompt_tuning.config import ConfigError
 from prompt_tuning.model.prompt import Prompt
@@ -22,29 +22,29 @@ from prompt_tuning.tasks import registry
 class NamedPrompt:
     """A prompt to score."""
 
-    name: str  # in tables: the path as it was given or found
+    name: str  # in tables: its path
     prompt: Prompt
     step: int
-    task: str = ""  # what it was tuned for; "" where nobody knows
+    task: str = ""  # the task it was tuned for; "" if that is unknown
 
 
-def find_prompts(given: str | Iterable[str]) -> tuple[str, ...]:
-    """The paths of all prompts that are meant, each once.
+def find_prompts(paths: str | Iterable[str]) -> tuple[str, ...]:
+    """The paths of all prompts that PROMPT_FILE names, each once.
 
-    A path with `*`, `?` or `[` is a pattern. A folder that is no prompt stands for the prompts in
-    it, such as the `prompts` of a MODEL_DIR.
+    A path with `*`, `?` or `[` is a pattern. A folder that is no prompt means all prompts in it,
+    such as `prompts` in a MODEL_DIR.
 
     Raises:
-      ConfigError: a pattern matches no prompt, or a path is given twice.
+      ConfigError: a pattern matches no prompt, or a path is named twice.
     """
-    found: list[str] = []
-    for path in (given,) if isinstance(given, str) else given:
+    prompts: list[str] = []
+    for path in (paths,) if isinstance(paths, str) else paths:
         if path:
-            found += _expand(path)
-    twice = {path for path in found if found.count(path) > 1}
+            prompts += _expand(path)
+    twice = {path for path in prompts if prompts.count(path) > 1}
     if twice:
         raise ConfigError(f"PROMPT_FILE names {', '.join(sorted(twice))} twice.")
-    return tuple(found)
+    return tuple(prompts)
 
 
 def _expand(path: str) -> list[str]:
@@ -60,7 +60,7 @@ def _expand(path: str) -> list[str]:
         return matches
     if os.path.isdir(expanded) and not _is_prompt(expanded):
         inside = sorted(str(p) for p in Path(expanded).iterdir())
-        return [p for p in inside if _is_prompt(p)] or [path]  # the reader says what is wrong
+        return [p for p in inside if _is_prompt(p)] or [path]  # loading it raises the error
     return [path]
 
 
@@ -75,16 +75,16 @@ def _is_prompt(path: str) -> bool:
 def load_prompts(
     files: Sequence[str], width: int, backbone: Backbone, vocabulary: str
 ) -> list[NamedPrompt]:
-    """Every prompt, held against the model and the vocabulary (its identity).
+    """Every prompt, checked against the backbone and the fingerprint of the vocabulary.
 
     Raises:
-      ConfigError: a prompt is missing, damaged, or belongs to another model.
+      ConfigError: a prompt is missing, damaged, or was tuned for another model.
     """
-    found = []
+    prompts = []
     for file in files:
-        array, metadata = prompt_file.load_prompt(file)
+        prompt, metadata = prompt_file.load_prompt(file)
         prompt_file.check_prompt(
-            array,
+            prompt,
             metadata,
             shape=(None, width),
             backbone=backbone.identity,
@@ -92,36 +92,31 @@ def load_prompts(
             where=file,
         )
         step, task = (metadata.step, metadata.task) if metadata else (0, "")
-        found.append(NamedPrompt(file, as_prompt(array), step, task))
-    return found
+        prompts.append(NamedPrompt(file, prompt, step, task))
+    return prompts
 
 
-def as_prompt(rows: Any) -> Prompt:
-    """A prompt of rows, float32, on no device yet."""
-    return Prompt(np.asarray(rows, np.float32))  # pyright: ignore[reportArgumentType]
+def tuned_tasks(prompt: NamedPrompt) -> set[str]:
+    """The names of the tasks that a prompt was tuned for; a mixture counts as its tasks.
 
-
-def own_tasks(prompt: NamedPrompt) -> set[str]:
-    """The tasks that a prompt was tuned for; a mixture stands for its own.
-
-    WSC is trained on its one half and scored on the other.
+    WSC is trained on "simple_train" and scored on "simple_eval": both names are returned.
 
     Raises:
-      ConfigError: the prompt does not say, or its task is not registered.
+      ConfigError: the prompt's task is unknown or not registered.
     """
     if not prompt.task:
         raise ConfigError(
-            f"{prompt.name} does not say which task it was tuned for, so EVAL_PAIRS = 'own' cannot "
-            "pair it: use 'all', or a prompt folder of this project."
+            f"EVAL_PAIRS = 'own': {prompt.name} does not name the task it was tuned for. Set "
+            "EVAL_PAIRS = 'all', or give a prompt folder of this project."
         )
     names = {task for task, _ in registry.component_tasks(prompt.task)}
     return names | {name.replace("_simple_train", "_simple_eval") for name in names}
 
 
-def file_names(prompts: Sequence[str]) -> dict[str, str]:
-    """What is added to a file's name for each prompt: nothing for one, else what sets it apart.
+def file_suffixes(prompts: Sequence[str]) -> dict[str, str]:
+    """The suffix of each prompt's files: "" for a single prompt, else its path below the others'.
 
-    >>> list(file_names(["runs/mood/prompts/best", "runs/topic/prompts/best"]).values())
+    >>> list(file_suffixes(["runs/mood/prompts/best", "runs/topic/prompts/best"]).values())
     ['-mood_prompts_best', '-topic_prompts_best']
     """
     if len(prompts) < 2:

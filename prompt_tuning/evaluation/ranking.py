@@ -1,9 +1,9 @@
-"""Ranks what a row may be answered with by its probability, every word of a row in one batch.
+"""Rank classification: the log probability of every label word of every row.
 
 A row is encoded once, whatever the number of its words. Rows may have different words, as ReCoRD's
-have their entities: pairs of a row and a word are packed into chunks of one size, so that a task is
-compiled once for each width of its inputs and words. Each data-parallel device ranks the words of
-its own rows: what it has computed of a row stays where it is.
+have their entities. Pairs of a row and a word are therefore packed into chunks of one size, so that
+a task is compiled once for each width of its inputs and words. Each data-parallel device ranks the
+words of its own rows, so encoded rows are never sent to another device. `evaluate.py` calls this.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ from prompt_tuning.tasks.eval_task import EvalTask
 
 Ids = tuple[int, ...]
 Pair = tuple[int, Ids]  # a row of a batch, and one of its words
-MOST_WORDS = 4  # a chunk holds so many words for each row of a batch, or those of one row
+MOST_WORDS = 4  # a chunk holds this many words for each row of a batch, or all of one row's
 
 
 class Chunk(NamedTuple):
-    """Pairs of a row and one of its words, C of each of G equal parts of a batch.
+    """Pairs of a row and one of its words, C for each of G equal parts of a batch.
 
-    What is not used is row 0 with no tokens.
+    Unused pairs are row 0 with no tokens.
     """
 
     row: Int32[np.ndarray, "G C"]  # counted within the part
     tokens: Int32[np.ndarray, "G*C L"]
-    used: list[tuple[int, int]]  # a place in the chunk, and its row of the batch
+    used: list[tuple[int, int]]  # (index of the pair in the chunk, its row in the batch)
 
 
 class NotRankableError(FloatingPointError):
@@ -49,40 +49,40 @@ def word_ids(task: EvalTask) -> list[list[Ids]]:
     """
     feature = task.task.output_features["targets"]
     end = (feature.vocabulary.eos_id,) if feature.add_eos else ()
-    known: dict[str, Ids] = {}
-    found = []
+    cache: dict[str, Ids] = {}
+    ids = []
     for row in range(len(task.rows)):
         words = task.words(row)
         for word in words:
-            if word not in known:
-                known[word] = (*map(int, feature.vocabulary.encode(word)), *end)
-        if not words or not all(known[word] for word in words):
+            if word not in cache:
+                cache[word] = (*map(int, feature.vocabulary.encode(word)), *end)
+        if not words or not all(cache[word] for word in words):
             raise ConfigError(
-                f"row {row} of {task.name} cannot be ranked: its words are {words!r}, and there "
-                "must be one at least, none of them empty. Set EVAL_METHOD = 'generate'."
+                f"row {row} of {task.name} cannot be ranked: its words are {words!r}. Expected at "
+                "least one word, and none empty. Set EVAL_METHOD = 'generate'."
             )
-        found.append([known[word] for word in words])
-    return found
+        ids.append([cache[word] for word in words])
+    return ids
 
 
 @dataclasses.dataclass(frozen=True)
 class Packing:
     """How the pairs of a batch are packed."""
 
-    parts: int  # data-parallel devices, each with as many rows of the batch
-    rows: int  # of the batch that a part has
-    size: int  # pairs of a part that a chunk holds
-    longest: int  # tokens of a word: those of a chunk are padded to one of a few widths
+    parts: int  # data-parallel devices
+    rows: int  # rows of a batch in each part
+    size: int  # pairs of each part in a chunk
+    longest: int  # tokens of the longest word; a chunk is padded to one of a few widths
 
     def chunks(self, words: Sequence[Sequence[Ids]]) -> Iterator[Chunk]:
-        """The pairs of a batch of these words, each row's within one chunk."""
+        """Chunks with all pairs of a batch; the pairs of a row share a chunk."""
         starts = range(0, len(words), self.rows)
         packed = [self._pack(enumerate(words[s : s + self.rows], s)) for s in starts]
         for pairs in itertools.zip_longest(*packed, fillvalue=()):
             yield self._chunk(pairs)
 
     def _pack(self, words: Iterable[tuple[int, Sequence[Ids]]]) -> Iterator[list[Pair]]:
-        """What each chunk holds of a part."""
+        """The pairs of one part, for each chunk."""
         pairs: list[Pair] = []
         for row, ids in words:
             if len(pairs) + len(ids) > self.size:
@@ -105,12 +105,12 @@ class Packing:
         return Chunk(row, tokens, used)
 
 
-def packing(words: Sequence[Sequence[Ids]], batch_size: int, parts: int) -> Packing:
-    """Chunks that hold a multiple of a part's rows, and all words of any row.
+def make_packing(words: Sequence[Sequence[Ids]], batch_size: int, parts: int) -> Packing:
+    """A packing whose chunks hold a multiple of a part's rows, and all words of any row.
 
-    >>> packing([[(5,), (6,)]] * 9, 8, parts=2)
+    >>> make_packing([[(5,), (6,)]] * 9, 8, parts=2)
     Packing(parts=2, rows=4, size=8, longest=1)
-    >>> packing([[(5,)] * 50], 8, parts=1).size
+    >>> make_packing([[(5,)] * 50], 8, parts=1).size
     56
     """
     rows, most = batch_size // parts, max(map(len, words))
@@ -125,24 +125,24 @@ def rank(evaluator: Any, params: Any, task: EvalTask) -> list[list[float]]:
       NotRankableError: a score is not a number.
     """
     words = word_ids(task)
-    packed = packing(words, evaluator.batch_size, evaluator.mesh.shape["data"])
-    parts = []
+    packing = make_packing(words, evaluator.batch_size, evaluator.mesh.shape["data"])
+    dispatched = []
     for tokens, places in evaluator.batches(task.rows):
         encoded = evaluator.encode(*params, tokens)
-        for chunk in packed.chunks([words[place] for place in places]):
+        for chunk in packing.chunks([words[place] for place in places]):
             pair = evaluator.place(row=chunk.row, tokens=chunk.tokens)
-            found = evaluator.score_pairs(*params, encoded, pair["row"], pair["tokens"])
-            parts.append((places, chunk, found))
+            values = evaluator.score_pairs(*params, encoded, pair["row"], pair["tokens"])
+            dispatched.append((places, chunk, values))
     scores: list[list[float]] = [[] for _ in words]
-    for places, chunk, found in parts:
-        found = jax.device_get(found)
-        for place, row in chunk.used:
-            scores[places[row]].append(found[place].item())
+    for places, chunk, values in dispatched:
+        values = jax.device_get(values)
+        for index, row in chunk.used:
+            scores[places[row]].append(values[index].item())
     _check_finite(task, scores)
     if evaluator.config.rank_score == "mean":
         return [
-            [score / len(ids) for score, ids in zip(one, row, strict=True)]
-            for one, row in zip(scores, words, strict=True)
+            [score / len(ids) for score, ids in zip(row_scores, row_words, strict=True)]
+            for row_scores, row_words in zip(scores, words, strict=True)
         ]
     return scores
 
@@ -152,6 +152,6 @@ def _check_finite(task: EvalTask, scores: Sequence[Sequence[float]]) -> None:
     bad = int((~np.isfinite(flat)).sum())
     if bad:
         raise NotRankableError(
-            f"{task.name}: {bad} of {len(flat)} log probabilities are not finite, so nothing can "
-            "be ranked. Try DTYPE = 'float32', or another prompt."
+            f"{task.name}: {bad} of {len(flat)} log probabilities are not finite. Try "
+            "DTYPE = 'float32', or another prompt."
         )

@@ -1,7 +1,7 @@
 """The records of a run or an evaluation: metrics.jsonl, rows, TensorBoard events, curves.
 
-Anybody may read and edit them. A run that goes on cuts them back to the step of its restored state
-and writes on; a damaged line is lost, and nothing else.
+They are plain files. A resumed run drops the records after the step of its restored state and
+appends to the rest. A damaged line is dropped.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ EVALUATIONS = "inference_eval"
 BASELINES = {"majority": ("--", "majority class"), "none": (":", "no prompt")}  # lines of curves
 NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 _METRIC = {"step": int, "name": str, "value": int | float, "task": str}  # in metrics.jsonl
-_STEP = {"step": int}  # in the other files that grow
+_STEP = {"step": int}  # in the other files that are appended to
 
 
 class RunLog:
@@ -36,11 +36,10 @@ class RunLog:
     """
 
     def __init__(self, model_dir: Path, *, step: int, evaluation_due: bool = False) -> None:
-        """Opens the logs and drops records beyond `step`, that of the restored state.
+        """Opens the logs and drops records beyond `step`, the step of the restored state.
 
-        A run that was killed between an evaluation and its saved state repeats the evaluation. With
-        `evaluation_due` the evaluation of `step` itself is repeated. Lines that cannot be read are
-        dropped too.
+        A run that was killed between an evaluation and its saved state repeats the evaluation. If
+        `evaluation_due`, the evaluation of `step` itself is repeated. Unreadable lines are dropped.
         """
         self.model_dir = model_dir
         self._step = step
@@ -56,9 +55,9 @@ class RunLog:
         task: str,
         timing: Mapping[str, float] = NOTHING,
     ) -> None:
-        """Writes what was measured while training up to `step`, one line for each value.
+        """Writes the training metrics up to `step`, one line for each value.
 
-        `timing` is for TensorBoard alone: records are what a run that is repeated repeats.
+        `timing` goes to TensorBoard alone: metrics.jsonl is the same if a run is repeated.
         """
         self._write({"step": step, "task": task, "split": "train"}, values)
         self._draw("train", step, {**values, **{f"timing/{n}": v for n, v in timing.items()}})
@@ -68,8 +67,8 @@ class RunLog:
     ) -> None:
         """Writes scores, named `<metric>/<method>`, one line for each.
 
-        `prompt` names what was scored instead of the run's own prompt: "majority", "none", or in
-        `t5x eval` a file. A slice of a split (`validation[:100]`) counts as the split.
+        `prompt` is empty for the run's own prompt. Otherwise it is "majority", "none" or, in
+        `t5x eval`, a file. The split of a slice (`validation[:100]`) is recorded without the slice.
         """
         head: dict[str, Any] = {"step": step, "task": task, "split": re.split(r"\W", split)[0]}
         self._write(head, values, {"prompt": prompt} if prompt else {})
@@ -91,7 +90,7 @@ class RunLog:
         retry.retried(lambda: append_text(path, text), path)
 
     def _draw(self, folder: str, step: int, values: Mapping[str, float]) -> None:
-        from tensorboardX import SummaryWriter  # which imports PyTorch, where that is installed
+        from tensorboardX import SummaryWriter  # slow: it imports PyTorch if that is installed
 
         if folder not in self._writers:
             self._writers[folder] = SummaryWriter(
@@ -104,7 +103,7 @@ class RunLog:
     def predictions(
         self, step: int, task: str, metrics: Mapping[str, float], rows: Iterable[Mapping[str, Any]]
     ) -> None:
-        """Writes T5X's two files of an evaluation: its metrics, and every row with its output."""
+        """Writes the two files of a T5X evaluation: metrics, and every row with its output."""
         name = f"{EVALUATIONS}/{task}-metrics.jsonl"
         self._append(name, json.dumps({"step": step, **metrics}) + "\n")
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -113,12 +112,12 @@ class RunLog:
         retry.retried(lambda: replace_text(path, text), path)
 
     def analysis(self, step: int, task: str, counts: Mapping[str, Any]) -> None:
-        """Writes what stands behind the scores: confusions, illegal outputs, agreement."""
+        """Writes the error analysis: confusions, illegal outputs, agreement."""
         line = json.dumps({"step": step, **counts}, ensure_ascii=False)
         self._append(f"{EVALUATIONS}/{task}-analysis.jsonl", line + "\n")
 
     def read_predictions(self, step: int, task: str) -> list[dict[str, Any]]:
-        """The rows that `predictions` wrote; none where they are gone."""
+        """The rows that `predictions` wrote; [] if the file was removed."""
         return read_records(self.model_dir / EVALUATIONS / f"{task}-{step:06d}.jsonl")
 
     def close(self) -> None:
@@ -129,7 +128,7 @@ class RunLog:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Adds lines to a file: all of them, or none if it fails."""
+    """Appends lines to a file; if that fails, the file is truncated to its old size."""
     path.parent.mkdir(exist_ok=True)
     size = path.stat().st_size if path.exists() else 0
     try:
@@ -142,27 +141,27 @@ def append_text(path: Path, text: str) -> None:
 
 
 def _record_files(folder: Path) -> list[Path]:
-    """The files that grow line by line from one evaluation to the next."""
+    """The files that are appended to at each evaluation."""
     evaluations = sorted((folder / EVALUATIONS).glob("*.jsonl"))
     files = (folder / METRICS, *evaluations)
-    return [path for path in files if _grows(path) and path.exists()]
+    return [path for path in files if _is_appended(path) and path.exists()]
 
 
-def _grows(path: Path) -> bool:
+def _is_appended(path: Path) -> bool:
     return path.name == METRICS or path.stem.endswith(("-metrics", "-analysis"))
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The JSON lines of a file, without those that a kill or a bad disk has damaged."""
+    """The records of a file of JSON lines; damaged lines are skipped."""
     return [record for _, record in _parse_lines(path)]
 
 
 def _parse_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Each line that holds a record, and the record."""
+    """Each valid line and its record."""
     if not path.exists():
         return []
     text = path.read_bytes().decode("utf-8", errors="replace")
-    needed = _METRIC if path.name == METRICS else _STEP if _grows(path) else {}
+    needed = _METRIC if path.name == METRICS else _STEP if _is_appended(path) else {}
     lines = []
     for line in text.split("\n"):  # not `splitlines`: a row's text may hold other line ends
         try:
@@ -177,25 +176,25 @@ def _parse_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def cut_back(path: Path, step: int, scored: int) -> None:
-    """Drops the lines of later steps from a file of records, and lines that are no records.
+    """Drops the records after `step`, and damaged lines, from a file of records.
 
-    Scores of the run's own prompt, which are all that the files of evaluations hold, are dropped
-    beyond `scored`.
+    Scores of the run's own prompt are dropped after `scored`: those in metrics.jsonl, and all
+    records of the other files.
     """
 
-    def stays(record: Mapping[str, Any]) -> bool:
-        own = path.name != METRICS or (is_score(record) and "prompt" not in record)
-        return record["step"] <= (scored if own else step)
+    def is_current(record: Mapping[str, Any]) -> bool:
+        of_prompt = path.name != METRICS or (is_score(record) and "prompt" not in record)
+        return record["step"] <= (scored if of_prompt else step)
 
-    text = "".join(line + "\n" for line, record in _parse_lines(path) if stays(record))
+    text = "".join(line + "\n" for line, record in _parse_lines(path) if is_current(record))
     if path.read_bytes() != text.encode():
         replace_text(path, text)
 
 
 def draw_curves(model_dir: Path) -> Path | None:
-    """Draws loss and validation metrics over steps to curves.png; None with nothing to draw.
+    """The path of curves.png, loss and validation metrics over steps; None if there is no record.
 
-    Baselines are dashed lines, so that one look says what the prompt has added.
+    Baselines are dashed lines.
     """
     metrics = read_records(model_dir / METRICS)
     loss = [(r["step"], r["value"]) for r in metrics if r["name"] == "loss"]
@@ -236,12 +235,12 @@ def draw_scores(
     scores: Mapping[str, Sequence[tuple[int, float]]],
     baselines: Mapping[str, Mapping[str, float]],
 ) -> None:
-    """Draws scores over steps in a colour each; a baseline is a line of the same colour."""
+    """Draws each score over steps in its own colour; its baselines have the same colour."""
     for number, (name, points) in enumerate(sorted(scores.items())):
         axes.plot(*zip(*points, strict=True), marker="o", color=f"C{number}", label=name)
         for base, value in baselines.get(name, {}).items():
             axes.axhline(value, ls=BASELINES[base][0], lw=1, color=f"C{number}")
-    for base, (style, label) in BASELINES.items():  # once, in grey: the colours say of what
+    for base, (style, label) in BASELINES.items():  # for the legend, in grey
         if any(base in values for values in baselines.values()):
             axes.plot([], [], ls=style, lw=1, color="grey", label=label)
     axes.set(title="validation", xlabel="step", ylabel="per cent")
@@ -250,5 +249,5 @@ def draw_scores(
 
 
 def is_score(record: Mapping[str, Any]) -> bool:
-    """Whether a record is of an evaluation (`accuracy/rank`), not of training (`loss`)."""
+    """Whether a record is a score (`accuracy/rank`), not a training metric (`loss`)."""
     return "/" in record["name"]

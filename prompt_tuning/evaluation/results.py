@@ -1,4 +1,4 @@
-"""What `t5x eval` found: tables to read, and JSON and CSV for programs."""
+"""The results of `t5x eval`: tables to read, and JSON and CSV for programs."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from prompt_tuning.evaluation.intervals import Interval
 from prompt_tuning.evaluation.score_table import score_table, table
 from prompt_tuning.runtime.replace_folder import replace_text
 
-# The tasks whose mean is SuperGLUE's score; its diagnostics AX-b and AX-g do not count.
+# SuperGLUE's score is the mean of these tasks, without the diagnostics AX-b and AX-g.
 SUPERGLUE = ("boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc")
 MAJORITY, OWN = "majority class", "each task's own prompt"
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One prompt on one task, apart from its metrics."""
+    """Rows, error analysis and intervals of one prompt on one task."""
 
     rows: int
     analysis: Analysis
@@ -48,7 +48,7 @@ class Matrix:
         return list(dict.fromkeys(task for row in self.metrics.values() for task in row))
 
     def __str__(self) -> str:
-        """For each task a table with a line for each prompt; at the end one of their means."""
+        """One table a task with a line for each prompt; then a table of the means."""
         parts = [self._task_table(task) for task in self.tasks]
         if len(self.tasks) > 1:
             parts += [self._mean_table(method) for method in self.methods]
@@ -65,22 +65,22 @@ class Matrix:
         return "\n".join(lines)
 
     def _mean_table(self, method: str) -> str:
-        """A task's score is the mean of its metrics; the last column the mean of the tasks'."""
+        """The table of each task's mean metric; the last column is the mean over tasks."""
         means = self.means(method)
         names = [short_name(task) for task in self.tasks]
         head = (f"mean of metrics / {method}", *names, mean_name(self.tasks))
         lines = [head]
         for prompt, scores in means.items():
-            found = [scores.get(task) for task in self.tasks]
-            whole = [score for score in found if score is not None]
-            mean = f"{np.mean(whole):.1f}" if len(whole) == len(found) else "-"
-            lines.append((prompt, *("-" if x is None else f"{x:.1f}" for x in found), mean))
+            columns = [scores.get(task) for task in self.tasks]
+            known = [score for score in columns if score is not None]
+            mean = f"{np.mean(known):.1f}" if len(known) == len(columns) else "-"
+            lines.append((prompt, *("-" if x is None else f"{x:.1f}" for x in columns), mean))
         return table(lines) if any(means.values()) else ""
 
     def means(self, method: str) -> dict[str, dict[str, float]]:
         """The mean of every task's metrics by one method, for each line of the table.
 
-        Where every task was scored with one prompt only, its own, they make up a line together.
+        If every task was scored with exactly one prompt, a line joins them: each task's own prompt.
         """
         rows = {MAJORITY: self.majority, **self.metrics} if self.majority else self.metrics
         means = {
@@ -98,7 +98,7 @@ class Matrix:
         return means
 
     def write(self, folder: Path) -> None:
-        """`matrix.json`, all of it, and `matrix.csv`, a line for each number."""
+        """Writes `matrix.json`, with everything, and `matrix.csv`, with a line for each number."""
         lines = list(self._lines())
         file = io.StringIO(newline="")
         writer = csv.DictWriter(file, list(lines[0]) if lines else [])
@@ -122,12 +122,12 @@ class Matrix:
         replace_text(folder / "matrix.json", text + "\n")
 
     def _mean_json(self, method: str) -> dict[str, Any]:
-        found: dict[str, Any] = {}
+        means: dict[str, Any] = {}
         for prompt, scores in self.means(method).items():
-            whole = len(scores) == len(self.tasks)
-            mean = {mean_name(self.tasks): float(np.mean(list(scores.values())))} if whole else {}
-            found[prompt] = {**scores, **mean}
-        return found
+            has_all = len(scores) == len(self.tasks)
+            mean = {mean_name(self.tasks): float(np.mean(list(scores.values())))} if has_all else {}
+            means[prompt] = {**scores, **mean}
+        return means
 
     def _lines(self) -> Any:
         for prompt, row in self.metrics.items():
@@ -152,7 +152,7 @@ class Matrix:
 
 
 def superglue_task(name: str) -> str:
-    """Which of SuperGLUE's eight tasks a seqio task is; "" of any other.
+    """The name of a seqio task among SuperGLUE's eight; "" for any other task.
 
     >>> [superglue_task(f"super_glue_{x}_v102") for x in ("cb", "record", "axb")]
     ['cb', 'record', '']
@@ -160,12 +160,12 @@ def superglue_task(name: str) -> str:
     'wsc'
     """
     pattern = r"(?:taskless_)?super_glue_([a-z]+)_v102(?:_simple_eval)?(?:_examples)?"
-    found = re.fullmatch(pattern, name)
-    return found.group(1) if found and found.group(1) in SUPERGLUE else ""
+    match = re.fullmatch(pattern, name)
+    return match.group(1) if match and match.group(1) in SUPERGLUE else ""
 
 
 def short_name(task: str) -> str:
-    """A task in the head of a column.
+    """The name of a task in the head of a column.
 
     >>> short_name("taskless_super_glue_cb_v102"), short_name("tiny_mood")
     ('cb', 'tiny_mood')
@@ -174,10 +174,10 @@ def short_name(task: str) -> str:
 
 
 def mean_name(tasks: list[str]) -> str:
-    """What the mean over these tasks is called: SuperGLUE's score is that of all eight.
+    """The name of the mean over these tasks: "SuperGLUE" if they are its eight tasks.
 
     >>> mean_name(["a", "b"])
     'mean of 2'
     """
-    found = sorted(superglue_task(task) for task in tasks)
-    return "SuperGLUE" if found == sorted(SUPERGLUE) else f"mean of {len(tasks)}"
+    names = sorted(superglue_task(task) for task in tasks)
+    return "SuperGLUE" if names == sorted(SUPERGLUE) else f"mean of {len(tasks)}"

@@ -1,4 +1,4 @@
-"""Scores as text in columns."""
+"""Tables of scores as text in aligned columns."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def score_table(
         for name, values in rows.items()
         for column in columns
     }
-    # Scores stay under one another where some have an interval.
+    # Pad the intervals, so that scores are aligned even if some rows have none.
     widths = {c: max(len(cells[name, c][1]) for name in rows) for c in columns}
     lines: list[tuple[str, ...]] = [(head, *columns)]
     for name in rows:
-        found = ((cells[name, column], widths[column]) for column in columns)
-        lines.append((name, *(score + interval.ljust(width) for (score, interval), width in found)))
+        parts = ((cells[name, column], widths[column]) for column in columns)
+        lines.append((name, *(score + interval.ljust(width) for (score, interval), width in parts)))
     return table(lines)
 
 

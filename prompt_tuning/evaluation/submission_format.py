@@ -1,8 +1,8 @@
-"""SuperGLUE's submission files: what a line is, and whether a file is what the server takes.
+"""SuperGLUE's submission files: their lines, and checks of finished files.
 
-One JSON-lines file a task, `idx` and `label` a line, sorted; MultiRC is nested as its test set is.
-Booleans are words, in WSC with a capital. `submit.py` writes with it; `check` knows nothing of how
-a file was made.
+There is one file of JSON lines a task, sorted, with `idx` and `label` in each line; MultiRC is
+nested as its test set is. Booleans are words, in WSC with a capital. `submit.py` writes the files;
+`check` reads them on its own.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from typing import Any
 from prompt_tuning.config import ConfigError
 
 Key = tuple[int, ...]  # idx, or passage, question and answer
-Answers = Mapping[Key, Any]  # the label of everything that is asked
+Answers = Mapping[Key, Any]  # the label of each key
 
 
 @dataclasses.dataclass(frozen=True)
 class FileFormat:
-    """One of the files."""
+    """The format of one task's file."""
 
-    name: str  # without .jsonl; the folder of the release
-    labels: tuple[Any, ...]  # as they are written; () of any text
-    rows: int  # of the official test set, as they are counted here: answers of MultiRC
-    required: bool = True  # the server scores without the diagnostics
+    name: str  # without .jsonl; also the task's folder in the SuperGLUE release
+    labels: tuple[Any, ...]  # as they are written; () means any text
+    rows: int  # keys of the official test set; for MultiRC its answers
+    required: bool = True  # False for the diagnostics
 
 
 _ENTAILMENT = ("entailment", "not_entailment")
@@ -57,14 +57,14 @@ def to_lines(task: str, answers: Answers) -> list[str]:
         return [json.dumps(row, ensure_ascii=False) for row in rows]
     passages: dict[int, dict[int, list[dict[str, Any]]]] = {}
     for (passage, question, answer), label in sorted(answers.items()):
-        found = passages.setdefault(passage, {}).setdefault(question, [])
-        found.append({"idx": answer, "label": label})
+        labels = passages.setdefault(passage, {}).setdefault(question, [])
+        labels.append({"idx": answer, "label": label})
     return [
         json.dumps(
             {
                 "idx": passage,
                 "passage": {
-                    "questions": [{"idx": q, "answers": found} for q, found in questions.items()]
+                    "questions": [{"idx": q, "answers": labels} for q, labels in questions.items()]
                 },
             }
         )
@@ -73,53 +73,53 @@ def to_lines(task: str, answers: Answers) -> list[str]:
 
 
 def check(place: str | os.PathLike[str], jsonl_dir: str | os.PathLike[str] = "") -> list[str]:
-    """A line on each file of a submission, a folder or a zip, that is as it has to be.
+    """A line on each file of a correct submission, a folder or a zip.
 
-    With the official test files (`<jsonl_dir>/<Task>/test.jsonl`) every idx there must be answered;
-    without them, as many as the official test sets have.
+    With the official test files (`<jsonl_dir>/<Task>/test.jsonl`), every idx in them must be
+    answered. Without them, only the number of answers is checked.
 
     Raises:
-      ConfigError: something is wrong; the message names every file and line.
+      ConfigError: the submission has errors; the message names every file and line.
     """
     files = _read(Path(place).expanduser())
-    said, problems = [], []
+    notes, problems = [], []
     for task, form in FILES.items():
         file = f"{form.name}.jsonl"
         if file not in files:
-            (problems if form.required else said).append(f"{file}: missing")
+            (problems if form.required else notes).append(f"{file}: missing")
             continue
         wrong = check_file(task, files[file], expected_keys(task, jsonl_dir) if jsonl_dir else None)
         problems += [f"{file}: {problem}" for problem in wrong]
-        said += [] if wrong else [f"{file}: in order"]
+        notes += [] if wrong else [f"{file}: in order"]
     known = {f"{form.name}.jsonl" for form in FILES.values()}
     problems += [f"{name}: no file of a submission" for name in sorted(set(files) - known)]
     if problems:
         text = "\n  ".join(problems)
-        raise ConfigError(f"{place} is not a submission as it should be:\n  {text}")
-    return said
+        raise ConfigError(f"the submission {place} has errors:\n  {text}")
+    return notes
 
 
 def check_file(task: str, text: str, expected: set[Key] | None = None) -> list[str]:
-    """What is wrong with a task's file, the first few of each kind."""
+    """The problems of a task's file, at most 20."""
     form = FILES[task]
     problems: list[str] = []
     seen: dict[Key, int] = {}
     for number, line in enumerate(_lines(text), start=1):
         try:
-            found = list(_parse(task, line))
+            answers = list(_parse(task, line))
         except (ValueError, KeyError, TypeError) as error:
             kind = type(error).__name__
             problems.append(f"line {number}: not a line of this file ({kind}: {error})")
             continue
-        for key, label in found:
+        for key, label in answers:
             if key in seen:
-                problems.append(f"line {number}: idx {_show(key)} is that of line {seen[key]} too")
+                problems.append(f"line {number}: idx {_show(key)} repeats line {seen[key]}")
             seen[key] = number
             if not _is_legal(form, label):
                 wanted = ", ".join(map(repr, form.labels)) or "a text that is not empty"
                 problems.append(f"line {number}: label {label!r}, expected {wanted}")
     if expected is None and len(seen) != form.rows:
-        problems.append(f"{len(seen)} answers, but the test set asks for {form.rows}")
+        problems.append(f"{len(seen)} answers, expected {form.rows}")
     if expected is not None:
         problems += _describe_keys("not answered", expected - set(seen))
         problems += _describe_keys("not of the test set", set(seen) - expected)
@@ -127,7 +127,7 @@ def check_file(task: str, text: str, expected: set[Key] | None = None) -> list[s
 
 
 def _lines(text: str) -> list[str]:
-    """The lines between line feeds: JSON may hold other ends of lines (U+2028) as they are."""
+    """The lines between line feeds: JSON strings may contain other line ends (U+2028)."""
     return text.removesuffix("\n").split("\n") if text else []
 
 
@@ -166,10 +166,10 @@ def _whole(value: Any) -> int:
 
 
 def expected_keys(task: str, jsonl_dir: str | os.PathLike[str]) -> set[Key]:
-    """What the official test file of a task asks.
+    """The keys of a task's official test file.
 
     Raises:
-      ConfigError: it is not there, or not such a file.
+      ConfigError: there is no such file, or it has another format.
     """
     form = FILES[task]
     folder = Path(jsonl_dir).expanduser() / form.name
@@ -180,13 +180,13 @@ def expected_keys(task: str, jsonl_dir: str | os.PathLike[str]) -> set[Key]:
     keys: collections.Counter[Key] = collections.Counter()
     try:
         for line in _lines(path.read_text(encoding="utf-8")):
-            keys.update(_asked(task, json.loads(line)))
+            keys.update(_test_keys(task, json.loads(line)))
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is not the test file of {form.name}: {error!r}.") from error
     return set(keys)
 
 
-def _asked(task: str, row: Mapping[str, Any]) -> Sequence[Key]:
+def _test_keys(task: str, row: Mapping[str, Any]) -> Sequence[Key]:
     if task == "record":
         return [(question["idx"],) for question in row["qas"]]
     if task != "multirc":
@@ -206,14 +206,14 @@ def _read(place: Path) -> dict[str, str]:
         with zipfile.ZipFile(place) as archive:
             return {name: archive.read(name).decode("utf-8") for name in archive.namelist()}
     except (OSError, zipfile.BadZipFile, UnicodeDecodeError) as error:
-        said = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(
-            f"{place} is no folder and no zip of a submission ({said}). Give what `t5x "
-            "submit-superglue --submission_dir` has written, or its zip."
+            f"{place} is neither a folder nor a zip of a submission ({reason}). Give the folder or "
+            "zip that `t5x submit-superglue` wrote."
         ) from error
 
 
 def find_task(name: str) -> str:
-    """Which file a seqio task's answers belong to; "" of any other task."""
+    """The key in FILES of a seqio task; "" for any other task."""
     config = name.removeprefix("taskless_").removeprefix("super_glue_").split("_v102")[0]
     return config if config in FILES and "super_glue_" in name else ""

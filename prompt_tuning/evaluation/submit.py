@@ -1,7 +1,7 @@
-"""`t5x submit-superglue`: the test rows of every prompt's task answered, as the official files.
+"""`t5x submit-superglue`: answers the test rows of SuperGLUE and writes the official files.
 
-Every prompt answers its own task, a prompt for RTE the diagnostics AX-b and AX-g as well. An output
-that is no label is replaced by the most probable one, and counted.
+Every prompt answers the task it was tuned for; a prompt for RTE also answers the diagnostics AX-b
+and AX-g. An output that is no label is replaced by the most probable label, and counted.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from prompt_tuning.config import ConfigError, EvalRun
 from prompt_tuning.evaluation import submission_format as form
 from prompt_tuning.evaluation.evaluate import Evaluator, answer
-from prompt_tuning.evaluation.prompts import NamedPrompt, find_prompts, load_prompts, own_tasks
+from prompt_tuning.evaluation.prompts import NamedPrompt, find_prompts, load_prompts, tuned_tasks
 from prompt_tuning.model import sharding
 from prompt_tuning.runtime.replace_folder import replace_file, replace_text
 from prompt_tuning.session import setup
@@ -23,22 +23,24 @@ from prompt_tuning.tasks import registry, task_rows
 from prompt_tuning.tasks.eval_task import EvalTask, find_row_words
 
 DIAGNOSTICS = ("axb", "axg")  # answered with RTE's prompt
-_FIELDS = {  # of an example, that say what a line answers
+_FIELDS = {  # the fields of an example that make up its key
     "multirc": ("idx/paragraph", "idx/question", "idx/answer"),
     "record": ("idx/query",),
 }
 
 
 def run_submit(run: EvalRun, submission_dir: str, *, make_zip: bool = False) -> list[Path]:
-    """Writes and checks the files of all tasks that there is a prompt for; returns their paths.
+    """The paths of the files of all tasks that have a prompt; writes and checks them.
 
     Raises:
-      ConfigError: a prompt is for no task of SuperGLUE, two are for one, a test split is missing,
-        or an answer is not one of the task's.
+      ConfigError: a prompt is for no task of SuperGLUE, two prompts are for one task, a test split
+        is missing, or an answer is not a label of the task.
     """
     files = find_prompts(run.prompt_file)
     if not files:
-        raise ConfigError("there is nothing to submit: PROMPT_FILE names no prompt.")
+        raise ConfigError(
+            "PROMPT_FILE is empty: there is nothing to submit. Set it to the prompts to submit."
+        )
     with open_session(run) as session:
         mesh = session.mesh
         folder = make_dir(submission_dir, "--submission_dir")
@@ -54,12 +56,12 @@ def run_submit(run: EvalRun, submission_dir: str, *, make_zip: bool = False) -> 
             placed = sharding.replicate(prompt.prompt, mesh)
             answers, replaced = _answers(evaluator, (backbone.params, placed), task)
             written.append(_write(folder, form.find_task(name), answers))
-            note = f"; {replaced} were no label: the most probable one stands" if replaced else ""
+            note = f"; {replaced} were no label: replaced by the most probable" if replaced else ""
             print(f"{written[-1].name}: {len(answers)} answers of {prompt.name}{note}", flush=True)
     names = {path.stem for path in written}
     missing = [f.name for f in form.FILES.values() if f.required and f.name not in names]
     if missing:
-        print(f"no answers for {', '.join(missing)}: the server wants all eight tasks", flush=True)
+        print(f"no answers for {', '.join(missing)}: the server needs all eight", flush=True)
     if make_zip:
         with (
             replace_file(folder / "submission.zip") as new,
@@ -75,20 +77,20 @@ def _write(folder: Path, key: str, answers: form.Answers) -> Path:
     path = folder / f"{form.FILES[key].name}.jsonl"
     text = "".join(line + "\n" for line in form.to_lines(key, answers))
     if problems := form.check_file(key, text, set(answers)):
-        raise ConfigError(f"{path.name} would not be taken: " + "; ".join(problems))
+        raise ConfigError(f"{path.name} would be rejected: " + "; ".join(problems))
     replace_text(path, text)
     return path
 
 
 def assign_tasks(prompts: list[NamedPrompt]) -> dict[str, NamedPrompt]:
-    """The seqio tasks to answer, each with its prompt; a mixture's prompt answers all of it.
+    """The seqio tasks to answer, each with its prompt; a mixture's prompt answers all its tasks.
 
     Raises:
-      ConfigError: a prompt is for no task of SuperGLUE, or two are for one.
+      ConfigError: a prompt is for no task of SuperGLUE, or two prompts are for one task.
     """
-    found: dict[str, NamedPrompt] = {}
+    assigned: dict[str, NamedPrompt] = {}
     for prompt in prompts:
-        names = [name for name in sorted(own_tasks(prompt)) if form.find_task(name)]
+        names = [name for name in sorted(tuned_tasks(prompt)) if form.find_task(name)]
         names = [name for name in names if "_simple_train" not in name]
         if not names:
             raise ConfigError(f"{prompt.name} was tuned for {prompt.task}, no task of SuperGLUE.")
@@ -98,31 +100,32 @@ def assign_tasks(prompts: list[NamedPrompt]) -> dict[str, NamedPrompt]:
             for diagnostic in DIAGNOSTICS
             if form.find_task(name) == "rte"
         ]
-        for name in dict.fromkeys(names):  # a mixture may have the diagnostics itself
-            if name in found:
+        for name in dict.fromkeys(names):  # a mixture may contain the diagnostics
+            if name in assigned:
                 raise ConfigError(
-                    f"{found[name].name} and {prompt.name} are both for {name}: give one of them."
+                    f"{assigned[name].name} and {prompt.name} are both for {name}. Give one of "
+                    "them."
                 )
-            found[name] = prompt
-    return found
+            assigned[name] = prompt
+    return assigned
 
 
 def _load(run: EvalRun, name: str) -> EvalTask | None:
-    """The test rows; None of a diagnostic that is not there."""
+    """The test rows; None for a diagnostic whose data is missing."""
     data = dataclasses.replace(run.data, mixture_or_task_name=name, eval_split="test")
     try:
-        (found,) = task_rows.load_eval_rows(data, limit=run.eval.num_examples)
+        (loaded,) = task_rows.load_eval_rows(data, limit=run.eval.num_examples)
     except ConfigError:
         if form.find_task(name) in DIAGNOSTICS:
             print(f"{name}: no test rows, so no file", flush=True)
             return None
         raise
-    own = () if found.label_words else find_row_words(found)
-    return EvalTask(found.task, found.rows, (), found.label_words, own)
+    row_words = () if loaded.label_words else find_row_words(loaded)
+    return EvalTask(loaded.task, loaded.rows, (), loaded.label_words, row_words)
 
 
 def _answers(evaluator: Evaluator, params: Any, task: EvalTask) -> tuple[form.Answers, int]:
-    """The label of every row, as the files have it, and how many outputs were none."""
+    """The label of every row in the format of the files, and how many outputs were no label."""
     method = "rank" if evaluator.config.method == "rank" and task.can_rank else "generate"
     outputs = answer(evaluator, params, task, method)
     illegal = [
@@ -134,13 +137,13 @@ def _answers(evaluator: Evaluator, params: Any, task: EvalTask) -> tuple[form.An
     key = form.find_task(task.name)
     answers: dict[form.Key, Any] = {}
     for row, (example, output) in enumerate(zip(task.rows.examples, outputs, strict=True)):
-        place = tuple(int(example[field]) for field in _FIELDS.get(key, ("idx",)))
-        answers.setdefault(place, _label(task, key, row, output))
+        idx = tuple(int(example[field]) for field in _FIELDS.get(key, ("idx",)))
+        answers.setdefault(idx, _label(task, key, row, output))
     return answers, len(illegal)
 
 
 def _label(task: EvalTask, key: str, row: int, output: str) -> Any:
-    """An output in the form of the files: WSC says whether it names the referent in question."""
+    """The label of an output in the file; for WSC whether it names the right referent."""
     if key == "record":
         return output
     if key == "wsc":

@@ -137,9 +137,8 @@ def describe_init(
     elif init == "sampled_vocab":
         description = f"{length} of the {common} most common pieces"
     elif init == "class_labels":
-        description = (
-            f"class labels {', '.join(map(repr, labels[:length]))}, then sampled vocabulary"
-        )
+        words = ", ".join(map(repr, labels[:length]))
+        description = f"class labels {words}, then sampled vocabulary"
     elif init == "text":
         pieces = len(encode(config.text))
         description = f"the first {min(pieces, length)} of {pieces} pieces of PROMPT_TEXT"

@@ -1,33 +1,27 @@
-"""T5's attention: relative position buckets, their learned bias, and the heads.
+"""Attention as functions: which positions see which, relative positions, and weighted means.
 
-`layers.py`, the next file, makes layers of it. Letters as in `t5.py`.
+Softmax is in float32. Its sum divides the weighted sum of the values, not the weights: of `Q x S`
+numbers a head, forward and backward, there is then one pass fewer, and the backward pass needs one
+number each, in the dtype of the model (as in FlashAttention: Dao et al. 2022, 3.1 and B.2).
+
+After `products.py`; `layers.py`, the next file, makes layers of it. Letters as in `t5.py`, and Q.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from prompt_tuning.config import ConfigError, ModelConfig
-from prompt_tuning.model.device import ANY, Device
-from prompt_tuning.model.products import (
-    attend_in_parts,
-    attend_to_lengths,
-    attend_to_source,
-    dense_product,
-    product,
-    rows_at_once,
-)
+from prompt_tuning.config import Attending, ConfigError, ModelConfig
+from prompt_tuning.model.device import Device
+from prompt_tuning.model.products import einsum, sum_queries
 
 MASKED = -1e10  # what T5X adds to the attention logit of a masked pair
-NORM_EPSILON = 1e-6
 
 # A row's positions are marked with booleans, or, where several examples share the row, with the
 # number of the example, counted from 1; 0 is padding.
@@ -62,9 +56,9 @@ def relative_position_buckets(
 def sees(
     queries: Bool[Array, "B Q"] | Int[Array, "B Q"], keys: Bool[Array, "B S"] | Int[Array, "B S"]
 ) -> Bool[Array, "B Q S"]:
-    """True where a valid query meets a valid key, in a packed row one of its own example.
+    """True if query and key are valid and, in a packed row, of the same example.
 
-    Relative positions need no such care: within an example the distances are what they were.
+    Relative positions need no such care: packing does not change distances within an example.
 
     >>> sees(jnp.array([[1, 2, 0]]), jnp.array([[1, 2, 2]])).astype(int).tolist()
     [[[1, 0, 0], [0, 1, 1], [0, 0, 0]]]
@@ -73,12 +67,12 @@ def sees(
 
 
 def attention_bias(allowed: Bool[Array, "B Q S"]) -> Float[Array, "B 1 Q S"]:
-    """0 where a query may see a key and -1e10 elsewhere."""
+    """0 if a query may see a key, else -1e10."""
     return jnp.where(allowed, 0.0, MASKED)[:, None].astype(jnp.float32)
 
 
 def row_lengths(config: ModelConfig, device: Device, valid: Valid) -> Int[Array, "B"] | None:
-    """How long rows are, where attention takes lengths (cuDNN's): valid positions come first.
+    """The lengths of the rows if attention takes lengths (cuDNN's): valid positions come first.
 
     Raises:
       ConfigError: several examples share a row.
@@ -93,148 +87,11 @@ def row_lengths(config: ModelConfig, device: Device, valid: Valid) -> Int[Array,
     return valid.sum(axis=-1, dtype=jnp.int32)
 
 
-# Norm with a backward pass of its own -----------------------------------------------------------
-# Derived, it keeps the broadcast of every scale it multiplies by, as large as the activations.
-
-
-@jax.custom_vjp
-def rms_norm(x: Float[Array, "*B D"], scale: Float[Array, "D"]) -> Float[Array, "*B D"]:
-    """`x` with rows of mean square 1, times `scale`, which is not broadcast to be kept."""
-    return _rms_norm_forward(x, scale)[0]
-
-
-def _rms_norm_forward(x: Array, scale: Array) -> tuple[Array, tuple[Array, Array, Array]]:
-    inverse = jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + NORM_EPSILON)
-    return x * (inverse * scale), (x, inverse, scale)
-
-
-def _rms_norm_backward(kept: tuple[Array, Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, inverse, scale = kept
-    normed = x * inverse
-    scaled = gradient * scale
-    along = (scaled * normed).mean(axis=-1, keepdims=True)
-    whole = tuple(range(x.ndim - 1))
-    return inverse * (scaled - normed * along), (gradient * normed).sum(axis=whole)
-
-
-rms_norm.defvjp(_rms_norm_forward, _rms_norm_backward)
-
-
-class RelativePositionBias(nn.Module):
-    """One table `rel_embedding` float[H, buckets], shared by all layers of a stack."""
-
-    config: ModelConfig
-    bidirectional: bool
-
-    @nn.compact
-    def __call__(self, queries: int, keys: int) -> Float[Array, "1 H Q S"]:
-        """The learned bias of every head for every pair of positions."""
-        c = self.config
-        num_buckets = c.relative_attention_num_buckets
-        table = self.param(
-            "rel_embedding",
-            nn.initializers.variance_scaling(1.0, "fan_avg", "uniform"),
-            (c.num_heads, num_buckets),
-        )
-        buckets = relative_position_buckets(
-            queries,
-            keys,
-            bidirectional=self.bidirectional,
-            num_buckets=num_buckets,
-            max_distance=c.relative_attention_max_distance,
-        )
-        return jnp.take(table.astype(jnp.float32), buckets, axis=1)[None]
-
-
-class Attention(nn.Module):
-    """Multi-head attention with additive bias, without scaling by sqrt(K) (T5)."""
-
-    config: ModelConfig
-    device: Device = ANY
-
-    def setup(self) -> None:
-        c = self.config
-        joined = c.num_heads * c.head_dim
-        # The scale of the logits sits in the initialiser of the query instead.
-        query_init = fan_in("normal", 1.0 / c.head_dim)
-        self.query = dense(joined, c, query_init)
-        self.key = dense(joined, c, fan_in("normal"))
-        self.value = dense(joined, c, fan_in("normal"))
-        self.out = dense(c.embed_dim, c, fan_in("normal"))
-
-    def split_heads(self, x: Float[Array, "*S HK"]) -> Float[Array, "*S H K"]:
-        """Separates the heads, which T5X's kernels keep joined."""
-        return x.reshape(*x.shape[:-1], self.config.num_heads, self.config.head_dim)
-
-    def keys_values(
-        self, source: Float[Array, "B S D"]
-    ) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]]:
-        """Keys and values of `source`, computed apart so that decoding can keep them."""
-        return self.split_heads(self.key(source)), self.split_heads(self.value(source))
-
-    def __call__(
-        self,
-        x: Float[Array, "B Q D"],
-        keys_values: tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]],
-        bias: Float[Array, "#B #H Q S"],
-        lengths: Int[Array, "B"] | None = None,
-        kept: Bool[Array, "B HS"] | None = None,
-    ) -> Float[Array, "B Q D"]:
-        """What the heads attend to, joined again.
-
-        With `lengths` the rest of a row is not seen (`row_lengths`), and `bias` is the same for all
-        rows; else `bias` says what is seen. `kept` is what dropout leaves of the weights.
-        """
-        key, value = keys_values
-        query = self.split_heads(self.query(x))
-        keep = self._keep(kept, value)
-        if keep is not None:  # one mask for all queries: a weight that is dropped is a value of 0
-            value = value * keep[..., 0, :].swapaxes(1, 2)[..., None]
-        if lengths is not None:
-            attended = attend_to_lengths(query, key, value, bias, lengths, self.device.kernel)
-        else:
-            rows = rows_at_once(self.config, self.device, x.shape[0], x.shape[1])
-            attended = attend_in_parts(rows, (query, key, value), bias)
-        return self.out(attended.reshape(*x.shape[:-1], -1))
-
-    def absorbed(
-        self,
-        x: Float[Array, "B Q D"],
-        source: Float[Array, "B S D"],
-        bias: Float[Array, "#B #H Q S"],
-        kept: Bool[Array, "B HS"] | None = None,
-    ) -> Float[Array, "B Q D"]:
-        """The same, with the kernels of key and value multiplied into what few queries there are.
-
-        A query times the key of a position is the query times the kernel, times the position; a
-        mean of values is the mean of the positions, times the kernel. No position of `source` has
-        a key or value then: `absorbs` says when that is less to compute.
-        """
-        query = self.split_heads(self.query(x))
-        keep = self._keep(kept, source)
-        query = product("BQHK,DHK->BHQD", query, self._kernel(self.key))
-        seen = attend_to_source(query, source, bias, keep)
-        attended = product("BHQD,DHK->BQHK", seen, self._kernel(self.value))
-        return self.out(attended.reshape(*x.shape[:-1], -1))
-
-    def _keep(self, kept: Array | None, source: Array) -> Array | None:
-        """What dropout multiplies the weights by, [B, H, 1, S]: the same for all queries."""
-        if kept is None:
-            return None
-        ones = jnp.ones((len(kept), 1, kept.shape[1]), source.dtype)
-        ones = drop(ones, kept, self.config.dropout_rate)
-        return ones.reshape(len(kept), self.config.num_heads, 1, source.shape[1])
-
-    def _kernel(self, projection: nn.Dense) -> Float[Array, "D H K"]:
-        kernel: Array = projection.get_variable("params", "kernel")
-        return self.split_heads(kernel.astype(self.config.dtype))
-
-
 def absorbs(config: ModelConfig, queries: int, source: int) -> bool:
-    """Whether `absorbed` is less to compute than keys and values, for one row of these lengths.
+    """Whether `Attention.absorbed` takes fewer operations than keys and values, for one row.
 
-    It multiplies the queries by the kernels in the place of the source's positions, and makes them
-    as wide as the model in each head.
+    It multiplies the queries by the kernels, not the source's positions, and each head of a query
+    becomes as wide as the model.
 
     >>> small = ModelConfig(num_encoder_layers=8, num_decoder_layers=8, num_heads=6, head_dim=64,
     ...                     embed_dim=512, mlp_dim=1024, num_embeddings=32128)
@@ -246,9 +103,9 @@ def absorbs(config: ModelConfig, queries: int, source: int) -> bool:
 
 
 def take_rows(x: Shaped[Array, "R *D"], rows: Int[Array, "G C"]) -> Shaped[Array, "G*C *D"]:
-    """Of each of G equal parts of the rows of `x` those that `rows` counts in it.
+    """Rows of `x`, which is split into G equal parts: of each part those that `rows` numbers in it.
 
-    XLA takes them on the device that has the part, where there is a part a device.
+    If each device has one part, XLA takes them there.
 
     >>> take_rows(jnp.array([10, 11, 12, 13]), jnp.array([[0, 0, 1], [1, 0, 0]])).tolist()
     [10, 10, 11, 13, 12, 12]
@@ -258,79 +115,231 @@ def take_rows(x: Shaped[Array, "R *D"], rows: Int[Array, "G C"]) -> Shaped[Array
     return take(parts, rows).reshape(-1, *x.shape[1:])
 
 
-# What every layer is made of ---------------------------------------------------------------------
+# Attention ---------------------------------------------------------------------------------------
+# With queries q, keys k, values v and a bias b, and with sums over the keys s:
+#
+#     l_s = q . k_s + b_s      w_s = exp(l_s - max_s l_s)      z = sum_s w_s
+#     o = (sum_s w_s v_s) / z
+#
+# Backward, with g = dL/do / z, and with g . o for sum_s w_s (g . v_s) / z, which is the same:
+#
+#     dL/dl_s = w_s (g . v_s - g . o)        dL/db = dL/dl, summed over the axes that b has not
+#     dL/dq = sum_s dL/dl_s k_s              dL/dk_s = sum_q dL/dl_s q
+#                                            dL/dv_s = sum_q w_s g
+#
+# w is saved for the backward pass, in the dtype of the model. Without the barriers XLA would save
+# the float32 copy of it that the forward pass makes.
 
 
-def fan_in(
-    distribution: Literal["truncated_normal", "normal"] = "truncated_normal", scale: float = 1.0
-) -> Any:
-    """The initialiser of a kernel whose outputs have the variance `scale`."""
-    return nn.initializers.variance_scaling(scale, "fan_in", distribution)
+@jax.custom_vjp
+def attend(
+    query: Float[Array, "*B Q H K"],
+    key: Float[Array, "*B S H K"],
+    value: Float[Array, "*B S H K"],
+    bias: Float[Array, "#*B #H Q S"],
+) -> Float[Array, "*B Q H K"]:
+    """Every query's mean of the values, weighted by softmax(query . key + bias)."""
+    return _attend_forward(query, key, value, bias)[0]
 
 
-def dense(
-    features: int, config: ModelConfig, kernel_init: Any, name: str | None = None, out: Any = None
-) -> Any:
-    """A matrix without a bias (T5 has none); products are in `out`, else the model's dtype."""
-    return nn.Dense(
-        features,
-        use_bias=False,
-        dtype=jnp.dtype(config.dtype),
-        kernel_init=kernel_init,
-        dot_general=functools.partial(dense_product, dtype=out),
-        name=name,
-    )
+def _attend_forward(query: Array, key: Array, value: Array, bias: Array) -> tuple[Array, Any]:
+    with jax.named_scope("query-key"):
+        logits = einsum("...QHK,...SHK->...HQS", query, key, jnp.float32) + bias
+    with jax.named_scope("softmax"):
+        weights, scale = _exponentials(logits, query.dtype)
+    with jax.named_scope("values"):
+        total = einsum("...HQS,...SHK->...HQK", weights, value, jnp.float32)
+        mean = (total * scale).astype(query.dtype).swapaxes(-3, -2)
+    return mean, (query, key, value, bias, weights, scale, mean)
 
 
-class Norm(nn.Module):
-    """T5's layer norm: scaled by the root mean square, not centred; computed in float32."""
-
-    dtype: Any
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        """`x` with rows of mean square 1, times the learned scale."""
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
-        return rms_norm(x.astype(jnp.float32), scale.astype(jnp.float32)).astype(self.dtype)
-
-
-def norm(config: ModelConfig) -> Norm:
-    """The norm in the dtype of the model."""
-    return Norm(jnp.dtype(config.dtype))
-
-
-# Dropout -----------------------------------------------------------------------------------------
-# In few draws: place by place they took XLA's CPU compiler longer than the rest of a step.
-
-Kept = Mapping[str, Bool[Array, "B _"]]  # by place
-Units = Mapping[str, tuple[int, int]]  # by place: what a mesh splits, and how much there is of each
+def _attend_backward(saved: Any, gradient: Float[Array, "*B Q H K"]) -> tuple[Array, ...]:
+    query, key, value, bias, weights, scale, mean = jax.lax.optimization_barrier(saved)
+    with jax.named_scope("values"):
+        gradient = gradient * scale.swapaxes(-3, -2)
+        along = (gradient * mean).sum(axis=-1, keepdims=True).swapaxes(-3, -2)
+        gradient = gradient.astype(mean.dtype)
+        d_weights = einsum("...QHK,...SHK->...HQS", gradient, value, jnp.float32)
+        d_value = einsum("...QHK,...HQS->...HKS", gradient, weights)
+    with jax.named_scope("softmax"):
+        d_logits = weights * (d_weights - along)
+        d_bias = _sum_to(bias.shape, d_logits)
+        d_logits = d_logits.astype(mean.dtype)
+    with jax.named_scope("query-key"):
+        d_query = einsum("...HQS,...SHK->...HQK", d_logits, key)
+        d_key = einsum("...QHK,...HQS->...HKS", query, d_logits)
+    return d_query.swapaxes(-3, -2), _keys_first(d_key), _keys_first(d_value), d_bias
 
 
-def splits(units: Units) -> list[int]:
-    """The ways in which a mesh splits these places, each of which is a draw of its own."""
-    return sorted({split for split, _ in units.values()})
+def _keys_first(x: Float[Array, "*B H K S"]) -> Float[Array, "*B S H K"]:
+    return jnp.moveaxis(x, -1, -3)
 
 
-def draw_kept(
-    config: ModelConfig, keys: Key[Array, "_"], rows: int, units: Units
-) -> dict[str, Bool[Array, "B _"]]:
-    """What dropout leaves of the units of each place: a mask for each row, as T5 drops.
+attend.defvjp(_attend_forward, _attend_backward)
 
-    It is the same for all positions of a row, and follows from the row's place in the batch, not
-    from how many there are. Places of which a mesh splits as many units are one draw, which is cut
-    where no device has a part alone: there is a key for each of `splits`.
+
+def _exponentials(
+    logits: Float[Array, "B H Q S"], dtype: Any
+) -> tuple[Float[Array, "B H Q S"], Float[Array, "B H Q 1"]]:
+    """Exponentials in `dtype`, and 1 / their sum: the product of both is the softmax."""
+    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True)).astype(dtype)
+    return weights, 1.0 / weights.sum(axis=-1, keepdims=True, dtype=jnp.float32)
+
+
+def _sum_to(shape: tuple[int, ...], x: Array) -> Array:
+    """`x` summed over the axes that are 1 in `shape`."""
+    shared = tuple(axis for axis, size in enumerate(shape) if size < x.shape[axis])
+    return x.sum(axis=shared, keepdims=True)
+
+
+# The same where a position x_s of the source is key and value of every head, and the weights are
+# multiplied by a factor m_s, which dropout draws for all queries:
+#
+#     l_s = q . x_s + b_s      o = (sum_s m_s w_s x_s) / z
+#     dL/dl_s = w_s (m_s g . x_s - g . o)      dL/dm_s = sum_q w_s (g . x_s)
+#     dL/dq = sum_s dL/dl_s x_s                dL/dx_s = sum_hq (dL/dl_s q + m_s w_s g)
+
+
+@jax.custom_vjp
+def attend_to_source(
+    query: Float[Array, "B H Q D"],
+    source: Float[Array, "B S D"],
+    bias: Float[Array, "#B #H Q S"],
+    factor: Float[Array, "B H 1 S"] | None = None,
+) -> Float[Array, "B H Q D"]:
+    """`attend` where positions are their own keys and values, the same for every head.
+
+    `factor` is what dropout multiplies a head's weights by. Backward, what a position gives as key
+    and as value is one product: derived, there are two, of the size of the source, and XLA keeps
+    those of many layers.
     """
-    drawn: dict[str, Array] = {}
-    for key, split in zip(keys, splits(units), strict=True):
-        rests = {place: rest for place, (found, rest) in units.items() if found == split}
-        shape = (rows, split, sum(rests.values()))
-        of_all = jax.random.bernoulli(key, 1.0 - config.dropout_rate, shape)
-        ends = np.cumsum([*rests.values()])[:-1].tolist()
-        for place, one in zip(rests, jnp.split(of_all, ends, axis=2), strict=True):
-            drawn[place] = one.reshape(rows, -1)
-    return drawn
+    return _attend_to_source_forward(query, source, bias, factor)[0]
 
 
-def drop(x: Float[Array, "B S W"], kept: Bool[Array, "B W"] | None, rate: float) -> Array:
-    """`x` without what is not `kept`; the rest is divided by the share that is kept on average."""
-    return x if kept is None else jnp.where(kept[:, None], x / (1.0 - rate), jnp.zeros_like(x))
+def _attend_to_source_forward(
+    query: Array, source: Array, bias: Array, factor: Array | None
+) -> tuple[Array, Any]:
+    with jax.named_scope("query-key"):
+        logits = einsum("BHQD,BSD->BHQS", query, source, jnp.float32) + bias
+    with jax.named_scope("softmax"):
+        weights, scale = _exponentials(logits, query.dtype)
+    with jax.named_scope("values"):
+        total = einsum("BHQS,BSD->BHQD", _times(weights, factor), source, jnp.float32)
+        mean = (total * scale).astype(query.dtype)
+    return mean, (query, source, bias, factor, weights, scale, mean)
+
+
+def _attend_to_source_backward(
+    saved: Any, gradient: Float[Array, "B H Q D"]
+) -> tuple[Array | None, ...]:
+    query, source, bias, factor, weights, scale, mean = jax.lax.optimization_barrier(saved)
+    with jax.named_scope("values"):
+        gradient = gradient * scale
+        along = (gradient * mean).sum(axis=-1, keepdims=True)
+        gradient = gradient.astype(mean.dtype)
+        d_weights = einsum("BHQD,BSD->BHQS", gradient, source, jnp.float32)
+        d_factor = None
+        if factor is not None:
+            d_factor = (weights * d_weights).sum(axis=-2, keepdims=True)
+    with jax.named_scope("softmax"):
+        d_logits = weights * (_times(d_weights, factor) - along)
+        d_bias = _sum_to(bias.shape, d_logits)
+        d_logits = d_logits.astype(mean.dtype)
+    with jax.named_scope("query-key"):
+        d_query = einsum("BHQS,BSD->BHQD", d_logits, source)
+        both = jnp.stack([d_logits, _times(weights, factor)], axis=1)
+        d_source = sum_queries(both, jnp.stack([query, gradient], axis=1))
+    return d_query, d_source, d_bias, d_factor
+
+
+attend_to_source.defvjp(_attend_to_source_forward, _attend_to_source_backward)
+
+
+def _times(weights: Array, factor: Array | None) -> Array:
+    return weights if factor is None else weights * factor
+
+
+def attend_to_lengths(
+    query: Float[Array, "B S H K"],
+    key: Float[Array, "B S H K"],
+    value: Float[Array, "B S H K"],
+    bias: Float[Array, "1 H S S"],
+    lengths: Int[Array, "B"],
+    kernel: Attending,
+) -> Float[Array, "B S H K"]:
+    """`attend` for rows of these lengths by JAX's kernels: cuDNN's keeps no weight.
+
+    They take the bias in the dtype of the model. It is the same for all rows: with a mask added to
+    it, it would be as large as the weights. Positions beyond a row's length are set to 0, before
+    and after: kernels leave their values and gradients undefined.
+
+    Raises:
+      ConfigError: cuDNN is not installed, or does not do this.
+    """
+    counts = (jnp.arange(query.shape[1]) < lengths[:, None])[..., None, None]
+    heads = [jnp.where(counts, x, 0) for x in (query, key, value)]
+    try:
+        seen = jax.nn.dot_product_attention(
+            *heads,
+            bias=bias.astype(query.dtype),
+            scale=1.0,  # T5 has none
+            query_seq_lengths=lengths,
+            key_value_seq_lengths=lengths,
+            implementation=kernel,
+        )
+    except RuntimeError as error:
+        install = " pip install 'jax[cuda12]' brings it." if "cuDNN" in str(error) else ""
+        raise ConfigError(
+            f"ATTENTION = 'cudnn' is not possible here: {str(error).rstrip('.')}.{install} "
+            "ATTENTION = 'xla' needs no cuDNN."
+        ) from error
+    return jnp.where(counts, seen, 0)
+
+
+# A few rows at a time ----------------------------------------------------------------------------
+# On processors XLA runs the small products of a batch's heads one after the other, each on all
+# cores, and what they make of all rows does not stay in the caches. A few rows at a time do, and
+# parts run side by side: the same numbers in half of the time forward, and in two thirds with the
+# gradient.
+
+HEADS_AT_ONCE = {"float32": 12, "bfloat16": 24}  # the same bytes
+MOST_PARTS = 8  # of a batch: every part is compiled
+
+
+def rows_at_once(config: ModelConfig, device: Device, rows: int, queries: int) -> int:
+    """Of how many rows attention is computed at a time; all, where a row has little to compute.
+
+    >>> base = dict(num_encoder_layers=1, num_decoder_layers=1, head_dim=64, embed_dim=512,
+    ...             mlp_dim=1024, num_embeddings=32128)
+    >>> cpu = Device("processor")
+    >>> [rows_at_once(ModelConfig(num_heads=h, **base), cpu, 8, 228) for h in (6, 12, 64)]
+    [2, 1, 1]
+    >>> rows_at_once(ModelConfig(num_heads=6, **base), cpu, 32, 228)
+    4
+    """
+    if device.kind != "processor" or queries < 32:
+        return rows
+    return max(1, HEADS_AT_ONCE[config.dtype] // config.num_heads, -(-rows // MOST_PARTS))
+
+
+def attend_in_parts(
+    rows: int,
+    heads: tuple[Float[Array, "B Q H K"], Float[Array, "B S H K"], Float[Array, "B S H K"]],
+    bias: Float[Array, "#B #H Q S"],
+) -> Float[Array, "B Q H K"]:
+    """`attend` for so many rows at a time."""
+    query, key, value = heads
+    batch = query.shape[0]
+    if rows >= batch:
+        return attend(query, key, value, bias)
+    sizes = [rows] * (batch // rows) + [batch % rows] * bool(batch % rows)
+
+    def split(x: Array) -> Sequence[Array]:
+        if x.shape[0] != batch:  # the same for all rows
+            return [x if rows > 1 else x[0]] * len(sizes)
+        parts = jax.lax.split(x, sizes)  # backward it is put together; slices would be added up
+        return parts if rows > 1 else [part[0] for part in parts]  # a batch of one is slower
+
+    split_heads = [split(x) for x in (query, key, value, bias)]
+    parts = [attend(*part) for part in zip(*split_heads, strict=True)]
+    return jnp.concatenate(parts) if rows > 1 else jnp.stack(parts)

@@ -80,6 +80,7 @@ def cross_entropy(
     return entropy, z_loss * jnp.square(log_z)
 
 
+@jax.named_scope("loss")
 def loss_fn(
     logits: Float[Array, "B L V"],
     batch: Mapping[str, Array],

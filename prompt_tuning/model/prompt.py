@@ -127,12 +127,12 @@ def encode(
 ) -> Encoded:
     """The encoder's output for prompt and tokens, and which of its positions are valid.
 
-    The prompt stands before dropout, is seen by every position, and counts in the relative
+    The prompt is prepended before dropout, every position sees it, and it counts in the relative
     positions (paper 2). Token 0 is padding. If the prompt has members, `which` names that of each
     row, and the text follows the rows of its own prompt at once: padding between them would shift
-    relative positions. S is then `width`, which has to hold every row (P + T unless given). With a
+    relative positions. S is then `width`, at least the longest row (P + T by default). With a
     `dropout_key` the encoder drops out. The `segments` of packed rows are for a model without a
-    prompt: one prompt could not stand in front of several examples.
+    prompt: one prompt cannot precede several examples.
     """
     _check_rows_alone(prompt)
     if segments is not None:

@@ -1,7 +1,7 @@
 """One table from parameter name to T5X's logical axes to mesh axes, read by loader and step.
 
 The mesh has two axes: 'data' splits the batch, 'model' the width of the matrices. Modules carry no
-annotations; XLA propagates what is said here of parameters and batch.
+annotations; XLA propagates the shardings of parameters and batch.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def make_mesh(num_model_partitions: int, devices: Sequence[Any] | None = None) -
             "devices: choose a divisor."
         )
     shape = len(devices) // num_model_partitions, num_model_partitions
-    grid = np.array(devices).reshape(shape)  # in this order a host's devices stand side by side
+    grid = np.array(devices).reshape(shape)  # in this order a host's devices are neighbours
     if devices[0].platform == "tpu":
         # Neighbours in the mesh shall be neighbours in the torus. Not every torus is known.
         with contextlib.suppress(AssertionError, NotImplementedError, ValueError):
@@ -80,14 +80,14 @@ def logical_axes(name: str, shape: Sequence[int]) -> tuple[str, ...]:
 
 
 def partition_spec(name: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
-    """How a parameter lies on the mesh; a dimension that does not divide evenly is replicated."""
+    """A parameter's axes on the mesh; a dimension that does not divide evenly is replicated."""
     places = [MESH_AXES.get(axis) for axis in logical_axes(name, shape)]
     sizes = zip(places, shape, strict=True)
     return PartitionSpec(*(p if p and size % mesh.shape[p] == 0 else None for p, size in sizes))
 
 
 def check_microbatches(size: int, parts: int, mesh: Mesh) -> None:
-    """Raises ConfigError where parts of a batch do not divide by the data-parallel devices."""
+    """Raises ConfigError if a microbatch does not divide by the data-parallel devices."""
     multiple = parts * mesh.shape["data"]
     if size % multiple:
         raise ConfigError(
@@ -97,13 +97,13 @@ def check_microbatches(size: int, parts: int, mesh: Mesh) -> None:
 
 
 def check_attention(config: ModelConfig, mesh: Mesh) -> None:
-    """Raises ConfigError where ATTENTION is not for these devices, or their mesh."""
+    """Raises ConfigError if ATTENTION is not possible on these devices or their mesh."""
     choose_device(config, mesh.devices.flat)
     check_heads(config, mesh)
 
 
 def check_heads(config: ModelConfig, mesh: Mesh) -> None:
-    """Raises ConfigError where cuDNN would have to attend with a part of a head."""
+    """Raises ConfigError if cuDNN would have to attend with a part of a head."""
     if config.attention == "cudnn" and config.num_heads % mesh.shape["model"]:
         raise ConfigError(
             f"ATTENTION = 'cudnn' takes whole heads: NUM_MODEL_PARTITIONS = {mesh.shape['model']} "
@@ -139,7 +139,7 @@ def check_memory(mesh: Mesh, needed: int, what: str, lengths: tuple[int, int]) -
 
 
 def memory_of(mesh: Mesh) -> int:
-    """Bytes of all devices of the mesh; the machine's where they are its processors."""
+    """Bytes of memory of all devices of the mesh; for CPU devices those of the machine."""
     limits = [(d.memory_stats() or {}).get("bytes_limit", 0) for d in mesh.local_devices]
     if all(limits):
         return sum(limits) * mesh.size // len(limits)
@@ -152,9 +152,9 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def put(value: np.ndarray, where: Sharding) -> jax.Array:
-    """A value that every process has, on the devices of all of them.
+    """A value that every process has, on the devices of all processes.
 
-    `jax.device_put` would have them compare it first, for which each needs as many devices.
+    `jax.device_put` would compare it between processes first, which needs equally many devices.
     """
     return jax.make_array_from_callback(value.shape, where, lambda index: value[index])
 
@@ -178,8 +178,7 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """The batch on the devices, its rows split over 'data'.
 
-    Every process knows the whole batch and puts the rows of its own devices there: together they
-    hold each row once for every copy of the model.
+    Every process has the whole batch and places the rows of its own devices.
     """
     rows = NamedSharding(mesh, PartitionSpec("data"))
     arrays = {name: np.asarray(value) for name, value in batch.items()}

@@ -1,7 +1,7 @@
 """T5 in Flax Linen: from embeddings and validity masks to logits.
 
 The backbone knows nothing of prompts: `embed` turns tokens into vectors, `encode` and `decode` take
-vectors and say which positions are valid. `prompt.py`, the next file, works on what lies between.
+vectors and a mask of valid positions. `prompt.py`, the next file, works between the two.
 The parameter tree is T5X's, name for name, so its checkpoints need no mapping. The families differ
 in two settings: `mlp_activations`, and `logits_via_embedding` (T5 1.0 reads its logits off the
 embedding table; the others have `logits_dense`). The layers are in `attention.py` and `layers.py`.
@@ -26,24 +26,28 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from prompt_tuning.config import ModelConfig
 from prompt_tuning.model.attention import (
-    Kept,
-    RelativePositionBias,
     TargetValid,
-    Units,
     Valid,
     absorbs,
     attention_bias,
-    draw_kept,
-    drop,
-    fan_in,
-    norm,
     row_lengths,
     sees,
-    splits,
     take_rows,
 )
 from prompt_tuning.model.device import ANY, Device
-from prompt_tuning.model.layers import NOTHING, DecoderLayer, EncoderLayer
+from prompt_tuning.model.layers import (
+    NO_MASKS,
+    DecoderLayer,
+    DropoutMasks,
+    EncoderLayer,
+    MaskSizes,
+    RelativePositionBias,
+    draw_masks,
+    drop,
+    fan_in,
+    mesh_splits,
+    norm,
+)
 from prompt_tuning.model.products import dense_product
 
 Params = Mapping[str, Array]  # flat: "encoder/layers_0/attention/query/kernel" -> [D, H*K]
@@ -52,7 +56,7 @@ PER_ROW = frozenset({"encoded", "cross_key", "cross_value", "valid"})  # the sam
 
 
 def repeat_targets(cache: Cache, times: int) -> Cache:
-    """The cache of so many targets a row, one after the other; what is the row's is there once."""
+    """The cache for `times` targets a row, one after another; entries of a row are not repeated."""
     return {
         name: leaf if name in PER_ROW else jnp.repeat(leaf, times, axis=0)
         for name, leaf in cache.items()
@@ -68,35 +72,34 @@ _ONCE = {
 
 
 def _once(stack: nn.Module, method: Callable[..., Any], x: Array) -> Callable[..., Any]:
-    """A layer's method that is traced once, and called by all layers, where `x` is being traced.
+    """A layer's method; if `x` is traced, one that is traced once for all layers of a stack.
 
-    Layers of a stack differ in their arrays alone. Four fifths of the time that a base takes to be
-    traced, and half of the program's text, were repetitions. Initial values are drawn without it:
-    Flax would draw others, and a seed has to mean the same everywhere.
+    Layers of a stack differ in their arrays alone, and tracing each takes most of the time of
+    tracing. Initial values are drawn without it: Flax would draw others for the same seed.
     """
     return _ONCE[method] if isinstance(x, Tracer) and not stack.is_initializing() else method
 
 
-def _draw(
-    stack: Encoder | Decoder, rows: int, units: Units, *, train: bool
-) -> tuple[Kept, list[Kept]]:
-    """What dropout leaves before and after the layers of a stack, and in each of them.
+def _draw_masks(
+    stack: Encoder | Decoder, rows: int, sizes: MaskSizes, *, train: bool
+) -> tuple[DropoutMasks, list[DropoutMasks]]:
+    """The dropout masks before and after the layers of a stack, and those of each layer.
 
-    A loop draws for one layer after another, so that the draws are compiled once, and hands on the
-    masks of each as arrays of their own. Cut from an array of all layers they would be cut within
-    what reads them, and XLA would compile that anew for every layer.
+    A loop draws for one layer after another, so that the draws are compiled once, and returns the
+    masks of each as arrays of their own. If they were cut from an array of all layers, XLA would
+    cut within each operation that reads them, and compile that anew for every layer.
     """
     config, layers = stack.config, len(stack.layers)
     if not train or config.dropout_rate == 0.0:
-        return NOTHING, [NOTHING] * layers
-    keys = jax.random.split(stack.make_rng("dropout"), (layers + 1, len(splits(units))))
+        return NO_MASKS, [NO_MASKS] * layers
+    keys = jax.random.split(stack.make_rng("dropout"), (layers + 1, len(mesh_splits(sizes))))
     width = (1, config.embed_dim)
-    ends = draw_kept(config, keys[0, :1], rows, {"first": width, "last": width})
+    ends = draw_masks(config, keys[0, :1], rows, {"first": width, "last": width})
 
-    def draw(drawn: list[Kept], keys: Array) -> tuple[list[Kept], None]:
-        return [*drawn[1:], draw_kept(config, keys, rows, units)], None
+    def draw(masks: list[DropoutMasks], keys: Array) -> tuple[list[DropoutMasks], None]:
+        return [*masks[1:], draw_masks(config, keys, rows, sizes)], None
 
-    none = {place: jnp.zeros((rows, split * rest), bool) for place, (split, rest) in units.items()}
+    none = {place: jnp.zeros((rows, parts * size), bool) for place, (parts, size) in sizes.items()}
     return ends, jax.lax.scan(draw, [none] * layers, keys[1:])[0]
 
 
@@ -117,18 +120,17 @@ class Encoder(nn.Module):
     ) -> Float[Array, "B S D"]:
         """Encodes `x`; every valid position sees every valid position."""
         # Invalid queries see nothing (a flat softmax), as in T5X: no valid position reads them.
-        bias, lengths = (
-            self.relpos_bias(x.shape[1], x.shape[1]),
-            row_lengths(self.config, self.device, valid),
-        )
+        bias = self.relpos_bias(x.shape[1], x.shape[1])
+        lengths = row_lengths(self.config, self.device, valid)
         if lengths is None:
             bias = bias + attention_bias(sees(valid, valid))
         c = self.config
-        ends, kept = _draw(self, len(x), EncoderLayer.units(c, x.shape[1]), train=train)
+        sizes = EncoderLayer.mask_sizes(c, x.shape[1])
+        ends, masks = _draw_masks(self, len(x), sizes, train=train)
         x = drop(x, ends.get("first"), c.dropout_rate)
         call = _once(self, EncoderLayer.__call__, x)
-        for layer, of_layer in zip(self.layers, kept, strict=True):
-            x = call(layer, x, bias, lengths, of_layer)
+        for layer, own in zip(self.layers, masks, strict=True):
+            x = call(layer, x, bias, lengths, own)
         return drop(self.encoder_norm(x), ends.get("last"), c.dropout_rate)
 
 
@@ -170,19 +172,21 @@ class Decoder(nn.Module):
         cross_allowed = sees(target_valid, valid if rows is None else take_rows(valid, rows))
         self_bias = self.relpos_bias(length, length) + attention_bias(self_allowed)
         cross_bias = attention_bias(cross_allowed)
-        c, units = self.config, DecoderLayer.units(self.config, length, encoded.shape[1])
-        ends, kept = _draw(self, len(x), units, train=train)
+        c = self.config
+        sizes = DecoderLayer.mask_sizes(c, length, encoded.shape[1])
+        ends, masks = _draw_masks(self, len(x), sizes, train=train)
         x = drop(x, ends.get("first"), c.dropout_rate)
         call = _once(self, DecoderLayer.__call__, x)
-        for layer, of_layer in zip(self.layers, kept, strict=True):
-            x = call(layer, x, encoded, (self_bias, cross_bias), rows, of_layer)
+        for layer, own in zip(self.layers, masks, strict=True):
+            x = call(layer, x, encoded, (self_bias, cross_bias), rows, own)
         return self.logits(x, ends.get("last"))
 
+    @jax.named_scope("logits")
     def logits(
-        self, x: Float[Array, "B L D"], kept: Bool[Array, "B D"] | None = None
+        self, x: Float[Array, "B L D"], mask: Bool[Array, "B D"] | None = None
     ) -> Float[Array, "B L V"]:
         """float32 logits of the last hidden states."""
-        x = drop(self.decoder_norm(x), kept, self.config.dropout_rate)
+        x = drop(self.decoder_norm(x), mask, self.config.dropout_rate)
         if not self.config.logits_via_embedding:
             return self.logits_dense(x)
         # The table has rows of norm sqrt(D), which a kernel of its own would not (Mesh TensorFlow).
@@ -197,11 +201,11 @@ class Decoder(nn.Module):
         max_length: int,
         num_decodes: int = 1,
     ) -> Cache:
-        """What decoding keeps: what cross-attention reads, and room for the targets' own.
+        """The cache of decoding: what cross-attention reads, and room for the targets' own keys.
 
-        Cross-attention reads the encoder's output, once for all layers, or, of targets so long or
-        so many that this is less to compute, its keys and values in every layer (`absorbs`). Either
-        lies there once, however many targets a row has; `repeat_targets` makes room for them.
+        Cross-attention reads the encoder's output, the same for all layers, or, if the targets are
+        long or many (`absorbs`), its keys and values in every layer. Neither is repeated for the
+        targets of a row; `repeat_targets` makes room for those.
         """
         c = self.config
         room = jnp.zeros((encoded.shape[0], max_length, c.num_heads, c.head_dim), encoded.dtype)
@@ -279,11 +283,10 @@ class T5(nn.Module):
     ) -> Float[Array, "B L V"]:
         """Logits of every target, given decoder inputs (the targets shifted right).
 
-        Where several targets belong to one encoded row, `rows` says to which each does: keys and
-        values of a row, where there are any, are then computed once for all of them. Without it
-        each has its own. The targets are those of G equal parts of the rows, C of each part, and
-        `rows` counts from the part's first row: with a part a device, no device needs what another
-        has computed.
+        If several targets share an encoded row, `rows` has the row of each target, and keys and
+        values of a row are computed once; without `rows`, target and row are one to one. Rows are
+        split into G equal parts, each with C targets, and `rows` counts from a part's first row:
+        with one part a device, no device needs the rows of another.
         """
         if target_valid is None:
             target_valid = jnp.ones(tokens.shape, bool)

@@ -1,4 +1,8 @@
-"""The corpus of a run: its documents as tokens beside the run, and the examples made of them."""
+"""The corpus of a run: its documents as tokens in MODEL_DIR, and the examples made from them.
+
+`documents.py` reads the documents, `token_store.py` stores their tokens, `examples.py` makes the
+examples. `run.py` trains on them.
+"""
 
 from __future__ import annotations
 
@@ -12,38 +16,38 @@ from tqdm import tqdm
 from prompt_tuning.config import ConfigError, Experiment
 from prompt_tuning.pretraining import documents, examples, token_store
 from prompt_tuning.session import setup
-from prompt_tuning.tasks import vocabulary as vocabularies
+from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 
 FOLDER = "corpus"  # in MODEL_DIR
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-    """The examples of a run, and what tells one corpus from another."""
+    """The training and held-out examples of a run, and the corpus's fingerprint."""
 
     name: str
     train: examples.Examples
     held_out: examples.Examples
     identity: str
-    described: str
+    description: str
 
 
 def load_corpus(experiment: Experiment, model_dir: Path) -> Corpus:
-    """The documents, tokenised, as endless training examples and as held-out ones.
+    """The training examples, an endless sequence, and the held-out examples of the corpus.
 
-    The tokens lie in MODEL_DIR, and are taken from there where the corpus has not changed since.
+    The tokens are stored in MODEL_DIR, and reused if the corpus has not changed.
 
     Raises:
-      ConfigError: the corpus is not there, or vocabulary, lengths and model do not fit.
+      ConfigError: the corpus is missing, or vocabulary, lengths and model do not fit each other.
     """
     config = experiment.data
-    vocabulary = vocabularies.load_vocabulary(config.vocabulary)
+    vocabulary = load_vocabulary(config.vocabulary)
     setup.check_vocabulary_size(vocabulary, config.vocabulary, experiment.model)
     lengths = dict(config.task_feature_lengths)
     shape = examples.make_shape(experiment.corpus, lengths, vocabulary.vocab_size)
     store = _load_tokens(experiment, model_dir / FOLDER, vocabulary.vocab_size)
     train, held_out = store.train, store.held_out
-    described = (
+    description = (
         f"{train.name}: {len(train)} documents, {len(train.tokens)} tokens; held out: "
         f"{len(held_out)} documents, {len(held_out.tokens)} tokens; inputs {shape.inputs}, targets "
         f"{shape.targets}"
@@ -52,30 +56,32 @@ def load_corpus(experiment: Experiment, model_dir: Path) -> Corpus:
     return Corpus(
         train.name,
         examples.Examples(train, shape, seed),
-        examples.Examples(held_out, shape, 0),  # the same whatever the seed of the run
+        examples.Examples(held_out, shape, 0),  # the same for every seed of the run
         store.identity,
-        described,
+        description,
     )
 
 
-def _load_tokens(experiment: Experiment, folder: Path, vocab_size: int) -> token_store.Store:
-    """The tokens in `folder`, where they are of this corpus as it is now; else they are made."""
+def _load_tokens(experiment: Experiment, folder: Path, vocab_size: int) -> token_store.TokenStore:
+    """The tokens in `folder`; writes them if there are none, or if the corpus has changed."""
     config = experiment.data
     name, made_of = documents.describe(experiment.corpus, config)
     if made_of is not None:
         made_of = {**made_of, "vocabulary": setup.vocabulary_identity(config.vocabulary)}
-        if (found := _find_tokens(folder, name, made_of)) is not None:
-            return found
-    found = documents.read_documents(experiment.corpus, config)
-    token_store.write(folder, _show_progress(found), vocab_size=vocab_size, made_of=made_of)
-    return token_store.Store(folder, name)
+        if (store := _find_tokens(folder, name, made_of)) is not None:
+            return store
+    tokens = documents.read_documents(experiment.corpus, config)
+    token_store.write(folder, _show_progress(tokens), vocab_size=vocab_size, made_of=made_of)
+    return token_store.TokenStore(folder, name)
 
 
-def _find_tokens(folder: Path, name: str, made_of: Mapping[str, Any]) -> token_store.Store | None:
+def _find_tokens(
+    folder: Path, name: str, made_of: Mapping[str, Any]
+) -> token_store.TokenStore | None:
     if not folder.exists():
         return None
     try:
-        store = token_store.Store(folder, name)
+        store = token_store.TokenStore(folder, name)
     except ConfigError as error:
         print(f"the corpus is tokenised again: {error}", flush=True)
         return None
@@ -83,6 +89,6 @@ def _find_tokens(folder: Path, name: str, made_of: Mapping[str, Any]) -> token_s
 
 
 def _show_progress(
-    found: Iterator[tuple[bool, Sequence[int]]],
+    tokens: Iterator[tuple[bool, Sequence[int]]],
 ) -> Iterator[tuple[bool, Sequence[int]]]:
-    return iter(tqdm(found, desc="tokenising", unit=" documents", delay=5, mininterval=5))
+    return iter(tqdm(tokens, desc="tokenising", unit=" documents", delay=5, mininterval=5))

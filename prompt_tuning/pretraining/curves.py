@@ -1,4 +1,4 @@
-"""The losses of a pre-training run, read from its records and drawn."""
+"""The losses of a pre-training run, read from its records and drawn at its end by `run.py`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ _HELD_OUT = "cross_entropy/held_out"
 
 
 def held_out_points(model_dir: Path) -> list[tuple[int, float]]:
-    """Step and held-out cross entropy of every evaluation."""
+    """The step and the held-out cross entropy of every evaluation."""
     records = read_records(model_dir / METRICS)
     return [(r["step"], r["value"]) for r in records if r["name"] == _HELD_OUT]
 
 
 def draw_losses(model_dir: Path) -> Path | None:
-    """Draws training and held-out cross entropy to curves.png; None with nothing to draw."""
+    """The path of curves.png, training and held-out cross entropy; None if there is no record."""
     records = read_records(model_dir / METRICS)
     training = [(r["step"], r["value"]) for r in records if r["name"] == "cross_entropy"]
     unseen = held_out_points(model_dir)

@@ -1,6 +1,7 @@
-"""The documents of a corpus as token ids: text files, a TFDS data set, or the user's seqio task.
+"""The documents of a corpus as token ids: from text files, a TFDS data set, or a seqio task.
 
-One after the other, so that a corpus may be larger than the memory; `token_store.py` comes after.
+They are read one by one, so that a corpus may be larger than the memory. `token_store.py` writes
+them to disk.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ from typing import Any, TextIO
 
 from prompt_tuning.config import ConfigError, CorpusConfig, DataConfig
 from prompt_tuning.tasks import registry, sources
-from prompt_tuning.tasks.vocabulary import load_vocabulary
+from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 
-HELD_OUT = 100  # without files of its own, every so many documents one is kept for evaluation
+HELD_OUT = 100  # without EVAL_TEXT_FILES, one document in this many is held out
 Tokens = Sequence[int]
 
 
 def describe(corpus: CorpusConfig, data: DataConfig) -> tuple[str, dict[str, Any] | None]:
-    """A name of the corpus, and all that its documents follow from.
+    """The name of the corpus, and what its documents depend on, to notice changes.
 
-    None for a seqio task: nobody can tell whether a function gives what it gave.
+    The latter is None for a seqio task: a change of its functions cannot be noticed.
 
     Raises:
-      ConfigError: no corpus is named, or its files are not there.
+      ConfigError: no corpus is named, or its files are missing.
     """
     if corpus.tfds:
         splits = [data.train_split, data.eval_split]
@@ -46,24 +47,24 @@ def describe(corpus: CorpusConfig, data: DataConfig) -> tuple[str, dict[str, Any
         return _short_name(corpus.files), made_of
     if not data.names or not data.names[0]:
         raise ConfigError(
-            "there is no corpus: set TEXT_FILES, TFDS_CORPUS, or MIXTURE_OR_TASK_NAME (a seqio "
+            "no corpus is named. Set TEXT_FILES, TFDS_CORPUS, or MIXTURE_OR_TASK_NAME (a seqio "
             "task whose targets are the text)."
         )
     return data.names[0], None
 
 
 def read_documents(corpus: CorpusConfig, data: DataConfig) -> Iterator[tuple[bool, Tokens]]:
-    """Whether it is held out for evaluation, and the ids without EOS, of every document.
+    """For every document whether it is held out, and its ids, without EOS.
 
     Raises:
-      ConfigError: the corpus is not there, or cannot be read.
+      ConfigError: the corpus is missing, or cannot be read.
     """
     vocabulary = load_vocabulary(data.vocabulary)
     splits = ((False, data.train_split), (True, data.eval_split))
 
     def encode(texts: Iterable[str]) -> Iterator[Tokens]:
-        found = (vocabulary.encode(text) for text in texts)
-        return (ids for ids in found if len(ids))
+        encoded = (vocabulary.encode(text) for text in texts)
+        return (ids for ids in encoded if len(ids))
 
     if corpus.tfds:
         for held_out, split in splits:
@@ -86,26 +87,26 @@ def read_documents(corpus: CorpusConfig, data: DataConfig) -> Iterator[tuple[boo
 
 
 def _hold_out(documents: Iterator[Tokens]) -> Iterator[tuple[bool, Tokens]]:
-    """Every hundredth is held out; of fewer, the last."""
+    """Marks every hundredth document as held out; if there are fewer, the last."""
     first = list(itertools.islice(documents, HELD_OUT))
     if len(first) < 2:
         raise ConfigError(
-            f"TEXT_FILES have {len(first)} documents, so none can be held out for evaluation: "
-            "give EVAL_TEXT_FILES, or cut the text into more of them (DOCUMENTS = 'paragraph')."
+            f"TEXT_FILES has {len(first)} documents, so none can be held out for evaluation. Set "
+            "EVAL_TEXT_FILES, or cut the text into more documents (DOCUMENTS = 'paragraph')."
         )
     for number, ids in enumerate(itertools.chain(first, documents), start=1):
         yield number % len(first) == 0, ids
 
 
 def _stamp(path: str) -> list[Any]:
-    """What changes when a file is written to."""
+    """The path, size and modification time of a file."""
     status = os.stat(path)
     return [path, status.st_size, status.st_mtime_ns]
 
 
 def _short_name(files: str | tuple[str, ...]) -> str:
     first = files if isinstance(files, str) else files[0]
-    if os.path.basename(first).startswith("*"):  # of novels/*.txt, novels
+    if os.path.basename(first).startswith("*"):  # "novels" for novels/*.txt
         first = os.path.dirname(first) or first
     return re.sub(r"[^\w.-]+", "_", os.path.basename(first)).strip("_") or "corpus"
 
@@ -114,12 +115,12 @@ def _short_name(files: str | tuple[str, ...]) -> str:
 
 
 def find_files(patterns: str | tuple[str, ...], macro: str = "TEXT_FILES") -> list[str]:
-    """The files that names and patterns stand for, each once, in the order of their names.
+    """The files that match paths and patterns, each once; those of a pattern are sorted.
 
     Raises:
-      ConfigError: a pattern stands for none.
+      ConfigError: a pattern matches no file.
     """
-    found: list[str] = []
+    paths: list[str] = []
     for pattern in (patterns,) if isinstance(patterns, str) else patterns:
         path = os.path.expanduser(pattern)
         files = sorted(f for f in glob.glob(path, recursive=True) if os.path.isfile(f))
@@ -127,20 +128,20 @@ def find_files(patterns: str | tuple[str, ...], macro: str = "TEXT_FILES") -> li
             files = [path]
         if not files:
             raise ConfigError(
-                f"{macro}: no file matches {pattern!r} in {os.getcwd()}. It is a path, a pattern "
+                f"{macro}: no file matches {pattern!r} in {os.getcwd()}. Give a path, a pattern "
                 "such as 'corpus/*.txt', or a list of them."
             )
-        found += files
-    return list(dict.fromkeys(found))
+        paths += files
+    return list(dict.fromkeys(paths))
 
 
 def read_texts(
     patterns: str | tuple[str, ...], corpus: CorpusConfig, macro: str = "TEXT_FILES"
 ) -> Iterator[str]:
-    """The documents of text files: of `.jsonl` a line's field, else what DOCUMENTS says.
+    """The documents of text files: a field of each line of `.jsonl`, else by DOCUMENTS.
 
     Raises:
-      ConfigError: a file is not there, is not UTF-8, or a line of JSON lacks the field.
+      ConfigError: a file is missing or not UTF-8, or a line of JSON lacks the field.
     """
     for path in find_files(patterns, macro):
         try:
@@ -164,12 +165,12 @@ def _open(path: str) -> TextIO:
 
 def _reason(error: Exception) -> str:
     if isinstance(error, UnicodeDecodeError):
-        return f"byte {error.start} is none of UTF-8 ({error.reason})"
+        return f"byte {error.start} is not valid ({error.reason})"
     return getattr(error, "strerror", None) or str(error).rstrip(".")
 
 
 def split_documents(lines: Iterable[str], kind: str) -> Iterator[str]:
-    r"""The documents of a text, which is given line by line; a paragraph ends at an empty line.
+    r"""The documents of a text, an iterable of lines; a paragraph ends at an empty line.
 
     >>> list(split_documents(["one\n", "two\n", "\n", "three\n"], "paragraph"))
     ['one\ntwo', 'three']
@@ -190,14 +191,14 @@ def _json_texts(path: str, lines: TextIO, field: str) -> Iterator[str]:
             row = json.loads(line)
         except ValueError as error:
             raise ConfigError(
-                f"{path}, line {number}: this is not JSON ({error}). Every line must "
-                "hold an object."
+                f"{path}, line {number}: this is not JSON ({error}). Expected an object in every "
+                "line."
             ) from error
         value = row.get(field) if isinstance(row, dict) else None
         if not isinstance(value, str):
             raise ConfigError(
-                f"{path}, line {number}: the field {field!r} (TEXT_FIELD) must be text, found "
-                f"{value!r:.80}."
+                f"{path}, line {number}: the field {field!r} (TEXT_FIELD) is {value!r:.80}. "
+                "Expected a text."
             )
         if value.strip():
             yield value

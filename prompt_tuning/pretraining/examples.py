@@ -1,9 +1,8 @@
-"""From documents to the batch of a step: chunks, what is hidden in them, and packed rows.
+"""From documents to the batch of a step: chunks, their corruption, and packed rows.
 
-The tokens of all documents lie in one array (`token_store.py`). Which chunk stands where, and what
-is hidden of it, is arithmetic on (seed, epoch, position), and which rows a step takes on (seed,
-step): a run resumes without anything having been saved. `objectives.py` comes before, `run.py`
-after.
+The tokens of all documents are one array (`token_store.py`). The order and the corruption of chunks
+depend only on (seed, epoch, position), the rows of a step only on (seed, step). So a run resumes
+without any saved data state. It applies `objectives.py` to each chunk; `run.py` trains on the rows.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from prompt_tuning.pretraining import objectives
 from prompt_tuning.pretraining.objectives import Pair, Words
 
 Batch = dict[str, np.ndarray]
-# The streams of random words of a run: each is a generator of its own.
+# Each use of random words has a stream of its own.
 _CHUNK_ORDER, _DOCUMENT_ORDER, _CUTS, _NOISE = range(4)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Documents:
-    """Token ids of a corpus, one after the other, without EOS; `starts` has one entry more."""
+    """The concatenated token ids of all documents, without EOS; `starts` also has the end."""
 
     name: str
     tokens: Int[np.ndarray, "total"]
@@ -38,7 +37,7 @@ class Documents:
 
 
 def join_documents(name: str, documents: Sequence[Sequence[int]]) -> Documents:
-    """Documents as one array."""
+    """Documents in one array."""
     lengths = [len(ids) for ids in documents]
     tokens = np.concatenate([np.asarray(ids, np.int32) for ids in documents] or [np.zeros(0)])
     return Documents(name, tokens.astype(np.int32), np.cumsum([0, *lengths]))
@@ -55,16 +54,16 @@ class Shape:
 
     @functools.cached_property
     def chunk(self) -> int:
-        """The tokens of a whole chunk, none of which is lost."""
+        """The number of tokens of a whole chunk, the most that fit the inputs."""
         if self.config.objective == "span_corruption":
             return objectives.span_lengths(
                 self.inputs, self.config.noise_density, self.config.mean_noise_span_length
             ).tokens
-        return self.inputs - 1  # as T5: with EOS a chunk of which nothing is asked fits the inputs
+        return self.inputs - 1  # as in T5: a whole chunk and EOS fit the inputs
 
 
 def make_shape(config: CorpusConfig, lengths: dict[str, int], vocab_size: int) -> Shape:
-    """The shape of a run's examples; targets that are not given are as long as they have to be.
+    """The shape of a run's examples; the length of targets defaults to the least that is needed.
 
     Raises:
       ConfigError: the inputs are too short for the objective, or the targets for the inputs.
@@ -76,7 +75,7 @@ def make_shape(config: CorpusConfig, lengths: dict[str, int], vocab_size: int) -
     if inputs < least or targets < 2:
         raise ConfigError(
             f"TASK_FEATURE_LENGTHS {lengths} are too short for OBJECTIVE = {config.objective!r}: "
-            f"it needs inputs of {least} tokens and targets of 2 at least."
+            f"expected inputs of at least {least} tokens and targets of at least 2."
         )
     if config.objective == "prefix_lm":
         return Shape(config, inputs, targets, vocab_size)
@@ -85,17 +84,17 @@ def make_shape(config: CorpusConfig, lengths: dict[str, int], vocab_size: int) -
     targets = lengths.get("targets", needed.targets)
     if targets < needed.targets:
         raise ConfigError(
-            f"TASK_FEATURE_LENGTHS: inputs of {inputs} tokens hide {needed.targets} tokens of "
-            f"targets (NOISE_DENSITY = {density}, MEAN_NOISE_SPAN_LENGTH = {mean_span}), found "
-            f"targets of {targets}. Set {{'inputs': {inputs}, 'targets': {needed.targets}}}, or "
-            "leave the targets out."
+            f"TASK_FEATURE_LENGTHS: targets of {targets} tokens are too short. Inputs of {inputs} "
+            f"tokens need {needed.targets} (NOISE_DENSITY = {density}, MEAN_NOISE_SPAN_LENGTH = "
+            f"{mean_span}). Set {{'inputs': {inputs}, 'targets': {needed.targets}}}, or leave the "
+            "targets out."
         )
     return Shape(config, inputs, targets, vocab_size)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Epoch:
-    """One pass over a corpus: each chunk once, in an order of its own."""
+    """One pass over a corpus: each chunk once, in the random order of the epoch."""
 
     documents: Documents
     shape: Shape
@@ -105,7 +104,7 @@ class Epoch:
     number: int
 
     def pair(self, place: int) -> Pair:
-        """The example at a place of the epoch."""
+        """The example at a position of the epoch."""
         chunk = int(self._order[place])
         tokens, config = self._tokens(chunk), self.shape.config
         if config.objective == "prefix_lm":
@@ -121,11 +120,11 @@ class Epoch:
 
     @functools.cached_property
     def num_rows(self) -> int:
-        """How many rows the examples fill: one each, or with packing as few as they fit."""
+        """The number of rows of the epoch; packed rows have several examples."""
         return len(self._rows) - 1
 
     def places(self, row: int) -> range:
-        """The places that stand in a row."""
+        """The positions of a row's examples in the epoch."""
         return range(self._rows[row], self._rows[row + 1])
 
     def row(self, number: int) -> list[Pair]:
@@ -134,7 +133,7 @@ class Epoch:
 
     @functools.cached_property
     def _rows(self) -> Int[np.ndarray, "R+1"]:
-        """The place with which each row begins, and the end."""
+        """The position of each row's first example, and the end."""
         if not self.shape.config.pack:
             return np.arange(len(self.starts) + 1)
         inputs, targets = self._sizes()
@@ -146,7 +145,7 @@ class Epoch:
 
     @functools.cached_property
     def _cuts(self) -> Int[np.ndarray, "N"]:
-        """Where prefix language modelling cuts each chunk."""
+        """The index at which prefix language modelling cuts each chunk."""
         words = _words(self.seed, _CUTS, self.number, len(self.starts)).tolist()
         inputs, targets = self.shape.inputs, self.shape.targets
         cuts = [
@@ -180,7 +179,7 @@ class Epoch:
         return np.concatenate(parts, dtype=np.int32)
 
     def sources(self, place: int) -> list[int]:
-        """The numbers of the documents, from 0, that the example at a place is made of."""
+        """The numbers, from 0, of the documents of the example at a position."""
         chunk = int(self._order[place])
         start, stop = self.starts[chunk], self.starts[chunk] + self.lengths[chunk]
         if not self.shape.config.merge_documents:
@@ -191,19 +190,19 @@ class Epoch:
 
     @functools.cached_property
     def _merged(self) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "N"]]:
-        """The documents in the order of the epoch, and where each ends in its text."""
+        """The documents in the order of the epoch, and the end of each in the epoch's text."""
         order = _permutation(self.seed, _DOCUMENT_ORDER, self.number, len(self.documents))
         return order, np.cumsum(np.diff(self.documents.starts)[order])
 
 
 class Examples:
-    """The endless sequence of a corpus' examples, epoch after epoch."""
+    """The endless sequence of a corpus's examples, epoch after epoch."""
 
     def __init__(self, documents: Documents, shape: Shape, seed: int) -> None:
         """Cuts the documents into chunks.
 
         Raises:
-          ConfigError: there is nothing to cut.
+          ConfigError: the corpus has no chunk of two tokens.
         """
         total = len(documents.tokens)
         begins, lengths = documents.starts[:-1], np.diff(documents.starts)
@@ -212,13 +211,13 @@ class Examples:
         starts, sizes = _cut(begins, lengths, shape.chunk)
         if not len(starts):
             raise ConfigError(
-                f"the corpus {documents.name} has no text to learn from: {len(documents)} "
-                f"documents, {total} tokens."
+                f"the corpus {documents.name} has no text to train on: {len(documents)} "
+                f"documents, {total} tokens. Check TEXT_FILES, DOCUMENTS and VOCABULARY."
             )
         self.shape = shape
         self.num_chunks = len(starts)  # of every epoch
         self._fixed = (documents, shape, starts, sizes, seed)
-        self._rows_before = [0]  # each epoch that was looked at
+        self._rows_before = [0]  # the number of rows before each epoch so far
         self.epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
 
     def _make_epoch(self, number: int) -> Epoch:
@@ -230,19 +229,19 @@ class Examples:
         return self._arrays([self._row(position) for position in positions])
 
     def batches(self, epoch: int, batch_size: int, *, limit: int | None = None) -> Iterator[Batch]:
-        """All rows of an epoch, or the first `limit`, in batches; the last is filled up."""
-        found = self.epoch(epoch)
-        rows = range(found.num_rows)[:limit]
-        for start in range(0, len(rows), batch_size):
-            chosen = [found.row(i) for i in rows[start:][:batch_size]]
-            yield self._arrays(chosen + [[]] * (batch_size - len(chosen)))
+        """All rows of an epoch, or the first `limit`, in batches; the last is padded."""
+        source = self.epoch(epoch)
+        numbers = range(source.num_rows)[:limit]
+        for start in range(0, len(numbers), batch_size):
+            rows = [source.row(number) for number in numbers[start:][:batch_size]]
+            yield self._arrays(rows + [[]] * (batch_size - len(rows)))
 
     def sources(self, step: int, batch_size: int) -> list[list[int]]:
-        """The numbers of the documents, from 0, behind each row of a step."""
-        found = map(self._find, range(step * batch_size, (step + 1) * batch_size))
+        """The numbers, from 0, of the documents of each row of a step."""
+        rows = map(self._find, range(step * batch_size, (step + 1) * batch_size))
         return [
             sorted({source for place in epoch.places(row) for source in epoch.sources(place)})
-            for epoch, row in found
+            for epoch, row in rows
         ]
 
     def _row(self, position: int) -> list[Pair]:
@@ -251,7 +250,7 @@ class Examples:
         return epoch.row(row)
 
     def _find(self, position: int) -> tuple[Epoch, int]:
-        """Epoch and number in it of a row; an epoch has the rows that it packs."""
+        """The epoch of a row, and its number in it; packed epochs differ in their rows."""
         while self._rows_before[-1] <= position:
             rows = self.epoch(len(self._rows_before) - 1).num_rows
             self._rows_before.append(self._rows_before[-1] + rows)
@@ -266,7 +265,7 @@ class Examples:
 def _cut(
     begins: Int[np.ndarray, "N"], lengths: Int[np.ndarray, "N"], chunk: int
 ) -> tuple[Int[np.ndarray, "C"], Int[np.ndarray, "C"]]:
-    """Start and length of every chunk; a last token by itself says nothing and is left out."""
+    """The start and the length of every chunk; chunks of a single token are left out."""
     counts = -(-lengths // chunk)
     offsets = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     starts = np.repeat(begins, counts) + offsets * chunk
@@ -277,7 +276,7 @@ def _cut(
 def _pack(
     inputs: Int[np.ndarray, "N"], targets: Int[np.ndarray, "N"], shape: Shape
 ) -> Int[np.ndarray, "R+1"]:
-    """Where rows begin that take as many examples, in order, as fit (as seqio packs)."""
+    """The first example of each row, and the end; a row takes examples in order while they fit."""
     begins, used = array.array("q", [0]), (0, 0)
     for place, size in enumerate(zip(inputs.tolist(), targets.tolist(), strict=True)):
         total = used[0] + size[0], used[1] + size[1]

@@ -1,9 +1,9 @@
 """T5's two pre-training objectives on a chunk of token ids, in NumPy.
 
-Span corruption (Raffel et al. 2020, 3.1.4) makes a T5; prefix language modelling, the "LM
-adaptation", makes of it a model that a prompt can steer (Lester et al. 2021, 3.3). `examples.py`
-says which chunk stands where, and gives each its random words: what is hidden is a function of them
-alone. The words are those of a counter-based generator, which NumPy keeps from version to version.
+Span corruption (Raffel et al. 2020, 3.1.4) trains a T5. Prefix language modelling, the "LM
+adaptation", then makes it a model that a prompt can steer (Lester et al. 2021, 3.3). `examples.py`
+passes a chunk and its random words; the corruption is a function of them alone. The words are from
+a counter-based generator, which is the same in all versions of NumPy.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ Words = UInt64[np.ndarray, "_"]
 
 
 class Pair(NamedTuple):
-    """What the encoder is given and what the decoder has to say; both end with EOS."""
+    """The inputs of the encoder and the targets of the decoder; both end with EOS."""
 
     inputs: Int[np.ndarray, "T"]
     targets: Int[np.ndarray, "L"]
 
 
 class SpanLengths(NamedTuple):
-    """The length of a chunk, and of what span corruption makes of it, EOS included."""
+    """The length of a chunk, and of its inputs and targets after span corruption, with EOS."""
 
     tokens: int
     inputs: int
@@ -33,33 +33,33 @@ class SpanLengths(NamedTuple):
 
 
 def count_noise(length: int, density: float = 0.15, mean_span: float = 3.0) -> tuple[int, int]:
-    """How many tokens of a chunk are hidden, and in how many spans; chance has no part in it.
+    """The number of masked tokens of a chunk, and the number of their spans; deterministic.
 
-    In float32 and rounding halves to even, as T5 does.
+    Computed in float32, with halves rounded to even, as in T5.
 
     >>> count_noise(568), count_noise(2)
     ((85, 28), (1, 1))
     """
-    hidden = int(np.round(np.float32(length) * np.float32(density)))
-    hidden = min(max(hidden, 1), length - 1)
-    spans = max(int(np.round(np.float32(hidden) / np.float32(mean_span))), 1)
-    return hidden, min(spans, hidden, length - hidden)
+    masked = int(np.round(np.float32(length) * np.float32(density)))
+    masked = min(max(masked, 1), length - 1)
+    spans = max(int(np.round(np.float32(masked) / np.float32(mean_span))), 1)
+    return masked, min(spans, masked, length - masked)
 
 
 def corrupted_lengths(length: int, density: float = 0.15, mean_span: float = 3.0) -> SpanLengths:
-    """The lengths of inputs and targets that a chunk of `length` tokens becomes.
+    """The lengths of inputs and targets of a corrupted chunk of `length` tokens.
 
     >>> corrupted_lengths(568)
     SpanLengths(tokens=568, inputs=512, targets=114)
     """
-    hidden, spans = count_noise(length, density, mean_span)
-    return SpanLengths(length, length - hidden + spans + 1, hidden + spans + 1)
+    masked, spans = count_noise(length, density, mean_span)
+    return SpanLengths(length, length - masked + spans + 1, masked + spans + 1)
 
 
 def span_lengths(inputs: int, density: float = 0.15, mean_span: float = 3.0) -> SpanLengths:
-    """The longest chunk whose corrupted form fits `inputs`, and the targets that it needs.
+    """The lengths of the longest chunk whose corrupted inputs fit `inputs`.
 
-    T5's rule (its `random_spans_helper`): no padding in the inputs, and targets cut to measure.
+    As T5's `random_spans_helper`: inputs have no padding, targets are as long as needed.
 
     >>> span_lengths(1024)
     SpanLengths(tokens=1137, inputs=1024, targets=229)
@@ -71,22 +71,22 @@ def span_lengths(inputs: int, density: float = 0.15, mean_span: float = 3.0) -> 
 
 
 def noise_words(length: int) -> int:
-    """How many random words `noise_mask` takes."""
+    """The number of random words that `noise_mask` needs."""
     return max(length - 2, 0)
 
 
 def noise_mask(
     length: int, words: Words, *, density: float = 0.15, mean_span: float = 3.0
 ) -> Bool[np.ndarray, "T"]:
-    """True where tokens are to be hidden: random spans, `density` of the chunk in all.
+    """The mask of a chunk, True for masked tokens: random spans, `density` of the chunk.
 
-    Kept and hidden spans alternate and the chunk begins with a kept one, so there are as many of
-    the one kind as of the other; all such masks are equally likely (T5's rule).
+    Unmasked and masked spans alternate, beginning with an unmasked span, so their numbers are
+    equal. All such masks are equally likely, as in T5.
     """
-    hidden, spans = count_noise(length, density, mean_span)
+    masked, spans = count_noise(length, density, mean_span)
     lengths = np.empty(2 * spans, np.int64)
-    lengths[0::2] = _split(length - hidden, spans, words[: length - hidden - 1])
-    lengths[1::2] = _split(hidden, spans, words[length - hidden - 1 :])
+    lengths[0::2] = _split(length - masked, spans, words[: length - masked - 1])
+    lengths[1::2] = _split(masked, spans, words[length - masked - 1 :])
     return np.repeat(np.arange(2 * spans) % 2 == 1, lengths)
 
 
@@ -104,22 +104,22 @@ def span_corruption(
     density: float = 0.15,
     mean_span: float = 3.0,
 ) -> Pair:
-    """The chunk with a sentinel for each hidden span, and the spans, each behind its sentinel.
+    """Inputs: the chunk with a sentinel for each masked span. Targets: each sentinel and its span.
 
-    The first sentinel is the last id of the vocabulary, the next the one before it. A chunk needs
-    at least two tokens.
+    The first sentinel is the last id of the vocabulary; the ids of the next ones descend. A chunk
+    needs at least two tokens.
     """
-    hidden = noise_mask(len(tokens), words, density=density, mean_span=mean_span)
+    mask = noise_mask(len(tokens), words, density=density, mean_span=mean_span)
     return Pair(
-        _with_eos(with_sentinels(tokens, hidden, vocab_size)),
-        _with_eos(with_sentinels(tokens, ~hidden, vocab_size)),
+        _with_eos(with_sentinels(tokens, mask, vocab_size)),
+        _with_eos(with_sentinels(tokens, ~mask, vocab_size)),
     )
 
 
 def with_sentinels(
     tokens: Int[np.ndarray, "T"], replaced: Bool[np.ndarray, "T"], vocab_size: int
 ) -> Int[np.ndarray, "S"]:
-    """The tokens with every replaced stretch reduced to one sentinel.
+    """The tokens with every replaced span reduced to one sentinel.
 
     >>> with_sentinels(np.array([5, 6, 7, 8]), np.array([False, True, True, False]), 100).tolist()
     [5, 99, 8]
@@ -130,10 +130,10 @@ def with_sentinels(
 
 
 def prefix_cut(length: int, word: int, *, inputs: int, targets: int) -> int:
-    """Where a chunk is cut into what is given and what follows: anywhere that both parts fit.
+    """The index at which a chunk is cut into inputs and targets, uniform where both parts fit.
 
-    `inputs` and `targets` are the longest they may be, EOS included; a chunk of fewer than
-    `inputs` tokens always has such a place.
+    `inputs` and `targets` are the maximal lengths, EOS included. A chunk of fewer than `inputs`
+    tokens always has such an index.
 
     >>> sorted({prefix_cut(5, word, inputs=4, targets=8) for word in range(9)})
     [1, 2, 3]
@@ -144,7 +144,7 @@ def prefix_cut(length: int, word: int, *, inputs: int, targets: int) -> int:
 
 
 def prefix_lm(tokens: Int[np.ndarray, "T"], cut: int) -> Pair:
-    """The chunk up to `cut`, and what follows.
+    """Inputs: the chunk up to `cut`. Targets: the rest.
 
     >>> pair = prefix_lm(np.array([5, 6, 7]), 1)
     >>> pair.inputs.tolist(), pair.targets.tolist()

@@ -1,8 +1,8 @@
-"""Pre-training and LM adaptation: a run on a corpus, whose states are T5X checkpoints.
+"""Pre-training and LM adaptation: the objective of a run on a corpus.
 
-The loop is training's (`training/loop.py`); here are what it trains on, the score (the loss on
-documents that are held out) and where states are saved. Each checkpoint is whole, with the
-optimiser, so that the run goes on from the newest one, bit for bit, and so does upstream T5X.
+`training/loop.py` calls its methods. The score is the loss on held-out documents. The saved states
+are complete T5X checkpoints with the optimiser's state: this project resumes from the newest bit
+for bit, and upstream T5X can resume from it too.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from prompt_tuning.pretraining import curves, examples, saved
 from prompt_tuning.runtime import processes, signals
 from prompt_tuning.session import setup
 from prompt_tuning.session.session import Backbone, Session
-from prompt_tuning.training import loop
 from prompt_tuning.training import step as steps
-from prompt_tuning.training.course import Course, Run, Standing, TrainResult
+from prompt_tuning.training.loop import train
+from prompt_tuning.training.run import EvalStatus, LoopState, Run, TrainResult
 
 HELD_OUT = "held_out"
 
@@ -41,8 +41,8 @@ def pretrain(
     config_text: str = "",
     debug_nans: bool = False,
 ) -> TrainResult:
-    """`training.loop.train` on a corpus: trains every weight, and leaves T5X checkpoints."""
-    return loop.train(
+    """The result of `training.loop.train` on a corpus; trains all weights, saves checkpoints."""
+    return train(
         experiment,
         objective=Pretraining,
         session=session,
@@ -53,34 +53,35 @@ def pretrain(
 
 @dataclasses.dataclass(frozen=True)
 class Pretraining:
-    """The corpus of a run, and what scores it."""
+    """The corpus of a run, and its compiled score."""
 
     experiment: Experiment
     mesh: Mesh
     model: t5.T5
     corpus: corpora.Corpus
-    score: Any  # (params, batch) -> sums of the loss, compiled
+    score: Any  # compiled: (params, batch) -> sums of the loss
     has_small_states: bool = False
 
     # ---- before the corpus is read
 
     @staticmethod
     def check(experiment: Experiment, mesh: Mesh) -> None:
-        """Raises ConfigError for settings that do not fit pre-training."""
+        """Raises ConfigError for settings that are invalid in pre-training."""
         if experiment.train.trainable != "model" or experiment.prompt.length:
             raise ConfigError(
-                f"OBJECTIVE = {experiment.corpus.objective!r} trains the model itself: set "
+                f"OBJECTIVE = {experiment.corpus.objective!r} trains the model itself. Set "
                 "TRAINABLE = 'model' and PROMPT_LENGTH = 0, as runs/pretrain.gin does."
             )
         if experiment.optimizer.name != "adafactor":
             raise ConfigError(
-                f"OPTIMIZER = {experiment.optimizer.name!r}: pre-training has Adafactor, whose "
-                "state a T5X checkpoint holds. Set OPTIMIZER = 'adafactor'."
+                f"OPTIMIZER = {experiment.optimizer.name!r}: pre-training needs Adafactor, because "
+                "a T5X checkpoint stores only its state. Set OPTIMIZER = 'adafactor'."
             )
         if experiment.from_scratch and experiment.train.restore_optimizer:
             raise ConfigError(
                 "RESTORE_OPTIMIZER = True, but INITIAL_CHECKPOINT_PATH names no checkpoint: random "
-                "weights have no optimizer state. Name one, or set RESTORE_OPTIMIZER = False."
+                "weights have no optimizer state. Name a checkpoint, or set RESTORE_OPTIMIZER = "
+                "False."
             )
         size, parts = experiment.data.batch_size, experiment.train.microbatches
         sharding.check_microbatches(size, parts, mesh)
@@ -95,7 +96,7 @@ class Pretraining:
 
     @staticmethod
     def describe_saved(model_dir: Path) -> str:
-        """The newest checkpoint, as a sentence."""
+        """A sentence on the newest checkpoint."""
         return saved.describe_saved(model_dir)
 
     @classmethod
@@ -106,10 +107,11 @@ class Pretraining:
         model_dir: Path,
         meta: Mapping[str, Any] | None,
     ) -> Pretraining:
-        """Tokenises the corpus into MODEL_DIR, or takes it from there.
+        """Tokenises the corpus into MODEL_DIR, or reads its tokens from there.
 
         Raises:
-          ConfigError: the corpus is not there, or vocabulary, lengths and model do not fit.
+          ConfigError: the corpus is missing, or vocabulary, lengths and model do not fit each
+            other.
         """
         model = session.model
 
@@ -122,13 +124,13 @@ class Pretraining:
 
     @property
     def name(self) -> str:
-        """The corpus."""
+        """The name of the corpus."""
         return self.corpus.name
 
     @property
     def description(self) -> str:
-        """The corpus in numbers."""
-        return self.corpus.described
+        """The numbers of documents and tokens, and the lengths of examples."""
+        return self.corpus.description
 
     @property
     def identities(self) -> dict[str, str]:
@@ -137,16 +139,16 @@ class Pretraining:
         return {"vocabulary": vocabulary, "corpus": self.corpus.identity}
 
     @property
-    def saved(self) -> dict[str, Any]:
-        """Nothing more."""
+    def metadata(self) -> dict[str, Any]:
+        """Empty: a checkpoint needs no further metadata."""
         return {}
 
     def fingerprint(self) -> str:
-        """The corpus's."""
+        """The fingerprint of the corpus."""
         return self.corpus.identity
 
     def first_params(self, backbone: Backbone) -> tuple[dict[str, np.ndarray], str]:
-        """A prompt without rows."""
+        """An empty prompt, and a description of it."""
         rows = np.asarray(no_prompt(self.model.config).rows)
         return {"prompt": rows}, "none: the model itself is trained"
 
@@ -158,43 +160,43 @@ class Pretraining:
         moments = t5x_checkpoint.read_slots(path, slots.get_slots(state.opt_state))
         return state._replace(opt_state=slots.set_slots(state.opt_state, moments, count=0))
 
-    def repair(self, model_dir: Path, standing: Standing) -> None:
-        """Nothing: a checkpoint that is damaged is passed over."""
+    def repair(self, model_dir: Path, status: EvalStatus) -> None:
+        """Does nothing: `restore` skips damaged checkpoints."""
 
     def batches(self, numbers: range) -> Iterator[list[dict[str, jax.Array]]]:
-        """The microbatches of one step after another, on the devices."""
+        """The microbatches of each step, on the devices."""
         for number in numbers:
             batch = self.corpus.train.batch(number, self.experiment.data.batch_size)
             parts = split_batch(batch, self.experiment.train.microbatches)
             yield [sharding.shard_batch(part, self.mesh) for part in parts]
 
     def name_rows(self, number: int) -> str:
-        """The documents in the batch of a step, counted from 1 in this run."""
+        """A text that names the documents in the batch of a step; steps are counted from 1."""
         rows = self.corpus.train.sources(number - 1, self.experiment.data.batch_size)
         documents = "; ".join(", ".join(map(str, row)) for row in rows)
         return f"documents of {self.corpus.name}, from 0: {documents}"
 
-    # ---- as it goes
+    # ---- during the run
 
-    def begin(self, run: Run, course: Course) -> None:
-        """Scores the model that the run begins with."""
-        self._score(run, course)
+    def begin(self, run: Run, loop: LoopState) -> None:
+        """Scores the model before the first step."""
+        self._score(run, loop)
 
-    def evaluate(self, run: Run, course: Course) -> tuple[Standing, list[str]]:
-        """Scores the state on the held-out documents."""
-        line = self._score(run, course)
-        return dataclasses.replace(course.standing, evaluation_due=False), [line]
+    def evaluate(self, run: Run, loop: LoopState) -> tuple[EvalStatus, list[str]]:
+        """The status, and the score on the held-out documents as a line."""
+        line = self._score(run, loop)
+        return dataclasses.replace(loop.status, evaluation_due=False), [line]
 
-    def _score(self, run: Run, course: Course) -> str:
-        with signals.current().allowed():  # nothing is written in here
-            values = self.held_out(course.state.trainable)
-        run.log.scores(course.step, values, task=self.corpus.name, split=HELD_OUT)
+    def _score(self, run: Run, loop: LoopState) -> str:
+        with signals.current().allowed():  # this block writes no file
+            values = self.held_out(loop.state.trainable)
+        run.log.scores(loop.step, values, task=self.corpus.name, split=HELD_OUT)
         return ", ".join(f"{name} {value:.3f}" for name, value in values.items())
 
     def held_out(self, params: t5.Params) -> dict[str, float]:
-        """Cross entropy per token, in nats, and accuracy, in per cent, on text never trained on.
+        """Cross entropy per token in nats and accuracy in per cent, on the held-out documents.
 
-        The same text is hidden each time; EVALUATOR_NUM_EXAMPLES limits the rows.
+        The corruption is the same each time. EVALUATOR_NUM_EXAMPLES limits the rows.
         """
         config = self.experiment.eval
         size = config.batch_size or self.experiment.data.batch_size
@@ -208,24 +210,24 @@ class Pretraining:
         }
 
     def save_last_good(self, run: Run, state: steps.TrainState, step: int) -> str:
-        """The newest checkpoint is the last good state."""
-        return saved.describe_saved(Path(self.experiment.model_dir), go_on=False)
+        """A sentence on the newest checkpoint, which is the last good state."""
+        return saved.describe_saved(Path(self.experiment.model_dir), resumable=False)
 
     # ---- at the end
 
-    def finish(self, run: Run, course: Course, model_dir: Path) -> TrainResult:
-        """The curves, and a few lines."""
+    def finish(self, run: Run, loop: LoopState, model_dir: Path) -> TrainResult:
+        """The result: the held-out loss and the last checkpoint; draws the curves."""
         points = curves.held_out_points(run.log.model_dir)
         picture = curves.draw_losses(run.log.model_dir) if processes.is_first() else None
-        checkpoint = model_dir / f"checkpoint_{course.step}"
-        # A damaged record is not there.
-        step, value = points[-1] if points else (course.step, float("nan"))
+        checkpoint = model_dir / f"checkpoint_{loop.step}"
+        # There may be no record, if it was damaged.
+        step, value = points[-1] if points else (loop.step, float("nan"))
         first = f", {points[0][1]:.3f} at {points[0][0]}" if len(points) > 1 else ""
         lines = [f"held-out cross entropy: {value:.3f} at step {step}{first}"]
         lines += [f"checkpoint: {checkpoint}", *([f"curves: {picture}"] if picture else [])]
         return TrainResult(
             model_dir,
-            course.step,
+            loop.step,
             "\n".join(lines),
             checkpoint=checkpoint,
             held_out_loss=value,
@@ -233,7 +235,7 @@ class Pretraining:
 
 
 def split_batch(batch: examples.Batch, parts: int) -> list[examples.Batch]:
-    """The batch in so many parts of equal size, which are gone through one after the other.
+    """The batch in `parts` parts of equal size.
 
     >>> [part["x"].tolist() for part in split_batch({"x": np.arange(4)}, 2)]
     [[0, 1], [2, 3]]

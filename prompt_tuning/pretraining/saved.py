@@ -1,7 +1,7 @@
-"""What a pre-training run saves: T5X checkpoints with the optimiser, and with `run.json` beside.
+"""The saved states of a pre-training run: complete T5X checkpoints, with metadata in `run.json`.
 
-Each is whole, so the run goes on from its newest one that can be read, bit for bit, and so does
-upstream T5X.
+The run resumes bit for bit from the newest checkpoint that can be read. `run.py` opens this store;
+`training/loop.py` saves and restores through it.
 """
 
 from __future__ import annotations
@@ -21,37 +21,38 @@ from prompt_tuning.config import ConfigError
 from prompt_tuning.model import sharding
 from prompt_tuning.training import step as steps
 
-RUN_FILE = "run.json"  # in each checkpoint: what the run is, and how it stands
+RUN_FILE = "run.json"  # in each checkpoint: the metadata of the run
 
 
 def find_checkpoints(model_dir: Path) -> list[Path]:
-    """The checkpoints that runs of this kind have written, in the order of their steps."""
+    """The checkpoints that pre-training runs wrote, in the order of their steps."""
     folders = [path.parent for path in model_dir.glob(f"checkpoint_*/{RUN_FILE}")]
     steps_of = {folder: folder.name.removeprefix("checkpoint_") for folder in folders}
     return sorted((f for f in folders if steps_of[f].isdigit()), key=lambda f: int(steps_of[f]))
 
 
 class CheckpointStore:
-    """The checkpoints of one run in its MODEL_DIR, as the states that it saves and restores."""
+    """Saves and restores the states of one run, as checkpoints in its MODEL_DIR."""
 
     def __init__(self, model_dir: Path, own: Path, *, start: int, keep: int | None) -> None:
-        """`start` is the step that the run begins with; all but the newest `keep` are removed.
+        """`start` is the first step of the run; all but the newest `keep` checkpoints are removed.
 
-        `own` is where this process writes: MODEL_DIR for the first, elsewhere for the others.
+        `own` is the folder that this process writes to: MODEL_DIR in the first process, a temporary
+        folder in the others.
         """
         self._model_dir, self._own = model_dir, own
         self._start, self._keep = start, keep
 
     def latest_step(self) -> int | None:
-        """The step of the newest checkpoint, None if there is none."""
+        """The step of the newest checkpoint; None if there is none."""
         folders = find_checkpoints(self._model_dir)
         return int(folders[-1].name.removeprefix("checkpoint_")) if folders else None
 
     def read_meta(self) -> dict[str, Any] | None:
-        """The newest `run.json` that can be read; None if there is no checkpoint at all.
+        """The newest readable `run.json`; None if there is no checkpoint.
 
         Raises:
-          ConfigError: none can be read.
+          ConfigError: there are checkpoints, but none can be read.
         """
         failures = {}
         for folder in reversed(find_checkpoints(self._model_dir)):
@@ -64,10 +65,10 @@ class CheckpointStore:
         return None
 
     def restore(self, abstract: steps.TrainState) -> tuple[steps.TrainState, dict[str, Any]]:
-        """The newest state that can be read, in the place of `abstract`, and its `run.json`.
+        """The newest readable state, with the shapes and shardings of `abstract`; its `run.json`.
 
         Raises:
-          ConfigError: none can be read.
+          ConfigError: no checkpoint can be read.
         """
         state, failures = abstract, dict[Path, ConfigError]()
         for folder in reversed(find_checkpoints(self._model_dir)):
@@ -98,8 +99,8 @@ class CheckpointStore:
         *,
         replace: bool = False,
     ) -> None:
-        """Writes the checkpoint of a step, and removes all but the newest."""
-        del replace  # a checkpoint is always written anew
+        """Writes the checkpoint of a step, and removes all but the newest checkpoints."""
+        del replace  # an existing checkpoint is always replaced
         run = {**(meta or {}), "start": self._start}
         t5x_checkpoint.write_t5x(
             str(self._own / f"checkpoint_{step}"),
@@ -112,7 +113,7 @@ class CheckpointStore:
             shutil.rmtree(folder)
 
     def wait(self) -> None:
-        """Returns at once: a save returns when everything is on disk."""
+        """Returns at once: `save` is synchronous."""
 
     def close(self) -> None:
         """Returns at once."""
@@ -123,7 +124,7 @@ def _read_run_file(folder: Path) -> dict[str, Any]:
         meta = json.loads((folder / RUN_FILE).read_bytes())
         if isinstance(meta["experiment"], dict):
             return meta
-        raise ValueError("it holds no experiment")
+        raise ValueError("it has no experiment")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"its {RUN_FILE} is damaged ({error})") from error
 
@@ -136,9 +137,10 @@ def _refuse(failures: Mapping[Path, ConfigError]) -> ConfigError:
     )
 
 
-def describe_saved(model_dir: Path, *, go_on: bool = True) -> str:
-    """What a run leaves that has to end, as a sentence; without `go_on` it cannot."""
-    found = find_checkpoints(model_dir)
-    if not found:
+def describe_saved(model_dir: Path, *, resumable: bool = True) -> str:
+    """A sentence on the newest checkpoint, and, if `resumable`, on how to continue."""
+    checkpoints = find_checkpoints(model_dir)
+    if not checkpoints:
         return "Nothing is saved yet."
-    return f"{found[-1]} is saved{', and the same command continues from there' * go_on}."
+    suffix = ", and the same command continues from there" if resumable else ""
+    return f"{checkpoints[-1]} is saved{suffix}."

@@ -1,7 +1,7 @@
-"""The tokens of a corpus in files, mapped into memory: a corpus may be larger than the machine's.
+"""The tokens of a corpus in memory-mapped files, so that a corpus may be larger than the memory.
 
-Written once, document after document, beside the run that reads them; a run that is continued finds
-them there. `documents.py` comes before, `examples.py` after.
+They are written once, from `documents.py`, into the MODEL_DIR of the run; a resumed run reads them
+again. `examples.py` makes examples from them.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _INDEX = "corpus.json"
 _BLOCK = 1 << 24  # bytes that are hashed at a time
 
 
-class Store:
-    """Two parts of a corpus, training and held out, and what they were made of."""
+class TokenStore:
+    """The training and the held-out documents of a corpus, and a description of its sources."""
 
     def __init__(self, folder: Path, name: str) -> None:
-        """Opens what `write` has left in `folder`.
+        """Opens the files that `write` wrote to `folder`.
 
         Raises:
-          ConfigError: it is not there, or not as it was written.
+          ConfigError: they are missing or damaged.
         """
         try:
             self._index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
@@ -42,14 +42,14 @@ class Store:
             sums = [self._index[part]["sha256"] for part in PARTS]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"{folder} does not hold the tokens that were written there ({error}): remove the "
-                "folder, and they are made anew."
+                f"the tokens in {folder} are missing or damaged ({error}). Remove the folder; the "
+                "corpus is then tokenised again."
             ) from error
         self.identity = hashlib.sha256("".join(sums).encode()).hexdigest()
 
     @property
     def made_of(self) -> Mapping[str, Any] | None:
-        """What tells whether the corpus has changed since."""
+        """The description of the corpus's sources that was passed to `write`."""
         return self._index["made_of"]
 
 
@@ -60,13 +60,13 @@ def write(
     vocab_size: int,
     made_of: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes (whether it is held out, token ids) of every document, whole or not at all.
+    """Writes the documents, (is held out, token ids), atomically.
 
-    An id takes two bytes where the vocabulary allows it. `made_of` describes where the documents
-    come from, for `Store.made_of`; it must survive JSON.
+    An id takes two bytes if the vocabulary is small enough. `made_of` describes the sources of the
+    documents, for `TokenStore.made_of`; it must be equal after a round trip through JSON.
 
     Raises:
-      ConfigError: a part has no document of more than one token, of which anything can be asked.
+      ConfigError: a part has no document of more than one token.
     """
     dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<i4")
     with replace_folder(folder) as new:
@@ -88,7 +88,7 @@ def write(
 
 
 class _Part:
-    """One file of tokens, as it grows."""
+    """One file of tokens while it is written."""
 
     def __init__(self, file: BinaryIO, dtype: np.dtype) -> None:
         self.lengths = array.array("q")
@@ -105,8 +105,8 @@ class _Part:
     def check(self, purpose: str) -> None:
         if max(self.lengths, default=0) < 2:
             raise ConfigError(
-                f"the corpus has no text to {purpose}: {len(self.lengths)} documents, none of more "
-                "than one token. Check TEXT_FILES, DOCUMENTS and VOCABULARY, or the splits."
+                f"the corpus has no text to {purpose}: {len(self.lengths)} documents, none with "
+                "more than one token. Check TEXT_FILES, DOCUMENTS and VOCABULARY, or the splits."
             )
 
     def describe(self, starts: np.ndarray) -> dict[str, Any]:
@@ -120,10 +120,10 @@ class _Part:
 
 
 def _open(folder: Path, part: str, described: Mapping[str, Any], title: str) -> Documents:
-    """The documents of a part, on the disk.
+    """The documents of a part, memory-mapped.
 
     Raises:
-      ValueError: they are not what was described.
+      ValueError: a checksum differs.
     """
     tokens = np.memmap(folder / f"{part}.tokens", np.dtype(described["dtype"]), mode="r")
     starts = np.frombuffer((folder / f"{part}.starts").read_bytes(), "<i8")

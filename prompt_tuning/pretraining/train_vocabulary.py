@@ -1,6 +1,6 @@
-"""`t5x train-vocabulary`: a SentencePiece model with T5's special ids, trained on text files.
+"""`t5x train-vocabulary`: trains a SentencePiece model with T5's special ids on text files.
 
-What it writes is a VOCABULARY like any other; the 100 sentinels follow its last piece.
+The output can be used as VOCABULARY; the 100 sentinels follow its last piece.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from prompt_tuning.config import ConfigError
 from prompt_tuning.runtime.replace_folder import writing
 
 EXTRA_IDS = 100
-LONGEST = 4000  # bytes of a sentence; SentencePiece leaves out those over 4192, in silence
+LONGEST = 4000  # bytes of a sentence; SentencePiece silently skips those over 4192
 ASCII = "".join(chr(code) for code in range(33, 127))
 
 
 def train_pieces(
     texts: Iterable[str], size: int, *, model_type: Literal["unigram", "bpe"] = "unigram"
 ) -> bytes:
-    """The serialized model of `size` pieces, its special ones among them: pad 0, eos 1, unk 2.
+    """The serialized model of `size` pieces, including pad 0, eos 1 and unk 2.
 
-    Printable ASCII is covered character by character, so that a text that was not in the corpus has
-    ids as well. One thread and no sampling: the same text gives the same file.
+    All printable ASCII characters are pieces, so that any ASCII text can be encoded. The model is
+    trained with one thread and without sampling, so that the same text gives the same file.
 
     Raises:
-      ConfigError: the text is too small for so many pieces, or so few cannot cover it.
+      ConfigError: the text is too small for so many pieces, or has too many characters for so few.
     """
     model = io.BytesIO()
     try:
@@ -48,16 +48,16 @@ def train_pieces(
             minloglevel=2,
         )
     except RuntimeError as error:
-        said = str(error).strip().splitlines()[-1].split("] ")[-1]
+        reason = str(error).strip().splitlines()[-1].split("] ")[-1]
         raise ConfigError(
-            f"--size: SentencePiece cannot make {size} pieces of this text ({said}). Give more "
+            f"--size: SentencePiece cannot make {size} pieces of this text ({reason}). Give more "
             "text, or another size."
         ) from error
     return model.getvalue()
 
 
 def cut_sentences(texts: Iterable[str]) -> Iterator[str]:
-    """The lines of the texts, long ones cut between words."""
+    """The lines of the texts; long lines are cut between words."""
     for text in texts:
         for line in text.splitlines():
             words: list[str] = []
@@ -76,16 +76,18 @@ def cut_sentences(texts: Iterable[str]) -> Iterator[str]:
 def write_vocabulary(
     texts: Iterable[str], output: str, size: int, *, model_type: Literal["unigram", "bpe"]
 ) -> Path:
-    """Trains on the texts and writes the model, whole or not at all.
+    """The path of the model, trained on the texts and written atomically.
 
     Raises:
       ConfigError: see `train_pieces`; or the file cannot be written.
     """
     path = Path(output).expanduser().absolute()
     if path.is_dir():
-        raise ConfigError(f"--output: {path} is a folder; give the name of a file, like en.model.")
+        raise ConfigError(f"--output: {path} is a folder. Give the name of a file, like en.model.")
     if size < 1:
-        raise ConfigError(f"--size must be at least 1, found {size}: T5's vocabulary has 32000.")
+        raise ConfigError(
+            f"--size={size}: expected at least 1. T5's own vocabulary has 32000 pieces."
+        )
     model = train_pieces(texts, size, model_type=model_type)
     temporary = path.with_name(f".{path.name}.tmp")
     with writing(f"--output: {path}"):

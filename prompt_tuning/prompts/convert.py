@@ -1,4 +1,4 @@
-"""A prompt from one form to another, to the same bits, and what could not come along.
+"""Converts a prompt from one form to another, with the same bits, and lists what is lost.
 
 `t5x convert-prompt` calls this. Reading is `prompts/prompt_file.py`'s, which knows every form.
 """
@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from prompt_tuning.checkpoints import t5x, t5x_prompt
 from prompt_tuning.checkpoints.huggingface import is_huggingface
 from prompt_tuning.checkpoints.load import find_path
 from prompt_tuning.config import ConfigError
-from prompt_tuning.prompts import npy, peft, prompt_file
+from prompt_tuning.model.prompt import Prompt
+from prompt_tuning.prompts import peft, prompt_file
 from prompt_tuning.prompts.embedding import open_embedding, read_identity
 from prompt_tuning.prompts.prompt_file import PromptMetadata, StoredPrompt
-from prompt_tuning.runtime.replace_folder import local_folder, replace_folder, writing
+from prompt_tuning.runtime.replace_folder import local_folder, replace_file, replace_folder, writing
 
 Output = Literal["ours", "peft", "npy", "t5x"]
 _NAMES = {
@@ -36,10 +40,10 @@ def convert_prompt(
     checkpoint: str = "",
     dead_half: bool = False,
 ) -> list[str]:
-    """Writes the prompt at `path` in another form; sentences on what was written and what was lost.
+    """Writes the prompt at `path` in another form; returns lines on what was written and lost.
 
-    With a `checkpoint` (T5X's, Hugging Face's or "tiny") the prompt is held against it, and its
-    identity is noted where the form has a place for it; `t5x` puts the prompt into a copy of one.
+    If a `checkpoint` (T5X's, Hugging Face's or "tiny") is named, the prompt must fit it, and its
+    identity is written if the form has a place for it; `t5x` puts the prompt into a copy of it.
     `dead_half` writes 2 P rows for PEFT, as PEFT itself does.
 
     Raises:
@@ -55,21 +59,21 @@ def convert_prompt(
     metadata = stored.metadata or PromptMetadata(init=stored.init)
     backbone = find_path(checkpoint)
     if not backbone and stored.form == "t5x":
-        backbone = os.fspath(path)  # the one around it
+        backbone = os.fspath(path)  # of the same checkpoint
     if backbone:
         metadata = _fit(stored, metadata, backbone, path)
     with writing(f"--output {place}"):
         if form == "ours":
-            prompt_file.save_prompt(place, stored.array, metadata, base_model=stored.base_model)
+            prompt_file.save_prompt(place, stored.prompt, metadata, base_model=stored.base_model)
         elif form == "peft":
             _save_peft(place, stored, metadata, dead_half=dead_half)
         elif form == "npy":
-            npy.write_npy(place, stored.array)
+            _save_npy(place, stored.prompt)
         else:
             metadata = _splice(place, stored, metadata, backbone)
-    shape = f"float32{list(stored.array.shape)}"
-    said = f"{path}: {_NAMES[stored.form]}, {shape}\n{place}: {_NAMES[form]}, the same values"
-    return [said, *_losses(stored, metadata, form, dead_half=dead_half)]
+    shape = f"float32{list(stored.prompt.rows.shape)}"
+    written = f"{path}: {_NAMES[stored.form]}, {shape}\n{place}: {_NAMES[form]}, the same values"
+    return [written, *_losses(stored, metadata, form, dead_half=dead_half)]
 
 
 def _fit(
@@ -78,32 +82,39 @@ def _fit(
     backbone: str,
     path: str | os.PathLike[str],
 ) -> PromptMetadata:
-    """The metadata with the identity of the backbone, once the prompt is known to fit it."""
+    """The metadata with the identity of the backbone, if the prompt fits it."""
     width = open_embedding(backbone).shape[1]
-    known = read_identity(backbone)
+    identity = read_identity(backbone)
     prompt_file.check_prompt(
-        stored.array,
+        stored.prompt,
         metadata,
         shape=(None, width),
-        backbone=known,
+        backbone=identity,
         where=path,
     )
-    return dataclasses.replace(metadata, backbone=known)
+    return dataclasses.replace(metadata, backbone=identity)
 
 
 def _save_peft(
     place: os.PathLike[str], stored: StoredPrompt, metadata: PromptMetadata, *, dead_half: bool
 ) -> None:
-    known = metadata != PromptMetadata()
-    header = prompt_file.describe(stored.array, metadata) if known else ""
+    is_known = metadata != PromptMetadata()
+    described = prompt_file.describe(stored.prompt, metadata) if is_known else ""
     with replace_folder(place) as folder:
         peft.write_peft(
             folder,
-            stored.array,
+            stored.prompt,
             base_model=stored.base_model,
             submodules=2 if dead_half else 1,
-            header={peft.HEADER: header},
+            metadata=described,
         )
+
+
+def _save_npy(place: Path, prompt: Prompt) -> None:
+    """Writes the rows as the original does. (Of a path, numpy would add `.npy` to the name.)"""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(place) as new, new.open("wb") as stream:
+        np.save(stream, np.asarray(prompt.rows, "<f4"), allow_pickle=False)
 
 
 def _splice(
@@ -122,37 +133,37 @@ def _splice(
             "make a T5X checkpoint of it first, with `t5x convert`, and give that."
         )
     step = metadata.step or t5x.read_step(backbone)
-    t5x_prompt.splice_prompt(backbone, place, stored.array, step)
+    t5x_prompt.splice_prompt(backbone, place, stored.prompt, step)
     return dataclasses.replace(metadata, step=step)
 
 
 def _losses(
     stored: StoredPrompt, metadata: PromptMetadata, form: Output, *, dead_half: bool
 ) -> list[str]:
-    said = []
+    lines = []
     if stored.dtype == "float64":
-        said.append("rounded: float64 to float32")
+        lines.append("rounded: float64 to float32")
     if stored.unused_rows:
         what = "replaced by a copy of the first" if dead_half else "left out"
-        said.append(f"{what}: the last {stored.unused_rows} rows, which PEFT never uses")
+        lines.append(f"{what}: the last {stored.unused_rows} rows, which PEFT never uses")
     if form == "t5x":
-        said.append(f"step of the checkpoint: {metadata.step}; optimizer state: left out")
-    kept = {
+        lines.append(f"step of the checkpoint: {metadata.step}; optimizer state: left out")
+    preserved = {
         "ours": _fields(metadata),
         "peft": _fields(metadata),
         "npy": [],
         "t5x": ["step", "backbone"],
     }[form]
-    lost = [name for name in _fields(metadata) if name not in kept]
+    lost = [name for name in _fields(metadata) if name not in preserved]
     if stored.base_model and form in ("npy", "t5x"):
         lost.append("base_model_name_or_path")
     if lost:
-        said.append(f"lost, since {_NAMES[form]} has no place for it: {', '.join(lost)}")
-    return said
+        lines.append(f"lost, since {_NAMES[form]} has no place for it: {', '.join(lost)}")
+    return lines
 
 
 def _fields(metadata: PromptMetadata) -> list[str]:
-    """The fields that say something."""
+    """The fields that are set."""
     empty = PromptMetadata()
     names = [field.name for field in dataclasses.fields(metadata)]
     return [name for name in names if getattr(metadata, name) != getattr(empty, name)]

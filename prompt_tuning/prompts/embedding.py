@@ -1,21 +1,22 @@
-"""The embedding table of a checkpoint, read in slices: nothing else of the checkpoint is touched.
+"""What a prompt is compared with: the embeddings and the identity of a checkpoint, read in slices.
 
-`inspection.py` holds prompts against it, however large the vocabulary is.
+`inspection.py` and `convert.py` need no more of a checkpoint, however large it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import tensorstore as ts
 from jaxtyping import Float
 
-from prompt_tuning.checkpoints import huggingface, t5x_prompt
+from prompt_tuning.checkpoints import huggingface
 from prompt_tuning.checkpoints.identity import backbone_identity
 from prompt_tuning.checkpoints.layouts import find_checkpoint, open_leaves
 from prompt_tuning.checkpoints.load import find_path
+from prompt_tuning.checkpoints.t5x_prompt import is_prompt_leaf
 from prompt_tuning.config import ConfigError
 from prompt_tuning.runtime.storage import explain
 
@@ -53,10 +54,10 @@ def open_embedding(checkpoint: str) -> EmbeddingTable:
             (source.shape[0], source.shape[1]),
             lambda start, stop: source.read((slice(start, stop), slice(None))),
         )
-    found = find_checkpoint(path)
-    leaf = found.params.get(NAME)
+    stored = find_checkpoint(path)
+    leaf = stored.params.get(NAME)
     if leaf is None:
-        raise ConfigError(f"the checkpoint {found.folder.url} is no T5: it has no {NAME}.")
+        raise ConfigError(f"the checkpoint {stored.folder.url} is not a T5: it has no {NAME}.")
     (store,) = open_leaves({NAME: leaf}, ts.Context()).values()
     if len(store.shape) != 2:
         raise ConfigError(f"{leaf.what} has shape {tuple(store.shape)}; a table is (V, D).")
@@ -69,22 +70,29 @@ def open_embedding(checkpoint: str) -> EmbeddingTable:
 
 
 class _Stored:
-    """A tensor in its file, of which `backbone_identity` reads two rows."""
+    """A parameter in its file, of which `backbone_identity` reads two rows."""
 
-    def __init__(self, source: huggingface.Source) -> None:
-        self._source, self.shape, self.ndim = source, source.shape, len(source.shape)
+    def __init__(self, shape: Sequence[int], read: Callable[[tuple[slice, ...]], Any]) -> None:
+        self.shape, self.ndim, self._read = tuple(shape), len(shape), read
 
     def __getitem__(self, index: tuple[int, ...]) -> np.ndarray:
-        rows = [i % size for i, size in zip(index, self.shape, strict=False)]
-        whole = [slice(None)] * (self.ndim - len(rows))
-        return self._source.read((*(slice(i, i + 1) for i in rows), *whole)).reshape(-1)
+        rows = [slice(i % size, i % size + 1) for i, size in zip(index, self.shape, strict=False)]
+        rest = [slice(None)] * (self.ndim - len(rows))
+        return np.asarray(self._read((*rows, *rest))).reshape(-1)
 
 
 def read_identity(checkpoint: str) -> str:
-    """`identity.backbone_identity` of a checkpoint of either kind, of which little is read."""
+    """`identity.backbone_identity` of a checkpoint, with or without a prompt in it."""
     path = find_path(checkpoint)
-    if not huggingface.is_huggingface(path):
-        return t5x_prompt.read_identity(path)
-    sources = huggingface.open_folder(path).sources
-    stored: Any = {name: _Stored(source) for name, source in sources.items()}
-    return backbone_identity(stored)
+    if huggingface.is_huggingface(path):
+        sources = huggingface.open_folder(path).sources
+        stored = {name: _Stored(source.shape, source.read) for name, source in sources.items()}
+    else:
+        leaves = find_checkpoint(path).params
+        leaves = {name: leaf for name, leaf in leaves.items() if not is_prompt_leaf(name)}
+        stores = open_leaves(leaves, ts.Context())
+        stored = {
+            name: _Stored(store.shape, lambda index, store=store: store[index].read().result())
+            for name, store in stores.items()
+        }
+    return backbone_identity(cast(Any, stored))

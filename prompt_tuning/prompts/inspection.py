@@ -1,15 +1,16 @@
-"""What a prompt says of itself: norms, nearest pieces, labels among them, kinship with others.
+"""Prompt inspection: row norms, nearest vocabulary pieces, label words, similarity of prompts.
 
 The paper's section 7 reads prompts by their nearest neighbours in the vocabulary, by cosine; SPoT
-(Vu et al., 2022) tells related tasks by the cosine of their prompts. `t5x inspect-prompt` prints
-what is found here (`inspection_text.py`) and draws it (`picture.py`).
+(Vu et al., 2022) finds related tasks by the cosine of their prompts. `t5x inspect-prompt` prints
+an `Inspection` and draws it (`picture.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class Neighbour:
     """A piece of the vocabulary near a row."""
 
     id: int
-    piece: str  # the id itself where no vocabulary is known
+    piece: str  # the id as text if there is no vocabulary
     cosine: float
 
 
@@ -62,7 +63,7 @@ class Label:
 
 @dataclasses.dataclass(frozen=True)
 class Distance:
-    """How far a prompt is from where it began, over the rows whose beginning is known."""
+    """How far a prompt is from its first values, over the rows whose first values are known."""
 
     rows: int
     relative: float  # |prompt - init| / |init|
@@ -71,7 +72,7 @@ class Distance:
 
 @dataclasses.dataclass(frozen=True)
 class Inspected:
-    """All that is known of one prompt."""
+    """One prompt: its numbers and its metadata."""
 
     name: str
     array: Float[np.ndarray, "P D"]
@@ -135,12 +136,12 @@ def inspect_prompts(
     init: str = "",
     neighbours: int = 5,
 ) -> Inspection:
-    """Holds prompts of any form against the embedding table of a checkpoint.
+    """Compares prompts of any form with the embedding table of a checkpoint.
 
     Without a `vocabulary` pieces are numbers and there are no labels; the bundled checkpoint and
-    Hugging Face's folders bring theirs. Without `label_words` each prompt's own are taken. `init`
-    is a prompt from which the distance is measured; without it, rows that began as class labels
-    are measured from those.
+    Hugging Face's folders have their own. Without `label_words` each prompt's own are used. `init`
+    is a prompt from which the distance is measured; without it, the distance of rows that began as
+    class labels is measured from those.
 
     Raises:
       ConfigError: something cannot be read, or a prompt does not fit the table or vocabulary.
@@ -152,24 +153,24 @@ def inspect_prompts(
     loaded = {str(path): load_prompt(path) for path in paths}
     shape = None, table.shape[1]
     for path, (prompt, metadata) in loaded.items():
-        known = words.sha256 if words else ""
-        check_prompt(prompt, metadata, shape=shape, vocabulary=known, where=path)
-    first = load_prompt(init)[0] if init else None
-    arrays = {path: prompt for path, (prompt, _) in loaded.items()}
+        identity = words.sha256 if words else ""
+        check_prompt(prompt, metadata, shape=shape, vocabulary=identity, where=path)
+    first = np.asarray(load_prompt(init)[0].rows) if init else None
+    arrays = {path: np.asarray(prompt.rows) for path, (prompt, _) in loaded.items()}
     limit = min(table.shape[0], words.vocab_size) if words else table.shape[0]
     norms, near = search(table, list(arrays.values()), limit=limit, neighbours=neighbours)
     prompts = []
-    for (path, (prompt, metadata)), found in zip(loaded.items(), near, strict=True):
-        known = metadata or PromptMetadata()
-        rows = _make_rows(prompt, found, words)
-        labels = tuple(label_words) or known.label_words
+    for (path, prompt), nearest in zip(arrays.items(), near, strict=True):
+        metadata = loaded[path][1] or PromptMetadata()
+        rows = _make_rows(prompt, nearest, words)
+        labels = tuple(label_words) or metadata.label_words
         described = [_describe_label(word, prompt, rows, table, words) for word in labels if words]
-        start = first if first is not None else _label_rows(known, table, words)
+        start = first if first is not None else _label_rows(metadata, table, words)
         prompts.append(
             Inspected(
                 path,
                 prompt,
-                known,
+                metadata,
                 _spread(np.linalg.norm(prompt, axis=1)),
                 rows,
                 tuple(described),
@@ -181,7 +182,7 @@ def inspect_prompts(
 
 
 def _load_words(vocabulary: str, checkpoint: str) -> Vocabulary | None:
-    """The vocabulary that is named, or the one that lies with the checkpoint, if it can be read."""
+    """The vocabulary that is named, or the checkpoint's own, if it can be read."""
     if vocabulary or checkpoint == TINY:
         return load_vocabulary(vocabulary or TINY)
     try:
@@ -201,7 +202,7 @@ def search(
 ) -> tuple[Float[np.ndarray, "V"], list[tuple[Int[np.ndarray, "P K"], Float[np.ndarray, "P K"]]]]:
     """The norms of the table's first `limit` rows, and every prompt row's nearest of them.
 
-    One pass over the table, a part at a time: ids and cosines of the best so far are kept.
+    One pass over the table, a part at a time: only the best ids and cosines so far are in memory.
     """
     rows = unit(np.concatenate(prompts))
     count = min(neighbours, limit)
@@ -210,10 +211,10 @@ def search(
     norms = []
     for start, part in table.chunks(limit):
         norms.append(np.linalg.norm(part, axis=1))
-        found = rows @ unit(part).T
-        numbers = np.broadcast_to(np.arange(start, start + len(part)), found.shape)
+        scores = rows @ unit(part).T
+        numbers = np.broadcast_to(np.arange(start, start + len(part)), scores.shape)
         cosines, ids = (
-            np.concatenate([cosines, found], axis=1),
+            np.concatenate([cosines, scores], axis=1),
             np.concatenate([ids, numbers], axis=1),
         )
         # Equal cosines in the order of their ids, wherever the parts were cut.
@@ -226,7 +227,7 @@ def search(
 
 
 def unit(rows: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "N D"]:
-    """Rows of length one; a row of zeros stays, and is near nothing."""
+    """The rows scaled to norm 1; a row of zeros stays zero: its cosine with any row is 0."""
     norms = np.linalg.norm(rows, axis=1, keepdims=True)
     return rows / np.where(norms > 0, norms, 1)
 
@@ -248,7 +249,7 @@ def _spread(norms: Float[np.ndarray, "N"]) -> Spread:
 
 def _make_rows(
     prompt: Float[np.ndarray, "P D"],
-    found: tuple[Int[np.ndarray, "P K"], Float[np.ndarray, "P K"]],
+    nearest: tuple[Int[np.ndarray, "P K"], Float[np.ndarray, "P K"]],
     vocabulary: Vocabulary | None,
 ) -> tuple[Row, ...]:
     def neighbour(number: int, cosine: float) -> Neighbour:
@@ -257,7 +258,7 @@ def _make_rows(
 
     return tuple(
         Row(float(norm), tuple(map(neighbour, ids.tolist(), cosines.tolist())))
-        for norm, ids, cosines in zip(np.linalg.norm(prompt, axis=1), *found, strict=True)
+        for norm, ids, cosines in zip(np.linalg.norm(prompt, axis=1), *nearest, strict=True)
     )
 
 
@@ -292,7 +293,8 @@ def _label_rows(
     """The first rows of a prompt that began as class labels; what followed them was sampled."""
     words = metadata.label_words
     expected = f"class labels {', '.join(map(repr, words))}, then"
-    if vocabulary is None or not words or not metadata.init.startswith(expected):
+    began_so = metadata.method == "prompt_tuning" and metadata.init.startswith(expected)
+    if vocabulary is None or not words or not began_so:
         return None
     return np.stack([_embed_word(word, table, vocabulary)[1] for word in words])
 
@@ -310,3 +312,64 @@ def _measure(
     now, then = prompt[:rows], start[:rows]
     relative = np.linalg.norm(now - then) / max(float(np.linalg.norm(then)), 1e-30)
     return Distance(rows, float(relative), float((unit(now) * unit(then)).sum(axis=1).mean()))
+
+
+def describe(inspection: Inspection) -> str:
+    """The text that `t5x inspect-prompt` prints; `Inspection.to_json` has the same for programs."""
+    norms = _norms(inspection.embedding_norms)
+    lines = [f"{inspection.checkpoint}: {inspection.embeddings} embeddings, norms {norms}"]
+    for prompt in inspection.prompts:
+        lines += ["", *_prompt_lines(prompt, inspection.embedding_norms)]
+    if len(inspection.prompts) > 1:
+        lines += ["", *_similarity_lines(inspection)]
+    return "\n".join(lines)
+
+
+def _norms(spread: Spread) -> str:
+    return f"{spread.mean:.2f} (sd {spread.sd:.2f}, {spread.min:.2f} to {spread.max:.2f})"
+
+
+def _prompt_lines(prompt: Inspected, table: Spread) -> Iterator[str]:
+    metadata = prompt.metadata
+    facts = [f"float32{list(prompt.array.shape)}", metadata.task, f"step {metadata.step}"]
+    if metadata.score is not None:
+        facts.append(f"{metadata.score_name} {metadata.score:.1f}")
+    yield f"{prompt.name}: {', '.join(fact for fact in facts if fact and fact != 'step 0')}"
+    times = prompt.norms.mean / table.mean if table.mean else 0.0
+    yield f"norms {_norms(prompt.norms)}: {times:.2f} times the embeddings'"
+    if prompt.distance:
+        of = f"{prompt.distance.rows} of {len(prompt.rows)} rows"
+        yield (
+            f"from its beginning ({of}): moved {prompt.distance.relative:.2f} of its length, "
+            f"cosine {prompt.distance.cosine:.2f}"
+        )
+    yield f"{'row':>4} {'norm':>9}  nearest pieces by cosine"
+    for number, row in enumerate(prompt.rows):
+        near = "  ".join(f"{n.piece} {n.cosine:.2f}" for n in row.neighbours)
+        yield f"{number:>4} {row.norm:>9.2f}  {near}"
+    shared = Counter(row.neighbours[0].piece for row in prompt.rows if row.neighbours)
+    often = [f"{piece} ({count})" for piece, count in shared.most_common(5) if count > 1]
+    if often:
+        yield f"nearest to several rows: {', '.join(often)}"
+    yield from map(_label_line, prompt.labels)
+
+
+def _label_line(label: Label) -> str:
+    rows = ", ".join(map(str, label.neighbour_of[:20]))
+    more = ", ..." if len(label.neighbour_of) > 20 else ""
+    where = f"among the neighbours of rows {rows}{more}" if rows else "no row's neighbour"
+    return (
+        f"label {label.word!r} ({' '.join(label.pieces)}): {where}; nearest is row "
+        f"{label.nearest_row}, cosine {label.cosine:.2f}"
+    )
+
+
+def _similarity_lines(inspection: Inspection) -> Iterator[str]:
+    width = max(len(prompt.name) for prompt in inspection.prompts)
+    for title, matrix in (
+        ("similarity of the prompts: cosine of their mean rows", inspection.pooled),
+        ("mean cosine over all pairs of rows", inspection.pairs),
+    ):
+        yield title
+        for prompt, values in zip(inspection.prompts, matrix, strict=True):
+            yield f"{prompt.name:<{width}} " + " ".join(f"{value:>6.3f}" for value in values)

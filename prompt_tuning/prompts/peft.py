@@ -11,54 +11,52 @@ alone unless asked otherwise: PEFT loads both. `prompts/prompt_file.py` builds o
 from __future__ import annotations
 
 import json
-import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-from jaxtyping import Float, Shaped
+import safetensors.numpy
+from jaxtyping import Shaped
 
 from prompt_tuning.config import ConfigError
-from prompt_tuning.prompts.prompt_array import check_array
+from prompt_tuning.model.prompt import Prompt
+from prompt_tuning.prompts.rows import make_prompt
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLED = "adapter_model.bin"
 TENSOR = "prompt_embeddings"
 HEADER = "prompt_tuning"  # our metadata in the header of the weights: PEFT leaves it unread
-BESIDE = "described_in"  # or the name of the file beside them that has it
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": jnp.bfloat16}
 
 
 class Adapter(NamedTuple):
-    """What a folder of PEFT's holds; `prompt` is the part of `rows` that PEFT uses."""
+    """What a folder of PEFT's holds."""
 
-    prompt: Float[np.ndarray, "P D"]
-    rows: int
+    prompt: Prompt  # the rows that PEFT uses
+    unused_rows: int
     dtype: str  # of the file
     base_model: str | None
     init: str  # how it began, in words
-    header: str  # our metadata, where this project wrote the file; else ""
-    beside: str = ""  # the file that has it instead
+    header: str  # our metadata, if `t5x convert-prompt` wrote the file; else ""
 
 
 def write_peft(
     folder: Path,
-    prompt: Float[np.ndarray, "P D"],
+    prompt: Prompt,
     *,
     base_model: str | None = None,
     submodules: int = 1,
-    header: Mapping[str, str] = types.MappingProxyType({}),
+    metadata: str = "",
 ) -> None:
-    """Writes PEFT's two files into a folder; with two `submodules` the prompt stands there twice.
+    """Writes PEFT's two files into a folder; with two `submodules` the rows are there twice.
 
     `base_model` is the Hugging Face name of the backbone (google/t5-base-lm-adapt, ...): PEFT only
-    shows it. `header` holds texts for the header of the weights.
+    shows it. `metadata`, ours as a text, goes into the header of the weights.
     """
-    length, embed_dim = prompt.shape
+    length, embed_dim = prompt.rows.shape
     config = {
         "peft_type": "PROMPT_TUNING",
         "task_type": "SEQ_2_SEQ_LM",
@@ -72,19 +70,9 @@ def write_peft(
         "tokenizer_name_or_path": None,
     }
     (folder / CONFIG).write_text(to_json(config))
-    described = {"format": "pt", **header}
-    rows = np.concatenate([prompt] * submodules)
-    (folder / WEIGHTS).write_bytes(_serialize(rows, described))
-
-
-def _serialize(rows: Float[np.ndarray, "R D"], described: Mapping[str, str]) -> bytes:
-    """A safetensors file; the library's own writer puts two texts of the header in any order."""
-    data = np.ascontiguousarray(rows, "<f4").tobytes()
-    tensor = {"dtype": "F32", "shape": list(rows.shape), "data_offsets": [0, len(data)]}
-    header = {"__metadata__": dict(described), TENSOR: tensor}
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data
+    rows = np.concatenate([np.asarray(prompt.rows, "<f4")] * submodules)
+    header = {"format": "pt"} | ({HEADER: metadata} if metadata else {})
+    (folder / WEIGHTS).write_bytes(safetensors.numpy.save({TENSOR: rows}, header))
 
 
 def to_json(value: Mapping[str, Any]) -> str:
@@ -102,13 +90,17 @@ def read_peft(folder: Path) -> Adapter:
     config = parse_object((folder / CONFIG).read_bytes(), str(folder / CONFIG))
     length = _check_config(config, folder / CONFIG)
     stored, described = _read_safetensors(folder / WEIGHTS)
-    array = check_array(stored, str(folder / WEIGHTS))
+    array = make_prompt(stored, str(folder / WEIGHTS)).rows
     _check_sizes(array.shape, length, config.get("token_dim"), folder / WEIGHTS)
     base_model = config.get("base_model_name_or_path")
-    named = base_model if isinstance(base_model, str) and base_model else None
-    prompt, dtype = array[:length].copy(), stored.dtype.name
-    header, beside = (str(described.get(name, "")) for name in (HEADER, BESIDE))
-    return Adapter(prompt, len(array), dtype, named, _describe_init(config), header, beside)
+    return Adapter(
+        Prompt(array[:length]),
+        unused_rows=len(array) - length,
+        dtype=stored.dtype.name,
+        base_model=base_model if isinstance(base_model, str) and base_model else None,
+        init=_describe_init(config),
+        header=str(described.get(HEADER, "")),
+    )
 
 
 def _describe_init(config: Mapping[str, Any]) -> str:
@@ -123,13 +115,13 @@ def _describe_init(config: Mapping[str, Any]) -> str:
 def _check_sizes(shape: tuple[int, ...], length: int, width: Any, file: Path) -> None:
     if shape[0] not in (length, 2 * length):
         raise ConfigError(
-            f"the prompt file {file} has shape {shape}, and {CONFIG} beside it says "
+            f"the prompt file {file} has shape {shape}, and {CONFIG} beside it has "
             f"num_virtual_tokens = {length}: expected {length} rows, or {2 * length} of which PEFT "
             "uses the first half. One of the two files was replaced; copy the folder again."
         )
     if width is not None and width != shape[1]:
         raise ConfigError(
-            f"the prompt file {file} has shape {shape}, and {CONFIG} beside it says token_dim = "
+            f"the prompt file {file} has shape {shape}, and {CONFIG} beside it has token_dim = "
             f"{width!r}. One of the two files was replaced; copy the folder again."
         )
 
@@ -172,7 +164,7 @@ def _check_config(config: Mapping[str, Any], file: Path) -> int:
 
 
 def _read_safetensors(file: Path) -> tuple[Shaped[np.ndarray, "..."], Mapping[str, Any]]:
-    """The one tensor, and the metadata of the header."""
+    """The tensor, and the metadata of the header."""
     try:
         data = file.read_bytes()
         # The library compares the header with the file's size before it allocates.
@@ -182,10 +174,10 @@ def _read_safetensors(file: Path) -> tuple[Shaped[np.ndarray, "..."], Mapping[st
     except (safetensors.SafetensorError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(f"the prompt file {file} is damaged: {error}. Copy it again.") from error
     if set(tensors) != {TENSOR} or tensors[TENSOR]["dtype"] not in _DTYPES:
-        found = {name: tensor["dtype"] for name, tensor in sorted(tensors.items())}
+        dtypes = {name: tensor["dtype"] for name, tensor in sorted(tensors.items())}
         raise ConfigError(
             f"the prompt file {file} must hold exactly {TENSOR!r}, of one of the types "
-            f"{', '.join(_DTYPES)}; found {found}."
+            f"{', '.join(_DTYPES)}; found {dtypes}."
         )
     tensor = tensors[TENSOR]
     dtype = np.dtype(_DTYPES[tensor["dtype"]])

@@ -1,4 +1,4 @@
-"""A picture of prompts: how long their rows are, what they are near, how they are related."""
+"""A picture of prompts: norms of their rows, nearest pieces, similarity between prompts."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _BAR = "#4063d8"
 
 
 def check_suffix(file: Path) -> None:
-    """Raises ConfigError where matplotlib draws no such kind of file."""
+    """Raises ConfigError if matplotlib cannot draw files with this suffix."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    known = FigureCanvasAgg.get_supported_filetypes()
-    if file.suffix and file.suffix[1:].lower() not in known:
+    supported = FigureCanvasAgg.get_supported_filetypes()
+    if file.suffix and file.suffix[1:].lower() not in supported:
         raise ConfigError(
-            f"--plot={file}: expected a file name that ends in one of {', '.join(sorted(known))}, "
-            f"found {file.suffix}."
+            f"--plot={file}: expected a file name that ends in one of "
+            f"{', '.join(sorted(supported))}, found {file.suffix}."
         )
 
 
-def draw(found: Inspection, file: Path) -> None:
-    """Writes a PNG (or what else the suffix says).
+def draw(inspection: Inspection, file: Path) -> None:
+    """Writes a PNG, or the format of the file's suffix.
 
     For every prompt, from the left: the norm of each row, in front of the range of the
     vocabulary's norms; and its nearest pieces, darker where nearer, those of label words in
@@ -39,30 +39,30 @@ def draw(found: Inspection, file: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    names = _short_names([prompt.name for prompt in found.prompts])
-    columns = [len(prompt.rows[0].neighbours) for prompt in found.prompts]
-    shown = min(max(len(prompt.rows) for prompt in found.prompts), MAX_ROWS)
+    names = _short_names([prompt.name for prompt in inspection.prompts])
+    columns = [len(prompt.rows[0].neighbours) for prompt in inspection.prompts]
+    shown = min(max(len(prompt.rows) for prompt in inspection.prompts), MAX_ROWS)
     height = max(_ROW_HEIGHT * shown + 1.6, 4.5)
     nearest = max(
-        n.cosine for prompt in found.prompts for row in prompt.rows for n in row.neighbours
+        n.cosine for prompt in inspection.prompts for row in prompt.rows for n in row.neighbours
     )
     widths = [width for count in columns for width in (1.6, _CELL_WIDTH * count)]
     square = max(4.0, min(height - 1.5, 7.0))
     figure = Figure(figsize=(sum(widths) + square + 1.5, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(widths) + 1, width_ratios=[*widths, square], squeeze=False)[0]
-    for number, (prompt, name) in enumerate(zip(found.prompts, names, strict=True)):
+    for number, (prompt, name) in enumerate(zip(inspection.prompts, names, strict=True)):
         norms, pieces = axes[2 * number], axes[2 * number + 1]
-        _draw_norms(norms, prompt, found)
+        _draw_norms(norms, prompt, inspection)
         _draw_pieces(pieces, prompt, name, max(nearest, 0.3))
-        for each in (norms, pieces):  # rows of the same height, whatever the prompts' lengths
-            each.set_ylim(shown - 0.5, -0.5)
-    _draw_kinship(axes[-1], found, names)
+        for panel in (norms, pieces):  # rows of the same height, whatever the prompts' lengths
+            panel.set_ylim(shown - 0.5, -0.5)
+    _draw_similarity(axes[-1], inspection, names)
     figure.savefig(file, dpi=130)
 
 
 def _short_names(names: list[str]) -> list[str]:
-    """What sets paths apart: they lose what they share, at the front and at the end.
+    """The paths without the parts that all share, at the front and at the end.
 
     >>> _short_names(["runs/mood/prompts/best", "runs/topic/prompts/best"])
     ['mood', 'topic']
@@ -76,9 +76,9 @@ def _short_names(names: list[str]) -> list[str]:
     return ["/".join(part) for part in parts]
 
 
-def _draw_norms(axes: Any, prompt: Inspected, found: Inspection) -> None:
+def _draw_norms(axes: Any, prompt: Inspected, inspection: Inspection) -> None:
     shown = prompt.rows[:MAX_ROWS]
-    spread = found.embedding_norms
+    spread = inspection.embedding_norms
     axes.barh(range(len(shown)), [row.norm for row in shown], color=_BAR, height=0.72)
     axes.axvspan(spread.min, spread.max, color="0.85", zorder=0, label="vocabulary")
     axes.axvline(spread.mean, color="0.45", lw=1, zorder=3)
@@ -127,25 +127,25 @@ def _write(
         bbox=box,
         clip_on=True,
     )
-    said = f"{near.cosine:.2f}".removeprefix("0")
+    cosine = f"{near.cosine:.2f}".removeprefix("0")
     style = {"ha": "right", "va": "center", "fontsize": 6.5, "alpha": 0.75}
-    axes.text(x + 0.46, y, said, color=color, **style)
+    axes.text(x + 0.46, y, cosine, color=color, **style)
 
 
-def _draw_kinship(axes: Any, found: Inspection, names: list[str]) -> None:
-    rows = unit(np.concatenate([prompt.array for prompt in found.prompts]))
+def _draw_similarity(axes: Any, inspection: Inspection, names: list[str]) -> None:
+    rows = unit(np.concatenate([prompt.array for prompt in inspection.prompts]))
     cosines = rows @ rows.T
     off = cosines[~np.eye(len(rows), dtype=bool)]
     top = max(float(np.abs(off).max(initial=0)), 0.1)
     image = axes.imshow(cosines, cmap="RdBu_r", vmin=-top, vmax=top)
     axes.set_anchor("N")
-    ends = np.cumsum([len(prompt.array) for prompt in found.prompts])
-    middles = ends - np.array([len(prompt.array) for prompt in found.prompts]) / 2 - 0.5
+    ends = np.cumsum([len(prompt.array) for prompt in inspection.prompts])
+    middles = ends - np.array([len(prompt.array) for prompt in inspection.prompts]) / 2 - 0.5
     for end in ends[:-1]:
         axes.axhline(end - 0.5, color="black", lw=1)
         axes.axvline(end - 0.5, color="black", lw=1)
     axes.set_title("cosine between rows", fontsize=10)
-    axes.set_xlabel(_say_similarity(found, names), fontsize=9)
+    axes.set_xlabel(_describe_similarity(inspection, names), fontsize=9)
     if len(names) < 2:
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.yaxis.get_major_locator().set_params(integer=True)
@@ -157,14 +157,15 @@ def _draw_kinship(axes: Any, found: Inspection, names: list[str]) -> None:
     axes.figure.colorbar(image, ax=axes, shrink=0.7, pad=0.02).ax.tick_params(labelsize=8)
 
 
-def _say_similarity(found: Inspection, names: list[str]) -> str:
+def _describe_similarity(inspection: Inspection, names: list[str]) -> str:
     if len(names) < 2:
-        return f"row; mean over all pairs {found.pairs[0, 0]:.3f}"
+        return f"row; mean over all pairs {inspection.pairs[0, 0]:.3f}"
     if len(names) > 4:
         return "prompts; their similarities are printed"
     return "\n".join(
-        f"{one} and {other}: mean rows {found.pooled[i, j]:.3f}, pairs {found.pairs[i, j]:.3f}"
-        for i, one in enumerate(names)
-        for j, other in enumerate(names)
+        f"{first} and {second}: mean rows {inspection.pooled[i, j]:.3f}, "
+        f"pairs {inspection.pairs[i, j]:.3f}"
+        for i, first in enumerate(names)
+        for j, second in enumerate(names)
         if i < j
     )

@@ -2,11 +2,11 @@
 
     adapter_config.json          PEFT's: prompt tuning for a sequence-to-sequence model
     adapter_model.safetensors    the prompt, float32[P, D], under PEFT's name `prompt_embeddings`
-    prompt_tuning.json           ours: task, label words, identity of the backbone, score, ...
+    prompt_tuning.json           ours: task, label words, method, identity of the backbone, ...
 
 `training/loop.py` writes these folders; `serving/predictor.py`, evaluation and the "file"
-initialisation read them, and the prompts of others with them: `.npy`, PEFT's own folders
-(room `exchange`) and T5X checkpoints with a prompt inside (`t5x_prompt.py`).
+initialisation read them, and prompts in other forms: `.npy`, as the original released them, PEFT's
+own folders (`peft.py`) and T5X checkpoints with a prompt inside (`checkpoints/t5x_prompt.py`).
 """
 
 from __future__ import annotations
@@ -17,32 +17,36 @@ import os
 import types
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from beartype.roar import BeartypeException
-from jaxtyping import Float
+from jaxtyping import Shaped
 
 from prompt_tuning.checkpoints.t5x_prompt import read_t5x_prompt, read_zarr_prompt
 from prompt_tuning.config import ConfigError, from_dict, to_dict, typed
-from prompt_tuning.prompts import npy, peft
+from prompt_tuning.model.prompt import Prompt
+from prompt_tuning.prompts import peft
 from prompt_tuning.prompts.peft import parse_object, to_json
-from prompt_tuning.prompts.prompt_array import check_array
+from prompt_tuning.prompts.rows import check_rows, make_prompt
 from prompt_tuning.runtime.replace_folder import replace_folder
 
 METADATA = "prompt_tuning.json"
 NO_FILES: Mapping[str, str] = types.MappingProxyType({})
 Form = Literal["ours", "peft", "npy", "t5x", "zarr"]
+_NPY = b"\x93NUMPY"  # how a file of numpy's begins
 _T5X_INDICES = ("checkpoint", "_METADATA", "state/_METADATA", "state/checkpoint")
 
 
 @typed
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PromptMetadata:
-    """What is known about a prompt; every field may be left empty."""
+    """What is known about a prompt; every field has an empty default."""
 
     task: str = ""
     label_words: tuple[str, ...] = ()
+    method: str = "prompt_tuning"  # PROMPT_METHOD; what is saved is its folded prompt
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the method's, all
     backbone: str = ""  # checkpoint.identity.backbone_identity of the frozen model
     vocabulary: str = ""  # SHA-256 of the SentencePiece model
     init: str = ""
@@ -55,28 +59,28 @@ class PromptMetadata:
 
 def save_prompt(
     folder: str | os.PathLike[str],
-    prompt: Float[np.ndarray, "P D"],
+    prompt: Prompt,
     metadata: PromptMetadata,
     *,
     base_model: str | None = None,
 ) -> None:
-    """Writes a prompt folder, whole or not at all; one that is there already is replaced.
+    """Writes a prompt folder, whole or not at all; an older folder of that name is replaced.
 
     `base_model` is the Hugging Face name of the backbone (google/t5-base-lm-adapt, ...): PEFT only
     shows it.
 
     Raises:
-      ConfigError: the prompt is not a finite matrix, or the path is not a local folder.
+      ConfigError: the prompt is not rows alone, a finite matrix, or the path is not a local folder.
     """
-    prompt = check_array(np.asarray(prompt), f"the prompt for {os.fspath(folder)}")
+    prompt = check_rows(prompt, f"the prompt for {os.fspath(folder)}")
     with replace_folder(folder) as new:
-        peft.write_peft(new, prompt, base_model=base_model, header={peft.BESIDE: METADATA})
+        peft.write_peft(new, prompt, base_model=base_model)
         files = {file.name: _sha256(file.read_bytes()) for file in sorted(new.iterdir())}
         (new / METADATA).write_text(describe(prompt, metadata, files))
 
 
 def describe(
-    prompt: Float[np.ndarray, "P D"],
+    prompt: Prompt,
     metadata: PromptMetadata,
     files: Mapping[str, str] = NO_FILES,
 ) -> str:
@@ -95,15 +99,15 @@ def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _fingerprint(prompt: Float[np.ndarray, "P D"]) -> str:
-    return hashlib.sha256(prompt.astype("<f4").tobytes()).hexdigest()
+def _fingerprint(prompt: Prompt) -> str:
+    return _sha256(np.asarray(prompt.rows, "<f4").tobytes())
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredPrompt:
-    """A prompt as it was found: in float32, with what its form says of it."""
+    """A prompt, its rows float32 in numpy, with what its form says about it."""
 
-    array: Float[np.ndarray, "P D"]
+    prompt: Prompt
     form: Form
     metadata: PromptMetadata | None = None
     base_model: str | None = None  # the Hugging Face name of its backbone
@@ -112,10 +116,8 @@ class StoredPrompt:
     unused_rows: int = 0  # of PEFT's file
 
 
-def load_prompt(
-    path: str | os.PathLike[str],
-) -> tuple[Float[np.ndarray, "P D"], PromptMetadata | None]:
-    """The prompt, in float32, and what is known about it: None where the form says nothing.
+def load_prompt(path: str | os.PathLike[str]) -> tuple[Prompt, PromptMetadata | None]:
+    """The prompt, its rows float32 in numpy, and what is known about it, None if nothing is.
 
     Reads everything that `recognise` knows. Nothing is executed: pickles are refused.
 
@@ -123,11 +125,11 @@ def load_prompt(
       ConfigError: there is no such prompt, or it is damaged.
     """
     stored = read_prompt(path)
-    return stored.array, stored.metadata
+    return stored.prompt, stored.metadata
 
 
 def read_prompt(path: str | os.PathLike[str]) -> StoredPrompt:
-    """The prompt at a path, in whatever form.
+    """The prompt at a path, in any form that `recognise` knows.
 
     Raises:
       ConfigError: there is no such prompt, or it is damaged.
@@ -144,27 +146,35 @@ def read_prompt(path: str | os.PathLike[str]) -> StoredPrompt:
         return _read_folder(place, form)
     metadata = None
     if form == "npy":
-        array = npy.read_npy(place)
+        array = _read_npy(place)
     elif form == "zarr":
         array = read_zarr_prompt(place)
     else:
         array, step = read_t5x_prompt(path)
         metadata = PromptMetadata(step=step)
-    checked = check_array(array, str(path))
-    return StoredPrompt(checked, form, metadata, dtype=array.dtype.name)
+    prompt = make_prompt(array, str(path))
+    return StoredPrompt(prompt, form, metadata, dtype=array.dtype.name)
+
+
+def _read_npy(file: Path) -> Shaped[np.ndarray, "..."]:
+    """The array of a `.npy` file. It is mapped, so its size is checked before memory is taken."""
+    try:
+        return np.load(file, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # numpy has no one exception for a header that is damaged
+        raise ConfigError(f"the prompt file {file} is damaged: {error}. Copy it again.") from error
 
 
 def recognise(place: Path) -> tuple[Form, Path]:
-    """The form of a prompt, told by content, and the path of what is to be read.
+    """The form of a prompt, by content and not by name, and the path to read.
 
-    * a folder with prompt_tuning.json in it is ours, another one of PEFT's files makes it PEFT's;
-    * a folder with the index of a T5X checkpoint (msgpack or Orbax) is one, with the prompt inside;
-      a single msgpack file can be one too, and one array of it may be given by its zarr folder;
-    * a file that begins as numpy's do is a `.npy`, whatever its name: the original's checkpoints
-      call it encoder.prompt.prompt.prompt. The folder that holds one such file stands for it.
+    * "ours": a folder with prompt_tuning.json; "peft": a folder with only PEFT's files;
+    * "t5x": a folder with the index of a T5X checkpoint (msgpack or Orbax), or a msgpack file;
+    * "zarr": the folder of one array of a T5X checkpoint;
+    * "npy": a file that begins as numpy's do (in the original's checkpoints its name is
+      encoder.prompt.prompt.prompt), or a folder with one such file.
 
     Raises:
-      ConfigError: there is nothing, or nothing of these.
+      ConfigError: nothing is there, or none of these.
     """
     if place.is_file():
         return _recognise_file(place)
@@ -202,54 +212,45 @@ def _recognise_file(file: Path) -> tuple[Form, Path]:
 
 def _starts_as_npy(file: Path) -> bool:
     with file.open("rb") as stream:
-        return stream.read(len(npy.MAGIC)) == npy.MAGIC
+        return stream.read(len(_NPY)) == _NPY
 
 
 def _nearby(place: Path, arrays: list[Path]) -> str:
-    """Prompts one or two levels below, for someone who gave a MODEL_DIR."""
-    found = [p.parent for g in ("*", "prompts/*") for p in place.glob(f"{g}/{peft.WEIGHTS}")]
-    found += [p for g in ("*", "numpy_checkpoints/*") for p in place.glob(f"{g}/*.prompt")]
-    found += [p.parent for p in place.glob(f"checkpoint_*/{_T5X_INDICES[0]}")] + arrays
-    shown = ", ".join(str(p) for p in sorted(found)[-5:])
-    return f" There are {len(found)} prompts in it; give one of them: {shown}." if found else ""
+    """The end of a message that names prompts one or two levels below: of a MODEL_DIR."""
+    paths = [p.parent for g in ("*", "prompts/*") for p in place.glob(f"{g}/{peft.WEIGHTS}")]
+    paths += [p for g in ("*", "numpy_checkpoints/*") for p in place.glob(f"{g}/*.prompt")]
+    paths += [p.parent for p in place.glob(f"checkpoint_*/{_T5X_INDICES[0]}")] + arrays
+    shown = ", ".join(str(p) for p in sorted(paths)[-5:])
+    return f" There are {len(paths)} prompts in it; give one of them: {shown}." if paths else ""
 
 
 def _read_folder(folder: Path, form: Form) -> StoredPrompt:
     adapter = peft.read_peft(folder)
-    if form == "peft" and adapter.beside == METADATA:
-        raise ConfigError(
-            f"the prompt at {folder} has no {METADATA}, which holds its checksums and names its "
-            "backbone, and which it was written with. Copy the folder again."
-        )
-    prompt = adapter.prompt
     metadata = None
     if form == "ours":
-        file = folder / METADATA
-        metadata = _read_metadata(file.read_bytes(), prompt, str(file), folder)
+        text = (folder / METADATA).read_bytes()
+        metadata = _read_metadata(text, adapter.prompt, str(folder / METADATA), folder)
     elif adapter.header:
         where = f"the header of {folder / peft.WEIGHTS}"
-        metadata = _read_metadata(adapter.header, prompt, where)
+        metadata = _read_metadata(adapter.header.encode(), adapter.prompt, where)
     return StoredPrompt(
-        prompt,
+        adapter.prompt,
         form,
         metadata,
         adapter.base_model,
         adapter.init,
         adapter.dtype,
-        unused_rows=adapter.rows - len(prompt),
+        unused_rows=adapter.unused_rows,
     )
 
 
 def _read_metadata(
-    text: bytes | str,
-    prompt: Float[np.ndarray, "P D"],
-    where: str,
-    folder: Path | None = None,
+    text: bytes, prompt: Prompt, where: str, folder: Path | None = None
 ) -> PromptMetadata:
     values = parse_object(text, where)
     own = values.pop("sha256", None)
     whole = to_json({**values, "sha256": _sha256(to_json(values).encode())})
-    if own is not None and whole.encode() != (text.encode() if isinstance(text, str) else text):
+    if own is not None and whole.encode() != text:
         raise ConfigError(
             f"{where} is not what was written, by its SHA-256: it is damaged, or was edited. Copy "
             'it again; if the change is yours, delete its entry "sha256".'
@@ -283,7 +284,7 @@ def _check_files(folder: Path, files: Mapping[str, str]) -> None:
 
 
 def check_prompt(
-    prompt: Float[np.ndarray, "P D"],
+    prompt: Prompt,
     metadata: PromptMetadata | None,
     *,
     shape: tuple[int | None, int],
@@ -291,32 +292,31 @@ def check_prompt(
     vocabulary: str = "",
     where: str | os.PathLike[str],
 ) -> None:
-    """Returns if the prompt fits a model: `shape` is (P, D), with None for a P of any size.
+    """Raises ConfigError unless the prompt fits a model.
 
-    `backbone` and `vocabulary` are the model's; what either side leaves empty is not compared.
-
-    Raises:
-      ConfigError: width, length, backbone or vocabulary is another one.
+    `shape` is (P, D), or (None, D) for any length. `backbone` and `vocabulary` are the model's
+    fingerprints, compared with those of `metadata` if both sides have them.
     """
     length, embed_dim = shape
+    stored = tuple(prompt.rows.shape)
     needed = f"({'any' if length is None else length}, {embed_dim})"
-    if prompt.shape[1] != embed_dim:
+    if stored[1] != embed_dim:
         raise ConfigError(
-            f"the prompt {where} has shape {prompt.shape}; the model needs {needed}. Was it "
+            f"the prompt {where} has shape {stored}; the model needs {needed}. Was it "
             "trained for a model of another size?"
         )
-    if length is not None and prompt.shape[0] != length:
+    if length is not None and stored[0] != length:
         raise ConfigError(
-            f"the prompt {where} has shape {prompt.shape}; {needed} is asked for. Set "
-            f"PROMPT_LENGTH = {prompt.shape[0]}, or give another prompt."
+            f"the prompt {where} has shape {stored}; {needed} is asked for. Set "
+            f"PROMPT_LENGTH = {stored[0]}, or give another prompt."
         )
-    for name, theirs, ours in (
+    for name, trained, loaded in (
         ("backbone", metadata.backbone if metadata else "", backbone),
         ("vocabulary", metadata.vocabulary if metadata else "", vocabulary),
     ):
-        if theirs and ours and theirs != ours:
+        if trained and loaded and trained != loaded:
             raise ConfigError(
-                f"the prompt {where} was trained with another {name} ({theirs[:12]}...) than this "
-                f"model's ({ours[:12]}...), and would do nothing useful here. Load the {name} it "
+                f"the prompt {where} was trained with another {name} ({trained[:12]}...) than this "
+                f"model's ({loaded[:12]}...), and would do nothing useful here. Load the {name} it "
                 "was trained with, or train a prompt for this one."
             )

@@ -1,6 +1,6 @@
-"""Files of lines: texts or JSON objects to be answered, and the JSON objects of the answers.
+"""Input and output files of `t5x infer`: texts or JSON objects, and the JSON lines of the answers.
 
-`infer.py` reads its rows here and writes what the predictor says to them.
+`infer.py` reads its rows and writes its answers through this module.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from prompt_tuning.config import ConfigError
 from prompt_tuning.runtime.replace_folder import writing
 
 STANDARD = "-"  # standard input, standard output
-_FORM = 'Write each line as {"inputs": "the text"}, with "prompt": "its folder" if you like.'
+_FORM = 'Write each line as {"inputs": "the text"}, optionally with "prompt": "a prompt folder".'
 
 
 class Line(NamedTuple):
@@ -25,16 +25,16 @@ class Line(NamedTuple):
     where: str  # file:line, for messages
     text: str
     prompt: str | None
-    rest: dict[str, Any]  # what else the object held: the answer carries it along
+    rest: dict[str, Any]  # the other fields of the object, which are copied to the answer
 
 
 def is_table(path: str) -> bool:
-    """Whether a file is a table by its name, whose rows INPUT_TEMPLATE makes texts of."""
+    """Whether a file is a table by its name; INPUT_TEMPLATE makes the texts from its columns."""
     return Path(path).suffix.lower() in (".csv", ".tsv")
 
 
-def holds_objects(path: str) -> bool:
-    """Whether a file holds JSON by its name, and its objects no "inputs" of their own."""
+def has_table_rows(path: str) -> bool:
+    """Whether a file is JSON by its name and its first object has no "inputs"."""
     if Path(path).suffix.lower() not in (".json", ".jsonl"):
         return False
     first = next((line for line in _read(path) if line.strip()), b"")
@@ -42,21 +42,22 @@ def holds_objects(path: str) -> bool:
 
 
 def read_lines(path: str, *, prompt: str | None) -> list[Line]:
-    """The texts of a file, or of standard input for "-"; `prompt` is for lines that name none.
+    """The texts of a file, or of standard input for "-"; `prompt` is the default of each line.
 
-    A file holds JSON objects if its name ends in .json or .jsonl, or if its first line begins with
-    a brace and the name does not end in .txt. Otherwise every line is a text, an empty one too.
+    A file contains JSON objects if its name ends in .json or .jsonl, or if its first line begins
+    with a brace and the name does not end in .txt. Otherwise every line is a text, even an empty
+    line.
 
     Raises:
-      ConfigError: the file cannot be read, or a line is not what it should be.
+      ConfigError: the file cannot be read, or a line has another format.
     """
     name = "standard input" if path == STANDARD else path
     places = [(f"{name}:{n}", data) for n, data in enumerate(_read(path), 1)]
     lines = [(where, _decode(data, where)) for where, data in places]
     filled = [(where, text) for where, text in lines if text.strip()]
     if not filled:
-        raise ConfigError(f"{name} holds no rows to answer.")
-    if _holds_json(path, filled[0][1]):
+        raise ConfigError(f"{name} has no rows to answer.")
+    if _is_json(path, filled[0][1]):
         return [_from_json(where, text, prompt) for where, text in filled]
     return [Line(where, text, prompt, {}) for where, text in lines]
 
@@ -81,7 +82,7 @@ def _decode(data: bytes, where: str) -> str:
         raise ConfigError(f"{where}: not UTF-8 ({error.reason}, byte {error.start}).") from error
 
 
-def _holds_json(path: str, first: str) -> bool:
+def _is_json(path: str, first: str) -> bool:
     suffix = Path(path).suffix.lower()
     if suffix in (".json", ".jsonl", ".txt"):
         return suffix != ".txt"
@@ -91,18 +92,20 @@ def _holds_json(path: str, first: str) -> bool:
 def _from_json(where: str, text: str, prompt: str | None) -> Line:
     try:
         value = json.loads(text)
-        # Half of a surrogate pair is JSON, but no text that could be tokenised or written.
+        # Half of a surrogate pair is valid JSON, but it cannot be tokenised or written.
         json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not valid JSON ({error}). {_FORM}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"{where}: found JSON of type {type(value).__name__}. {_FORM}")
     if not isinstance(value.get("inputs"), str):
-        found = type(value["inputs"]).__name__ if "inputs" in value else f"only {sorted(value)}"
-        raise ConfigError(f'{where}: expected a text under "inputs", found {found}. {_FORM}')
+        problem = type(value["inputs"]).__name__ if "inputs" in value else f"only {sorted(value)}"
+        raise ConfigError(f'{where}: expected a text under "inputs", found {problem}. {_FORM}')
     named = value.pop("prompt", prompt)
     if named is not None and not isinstance(named, str):
-        raise ConfigError(f'{where}: "prompt" is {named!r}; expected the path of one, or null.')
+        raise ConfigError(
+            f'{where}: "prompt" is {named!r}. Expected the path of a prompt, or null.'
+        )
     return Line(where, value.pop("inputs"), named or None, value)
 
 
@@ -113,13 +116,14 @@ def write_line(file: TextIO, record: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def replace_file(path: str | Path) -> Iterator[TextIO]:
-    """A file that takes the place of `path` when the block ends without an error.
+    """A file that replaces `path` when the block ends without an error.
 
-    It is opened at once, so that a place that cannot be written to is known before any work is
-    done. "-" is standard output; what is there and is no plain file (/dev/null) is written to.
+    It is opened at once, so that an unwritable path is an error before any work is done. "-" is
+    standard output. A path that exists and is no plain file, such as /dev/null, is written to
+    directly.
 
     Raises:
-      ConfigError: the place cannot be written to.
+      ConfigError: the path cannot be written to.
     """
     if str(path) == STANDARD:
         yield sys.stdout
@@ -134,8 +138,10 @@ def replace_file(path: str | Path) -> Iterator[TextIO]:
         place.parent.mkdir(parents=True, exist_ok=True)
         file = new.open("w", encoding="utf-8")
     except OSError as error:
-        reason = f"{error.strerror}: choose another place"
-        raise ConfigError(f"the answers cannot be written to {path} ({reason}).") from error
+        raise ConfigError(
+            f"--output: the answers cannot be written to {path} ({error.strerror}). Choose another "
+            "path."
+        ) from error
     try:
         with writing(f"the answers in {path}", opened=True):
             with file:

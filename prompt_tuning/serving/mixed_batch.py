@@ -1,6 +1,6 @@
-"""Rows under prompts of different lengths in one batch: the arrays, and what the model makes of it.
+"""Batches whose rows have prompts of different lengths: their arrays, generation and scores.
 
-Between `predictor.py`, which knows names and texts, and the model, which knows neither.
+`predictor.py`, which works with names and texts, calls this; it calls the model with arrays alone.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from prompt_tuning.decoding.sample import row_keys
 from prompt_tuning.model import loss, t5
 from prompt_tuning.model.prompt import Encoded, Prompt, encode
 
-LEAST_WIDTH = 16  # of a batch
+LEAST_WIDTH = 16  # the smallest width of a batch
 
 
 class MixedBatch(NamedTuple):
-    """Tokens in as many places as the longest row needs with its prompt, the member `which`."""
+    """Tokens, and the prompt `which` of each row; S is the longest row with its prompt, padded."""
 
     tokens: Int[Array, "B S"]
     which: Int[Array, "B"]
@@ -36,11 +36,11 @@ def mixed_batches(
     batch_size: int,
     multiple: int = 1,
 ) -> Iterator[tuple[list[int], MixedBatch]]:
-    """Batches of rows of like length, longest first, and the numbers of the rows in each.
+    """Batches of rows of similar length, longest first, and the numbers of the rows in each.
 
-    `lengths` are the prompts'. A batch is filled up to a power of two or to `batch_size`, and to a
-    `multiple`, with copies of its last row: few shapes are compiled, and a copy of a row ends when
-    the row does.
+    `lengths` are the prompts'. The size of a batch is padded to a power of two or to `batch_size`,
+    and to a `multiple`, so that few shapes are compiled. The padding is copies of the last row, so
+    that it needs no further decoding steps.
     """
     widths = [lengths[n] + len(row) for n, row in zip(which, rows, strict=True)]
     order = sorted(range(len(rows)), key=lambda row: -widths[row])
@@ -48,16 +48,16 @@ def mixed_batches(
         places = order[start : start + batch_size]
         size = min(power_of_two(len(places)), batch_size)
         size = -(-size // multiple) * multiple
-        filled = places + [places[-1]] * (size - len(places))
+        padded = places + [places[-1]] * (size - len(places))
         tokens = np.zeros((size, padded_width(widths[places[0]])), np.int32)
-        for row, place in zip(tokens, filled, strict=True):
+        for row, place in zip(tokens, padded, strict=True):
             row[: len(rows[place])] = rows[place]
-        numbers = np.asarray([which[place] for place in filled], np.int32)
+        numbers = np.asarray([which[place] for place in padded], np.int32)
         yield places, MixedBatch(tokens, numbers)  # type: ignore[arg-type]
 
 
 def padded_width(width: int) -> int:
-    """The width a batch is padded to: two to an octave, since every width is compiled.
+    """The width that a batch is padded to; few values, because each is compiled.
 
     >>> [padded_width(n) for n in (1, 17, 33, 130, 612)]
     [16, 32, 48, 192, 768]
@@ -67,7 +67,7 @@ def padded_width(width: int) -> int:
 
 
 def power_of_two(number: int) -> int:
-    """The least power of two that is not below a number.
+    """The smallest power of two that is at least `number`.
 
     >>> [power_of_two(n) for n in (1, 3, 16, 17)]
     [1, 4, 16, 32]
@@ -87,7 +87,7 @@ def generate(
 ) -> tuple[Int[Array, "B K L"], Float[Array, "B K"]]:
     """All outputs of every row, the best last, and their scores, as `decode.generate_all`.
 
-    `rows` are the numbers of the rows, by which each draws its samples, whatever batch it is in.
+    `rows` are the numbers of the rows. The samples of a row depend on its number, not on its batch.
     """
     encoded = encode_mixed(model, backbone, prompts, batch)
     samples = search.decoding.method == "sample"
@@ -104,7 +104,7 @@ def score(
     *,
     model: t5.T5,
 ) -> Float[Array, "B C"]:
-    """Log p of every label for every row; each row is encoded once."""
+    """Log p [B, C] of every label for every row; each row is encoded once."""
     encoded = encode_mixed(model, backbone, prompts, batch)
     return loss.label_log_likelihoods(model, backbone, prompts, encoded, labels, batch.which)
 

@@ -1,7 +1,7 @@
-"""One frozen backbone, several prompts: texts in, texts out, each row under a prompt of its own.
+"""The predictor: one frozen backbone, several prompts; each text is answered with its own prompt.
 
-After `vocabulary.py`; `infer.py` and Python programs call it. Prompts of different lengths share a
-batch (`mixed_batch.py`), and every row gets the output that it would get alone.
+`infer.py` and Python programs call it. Prompts of different lengths share a batch
+(`mixed_batch.py`), and the output of a row does not depend on the other rows.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from prompt_tuning.prompts import prompt_file
 from prompt_tuning.serving import mixed_batch
 from prompt_tuning.vocabularies.vocabulary import Vocabulary, load_vocabulary
 
-PromptNames = str | None | Sequence[str | None]  # one for all rows, or one for each
+PromptNames = str | None | Sequence[str | None]  # a name for all rows, or a name for each
 
 
 class Generated(NamedTuple):
-    """An output and its score: log p, over T5X's length penalty where there are beams."""
+    """An output and its score: log p, divided by T5X's length penalty in beam search."""
 
     text: str
     score: float
@@ -45,8 +45,8 @@ class Generated(NamedTuple):
 class Predictor:
     """Answers texts with one backbone and any of its prompts, by name; None is no prompt.
 
-    It holds no state but compiled functions: one can serve several threads. A backbone that lies on
-    a ('data', 'model') mesh is used there, and the rows of a batch are split over 'data'.
+    Its only state is compiled functions, so several threads can share a predictor. If the backbone
+    is sharded on a ('data', 'model') mesh, the rows of a batch are sharded over 'data'.
     """
 
     config: ModelConfig
@@ -54,19 +54,19 @@ class Predictor:
     vocabulary: Vocabulary
     prompts: Mapping[str, Prompt | Float[Array | np.ndarray, "P D"]]
     _: dataclasses.KW_ONLY
-    max_input_length: int = 512  # tokens, end-of-sequence counted and the prompt not
+    max_input_length: int = 512  # tokens, with end-of-sequence and without the prompt
     max_target_length: int = 32
     batch_size: int = 32
-    sentinel_targets: bool = False  # outputs begin with T5's first sentinel, as SENTINEL_TARGETS
-    members: Prompt = dataclasses.field(init=False, repr=False)  # all prompts; the last is none
+    sentinel_targets: bool = False  # SENTINEL_TARGETS: outputs begin with T5's first sentinel
+    members: Prompt = dataclasses.field(init=False, repr=False)  # all prompts, and an empty one
     model: t5.T5 = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Checks that backbone, vocabulary and prompts belong together.
+        """Checks that backbone, vocabulary and prompts fit each other.
 
         Raises:
-          ConfigError: a prompt has another width than the model, the vocabulary does not fit it, or
-            a limit is below 1.
+          ConfigError: a prompt has another width than the model, the vocabulary has more ids than
+            the model has embeddings, or a limit is below 1.
         """
         _check_vocabulary(self.vocabulary, self.config)
         for name in ("max_input_length", "max_target_length", "batch_size"):
@@ -74,12 +74,13 @@ class Predictor:
                 raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}.")
         prompts = []
         for name, prompt in self.prompts.items():
-            rows = np.asarray(prompt.rows if isinstance(prompt, Prompt) else prompt)
-            if rows.ndim != 2:
-                raise ConfigError(f"the prompt {name} has shape {rows.shape}; expected (P, D).")
-            shape = (None, self.config.embed_dim)
-            prompt_file.check_prompt(rows, None, shape=shape, where=name)
-            prompts.append(prompt if isinstance(prompt, Prompt) else Prompt(jnp.asarray(rows)))
+            if not isinstance(prompt, Prompt):
+                prompt = Prompt(jnp.asarray(prompt))
+            if prompt.rows.ndim != 2:
+                shape = tuple(prompt.rows.shape)
+                raise ConfigError(f"the prompt {name} has shape {shape}; expected (P, D).")
+            prompt_file.check_prompt(prompt, None, shape=(None, self.config.embed_dim), where=name)
+            prompts.append(prompt)
         members = stack_prompts([*prompts, no_prompt(self.config)])
         object.__setattr__(self, "members", jax.device_put(members, self._sharding()))
         device = choose_device(self.config, self.members.rows.devices())
@@ -111,18 +112,18 @@ class Predictor:
         sharding.check_attention(config, mesh)
         shardings = sharding.param_shardings(t5.param_shapes(config), mesh)
         backbone, _ = read_backbone(checkpoint, config, dtype=config.dtype, shardings=shardings)
-        known = identity.backbone_identity(backbone)
+        fingerprint = identity.backbone_identity(backbone)
         for name, (prompt, metadata) in loaded.items():
             prompt_file.check_prompt(
                 prompt,
                 metadata,
                 shape=(None, config.embed_dim),
-                backbone=known,
+                backbone=fingerprint,
                 vocabulary=loaded_vocabulary.sha256,
                 where=prompts[name],
             )
-        arrays = {name: prompt for name, (prompt, _) in loaded.items()}
-        return cls(config, backbone, loaded_vocabulary, arrays, **settings)
+        own = {name: prompt for name, (prompt, _) in loaded.items()}
+        return cls(config, backbone, loaded_vocabulary, own, **settings)
 
     def generate(
         self,
@@ -132,18 +133,18 @@ class Predictor:
         num_decodes: int = 1,
         decoding: Decoding = BEAM,
     ) -> list[str]:
-        """The output for every text under its prompt; more than one decode is beam search.
+        """The output for every text with its prompt; more than one decode is beam search.
 
         With `Decoding(method="sample", ...)` it is the most probable of `num_decodes` samples.
-        Warns of texts that are longer than `max_input_length` and were cut.
+        Warns if texts are longer than `max_input_length` and were cut.
 
         Raises:
-          ConfigError: a prompt is not loaded, or there is not one for each text.
+          ConfigError: a prompt is not loaded, or the number of prompts is not that of the texts.
         """
         rows, cut = self.tokenize(texts)
         self._warn(cut, len(rows))
-        found = self.generate_rows(rows, prompts, num_decodes=num_decodes, decoding=decoding)
-        return [best.text for best in found]
+        outputs = self.generate_rows(rows, prompts, num_decodes=num_decodes, decoding=decoding)
+        return [best.text for best in outputs]
 
     def generate_all(
         self,
@@ -177,16 +178,16 @@ class Predictor:
         return self.score_rows(rows, labels, prompts)
 
     def label_lengths(self, labels: Sequence[str]) -> Int[np.ndarray, "C"]:
-        """The tokens of every label, end-of-sequence included: what a mean of log p divides by."""
+        """The number of tokens of every label, end-of-sequence included: the divisor of a mean."""
         return (self._label_tokens(labels) > 0).sum(axis=1)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
-        """The ids of every text with end-of-sequence, and the numbers of those that were cut.
+        """The ids of every text with end-of-sequence, and the numbers of the texts that were cut.
 
-        A text that is cut keeps its end-of-sequence, as with seqio's append_eos_after_trim.
+        A truncated text also ends in end-of-sequence, as with seqio's append_eos_after_trim.
         """
         if isinstance(texts, str):
-            raise ConfigError("expected a list of texts, found a single text: write [text].")
+            raise ConfigError("expected a list of texts, found a single text. Write [text].")
         ids = [self.vocabulary.encode(text) for text in texts]
         room = self.max_input_length - 1
         cut = [row for row, tokens in enumerate(ids) if len(tokens) > room]
@@ -200,9 +201,9 @@ class Predictor:
         num_decodes: int = 1,
         decoding: Decoding = BEAM,
     ) -> list[Generated]:
-        """`generate` for rows that are ids already, with scores; nothing is cut or added."""
-        found = self.generate_all_rows(rows, prompts, num_decodes=num_decodes, decoding=decoding)
-        return [best for best, *_ in found]
+        """`generate` for rows of ids, with scores; nothing is cut or added."""
+        outputs = self.generate_all_rows(rows, prompts, num_decodes=num_decodes, decoding=decoding)
+        return [best for best, *_ in outputs]
 
     def generate_all_rows(
         self,
@@ -213,24 +214,24 @@ class Predictor:
         decoding: Decoding = BEAM,
         first_row: int = 0,
     ) -> list[list[Generated]]:
-        """`generate_all` for rows that are ids already; nothing is cut or added.
+        """`generate_all` for rows of ids; nothing is cut or added.
 
-        A row draws its samples by its number, counted from `first_row`: whatever else is asked.
+        The samples of a row depend on its number, counted from `first_row`, not on other rows.
         """
         results: dict[int, list[Generated]] = {}
         search = decode.Search(self.max_target_length, num_decodes, decoding)
 
         def generate(places: list[int], batch: mixed_batch.MixedBatch) -> Any:
-            filled = places + places[-1:] * (len(batch.which) - len(places))
+            padded = places + places[-1:] * (len(batch.which) - len(places))
             numbers = jax.device_put(
-                np.asarray(filled, np.int32) + first_row, self._sharding("data")
+                np.asarray(padded, np.int32) + first_row, self._sharding("data")
             )
             return mixed_batch.generate(
                 self.backbone, self.members, batch, numbers, model=self.model, search=search
             )
 
-        for places, found in _one_behind(generate, self._batches(rows, prompts)):
-            for place, ids, scores in zip(places, *jax.device_get(found), strict=False):
+        for places, outputs in _dispatch_ahead(generate, self._batches(rows, prompts)):
+            for place, ids, scores in zip(places, *jax.device_get(outputs), strict=False):
                 pairs = zip(ids.tolist(), scores.tolist(), strict=True)
                 results[place] = [Generated(self._decode(i), s) for i, s in pairs][::-1]
         return [results[place] for place in range(len(rows))]
@@ -238,14 +239,14 @@ class Predictor:
     def score_rows(
         self, rows: Sequence[Sequence[int]], labels: Sequence[str], prompts: PromptNames
     ) -> Float[np.ndarray, "B C"]:
-        """`score` for rows that are ids already."""
+        """`score` for rows of ids."""
         targets = self._label_tokens(labels)
         results = np.zeros((len(rows), len(labels)), np.float32)
 
         def score(places: list[int], batch: mixed_batch.MixedBatch) -> Any:
             return mixed_batch.score(self.backbone, self.members, batch, targets, model=self.model)
 
-        for places, scores in _one_behind(score, self._batches(rows, prompts)):
+        for places, scores in _dispatch_ahead(score, self._batches(rows, prompts)):
             results[places] = jax.device_get(scores)[: len(places)]
         return results
 
@@ -274,8 +275,8 @@ class Predictor:
         return self.vocabulary.vocab_size - 1
 
     def _decode(self, ids: list[int]) -> str:
-        starts_so = self.sentinel_targets and ids[:1] == [self._sentinel]
-        return self.vocabulary.decode(ids[1:] if starts_so else ids)
+        has_sentinel = self.sentinel_targets and ids[:1] == [self._sentinel]
+        return self.vocabulary.decode(ids[1:] if has_sentinel else ids)
 
     def _batches(
         self, rows: Sequence[Sequence[int]], prompts: PromptNames
@@ -283,13 +284,13 @@ class Predictor:
         names = [prompts] * len(rows) if prompts is None or isinstance(prompts, str) else prompts
         if len(names) != len(rows):
             raise ConfigError(
-                f"there are {len(rows)} texts and {len(names)} prompts: name one for each text, or "
-                "one for all."
+                f"there are {len(rows)} texts and {len(names)} prompts. Give a prompt for each "
+                "text, or one prompt for all."
             )
         mesh = _mesh(self.backbone)
         batches = mixed_batch.mixed_batches(
             rows,
-            [self._place(name) for name in names],
+            [self._index(name) for name in names],
             np.asarray(self.members.lengths)[:, 0].tolist(),
             batch_size=self.batch_size,
             multiple=mesh.shape.get("data", 1) if mesh else 1,
@@ -297,8 +298,8 @@ class Predictor:
         for places, batch in batches:
             yield places, jax.device_put(batch, self._sharding("data"))
 
-    def _place(self, name: str | None) -> int:
-        """The number of a prompt among the members; the last is no prompt."""
+    def _index(self, name: str | None) -> int:
+        """The index of a prompt among the members; None is the last, the empty prompt."""
         if name is None:
             return len(self.prompts)
         if name not in self.prompts:
@@ -321,28 +322,29 @@ def _check_vocabulary(vocabulary: Vocabulary, config: ModelConfig) -> None:
     if vocabulary.vocab_size > config.num_embeddings:
         raise ConfigError(
             f"the vocabulary has {vocabulary.vocab_size} ids, the model only "
-            f"{config.num_embeddings} embeddings (NUM_EMBEDDINGS): they do not belong together."
+            f"{config.num_embeddings} embeddings (NUM_EMBEDDINGS). Give the model's vocabulary."
         )
     if vocabulary.eos_id != decode.EOS_ID:
         raise ConfigError(
-            f"the vocabulary ends sequences with id {vocabulary.eos_id}; a T5 does with "
+            f"the vocabulary's end-of-sequence id is {vocabulary.eos_id}. Expected T5's, "
             f"{decode.EOS_ID}. Train the SentencePiece model with pad_id=0, eos_id=1, unk_id=2."
         )
 
 
-def _one_behind(
+def _dispatch_ahead(
     compute: Callable[[list[int], mixed_batch.MixedBatch], Any],
     batches: Iterable[tuple[list[int], mixed_batch.MixedBatch]],
 ) -> Iterator[tuple[list[int], Any]]:
-    """What comes of each batch, on the device, when the next one is under way there as well.
+    """The result of each batch, on the device, yielded after the next batch was dispatched.
 
-    The host reads a batch and makes the one after it while the device computes another.
+    So the device computes a batch while the host reads the result of the one before.
     """
-    started = ((places, compute(places, batch)) for places, batch in batches)
-    return (one for one, _ in itertools.pairwise(itertools.chain(started, [([], None)])))
+    dispatched = ((places, compute(places, batch)) for places, batch in batches)
+    pairs = itertools.pairwise(itertools.chain(dispatched, [([], None)]))
+    return (result for result, _ in pairs)
 
 
 def _mesh(backbone: t5.Params) -> Mesh | None:
-    """The mesh that the backbone lies on, if it is on one."""
-    where = backbone["token_embedder/embedding"].sharding
-    return where.mesh if isinstance(where, NamedSharding) and isinstance(where.mesh, Mesh) else None
+    """The mesh of the backbone's sharding; None if it is on a single device."""
+    own = backbone["token_embedder/embedding"].sharding
+    return own.mesh if isinstance(own, NamedSharding) and isinstance(own.mesh, Mesh) else None

@@ -1,6 +1,6 @@
-"""What a run is about to train on, in words: sizes, answers, lengths, and what looks wrong.
+"""A description of a run's data: sizes, answers, lengths, and problems of the rows.
 
-`loop.py` and `upstream/engine.py` print it before the first step.
+`training/loop.py` and `upstream/engine.py` print it before the first step.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 from prompt_tuning.batches import batching
 from prompt_tuning.session.setup import Data
 
-CLASSES = 10  # more different answers are free text
-LONG = 4  # tokens of a label word, so many that another word would do better
-SHOWN = 400  # characters of a text
+CLASSES = 10  # more different answers are regarded as free text
+LONG = 4  # a label word of this many tokens is reported
+SHOWN = 400  # characters shown of a text
 
 
 def describe_data(data: Data, lengths: Mapping[str, int], split: str) -> str:
-    """The training rows of every task beside those it is scored on; `split` names the latter."""
+    """A few lines on the training and evaluation rows of every task; `split` is the latter's."""
     tasks: dict[str, dict[str, batching.Rows]] = {rows.task: {"train": rows} for rows in data.train}
     for task in data.eval_tasks:
         tasks.setdefault(task.name, {})[split if split != "train" else "scored"] = task.rows
@@ -44,7 +44,7 @@ def _describe_task(
         lines.append(f"  {split:<{width}}  {_describe_lengths(rows, lengths, data)}")
     for split, rows in splits.items():
         lines.append(f"  {split:<{width}}  answers: {_describe_answers(rows, words)}")
-    lines += [f"  {line}" for line in _find_faults(splits, words)]
+    lines += [f"  {line}" for line in _find_problems(splits, words)]
     first = next(iter(splits.values()))
     seen = [data.vocabulary.decode(ids[0].tolist()) for ids in (first.inputs, first.targets)]
     lines.append(f"  the first row, as the model sees it: {_short(seen[0])} -> {_short(seen[1])}")
@@ -63,11 +63,11 @@ def _describe_lengths(rows: batching.Rows, lengths: Mapping[str, int], data: Dat
 
 
 def _whole_length(rows: batching.Rows, row: int, limit: int, data: Data) -> int:
-    """The tokens of an input before it was cut; end-of-sequence counts."""
-    kept = len(rows.inputs[row])
-    if kept < limit or not rows.truncated_inputs:
-        return kept
-    return max(kept, len(data.vocabulary.encode(rows.input_texts[row])) + 1)
+    """The number of tokens of an input before it was cut, end-of-sequence included."""
+    length = len(rows.inputs[row])
+    if length < limit or not rows.truncated_inputs:
+        return length
+    return max(length, len(data.vocabulary.encode(rows.input_texts[row])) + 1)
 
 
 def _at_95(values: Sequence[int]) -> int:
@@ -78,15 +78,15 @@ def _describe_answers(rows: batching.Rows, words: Sequence[str]) -> str:
     counts = collections.Counter(rows.target_texts)
     if len(counts) > CLASSES and not words:
         (text, n), *_ = counts.most_common(1)
-        return f"{len(counts)} different ones, {_short(text)} the most frequent ({n})"
+        return f"{len(counts)} different, {_short(text)} the most frequent ({n})"
     order = [word for word in words if word in counts]
     order += [text for text, _ in counts.most_common() if text not in order]
     shown = [f"{_short(text)} {counts[text]} ({counts[text] / len(rows):.1%})" for text in order]
     return ", ".join(shown[: 2 * CLASSES]) + (", ..." if len(shown) > 2 * CLASSES else "")
 
 
-def _find_faults(splits: Mapping[str, batching.Rows], words: Sequence[str]) -> Iterable[str]:
-    """What a user would want to know of their rows, a line each; nothing where all is well."""
+def _find_problems(splits: Mapping[str, batching.Rows], words: Sequence[str]) -> Iterable[str]:
+    """A line on each problem of the rows."""
     for split, rows in splits.items():
         empty = [i for i in range(len(rows)) if _is_empty(rows, i)]
         if empty:
@@ -107,15 +107,15 @@ def _find_faults(splits: Mapping[str, batching.Rows], words: Sequence[str]) -> I
         answers[text].add(answer)
     again = len(splits["train"]) - len(answers)
     if again:
-        odd = sum(len(found) > 1 for found in answers.values())
-        more = f"; {odd} texts have more than one answer" if odd else ""
+        ambiguous = sum(len(targets) > 1 for targets in answers.values())
+        more = f"; {ambiguous} texts have more than one answer" if ambiguous else ""
         yield f"note: {again} rows of train repeat the text of another{more}"
     for split, rows in splits.items():
         common = sum(text in answers for text in rows.input_texts)
         if split != "train" and common:
             yield (
-                f"note: {common} of the {len(rows)} texts of {split} are training texts as well: "
-                "its scores are too good"
+                f"note: {common} of the {len(rows)} texts of {split} are also training texts: its "
+                "scores are too high"
             )
 
 
@@ -123,8 +123,8 @@ def _find_bad_targets(splits: Mapping[str, batching.Rows], words: Sequence[str])
     for split, rows in splits.items():
         if cut := rows.truncated_targets:
             yield (
-                f"note: {cut} of the {len(rows)} answers of {split} are cut and cannot be given "
-                "whole: raise TASK_FEATURE_LENGTHS['targets']"
+                f"note: {cut} of the {len(rows)} answers of {split} are truncated, so no output "
+                "can match them: raise TASK_FEATURE_LENGTHS['targets']"
             )
     if "train" not in splits or "row" not in splits["train"].examples[0]:
         return  # the words of a registered task are T5's

@@ -1,4 +1,4 @@
-"""What every command opens first: the devices, the T5 as they compute it, and its backbone.
+"""A session is what every command opens first: devices, model, and the backbone being read.
 
     with open_session(run) as session:     # the backbone is read in the background from here on
         import TensorFlow, load rows ...
@@ -38,7 +38,7 @@ from prompt_tuning.runtime.replace_folder import local_folder
 
 @dataclasses.dataclass(frozen=True)
 class Backbone:
-    """The T5 of a checkpoint, on the devices."""
+    """The parameters of a checkpoint's T5, on the devices."""
 
     params: dict[str, Array]
     step: int
@@ -47,13 +47,13 @@ class Backbone:
 
 @dataclasses.dataclass(frozen=True)
 class Session:
-    """The devices, the T5 as they compute it, and its backbone, which is being read."""
+    """The devices, the model, and the backbone, which is read in the background."""
 
     checkpoint: str
     mesh: Mesh
     model: T5
     step: int  # of the checkpoint; 0 if the weights are random
-    verifies: bool  # hold the checkpoint against its manifest
+    verifies: bool  # check the checkpoint against its manifest
     reading: Ahead[tuple[str, Array]] | None  # None: the weights are random
 
     def __enter__(self) -> Session:
@@ -64,10 +64,10 @@ class Session:
             self.reading.close()
 
     def load_backbone(self, seed: int = 0) -> Backbone:
-        """The T5 on the devices, in its dtype: of the checkpoint, or random by `seed`.
+        """The backbone on the devices, in its dtype: the checkpoint's, or random by `seed`.
 
         Raises:
-          ConfigError: the checkpoint is damaged, or it is not of this model.
+          ConfigError: the checkpoint is damaged, or is of another model.
         """
         if self.verifies:
             print(manifest.check_checkpoint(load.find_path(self.checkpoint)), flush=True)
@@ -117,10 +117,10 @@ def check_memory(
     prompt_length: int = 0,
     parts: int = 1,
 ) -> None:
-    """Refuses rows whose first activations alone cannot fit the devices, before anything is read.
+    """Rejects rows whose first activations alone cannot fit the devices, before anything is read.
 
-    A lower bound by far: the inputs' embeddings and the targets' logits of the smallest part that a
-    batch may be cut into (`parts`). What passes may still be too large; what does not was mistyped.
+    It counts the inputs' embeddings and the targets' logits of one of the `parts` that a batch may
+    be cut into. This is a lower bound: it rejects only configurations that cannot possibly fit.
 
     Raises:
       ConfigError: BATCH_SIZE, EVAL_BATCH_SIZE, TASK_FEATURE_LENGTHS or PROMPT_LENGTH is too large.
@@ -139,38 +139,37 @@ def check_memory(
 
 
 def make_dir(name: str, macro: str) -> Path:
-    """The absolute path of a folder that a macro names, once the folder is there.
+    """The absolute path of the folder that a macro names; makes the folder.
 
     Raises:
-      ConfigError: it cannot be made, or lies in a bucket.
+      ConfigError: it cannot be made, or is in a bucket.
     """
     path = local_folder(name, macro)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(
-            f"{macro} {path} cannot be made or is not a folder ({error.strerror}): choose another."
+            f"{macro} {path} cannot be made or is not a folder ({error.strerror}). Choose another."
         ) from error
     return path
 
 
 def refuse_many_processes(experiment: Experiment) -> None:
-    """Raises ConfigError for what one process alone can do."""
+    """Raises ConfigError for settings that need a single process."""
     if experiment.train.trainable == "model":
         raise ConfigError(
-            "model tuning (TRAINABLE = 'model') runs in one process: its checkpoints are written "
-            "by one. Prompt tuning runs in many."
+            "TRAINABLE = 'model': model tuning is not supported with several processes, because "
+            "one process writes its checkpoints. Start a single process, or tune a prompt."
         )
 
 
-def say_start(experiment: Experiment, step: int) -> Iterator[str]:
-    """Lines on the backbone's step, and with it the optimiser's, and on a prompt beside it.
+def describe_start(experiment: Experiment, step: int) -> Iterator[str]:
+    """Notes on the step at which backbone and optimiser start, and on an unused prompt, if any.
 
-    A Hugging Face folder holds no step, so the paper's optimiser is a choice that has to be made.
-    There are no lines where all is plain.
+    A Hugging Face folder has no step, so the user has to choose where Adafactor starts.
     """
-    given = [experiment.prompt.file] if experiment.prompt.init == "file" else []
-    if unused := load.say_unused_prompt(experiment.checkpoint, given):
+    files = [experiment.prompt.file] if experiment.prompt.init == "file" else []
+    if unused := load.describe_unused_prompt(experiment.checkpoint, files):
         yield unused
     path = load.find_path(experiment.checkpoint)
     optimizer = experiment.optimizer
@@ -180,8 +179,8 @@ def say_start(experiment: Experiment, step: int) -> Iterator[str]:
         yield f"backbone: a Hugging Face folder, step 0; Adafactor starts at {optimizer.start_step}"
         return
     yield (
-        "backbone: a Hugging Face folder, which holds no step, so steps and Adafactor begin at 0. "
-        "The paper's Adafactor began at the step of the LM-adapted checkpoint: "
+        "backbone: a Hugging Face folder, which has no step, so steps and Adafactor start at 0. "
+        "The paper's Adafactor started at the step of the LM-adapted checkpoint: "
         "--gin.OPTIMIZER_START_STEP=1100000"
     )
 
@@ -194,9 +193,10 @@ def last_step(train: TrainConfig, start: int) -> int:
     """
     if (train.train_steps is None) == (train.train_steps_relative is None):
         raise ConfigError(
-            "give either TRAIN_STEPS (absolute: counts the checkpoint's own steps, as in T5X) or "
-            f"TRAIN_STEPS_RELATIVE (this run's steps); found TRAIN_STEPS = {train.train_steps}, "
-            f"TRAIN_STEPS_RELATIVE = {train.train_steps_relative}."
+            f"TRAIN_STEPS = {train.train_steps}, TRAIN_STEPS_RELATIVE = "
+            f"{train.train_steps_relative}: expected exactly one of them. Set TRAIN_STEPS "
+            "(absolute: counts the checkpoint's own steps, as in T5X) or TRAIN_STEPS_RELATIVE "
+            "(this run's steps)."
         )
     if train.train_steps_relative is not None:
         return start + train.train_steps_relative

@@ -1,6 +1,6 @@
-"""What a run reads after its devices are known: rows, vocabulary, the first prompt.
+"""Loads rows and vocabulary, and initialises the prompt, after `session.py` has opened the devices.
 
-`session.py` comes before. Here rows are read, so TensorFlow is imported.
+Reading rows imports TensorFlow.
 """
 
 from __future__ import annotations
@@ -31,26 +31,25 @@ from prompt_tuning.methods.table import find_method, make_settings
 from prompt_tuning.model import sharding
 from prompt_tuning.prompts import prompt_file
 from prompt_tuning.session.session import Backbone
-from prompt_tuning.tasks import registry, table_rows, task_rows
-from prompt_tuning.tasks import vocabulary as vocabularies
+from prompt_tuning.tasks import file_examples, registry, task_rows
 from prompt_tuning.tasks.eval_task import EvalTask, make_eval_tasks
-from prompt_tuning.vocabularies.identity import vocabulary_identity as vocabulary_fingerprint
+from prompt_tuning.vocabularies.vocabulary import Vocabulary, load_vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """The rows of a run: what is trained on, with mixing rates, and what is evaluated."""
+    """The rows of a run: training rows with mixing rates, and evaluation tasks."""
 
     train: tuple[batching.Rows, ...]
     rates: tuple[float, ...]
     eval_tasks: tuple[EvalTask, ...]
-    vocabulary: Any  # seqio's, of the inputs
+    vocabulary: Vocabulary
     vocabulary_identity: str
-    files_identity: str = ""  # of the user's own files, where the rows are from there
+    files_identity: str = ""  # fingerprint of the user's own files, if the rows are from there
 
 
 def fingerprint(data: Data) -> str:
-    """The SHA-256 of all rows: every process of a run has to have read them alike."""
+    """The SHA-256 of all rows; every process of a run must have the same."""
     digest = hashlib.sha256(repr(data.rates).encode())
     for rows in (*data.train, *(task.rows for task in data.eval_tasks)):
         for row in (*rows.inputs, *rows.targets):
@@ -66,17 +65,17 @@ def load_data(
     class_labels: tuple[str, ...] = (),
     train: bool = True,
 ) -> Data:
-    """Tokenised rows of every task asked for, held in memory as arrays.
+    """The tokenised rows of the tasks of MIXTURE_OR_TASK_NAME, in memory.
 
     Raises:
       ConfigError: a task, its data or its vocabulary is missing or does not fit.
     """
-    vocabulary = vocabularies.load_vocabulary(config.vocabulary)
+    vocabulary = load_vocabulary(config.vocabulary)
     check_vocabulary_size(vocabulary, config.vocabulary, model)
     if train and len(config.names) != 1:
         raise ConfigError(
-            f"a run trains on one task or mixture; MIXTURE_OR_TASK_NAME names {config.names}. "
-            "Register a seqio mixture of them to train on all."
+            f"MIXTURE_OR_TASK_NAME = {config.names}: a run trains on one task or mixture. Register "
+            "a seqio mixture of them to train on all."
         )
     loaded = task_rows.load_eval_rows(
         config, class_labels=class_labels, limit=evaluation.num_examples
@@ -91,30 +90,29 @@ def load_data(
         rates=tuple(rates),
         eval_tasks=make_eval_tasks(loaded, evaluation),
         vocabulary=vocabulary,
-        vocabulary_identity=vocabulary_identity(config.vocabulary),
-        files_identity=table_rows.files_identity(config.files),
+        vocabulary_identity=vocabulary.sha256,
+        files_identity=file_examples.files_identity(config.files),
     )
 
 
-def check_vocabulary_size(vocabulary: Any, name: str, model: ModelConfig) -> None:
-    """Raises ConfigError when the model has no embeddings for some of the ids."""
+def check_vocabulary_size(vocabulary: Vocabulary, name: str, model: ModelConfig) -> None:
+    """Raises ConfigError if the vocabulary has more ids than the model has embeddings."""
     if vocabulary.vocab_size > model.num_embeddings:
         raise ConfigError(
-            f"the vocabulary {name} has {vocabulary.vocab_size} ids, the "
-            f"model only {model.num_embeddings} embeddings (NUM_EMBEDDINGS): they do "
-            "not belong together."
+            f"VOCABULARY = {name!r} has {vocabulary.vocab_size} ids, the model only "
+            f"{model.num_embeddings} embeddings (NUM_EMBEDDINGS). Give the model's vocabulary."
         )
 
 
 def vocabulary_identity(spec: str) -> str:
-    """What a prompt remembers of its vocabulary."""
-    return vocabulary_fingerprint(vocabularies.read_model(spec))
+    """The fingerprint of a vocabulary, which is saved with a prompt."""
+    return load_vocabulary(spec).sha256
 
 
 def first_params(
     experiment: Experiment, backbone: Backbone, data: Data
 ) -> tuple[dict[str, np.ndarray], str]:
-    """The prompt method's parameters before the first step, and a sentence on how they begin."""
+    """The prompt method's parameters before the first step, and a description of them."""
     config, model = experiment.prompt, experiment.model
     if experiment.train.trainable == "model":
         return {"prompt": no_prompt_rows(model)}, "none: the model itself is tuned"
@@ -123,22 +121,25 @@ def first_params(
     key = first_prompt_key(experiment.train.random_seed)
     labels = registry.label_words(experiment.data.names[0])
     loaded = _load_first_prompt(experiment, backbone, data) if config.init == "file" else None
+    drawn: list[str] = []  # how; a method may begin without such rows
 
     def draw_rows(number: int) -> Any:
         if loaded is not None:
+            drawn.append(f"from the file {config.file}")
             if len(loaded) < number:
                 raise ConfigError(
                     f"PROMPT_FILE = {config.file!r}: it has {len(loaded)} rows. Expected {number} "
                     f"for PROMPT_METHOD = {config.method!r}. Choose another PROMPT_INIT."
                 )
             return loaded[:number]
-        rows, _ = inits.init_prompt(
+        rows, description = inits.init_prompt(
             dataclasses.replace(config, length=number),
             key,
             jnp.asarray(_fetch(backbone.params["token_embedder/embedding"]), jnp.float32),
             encode=data.vocabulary.encode,
             task_labels=labels,
         )
+        drawn.append(description)
         return rows
 
     start = Start(
@@ -150,17 +151,16 @@ def first_params(
         tasks=tuple(rows.task for rows in data.train),
     )
     params = make_first_params(config.method, method, settings, start, backbone.params)
-    description = f"{config.length} x {model.embed_dim}, " + inits.describe_init(
-        config, labels, model.num_embeddings, data.vocabulary.encode
-    )
+    how = "; ".join(dict.fromkeys(drawn)) or "first values of the method's own"
+    description = f"{config.length} x {model.embed_dim}, {how}"
     if config.method != "prompt_tuning":
-        sizes = sum(value.size for value in params.values())
-        description += f"; {config.method}, {sizes:,} parameters"
+        sizes = sum(v.size for leaf, v in params.items() if leaf not in method.fixed)
+        description += f"; {config.method}, {sizes:,} trained parameters"
     return {name: np.asarray(value) for name, value in params.items()}, description
 
 
 def no_prompt_rows(model: ModelConfig) -> Float[np.ndarray, "0 D"]:
-    """The rows of a prompt that is none."""
+    """An empty prompt."""
     return np.zeros((0, model.embed_dim), np.float32)
 
 
@@ -177,11 +177,11 @@ def _load_first_prompt(
         vocabulary=data.vocabulary_identity,
         where=config.file,
     )
-    return np.asarray(prompt, np.float32)
+    return np.asarray(prompt.rows)
 
 
 def _fetch(array: Array) -> np.ndarray:
-    """The whole array on this host; of many processes, all take part."""
+    """The whole array on this host; a collective if there are several processes."""
     if not array.is_fully_addressable:
         mesh = array.sharding.mesh  # type: ignore[attr-defined]
         array = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))(array)
@@ -191,11 +191,14 @@ def _fetch(array: Array) -> np.ndarray:
 def describe_prompt(
     experiment: Experiment, *, backbone: str, vocabulary: str, init: str, step: int
 ) -> prompt_file.PromptMetadata:
-    """What a prompt's folder says of it; the tasks are registered. A score is added by the run."""
-    name = experiment.data.names[0]
+    """The metadata of a prompt of this run, without its score. The tasks must be registered."""
+    name, config = experiment.data.names[0], experiment.prompt
+    settings = make_settings(find_method(config.method), config.method, config.settings)
     return prompt_file.PromptMetadata(
         task=name,
-        label_words=registry.label_words(name, otherwise=experiment.prompt.class_labels),
+        label_words=registry.label_words(name, otherwise=config.class_labels),
+        method=config.method,
+        settings=dataclasses.asdict(settings),
         backbone=backbone,
         vocabulary=vocabulary,
         init=init,
@@ -206,5 +209,5 @@ def describe_prompt(
 
 
 def first_prompt_key(random_seed: int) -> PRNGKeyArray:
-    """The key of the first prompt, apart from every step's: the same one in both engines."""
+    """The key of the first prompt, different from every step's; the same in both engines."""
     return jax.random.fold_in(jax.random.key(random_seed), 2**31 - 1)

@@ -1,7 +1,7 @@
-"""Outputs of a model as the metrics take them: seqio calls these as a task's `postprocess_fn`.
+"""Postprocessing: the text of a model's output becomes the value that the metrics take.
 
-They take `(output, example=..., is_target=...)`: the text of a prediction or of a target, and the
-example it belongs to, whose texts seqio hands over as bytes. `metrics.py` follows.
+seqio calls these functions as a task's `postprocess_fn(output, example=..., is_target=...)`: with
+the text of a prediction or a target, and its example, whose texts are bytes. `metrics.py` follows.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DETERMINERS = frozenset(
 
 
 def label_index(output: str, *, labels: Sequence[str], **_: Any) -> int:
-    """The index of the label that the output is, to the letter; -1 where it is none.
+    """The index of the label that equals the output; -1 if none does.
 
     >>> label_index("True", labels=("False", "True")), label_index("true", labels=("False", "True"))
     (1, -1)
@@ -38,15 +38,15 @@ def to_label(*labels: str) -> Postprocess:
 
 
 def to_label_of(words: Mapping[str, str], *labels: str) -> Postprocess:
-    """`label_index` of an output in which words of another task are replaced by this task's.
+    """`label_index` after replacing the words of another task with those of this one.
 
-    Two tasks may have the same classes under different words: a prompt of the one is scored on the
-    other's rows.
+    Two tasks may have the same classes under different words. A prompt trained on the first is
+    then scored on the second.
     """
 
     def translated(output: str, **_: Any) -> int:
-        for theirs, ours in words.items():
-            output = output.replace(theirs, ours)
+        for source_word, target_word in words.items():
+            output = output.replace(source_word, target_word)
         return label_index(output, labels=labels)
 
     return translated
@@ -55,7 +55,7 @@ def to_label_of(words: Mapping[str, str], *labels: str) -> Postprocess:
 def multirc_label(
     output: str, *, example: Mapping[str, Any] | None = None, is_target: bool = False
 ) -> dict[str, Any]:
-    """The index of False or True; a target also says to which question the answer belongs."""
+    """The index of False or True; a target also has the question that the answer belongs to."""
     value = {"value": label_index(output, labels=("False", "True"))}
     if not is_target:
         return value
@@ -66,7 +66,7 @@ def multirc_label(
 def record_answer(
     output: str, *, example: Mapping[str, Any] | None = None, is_target: bool = False
 ) -> dict[str, Any]:
-    """The text; a target is all answers of the query, and says which query it is."""
+    """The text; a target has all answers of its query, and the query."""
     if not is_target:
         return {"value": output}
     assert example is not None, "a target of ReCoRD comes with its example"
@@ -77,7 +77,7 @@ def record_answer(
 def any_answer(
     output: str, *, example: Mapping[str, Any] | None = None, is_target: bool = False
 ) -> str | list[str]:
-    """The text; a target is all answers of the question."""
+    """The text; a target has all answers of its question."""
     if not is_target:
         return output
     assert example is not None, "a target of a question comes with its example"
@@ -87,11 +87,11 @@ def any_answer(
 def names_referent(
     output: str, *, example: Mapping[str, Any] | None = None, is_target: bool = False
 ) -> int:
-    """Whether the output names the referent of a WSC row: 1, 0, or -1 of no answer.
+    """Whether the output names the referent of a WSC row: 1, 0, or -1 for no answer.
 
-    A target is the row's label: is the referent the pronoun's? An output names the referent if the
-    words of one are among those of the other, case and determiners aside; a possessive and a plain
-    name are two things.
+    A target is the row's label. An output names the referent if all words of the shorter of the two
+    are words of the other. Case and determiners are ignored. A possessive never matches a name
+    that is not one.
 
     >>> example = {"targets_pretokenized": b"The fluffy bunny", "label": 1}
     >>> [names_referent(x, example=example) for x in ("bunny", "the bunny's", "Bob", "the")]
@@ -115,7 +115,7 @@ def _content(answer: str) -> str:
 
 
 def number(output: str, **_: Any) -> float:
-    """The output as a number; -1 where it is none.
+    """The output as a number; -1 if it is not a number.
 
     >>> number("3.4"), number("three")
     (3.4, -1.0)

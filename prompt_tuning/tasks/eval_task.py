@@ -1,6 +1,6 @@
-"""A task as its evaluation takes it: rows, targets, the words to choose from, the task's metrics.
+"""What evaluation needs of a task: rows, targets, the words to rank, metrics.
 
-Made of `tasks/task_rows.py`'s rows once a run; `evaluate.py` makes the predictions.
+Made once a run from the rows of `task_rows.py`; `evaluation/evaluate.py` makes the predictions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from prompt_tuning.tasks.registry import find_spec, own_words
 
 @dataclasses.dataclass(frozen=True)
 class EvalTask:
-    """One task's validation rows, and what its seqio Task knows of scoring them."""
+    """The evaluation rows of one task, and how to score them."""
 
     task: Any  # seqio.Task
     rows: batching.Rows
@@ -40,15 +40,15 @@ class EvalTask:
 
     @property
     def can_rank(self) -> bool:
-        """Whether it is known what a row may be answered with."""
+        """Whether the words to rank are known."""
         return bool(self.label_words or self.row_words)
 
     def words(self, row: int) -> tuple[str, ...]:
-        """What a row may be answered with; () where any text is an answer."""
+        """The words to rank for a row; () if any text is an answer."""
         return self.row_words[row] if self.row_words else self.label_words
 
     def postprocess(self, row: int, output: str) -> Any:
-        """What the metrics take for an output.
+        """The output after the task's postprocess_fn.
 
         Raises:
           ConfigError: the task's own function fails on it.
@@ -74,7 +74,7 @@ class EvalTask:
         values: dict[str, float] = {}
         for metric in self.task.predict_metric_fns:
             try:
-                found = metric(targets, predictions)
+                scores = metric(targets, predictions)
             except Exception as error:  # the user's code, as above
                 name = getattr(metric, "__name__", repr(metric))
                 raise ConfigError(
@@ -82,7 +82,7 @@ class EvalTask:
                     f"predictions with {type(error).__name__}: {error}. The first target and "
                     f"prediction: {targets[0]!r}, {predictions[0]!r}."
                 ) from error
-            for name, value in found.items():
+            for name, value in scores.items():
                 number = getattr(value, "value", value)  # seqio.metrics.Scalar
                 if np.ndim(number) == 0 and np.issubdtype(np.asarray(number).dtype, np.number):
                     values[name] = float(number)
@@ -92,26 +92,26 @@ class EvalTask:
 def make_eval_tasks(
     loaded: Sequence[task_rows.EvalRows], config: EvalConfig
 ) -> tuple[EvalTask, ...]:
-    """Every task that can be scored; what cannot be, of several, is said and left out.
+    """The tasks that have metrics; the others are printed and left out.
 
     Raises:
       ConfigError: no task has metrics, a row has no label, or nothing is known to rank where
         ranking is asked for.
     """
-    scored = [found for found in loaded if found.task.predict_metric_fns]
-    for found in loaded:
-        if found not in scored and scored:
-            print(f"{found.task.name}: not scored, since it has no metrics", flush=True)
+    scored = [rows for rows in loaded if rows.task.predict_metric_fns]
+    for rows in loaded:
+        if rows not in scored and scored:
+            print(f"{rows.task.name}: not scored, since it has no metrics", flush=True)
     if not scored:
-        names = ", ".join(found.task.name for found in loaded)
+        names = ", ".join(rows.task.name for rows in loaded)
         raise ConfigError(
             f"the task {names} has no metric_fns over (targets, predictions): there is nothing "
             "to evaluate. Add one to the task, or answer its rows with `t5x infer`."
         )
-    tasks = tuple(make_eval_task(found, config) for found in scored)
+    tasks = tuple(make_eval_task(rows, config) for rows in scored)
     without = [task.name for task in tasks if not task.can_rank]
     if without and config.method != "generate":
-        # Of the project's tasks and of files it is known that any text is an answer.
+        # For the project's tasks and for files, no words means that any text is an answer.
         unknown = [name for name in without if not (find_spec(name) or name in own_words)]
         if config.method == "rank" or (unknown and len(without) == len(tasks)):
             raise ConfigError(
@@ -122,14 +122,14 @@ def make_eval_tasks(
     return tasks
 
 
-def make_eval_task(found: task_rows.EvalRows, config: EvalConfig) -> EvalTask:
-    """One task with its targets, postprocessed once.
+def make_eval_task(loaded: task_rows.EvalRows, config: EvalConfig) -> EvalTask:
+    """The task with its postprocessed targets.
 
     Raises:
       ConfigError: a row has no label, or a word to rank has no tokens.
     """
-    task, rows, words = found
-    missing = [row for row in range(len(rows)) if not found.is_labelled(row)]
+    task, rows, words = loaded
+    missing = [row for row in range(len(rows)) if not loaded.is_labelled(row)]
     if missing:
         what = "the rows" if len(missing) == len(rows) else f"{len(missing)} of {len(rows)} rows"
         raise ConfigError(
@@ -140,21 +140,21 @@ def make_eval_task(found: task_rows.EvalRows, config: EvalConfig) -> EvalTask:
     if unused:
         names = ", ".join(getattr(metric, "__name__", repr(metric)) for metric in unused)
         print(f"{task.name}: metrics over scores are not computed: {names}", flush=True)
-    own = () if words else find_row_words(found)
-    return EvalTask(task, rows, postprocess_targets(task, rows), words, own)
+    row_words = () if words else find_row_words(loaded)
+    return EvalTask(task, rows, postprocess_targets(task, rows), words, row_words)
 
 
-def find_row_words(found: task_rows.EvalRows) -> tuple[tuple[str, ...], ...]:
-    """Each row's own words: of the project's tasks, or what a user's task has as `label_words`."""
-    own = []
-    for row, example in enumerate(found.rows.examples):
-        theirs = tuple(text(word) for word in example.get("label_words", ()))
-        own.append(found.row_words(row) or tuple(dict.fromkeys(theirs)))
-    return tuple(own) if all(own) else ()
+def find_row_words(loaded: task_rows.EvalRows) -> tuple[tuple[str, ...], ...]:
+    """The words to rank for each row, of a user's task its feature `label_words`; () if unknown."""
+    row_words = []
+    for row, example in enumerate(loaded.rows.examples):
+        feature = [text(word) for word in example.get("label_words", ())]
+        row_words.append(loaded.row_words(row) or tuple(dict.fromkeys(feature)))
+    return tuple(row_words) if all(row_words) else ()
 
 
 def postprocess_targets(task: Any, rows: batching.Rows) -> list[Any]:
-    """The targets as the metrics of `task` want them."""
+    """The targets after the task's postprocess_fn."""
     return [
         task.postprocess_fn(target, example=example, is_target=True)
         for target, example in zip(rows.target_texts, rows.examples, strict=True)
@@ -162,9 +162,9 @@ def postprocess_targets(task: Any, rows: batching.Rows) -> list[Any]:
 
 
 def is_right(target: Any, prediction: Any) -> bool:
-    """Whether a postprocessed prediction is the target, or one of its answers.
+    """Whether a postprocessed prediction equals the target, or one of its answers.
 
-    Targets with a group, T5's of MultiRC and ReCoRD, are compared by their value.
+    Targets with a group (MultiRC, ReCoRD) are compared by their value.
 
     >>> is_right(1, 1), is_right(["a", "b"], "b"), is_right({"value": 0, "group": 3}, {"value": 1})
     (True, True, False)
@@ -177,7 +177,7 @@ def is_right(target: Any, prediction: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """What JSON can hold of a seqio value."""
+    """A seqio value as JSON has it: bytes as text, arrays as lists."""
     if isinstance(value, bytes):
         return value.decode("utf-8", errors="replace")
     if isinstance(value, (np.ndarray, np.generic)):

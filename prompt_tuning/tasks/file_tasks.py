@@ -1,7 +1,7 @@
 """A seqio task of the user's own files, set by macros alone: `gin/tasks/custom.gin`.
 
-Beside `tasks.py`; the rows come from `tables/`. The task is one like any other: mixtures, metrics,
-ranking and upstream T5X take it by its name.
+The rows come from `file_examples.py`. Mixtures, metrics, ranking and upstream T5X take the task by
+its name, as any other.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from seqio.utils import Feature
 
 from prompt_tuning.config import ConfigError, DataConfig
 from prompt_tuning.tasks import answers, metrics, registry
+from prompt_tuning.tasks.file_examples import EVAL, TRAIN, as_columns, load_split
+from prompt_tuning.tasks.metrics import exact_match_and_f1, macro_f1
 from prompt_tuning.tasks.spec import UNLABELLED
-from prompt_tuning.tasks.table_rows import EVAL, TRAIN, as_columns, load_split
-from prompt_tuning.tasks.table_scores import exact_match_and_f1, macro_f1
-from prompt_tuning.tasks.vocabulary import lazy_vocabulary, target_vocabulary
+from prompt_tuning.tasks.vocabulary import seqio_vocabulary, target_vocabulary
+from prompt_tuning.vocabularies.vocabulary import Vocabulary
 
 # The task that `register_files` added last: the only state of this module.
-_ours: list[seqio.Task] = []
+_registered: list[seqio.Task] = []
 
 
 def register_files(config: DataConfig) -> None:
@@ -33,11 +34,11 @@ def register_files(config: DataConfig) -> None:
     Raises:
       ConfigError: the task has the name of another one.
     """
-    for task in _ours:
+    for task in _registered:
         if task.name in seqio.TaskRegistry.names() and seqio.TaskRegistry.get(task.name) is task:
             seqio.TaskRegistry.remove(task.name)
             registry.own_words.pop(task.name, None)
-    _ours.clear()
+    _registered.clear()
     name, files = config.file_task_name, config.files
     if not files.given:
         return
@@ -49,13 +50,13 @@ def register_files(config: DataConfig) -> None:
     task = _make_task(config)
     seqio.TaskRegistry.add_provider(name, task)
     registry.own_words[name] = files.words
-    _ours.append(task)
+    _registered.append(task)
 
 
 def _make_task(config: DataConfig) -> seqio.Task:
     name, files = config.file_task_name, config.files
-    found = lazy_vocabulary(config.vocabulary)
-    targets = target_vocabulary(found, config.sentinel_targets)
+    vocabulary = seqio_vocabulary(config.vocabulary)
+    targets = target_vocabulary(vocabulary, config.sentinel_targets)
 
     def rows(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
         del shuffle_files, seed
@@ -74,7 +75,7 @@ def _make_task(config: DataConfig) -> seqio.Task:
             seqio.preprocessors.append_eos_after_trim,
         ],
         output_features={
-            "inputs": Feature(found, add_eos=True),
+            "inputs": Feature(vocabulary, add_eos=True),
             "targets": Feature(targets, add_eos=True),
         },
         postprocess_fn=functools.partial(_postprocess, words=words),
@@ -103,9 +104,9 @@ def _postprocess(
 
 
 def check_label_words(
-    words: Sequence[str], vocabulary: seqio.Vocabulary, lengths: Mapping[str, int]
+    words: Sequence[str], vocabulary: Vocabulary, lengths: Mapping[str, int]
 ) -> None:
-    """Returns when the model can write every word, and tell it from the others.
+    """Checks that the model can write every word, and tell it from the others.
 
     Raises:
       ConfigError: the tokens of a word are another text (with pieces that the vocabulary does not

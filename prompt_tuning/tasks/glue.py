@@ -11,7 +11,15 @@ from typing import Any
 import tensorflow as tf
 
 from prompt_tuning.tasks import answers, metrics
-from prompt_tuning.tasks.spec import Example, Row, TaskSpec, each_row, join, kept_index, named_texts
+from prompt_tuning.tasks.spec import (
+    Example,
+    Row,
+    TaskSpec,
+    each_row,
+    index_features,
+    join,
+    named_texts,
+)
 
 VERSIONS = MappingProxyType({"v002": "1.0.0", "v200": "2.0.0"})
 MNLI = ("entailment", "neutral", "contradiction")
@@ -25,7 +33,7 @@ TWO = ("sentence1", "sentence2")
 def similarity(spec: TaskSpec, row: Row, word: str) -> Example:
     """A pair of sentences and how alike they are, from 0 to 5 in steps of 0.2, as a number."""
     return {
-        **kept_index(row),
+        **index_features(row),
         "inputs": join(word, *named_texts(spec, row)),
         "targets": tf.as_string(tf.round(row["label"] * 5) / 5, precision=1),
     }
@@ -92,7 +100,9 @@ def _tasks(version: str) -> tuple[TaskSpec, ...]:
     )
 
 
-def _transfer(target: str, source: str, ours: tuple[str, str], theirs: tuple[str, str]) -> TaskSpec:
+def _transfer(
+    target: str, source: str, labels: tuple[str, str], source_labels: tuple[str, str]
+) -> TaskSpec:
     """The rows of `target` for a prompt that was trained on `source`, and answers in its words."""
     row = next(spec for spec in _tasks("v002") if spec.config == target)
     return TaskSpec(
@@ -100,11 +110,11 @@ def _transfer(target: str, source: str, ours: tuple[str, str], theirs: tuple[str
         source=row.source,
         word=row.word,
         features=row.features,
-        labels=ours,
-        words=theirs,
+        labels=labels,
+        words=source_labels,
         splits=("validation",),
         metrics=row.metrics,
-        postprocess=answers.to_label_of({theirs[1]: ours[1]}, *ours),
+        postprocess=answers.to_label_of({source_labels[1]: labels[1]}, *labels),
     )
 
 

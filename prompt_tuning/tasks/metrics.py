@@ -1,4 +1,4 @@
-"""T5's metrics under T5's names, in per cent, and the answer that any prompt has to beat.
+"""T5's metrics under T5's names, in per cent, those of own files, and the majority class.
 
 Metrics take targets and predictions as `answers.py` makes them and as seqio passes them; the table
 of a task (`superglue.py`, `glue.py`, `qa.py`) says which ones it has.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import re
 import string
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -101,10 +102,10 @@ def squad(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -> dict[
     """
     exact, overlap = [], []
     for answers, prediction in zip(targets, predictions, strict=True):
-        given = _normal(prediction)
+        predicted = _normal(prediction)
         wanted = [_normal(answer) for answer in answers]
-        exact.append(max((float(given == answer) for answer in wanted), default=0.0))
-        overlap.append(max((_word_f1(answer, given) for answer in wanted), default=0.0))
+        exact.append(max((float(predicted == answer) for answer in wanted), default=0.0))
+        overlap.append(max((_word_f1(answer, predicted) for answer in wanted), default=0.0))
     return {"em": 100.0 * float(np.mean(exact)), "f1": 100.0 * float(np.mean(overlap))}
 
 
@@ -113,12 +114,12 @@ def _normal(answer: str) -> str:
     return " ".join(re.sub(r"\b(?:a|an|the)\b", " ", bare).split())
 
 
-def _word_f1(answer: str, given: str) -> float:
-    wanted, found = answer.split(), given.split()
-    common = (collections.Counter(wanted) & collections.Counter(found)).total()
+def _word_f1(answer: str, prediction: str) -> float:
+    wanted, predicted = answer.split(), prediction.split()
+    common = (collections.Counter(wanted) & collections.Counter(predicted)).total()
     if common == 0:
         return 0.0
-    precision, recall = common / len(found), common / len(wanted)
+    precision, recall = common / len(predicted), common / len(wanted)
     return 2 * precision * recall / (precision + recall)
 
 
@@ -129,7 +130,8 @@ def record_squad(
     first: dict[Any, tuple[Sequence[str], str]] = {}
     for target, prediction in zip(targets, predictions, strict=True):
         first.setdefault(target["group"], (target["value"], prediction["value"]))
-    return squad([answers for answers, _ in first.values()], [given for _, given in first.values()])
+    queries = first.values()
+    return squad([answers for answers, _ in queries], [text for _, text in queries])
 
 
 def matthews_corrcoef(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
@@ -140,17 +142,59 @@ def matthews_corrcoef(targets: Sequence[Any], predictions: Sequence[Any]) -> dic
 
 
 def pearson_corrcoef(targets: Sequence[float], predictions: Sequence[float]) -> dict[str, float]:
-    """Pearson's correlation; not a number where all predictions are the same."""
+    """Pearson's correlation; NaN if all predictions are equal."""
     from scipy.stats import pearsonr
 
     return {"pearson_corrcoef": 100.0 * float(pearsonr(targets, predictions).statistic)}  # type: ignore
 
 
 def spearman_corrcoef(targets: Sequence[float], predictions: Sequence[float]) -> dict[str, float]:
-    """Spearman's correlation; not a number where all predictions are the same."""
+    """Spearman's correlation; NaN if all predictions are equal."""
     from scipy.stats import spearmanr
 
     return {"spearman_corrcoef": 100.0 * float(spearmanr(targets, predictions).statistic)}  # type: ignore
+
+
+# Of the user's own files ----------------------------------------------------------------------
+
+
+def macro_f1(num_classes: int) -> Metric:
+    """The unweighted mean of the classes' F1; an answer that is no label counts as a miss."""
+    mean_f1 = mean_multiclass_f1(num_classes)
+
+    def macro(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
+        return {"macro_f1": next(iter(mean_f1(targets, predictions).values()))}
+
+    return macro
+
+
+def exact_match_and_f1(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+    """The share of answers that are the target, and the mean F1 of their words.
+
+    Only what SentencePiece itself does away with is not counted: forms of one character, and how
+    much white space there is.
+
+    >>> exact_match_and_f1(["in the hall", "a b"], ["in  the hall", "b c"])
+    {'exact_match': 50.0, 'f1': 75.0}
+    """
+    pairs = [(_words(t), _words(p)) for t, p in zip(targets, predictions, strict=True)]
+    exact = sum(target == prediction for target, prediction in pairs)
+    overlap = sum(_overlap(target, prediction) for target, prediction in pairs)
+    return {"exact_match": 100.0 * exact / len(pairs), "f1": 100.0 * overlap / len(pairs)}
+
+
+def _words(text: str) -> list[str]:
+    return unicodedata.normalize("NFKC", text).split()
+
+
+def _overlap(target: list[str], prediction: list[str]) -> float:
+    if not target or not prediction:
+        return float(target == prediction)
+    common = (collections.Counter(target) & collections.Counter(prediction)).total()
+    return 2 * common / (len(target) + len(prediction))
+
+
+# The answer that any prompt has to beat ---------------------------------------------------------
 
 
 def majority_predictions(targets: Sequence[T], count: int) -> list[T]:

@@ -26,20 +26,20 @@ IN_DOMAIN = ("news_qa", "trivia_qa", "search_qa", "hotpot_qa", "natural_question
 def question(spec: TaskSpec, row: Row, word: str) -> Example:
     """The question and the text it is about; the target is the first answer, all are kept."""
     del spec, word  # T5 has no word for these
-    given = row["answers"]
-    found = clean(given["text"] if isinstance(given, Mapping) else given, SPACED)
+    texts = row["answers"]
+    texts = clean(texts["text"] if isinstance(texts, Mapping) else texts, SPACED)
     asked, context = (clean(row[name], SPACED) for name in ("question", "context"))
     return {
-        **kept_id(row),
+        **question_id(row),
         "inputs": clean(join("question:", asked, "context:", context), COLLAPSED),
-        "targets": tf.concat([found, [UNLABELLED]], axis=0)[0],
+        "targets": tf.concat([texts, [UNLABELLED]], axis=0)[0],
         "question": asked,
         "context": context,
-        "answers": found,
+        "answers": texts,
     }
 
 
-def kept_id(row: Row) -> Example:
+def question_id(row: Row) -> Example:
     """The identifier as T5 keeps SQuAD's, and the original MRQA's."""
     return {"id": row["id"]} if "id" in row else {"idx": row["qid"]}
 

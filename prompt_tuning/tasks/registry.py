@@ -1,7 +1,7 @@
-"""seqio tasks and mixtures over the tables in `text/` and the bundled synthetic world.
+"""The seqio tasks and mixtures of the tables (`superglue.py`, `glue.py`, `qa.py`) and of the demo.
 
-Second station of the data: text becomes tokens of the run's vocabulary. Nothing is registered when
-this module is imported; `register` does it, since the vocabulary is known only at run time.
+Text becomes tokens of the run's vocabulary. It is known only at run time, so importing this module
+registers no task: `register` does.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from seqio.utils import Feature
 from prompt_tuning.config import OFFICIAL_VOCABULARY, ConfigError
 from prompt_tuning.tasks import answers, glue, metrics, qa, superglue
 from prompt_tuning.tasks.spec import TaskSpec, to_examples
-from prompt_tuning.tasks.vocabulary import lazy_vocabulary, target_vocabulary
+from prompt_tuning.tasks.vocabulary import seqio_vocabulary, target_vocabulary
 from prompt_tuning.world import generator
 
 Provider = seqio.Task | seqio.Mixture
 
-# Every table of `text/`: its tasks, and its mixtures as names with rates.
+# Of every table its tasks, and its mixtures as names with rates.
 TABLES = tuple((table.TASKS, table.MIXTURES) for table in (superglue, glue, qa))
 # The original has every task twice; its `_examples` ones show a few predictions in TensorBoard.
 # Here every evaluation writes all of them, so that both names are one task.
 ALIAS = "_examples"
 
 # What `register` added, and with which settings: the only state of this module.
-_ours: list[Provider] = []
+_added: list[Provider] = []
 _settings: dict[str, str | bool | None] = {}
 own_words: dict[str, tuple[str, ...]] = {}  # the label words of tasks that `file_tasks.py` adds
 
@@ -49,7 +49,7 @@ def register(
     """Adds all tasks and mixtures of the project to seqio's registries.
 
     A second call changes nothing, or, with another vocabulary or directory, replaces what the
-    first one added. A name that someone else has registered stays theirs. `tfds_data_dir` holds
+    first one added. A name that a user's module has registered is left alone. `tfds_data_dir` holds
     for the user's own TFDS tasks as well, as T5X's flag does. With `sentinel_targets` every target
     begins with the first sentinel.
     """
@@ -58,26 +58,26 @@ def register(
         "tfds_data_dir": tfds_data_dir,
         "sentinel_targets": sentinel_targets,
     }
-    if settings == _settings and all(_is_registered(ours) for ours in _ours):
+    if settings == _settings and all(map(_is_registered, _added)):
         return
-    loaded = lazy_vocabulary(vocabulary)  # may fail: before anything is changed
+    loaded = seqio_vocabulary(vocabulary)  # may fail: before anything is changed
     _keep_accelerators_for_jax()
     _point_tfds_at(tfds_data_dir)
-    _remove_ours()
+    _remove_added()
     _add_all(loaded, sentinel_targets)
     _settings.update(settings)
 
 
 def ensure_registered() -> None:
-    """Registers where nobody has yet, with the vocabulary that PROMPT_TUNING_VOCABULARY names.
+    """Registers the tasks if they are not, with the vocabulary that PROMPT_TUNING_VOCABULARY names.
 
     For programs that only import modules, such as upstream T5X: see `register.py`. The directory
     of TFDS is theirs to set.
     """
-    if not _ours:
+    if not _added:
         vocabulary = os.environ.get("PROMPT_TUNING_VOCABULARY", OFFICIAL_VOCABULARY)
         _keep_accelerators_for_jax()
-        _add_all(lazy_vocabulary(vocabulary))
+        _add_all(seqio_vocabulary(vocabulary))
 
 
 def _registry(provider: Provider) -> Any:
@@ -104,11 +104,11 @@ def _point_tfds_at(directory: str | None) -> None:
             source.tfds_dataset.override_data_dir(directory)  # type: ignore[arg-type]
 
 
-def _remove_ours() -> None:
-    for provider in _ours:
+def _remove_added() -> None:
+    for provider in _added:
         if _is_registered(provider):
             _registry(provider).remove(provider.name)
-    _ours.clear()
+    _added.clear()
 
 
 def _add_all(vocabulary: seqio.Vocabulary, sentinel_targets: bool = False) -> None:
@@ -131,10 +131,10 @@ def _add_all(vocabulary: seqio.Vocabulary, sentinel_targets: bool = False) -> No
 
 
 def _add(provider: Provider) -> None:
-    """Adds to the registry what nobody else has added under that name."""
+    """Adds a task or mixture, unless its name is taken."""
     if provider.name not in task_names():
         _registry(provider).add_provider(provider.name, provider)
-        _ours.append(provider)
+        _added.append(provider)
 
 
 def full_name(name: str, task_word: bool) -> str:
@@ -167,8 +167,8 @@ def _text_task(
 def _demo_task(name: str, features: Mapping[str, Feature]) -> seqio.Task:
     def rows(split: str, shuffle_files: bool = False, seed: int | None = None) -> tf.data.Dataset:
         del shuffle_files, seed
-        found = generator.demo_rows(name, split)
-        columns: Any = {key: [row[key] for row in found] for key in ("inputs", "targets")}
+        examples = generator.demo_rows(name, split)
+        columns: Any = {key: [row[key] for row in examples] for key in ("inputs", "targets")}
         return tf.data.Dataset.from_tensor_slices(columns)
 
     return seqio.Task(
@@ -231,17 +231,17 @@ def component_tasks(name: str) -> list[tuple[str, float]]:
             f"the rates of the mixture {name} cannot be computed: {error}. Give them as numbers."
         ) from error
     if min(rate for _, rate in rates) < 0 or not sum(rate for _, rate in rates) > 0:
-        found = ", ".join(f"{task}: {rate}" for task, rate in rates)
+        values = ", ".join(f"{task}: {rate}" for task, rate in rates)
         raise ConfigError(
-            f"the rates of the mixture {name} must be 0 or more, one of them more; found {found}."
+            f"the rates of the mixture {name} must be 0 or more, one of them more; found {values}."
         )
     return rates
 
 
 def find_spec(name: str) -> TaskSpec | None:
     """The table row of a task of the project, in either form; None of any other task."""
-    found = name.removeprefix("taskless_").removesuffix(ALIAS)
-    return next((specs[found] for specs, _ in TABLES if found in specs), None)
+    key = name.removeprefix("taskless_").removesuffix(ALIAS)
+    return next((specs[key] for specs, _ in TABLES if key in specs), None)
 
 
 def label_words(name: str, *, otherwise: tuple[str, ...] = ()) -> tuple[str, ...]:
@@ -310,15 +310,15 @@ def import_task_module(name: str) -> None:
 
 @contextlib.contextmanager
 def _giving_way() -> Iterator[None]:
-    """Whoever registers a name of ours in here gets it, where seqio would call it a duplicate.
+    """In here a user's module may take a name of the project's, which seqio calls a duplicate.
 
     `import t5` registers T5's tasks, and most modules written for T5X import some part of t5.
     """
 
     def add_provider(cls: Any, name: str, provider: Provider) -> None:
-        for ours in [p for p in _ours if p.name == name and _registry(p) is cls]:
+        for added in [p for p in _added if p.name == name and _registry(p) is cls]:
             cls.remove(name)
-            _ours.remove(ours)
+            _added.remove(added)
         super(cls, cls).add_provider(name, provider)
 
     registries: list[Any] = [seqio.TaskRegistry, seqio.MixtureRegistry]

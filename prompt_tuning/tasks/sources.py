@@ -1,7 +1,7 @@
 """Whether the rows of a task are there: the split, the TFDS directory, the network.
 
-`features.load_rows` asks before it reads, so that what is missing is said in one sentence, in
-seconds, with the cure; TFDS by itself retries for minutes.
+`task_rows.load_rows` checks before it reads, so that missing data is one error with its cure,
+within seconds. TFDS by itself retries for minutes.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ import tensorflow_datasets as tfds
 
 from prompt_tuning.config import ConfigError
 from prompt_tuning.tasks.vocabulary import first_line, same_vocabulary
+from prompt_tuning.vocabularies.vocabulary import Vocabulary
 
 TFDS_BUCKET = "https://storage.googleapis.com/tfds-data"  # where TFDS looks for prepared data
 TIMEOUT_SECONDS = 10
 
 
 def check_source(task: seqio.Task, split: str) -> None:
-    """Returns when the split of the task can be read; downloads a TFDS dataset where it has to.
+    """Checks that the split of the task can be read; downloads a TFDS dataset if it has to.
 
     Raises:
       ConfigError: the data is not there and cannot be had, or it has no such split.
@@ -39,7 +40,7 @@ def check_source(task: seqio.Task, split: str) -> None:
 
 
 def has_split(task: seqio.Task, split: str) -> bool:
-    """Whether a task has the split; downloads a TFDS dataset where it has to, to know.
+    """Whether a task has the split; downloads a TFDS dataset to know, if it has to.
 
     Raises:
       ConfigError: the data is not there and cannot be had.
@@ -166,7 +167,7 @@ def read_tfds(name: str, split: str, field: str, directory: str | None) -> Itera
         yield row[field].decode("utf-8", errors="replace")
 
 
-def read_text_task(task: Any, split: str, vocabulary: seqio.Vocabulary) -> Iterator[list[int]]:
+def read_text_task(task: Any, split: str, vocabulary: Vocabulary) -> Iterator[list[int]]:
     """The tokens of a task that gives text as `targets`, whole and without EOS, row by row.
 
     Raises:

@@ -43,7 +43,7 @@ def labelled(spec: TaskSpec, row: Row, word: str) -> Example:
     """The texts of a row behind their names; the target is the word of its label."""
     words = tf.constant([UNLABELLED, *spec.labels])  # label -1 is the first one
     return {
-        **kept_index(row),
+        **index_features(row),
         "inputs": clean(join(word, *named_texts(spec, row)), spec.clean),
         "targets": tf.gather(words, row["label"] + 1),
     }
@@ -97,7 +97,7 @@ def join(*pieces: Any) -> tf.Tensor:
     return tf.strings.join(pieces if pieces[0] != "" else pieces[1:], separator=" ")
 
 
-def kept_index(row: Row) -> Example:
+def index_features(row: Row) -> Example:
     """The `idx` of a row as T5 keeps it: `idx`, or `idx/question` and so on of a nested one."""
     index = row.get("idx")
     if isinstance(index, Mapping):

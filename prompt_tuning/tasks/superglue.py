@@ -19,8 +19,8 @@ from prompt_tuning.tasks.spec import (
     TaskSpec,
     clean,
     each_row,
+    index_features,
     join,
-    kept_index,
 )
 
 ENTAILMENT = ("entailment", "not_entailment")
@@ -33,7 +33,7 @@ AFTER_PRONOUN = "(?s)([^0-9A-Za-z\u00c0-\u1fff].*)?"
 
 
 def record(dataset: tf.data.Dataset, spec: TaskSpec, word: str) -> tf.data.Dataset:
-    """One example for each answer, in every split; the entities stay, to choose from."""
+    """One example for each answer, in every split; the entities stay, for ranking."""
     return _record_queries(dataset, spec, word).unbatch()
 
 
@@ -43,12 +43,12 @@ def _record_queries(spec: TaskSpec, row: Row, word: str) -> Example:
     del spec
     passage = clean(row["passage"], HIGHLIGHTS)
     entities = tf.strings.reduce_join(row["entities"], separator=", ")
-    found = row["answers"]
-    targets = tf.cond(tf.size(found) > 0, lambda: found, lambda: tf.constant([UNLABELLED]))
+    texts = row["answers"]
+    targets = tf.cond(tf.size(texts) > 0, lambda: texts, lambda: tf.constant([UNLABELLED]))
     shared = {
-        **kept_index(row),
+        **index_features(row),
         "inputs": join(word, "query:", row["query"], "entities:", entities, "passage:", passage),
-        "answers": found,
+        "answers": texts,
         "entities": row["entities"],
     }
     count = tf.size(targets)
@@ -67,7 +67,7 @@ def wsc(spec: TaskSpec, row: Row, word: str) -> Example:
     """
     del spec
     return {
-        **kept_index(row),
+        **index_features(row),
         "inputs": join(word, mark_pronoun(row["text"], row["span2_index"], row["span2_text"])),
         "targets": row["span1_text"],
         "label": row["label"],

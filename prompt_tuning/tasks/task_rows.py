@@ -1,6 +1,6 @@
 """The rows of a task in memory: any seqio task, read once, tokenised and cut.
 
-`batches/batching.py` makes batches of them; after this file there is no TensorFlow, only numpy.
+`batches/batching.py` makes batches of them; after this file there is only numpy.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from prompt_tuning.tasks.sources import check_source, has_split
 from prompt_tuning.tasks.spec import UNLABELLED
 from prompt_tuning.tasks.vocabulary import (
     first_line,
-    load_vocabulary,
     read_vocabulary,
     same_vocabulary,
 )
+from prompt_tuning.vocabularies.vocabulary import Vocabulary, load_vocabulary
 
 
 def load_rows(
@@ -42,7 +42,7 @@ def load_rows(
     split: str,
     lengths: Lengths,
     *,
-    vocabulary: seqio.Vocabulary | None = None,
+    vocabulary: Vocabulary | None = None,
     limit: int | None = None,
 ) -> Rows:
     """The rows of a split, tokenised and cut to `lengths`: unshuffled, one epoch.
@@ -54,22 +54,24 @@ def load_rows(
       ConfigError: the task, the split or the data is missing, a feature is not a sequence of
         tokens, or the vocabulary is another one.
     """
-    found = resolve(task)
-    if not isinstance(found, seqio.Task):
+    seqio_task = resolve(task)
+    if not isinstance(seqio_task, seqio.Task):
         raise ConfigError(f"{task} is a mixture; load the rows of its tasks one by one.")
-    _check_vocabularies(found, vocabulary)
-    if not found.requires_caching:
-        check_source(found, split)
-    examples = _read(found, split, lengths, limit)
+    _check_vocabularies(seqio_task, vocabulary)
+    if not seqio_task.requires_caching:
+        check_source(seqio_task, split)
+    examples = _read(seqio_task, split, lengths, limit)
     if not examples:
         raise ConfigError(f"the split {split!r} of the task {task} has no rows.")
-    inputs, targets = ([_tokens(found, e, key) for e in examples] for key in ("inputs", "targets"))
+    inputs, targets = (
+        [_tokens(seqio_task, e, key) for e in examples] for key in ("inputs", "targets")
+    )
     cut = {
-        key: sum(_is_cut(found.output_features[key], e, key, lengths[key]) for e in examples)
+        key: sum(_is_cut(seqio_task.output_features[key], e, key, lengths[key]) for e in examples)
         for key in ("inputs", "targets")
     }
     input_texts, target_texts = (
-        [_text(found, e, key) for e in examples] for key in ("inputs", "targets")
+        [_text(seqio_task, e, key) for e in examples] for key in ("inputs", "targets")
     )
     return Rows(
         task,
@@ -83,18 +85,18 @@ def load_rows(
     )
 
 
-def _check_vocabularies(task: seqio.Task, vocabulary: seqio.Vocabulary | None) -> None:
+def _check_vocabularies(task: seqio.Task, vocabulary: Vocabulary | None) -> None:
     for key in ("inputs", "targets"):
         if key not in task.output_features:
             raise ConfigError(
                 f"the task {task.name} has the output features {sorted(task.output_features)}; an "
                 "encoder-decoder needs 'inputs' and 'targets'."
             )
-        theirs = task.output_features[key].vocabulary
-        read_vocabulary(theirs)
-        if vocabulary is not None and not same_vocabulary(theirs, vocabulary):
+        of_task = task.output_features[key].vocabulary
+        read_vocabulary(of_task)
+        if vocabulary is not None and not same_vocabulary(of_task, vocabulary):
             raise ConfigError(
-                f"the task {task.name} makes its {key} with the vocabulary {theirs}, but "
+                f"the task {task.name} makes its {key} with the vocabulary {of_task}, but "
                 f"VOCABULARY is {vocabulary}: their ids mean different things. Use one for both."
             )
 
@@ -115,7 +117,7 @@ def _read(
             dataset = dataset.take(limit)
         return list(dataset.as_numpy_iterator())
     except ConfigError:
-        raise  # of a file of the user's own: it says what is wrong
+        raise  # from the user's own files
     except (tf.errors.OpError, ValueError, AssertionError) as error:
         raise ConfigError(
             f"the split {split!r} of the task {task.name} cannot be read: {first_line(error)}"
@@ -125,9 +127,9 @@ def _read(
 def _tokens(task: seqio.Task, example: Mapping[str, Any], key: str) -> Tokens:
     value = np.asarray(example.get(key, []))
     if key not in example or value.ndim != 1 or not np.issubdtype(value.dtype, np.integer):
-        found = f"{value.dtype}{list(value.shape)}" if key in example else "nothing"
+        kind = f"{value.dtype}{list(value.shape)}" if key in example else "nothing"
         raise ConfigError(
-            f"the task {task.name} must give {key!r} as a sequence of token ids, found {found}. "
+            f"the task {task.name} must give {key!r} as a sequence of token ids, found {kind}. "
             "Does it lack seqio.preprocessors.tokenize?"
         )
     return value.astype(np.int32)
@@ -155,7 +157,7 @@ def _is_cut(feature: Feature, example: Mapping[str, Any], key: str, length: int)
 
 
 def load_training_rows(
-    name: str, split: str, lengths: Lengths, *, vocabulary: seqio.Vocabulary | None = None
+    name: str, split: str, lengths: Lengths, *, vocabulary: Vocabulary | None = None
 ) -> tuple[list[Rows], list[float]]:
     """Rows and rates of everything that a task or mixture trains on.
 
@@ -185,8 +187,8 @@ def _has_split(task: str, split: str) -> bool:
     if spec is not None and spec.splits is not None:
         # Known without the data. A slice of a split of theirs is refused where it is read.
         return split.split("[")[0] in spec.splits
-    found: Any = resolve(task)  # a task: mixtures stand for theirs
-    return found.requires_caching or has_split(found, split)
+    provider: Any = resolve(task)  # a task, not a mixture
+    return provider.requires_caching or has_split(provider, split)
 
 
 class EvalRows(NamedTuple):
@@ -197,16 +199,16 @@ class EvalRows(NamedTuple):
     label_words: tuple[str, ...]  # of the task; of one that is not ours CLASS_LABELS
 
     def row_words(self, row: int) -> tuple[str, ...]:
-        """The words that a row may be answered with: its own (ReCoRD's entities), or the task's.
+        """The words to rank for a row: its own (ReCoRD's entities), or the task's.
 
-        () where any text is an answer.
+        () if any text is an answer.
         """
         if has_row_words(self.task.name):
             return row_words(self.task.name, self.rows.examples[row])
         return self.label_words
 
     def is_labelled(self, row: int) -> bool:
-        """Whether it is known what is right; of the test splits of SuperGLUE and GLUE it is not."""
+        """Whether a row has a label; rows of SuperGLUE's and GLUE's test splits have none."""
         spec = find_spec(self.task.name)
         if spec is not None and spec.convert is superglue.wsc:  # its target is the noun on offer
             return int(self.rows.examples[row]["label"]) != -1
@@ -217,8 +219,9 @@ class EvalRows(NamedTuple):
 def load_eval_rows(
     config: DataConfig, *, class_labels: tuple[str, ...] = (), limit: int | None = None
 ) -> list[EvalRows]:
-    """The evaluation split of every task asked for; a mixture stands for those of its tasks that
-    have the split.
+    """The evaluation rows of every task that is named.
+
+    A mixture stands for those of its tasks that have the split.
 
     Registers the tasks first, the user's own included.
 

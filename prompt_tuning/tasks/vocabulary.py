@@ -1,6 +1,7 @@
-"""seqio's vocabularies: SentencePiece models by path, Hugging Face's, bytes, and the bundled one.
+"""seqio's vocabularies of the models that `vocabularies/vocabulary.py` reads.
 
-`tasks.py` tokenises with them. Text to ids without TensorFlow is `vocabularies/vocabulary.py`.
+seqio's own classes tokenise in TensorFlow's operations, and tasks of users have them too: one made
+here goes into a mixture with theirs.
 """
 
 from __future__ import annotations
@@ -14,27 +15,59 @@ from pathlib import Path
 import seqio
 import tensorflow as tf
 
-from prompt_tuning.config import TINY, ConfigError
-from prompt_tuning.vocabularies.tokenizer_json import (
-    BYTES,
+from prompt_tuning.config import ConfigError
+from prompt_tuning.vocabularies.vocabulary import (
+    EXTRA_IDS,
+    ByteVocabulary,
+    SentencePieceVocabulary,
+    Vocabulary,
     find_vocabulary,
-    is_cut,
-    is_tokenizer_json,
-    to_sentencepiece,
+    load_vocabulary,
 )
-from prompt_tuning.world import assets
-
-EXTRA_IDS = 100  # T5's sentinels, the last ids of its vocabulary
 
 
-def load_vocabulary(spec: str) -> seqio.Vocabulary:
-    """The vocabulary that `VOCABULARY` names: 'bytes', 'tiny', a SentencePiece model by path, or a
-    folder or a tokenizer.json of Hugging Face's.
+def seqio_vocabulary(spec: str) -> seqio.Vocabulary:
+    """Seqio's vocabulary of what VOCABULARY names; a remote model is read at its first use only.
 
     Raises:
-      ConfigError: the model cannot be read.
+      ConfigError: the model cannot be read, or is none.
     """
-    vocabulary = lazy_vocabulary(spec)
+    path = find_vocabulary(spec)
+    if "://" in path and not path.endswith(".json"):
+        # The official file, cc_all.32000.100extra, brings its sentinels along.
+        return seqio.SentencePieceVocabulary(path, 0 if "100extra" in path else EXTRA_IDS)
+    vocabulary = load_vocabulary(path)
+    if isinstance(vocabulary, ByteVocabulary):
+        return seqio.ByteVocabulary()
+    assert isinstance(vocabulary, SentencePieceVocabulary)
+    if not vocabulary.file:
+        return seqio.SentencePieceVocabulary(_write_model(vocabulary.model))
+    return seqio.SentencePieceVocabulary(vocabulary.file, vocabulary.extra_ids)
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory:
+    return tempfile.TemporaryDirectory(prefix="vocabularies-")  # gone with the process
+
+
+def _write_model(model: bytes) -> str:
+    """A file of the model, since seqio reads nothing else.
+
+    The same model has the same file, so that seqio's vocabularies of it are equal.
+    """
+    file = Path(_folder().name) / f"{hashlib.sha256(model).hexdigest()}.model"
+    if not file.exists():
+        file.write_bytes(model)
+    return str(file)
+
+
+def load_seqio_vocabulary(spec: str) -> seqio.Vocabulary:
+    """`seqio_vocabulary`, with a remote model read.
+
+    Raises:
+      ConfigError: the model cannot be read, or is none.
+    """
+    vocabulary = seqio_vocabulary(spec)
     read_vocabulary(vocabulary)
     return vocabulary
 
@@ -49,44 +82,23 @@ def read_vocabulary(vocabulary: seqio.Vocabulary) -> None:
         _ = vocabulary.vocab_size
     except (OSError, RuntimeError, tf.errors.OpError) as error:
         path = getattr(vocabulary, "sentencepiece_model_file", type(vocabulary).__name__)
-        raise _unreadable(path, error) from error
+        raise ConfigError(
+            f"VOCABULARY: the SentencePiece model {path} cannot be read ({first_line(error)}). "
+            "Without a network, set VOCABULARY to a local copy of it."
+        ) from error
 
 
-def _unreadable(path: str, error: Exception) -> ConfigError:
-    return ConfigError(
-        f"VOCABULARY: the SentencePiece model {path} cannot be read ({first_line(error)}). Without "
-        "a network, set VOCABULARY to a local copy of it."
-    )
-
-
-def read_model(spec: str) -> bytes:
-    """The SentencePiece model, of which `checkpoint.identity` makes a hash; b"bytes" for bytes.
-
-    Raises:
-      ConfigError: the model cannot be read.
-    """
-    path = _path(spec)
-    if path == BYTES:
-        return path.encode()
-    try:
-        with tf.io.gfile.GFile(path, "rb") as file:
-            data = file.read()
-    except (OSError, tf.errors.OpError) as error:
-        raise _unreadable(path, error) from error
-    return to_sentencepiece(data, path) if is_tokenizer_json(data) else data
-
-
-def same_vocabulary(one: seqio.Vocabulary, other: seqio.Vocabulary) -> bool:
-    """Whether two vocabularies give the same ids, wherever their files lie.
+def same_vocabulary(of_task: seqio.Vocabulary, vocabulary: Vocabulary) -> bool:
+    """Whether a task's vocabulary gives the ids of `vocabulary`, wherever their files lie.
 
     seqio calls two SentencePiece vocabularies equal only if their paths are.
     """
-    one, other = (v.inner if isinstance(v, SentinelTargets) else v for v in (one, other))
-    if isinstance(one, seqio.SentencePieceVocabulary) and isinstance(
-        other, seqio.SentencePieceVocabulary
-    ):
-        return one.sp_model == other.sp_model
-    return one == other
+    inner = of_task.inner if isinstance(of_task, SentinelTargets) else of_task
+    if isinstance(vocabulary, SentencePieceVocabulary):
+        return (
+            isinstance(inner, seqio.SentencePieceVocabulary) and inner.sp_model == vocabulary.model
+        )
+    return inner == seqio.ByteVocabulary()
 
 
 class SentinelTargets(seqio.Vocabulary):
@@ -149,79 +161,6 @@ class SentinelTargets(seqio.Vocabulary):
 def target_vocabulary(vocabulary: seqio.Vocabulary, sentinel_targets: bool) -> seqio.Vocabulary:
     """The vocabulary of a task's targets, as SENTINEL_TARGETS says."""
     return SentinelTargets(vocabulary) if sentinel_targets else vocabulary
-
-
-def lazy_vocabulary(spec: str) -> seqio.Vocabulary:
-    """The vocabulary; a remote model is not touched before it is used."""
-    path = _path(spec)
-    if path == BYTES:
-        return seqio.ByteVocabulary()
-    if _is_json(path):
-        path = _converted(path)
-    return seqio.SentencePieceVocabulary(path, extra_ids=_missing_sentinels(path))
-
-
-def _path(spec: str) -> str:
-    return assets.tiny_vocabulary() if spec == TINY else find_vocabulary(spec)
-
-
-def _is_json(path: str) -> bool:
-    """A remote file is judged by its name: it is not touched before it is used."""
-    if "://" in path or not Path(path).is_file():
-        return path.endswith(".json")
-    with Path(path).open("rb") as file:
-        return is_tokenizer_json(file.read(16))
-
-
-@functools.cache
-def _folder() -> tempfile.TemporaryDirectory:
-    return tempfile.TemporaryDirectory(prefix="vocabularies-")  # gone with the process
-
-
-def _converted(path: str) -> str:
-    """A file of the SentencePiece model that a tokenizer.json means: seqio reads nothing else.
-
-    The same model has the same file, so that seqio's vocabularies of it are equal.
-    """
-    model = read_model(path)
-    file = Path(_folder().name) / f"{hashlib.sha256(model).hexdigest()}.model"
-    if not file.exists():
-        file.write_bytes(model)
-    return str(file)
-
-
-def _missing_sentinels(path: str) -> int:
-    """How many sentinels seqio has to add: none where the model brings them along.
-
-    The official file, `cc_all.32000.100extra`, does (T5X reads it with extra_ids=0), and its copies
-    with 32,000 pieces do not. A remote file is judged by its name.
-    """
-    if "://" in path:
-        return 0 if "100extra" in path else EXTRA_IDS
-    if not Path(path).is_file():
-        raise ConfigError(
-            f"VOCABULARY: there is no SentencePiece model {path!r}. Set VOCABULARY to the path of "
-            f"one (local or gs://), a Hugging Face folder, 'bytes' or '{TINY}'."
-        )
-    import sentencepiece
-
-    try:
-        model = sentencepiece.SentencePieceProcessor(model_file=path)
-        if is_cut(Path(path).read_bytes()):
-            raise RuntimeError("the file ends too early: copy it again")
-    except RuntimeError as error:
-        raise ConfigError(
-            f"VOCABULARY: {path} is no SentencePiece model ({_plain(error)}). Give the path of "
-            f"one, a Hugging Face folder, 'bytes' or '{TINY}'."
-        ) from error
-    pieces = ("<extra_id_0>", "\u2581<extra_id_0>")
-    has = any(model.piece_to_id(piece) != model.unk_id() for piece in pieces)
-    return 0 if has else EXTRA_IDS
-
-
-def _plain(error: Exception) -> str:
-    """SentencePiece's words without the names of its classes and status codes."""
-    return "it cannot be parsed" if "ModelProto" in str(error) else first_line(error)
 
 
 def first_line(error: Exception) -> str:

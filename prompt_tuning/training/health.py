@@ -1,6 +1,6 @@
-"""Whether a run is well: a loss that is not finite stops it, one that stands still is mentioned.
+"""Training health checks: stop on a non-finite loss, warn if the loss stops falling.
 
-`loop.py` hands over the sums of each step and the records of the run.
+`loop.py` checks the metrics of each step; `tasks.py` reports on all losses of the run.
 """
 
 from __future__ import annotations
@@ -18,48 +18,49 @@ from prompt_tuning.batches.order import row_order
 from prompt_tuning.config import DataConfig
 from prompt_tuning.session import setup
 
-FEWEST = 8  # steps before a course is judged
-PATIENCE = 100  # steps before a run could have learned: until then its loss falls to the entropy
-WINDOW = 10  # steps that are compared with as many before, in a short run
-FLAT = 0.97  # of the loss a window earlier: more has not fallen
-SLOW = 0.85  # of the loss a window earlier: more is no way to leave the entropy
-NEAR = 0.9  # of the entropy of the targets
-RISEN = 1.5  # times the lowest loss of a window
-MANY = 100  # different targets: their frequencies are no baseline any more
+FEWEST = 8  # steps before the losses are checked
+PATIENCE = 100  # steps before "not learning" is reported: the loss first falls to the entropy
+WINDOW = 10  # the least steps of a window; its mean is compared with that of the window before
+FLAT = 0.97  # ratio of a window's loss to the one before: from here on it has not fallen
+SLOW = 0.85  # the same ratio: from here on it falls too slowly to leave the entropy
+NEAR = 0.9  # ratio of a loss to the entropy of the targets: from here on nothing is learned
+RISEN = 1.5  # ratio of the loss to the lowest window's: from here on the run diverges
+MANY = 100  # with more different targets their entropy is no baseline
 
 
 class NotFiniteError(FloatingPointError):
     """The loss or its gradient became NaN or infinite in the step that ends at `step`."""
 
-    def __init__(self, step: int, said: str) -> None:
+    def __init__(self, step: int, message: str) -> None:
         self.step = step
-        super().__init__(said)
+        super().__init__(message)
 
 
 def check_finite(sums: Sequence[Mapping[str, Any]], step: int) -> None:
-    """Returns when the loss and the gradient of every step are finite; `step` is the last one's.
+    """Checks that the metrics of every step are finite; `step` is the number of the last.
 
     Raises:
-      NotFiniteError: names the first step where they are not.
+      NotFiniteError: names the first step whose loss or gradient is not finite.
     """
-    for number, one in enumerate(sums, start=step - len(sums) + 1):
-        bad = {k: float(v) for k, v in one.items() if not np.isfinite(v)}
+    for number, metrics in enumerate(sums, start=step - len(sums) + 1):
+        bad = {k: float(v) for k, v in metrics.items() if not np.isfinite(v)}
         if bad:
             values = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in bad.items())
             raise NotFiniteError(number, f"the run diverged in step {number} ({values})")
 
 
 def describe_not_finite(error: FloatingPointError, done: int) -> tuple[int, str]:
-    """The step that was not finite, and what is known of it, after `done` whole steps."""
+    """The first step that was not finite, and a description; `done` steps were finished."""
     if isinstance(error, NotFiniteError):
         return error.step, f"{error}; --debug-nans shows where the first NaN comes from"
-    return done + 1, f"the run diverged in step {done + 1}, {locate(error)}"  # JAX's own
+    # Raised by JAX, because of debug_nans.
+    return done + 1, f"the run diverged in step {done + 1}, {locate(error)}"
 
 
 def name_rows(data: setup.Data, config: DataConfig, seed: int, step: int) -> str:
-    """The rows of the batch of a step, counted from 1 in this run, by task and number.
+    """The rows of a step's batch as text, by task and number.
 
-    The first row of a split has number 0.
+    Steps are counted from 1 in this run, rows of a split from 0.
     """
     size = config.batch_size
     positions = np.arange((step - 1) * size, step * size)
@@ -73,7 +74,7 @@ def name_rows(data: setup.Data, config: DataConfig, seed: int, step: int) -> str
 
 
 def locate(error: BaseException) -> str:
-    """The innermost line of this project that an error came through."""
+    """The error's first line, and the innermost line of this project in its traceback."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if "prompt_tuning" in f.filename]
     first = str(error).strip().splitlines()[0]
     if not frames:
@@ -83,46 +84,46 @@ def locate(error: BaseException) -> str:
 
 
 def target_entropy(rows: Sequence[batching.Rows], rates: Sequence[float]) -> float | None:
-    """The loss per target token of a model that knows how frequent each target is, and no more.
+    """The entropy of the targets per token: the loss of a model that ignores the inputs.
 
-    None where the targets are no few classes.
+    None if there are too many different targets to be classes.
     """
     shares: collections.Counter[tuple[int, ...]] = collections.Counter()
-    for one, rate in zip(rows, rates, strict=True):
-        for target in one.targets:
-            shares[tuple(target.tolist())] += rate / sum(rates) / len(one)  # type: ignore[assignment]
+    for task_rows, rate in zip(rows, rates, strict=True):
+        share = rate / sum(rates) / len(task_rows)
+        for target in task_rows.targets:
+            shares[tuple(target.tolist())] += share  # type: ignore[assignment]
     if not 1 < len(shares) <= MANY:
         return None
     tokens = sum(share * len(target) for target, share in shares.items())
     return -sum(share * math.log(share) for share in shares.values()) / tokens
 
 
-def clearly(rows: int) -> float:
-    """By how many points a score of so many rows is above another, and not by luck.
+def clear_margin(rows: int) -> float:
+    """The margin in points by which a score on this many rows is clearly above a baseline.
 
-    Three standard errors of a share of one half, and ten points at least.
+    Three standard errors of a share of one half, but at least ten points.
 
-    >>> round(clearly(56)), clearly(5000)
+    >>> round(clear_margin(56)), clear_margin(5000)
     (20, 10.0)
     """
     return max(10.0, 150.0 / math.sqrt(rows))
 
 
-def describe_trouble(
+def describe_problem(
     losses: Sequence[float],
     entropy: float | None,
     learned: Callable[[], bool] = lambda: False,
 ) -> str | None:
-    """What is wrong with the course of a cross entropy per token, as a sentence; None if nothing.
+    """A warning that a run diverges or does not learn; None if there is no problem.
 
-    A run of which the evaluation shows that it has `learned` is not called not learning.
+    `losses` has the cross entropy per token of every step. The mean of the last quarter is compared
+    with that of the quarter before. The difference counts as a fall if it is also more than twice
+    its standard error. Above the entropy of the targets a slow fall counts as not learning, because
+    a run that ignores its inputs also approaches the entropy slowly. If the evaluation shows that
+    the run has `learned`, it is never reported as not learning.
 
-    There is one value for each step. The last quarter is compared with the one before; a fall
-    counts when it is also more than the noise of the steps, twice the standard error of the
-    difference. A run that learns nothing creeps down to the entropy for long: a slow fall above it
-    is no sign of learning.
-
-    >>> describe_trouble([0.7] * 200, entropy=0.69)[:26]
+    >>> describe_problem([0.7] * 200, entropy=0.69)[:26]
     'the run is not learning: t'
     """
     if len(losses) < FEWEST:

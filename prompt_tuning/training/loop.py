@@ -1,9 +1,9 @@
-"""The run: from an `Experiment` to a tuned prompt, a tuned model or a pre-trained one in MODEL_DIR.
+"""The training loop: from an `Experiment` to a tuned prompt or model in MODEL_DIR.
 
-One function, read from top to bottom. What a run trains on, how that is scored and where its states
-are saved are an `Objective`'s: tasks (`tasks.py`) or a corpus (`pretraining/run.py`). A killed run
-that is started again ends with the same bits, because all that changes is the `TrainState`, and
-batch and dropout are functions of (seed, step) alone.
+One function, read from top to bottom. The rows, their scores and the saved states are those of an
+`Objective`: tasks (`tasks.py`) or a corpus (`pretraining/run.py`). A resumed run ends with the same
+bits as an unbroken one, because a step changes only the `TrainState`, and batch and dropout are
+functions of (seed, step) alone.
 """
 
 from __future__ import annotations
@@ -21,13 +21,20 @@ from prompt_tuning.model import sharding
 from prompt_tuning.runtime import agreement, lock, processes, signals
 from prompt_tuning.runtime.prefetch import BATCHES, Ahead
 from prompt_tuning.session.session import Session, last_step, make_dir, open_session
-from prompt_tuning.training import course as courses
 from prompt_tuning.training import health, optim
 from prompt_tuning.training import model_dir as model_dirs
+from prompt_tuning.training import run as runs
 from prompt_tuning.training import step as steps
-from prompt_tuning.training.course import Course, Objective, Run, Standing, TrainResult, judge
-from prompt_tuning.training.ending import end_badly
+from prompt_tuning.training.ending import end_failed_run
 from prompt_tuning.training.progress import Progress, describe_training, mean_values
+from prompt_tuning.training.run import (
+    EvalStatus,
+    LoopState,
+    Objective,
+    Run,
+    TrainResult,
+    check_patience,
+)
 from prompt_tuning.training.tasks import Tasks
 
 
@@ -39,24 +46,25 @@ def train(
     config_text: str = "",
     debug_nans: bool = False,
 ) -> TrainResult:
-    """Trains what the mask allows, evaluates as it goes, and leaves everything in MODEL_DIR.
+    """The result of a run; trains what the mask allows, evaluates, and writes MODEL_DIR.
 
-    The same experiment again continues a killed run, prints the result of a finished run, and goes
-    on if more steps are asked for. With `debug_nans` JAX looks for NaNs after each operation of a
-    step that ends in one. A `session` that is given has begun to read the backbone.
+    If MODEL_DIR has a state of the same experiment, the run is resumed; a finished run prints its
+    result, or trains on if TRAIN_STEPS was raised. With `debug_nans` JAX repeats a step that ends
+    in a NaN operation by operation. An open `session` can be passed: its backbone is already being
+    read.
 
     Raises:
       ConfigError: the experiment, its data, its checkpoint or its MODEL_DIR does not fit.
     """
     with contextlib.ExitStack() as stack:
-        # ---- devices: what can be refused before anything is read
+        # ---- devices: checks that need no file
         session = stack.enter_context(session or open_session(experiment))
         mesh = session.mesh
         objective.check(experiment, mesh)
         start = session.step
         end = last_step(experiment.train, start)
 
-        # ---- folder: this run's alone; only the first process writes to it
+        # ---- folder: locked for this run; only the first process writes to it
         shared = make_dir(experiment.model_dir, "MODEL_DIR")
         signals.current().saved = lambda: objective.describe_saved(shared)
         model_dir = stack.enter_context(processes.writing_folder(shared))
@@ -98,13 +106,13 @@ def train(
         state = work.restore_optimizer(jax.jit(init_state)(trainable))
         programs = steps.compile_step(recipe, state)
 
-        # ---- resume, or begin: from here on there is something to lose
+        # ---- resume, or begin: from here on a signal waits for the end of a step
         stack.enter_context(signals.current().postponed())
-        course = Course(start, state, Standing(), [])
+        loop = LoopState(start, state, EvalStatus(), [])
         if store.latest_step() is not None:
-            course = courses.restore(store, state)
-            course.standing = judge(course.standing, experiment.eval)
-            work.repair(model_dir, course.standing)
+            loop = runs.restore(store, state)
+            loop.status = check_patience(loop.status, experiment.eval)
+            work.repair(model_dir, loop.status)
         run = Run(
             experiment=experiment,
             mesh=mesh,
@@ -112,7 +120,7 @@ def train(
             backbone=backbone,
             frozen=frozen,
             programs=programs,
-            log=_open_log(model_dir, course),
+            log=_open_log(model_dir, loop),
             identities=identities,
             init=init,
             store=store,
@@ -120,95 +128,95 @@ def train(
         model_dirs.write_info(model_dir, params, mesh, config_text)
 
         # ---- loop
-        watch, had_stopped = signals.current(), course.standing.stopped_early
+        watch, had_stopped = signals.current(), loop.status.stopped_early
         try:
-            end = _begin(run, course, end)
+            end = _begin(run, loop, end)
             progress = Progress(
-                start=course.step - start,
+                start=loop.step - start,
                 total=end - start,
                 rows_per_step=experiment.data.batch_size,
             )
-            numbers = range(course.step - start, end - start)
+            numbers = range(loop.step - start, end - start)
             with Ahead(work.batches(numbers), most=BATCHES) as batches:
-                if course.standing.evaluation_due:
-                    _finish_step(run, course, progress, end)
-                while course.step < end and not course.standing.stopped_early:
+                if loop.status.evaluation_due:
+                    _finish_step(run, loop, progress, end)
+                while loop.step < end and not loop.status.stopped_early:
                     watch.check()
-                    groups = course.pace.wait(batches, course.sums)
-                    course.state, metrics = steps.train_step(programs, course.state, frozen, groups)
-                    course.sums.append(metrics)
-                    course.step += 1
+                    groups = loop.timer.next_batch(batches, loop.sums)
+                    loop.state, metrics = steps.train_step(programs, loop.state, frozen, groups)
+                    loop.sums.append(metrics)
+                    loop.step += 1
                     watch.unsaved = True
-                    _finish_step(run, course, progress, end)
+                    _finish_step(run, loop, progress, end)
             watch.check()
             progress.close()
-            if course.standing.stopped_early and not had_stopped:
-                print(courses.say_stopped(course.standing, experiment.eval), flush=True)
+            if loop.status.stopped_early and not had_stopped:
+                print(runs.describe_early_stop(loop.status, experiment.eval), flush=True)
             store.wait()
         except BaseException as error:
-            end_badly(run, course, error)
+            end_failed_run(run, loop, error)
         store.close()
         run.log.close()
 
         # ---- result
-        result = work.finish(run, course, shared)
+        result = work.finish(run, loop, shared)
         print(result.summary, flush=True)
         return result
 
 
-def _open_log(model_dir: Path, course: Course) -> RunLog:
-    """The records up to the run's step; those after it will be written again.
+def _open_log(model_dir: Path, loop: LoopState) -> RunLog:
+    """The log, with the records up to the run's step: a resumed run repeats the later ones.
 
-    Without a saved state, records were written by a run that was killed before its first state.
+    Without a saved state all records are dropped: the run was killed before its first state.
     """
-    due = course.standing.evaluation_due
-    return RunLog(model_dir, step=-1 if course.saved is None else course.step, evaluation_due=due)
+    due = loop.status.evaluation_due
+    return RunLog(model_dir, step=-1 if loop.last_saved is None else loop.step, evaluation_due=due)
 
 
-def _begin(run: Run, course: Course, end: int) -> int:
-    """What comes before the first step of a run, or of its continuation; returns the last step."""
-    if course.saved is None:
-        run.work.begin(run, course)
-    elif course.standing.stopped_early:
-        print(courses.say_stopped(course.standing, run.experiment.eval), flush=True)
-    elif course.step < end:
-        print(f"continuing at step {course.step}", flush=True)
-    elif not course.standing.evaluation_due:
-        print(f"nothing is left to train: the run is at its last step, {course.step}", flush=True)
-    return max(end, course.step)
+def _begin(run: Run, loop: LoopState, end: int) -> int:
+    """The last step of the run; scores the baselines of a new run, and describes a resumed one."""
+    if loop.last_saved is None:
+        run.work.begin(run, loop)
+    elif loop.status.stopped_early:
+        print(runs.describe_early_stop(loop.status, run.experiment.eval), flush=True)
+    elif loop.step < end:
+        print(f"continuing at step {loop.step}", flush=True)
+    elif not loop.status.evaluation_due:
+        print(f"nothing is left to train: the run is at its last step, {loop.step}", flush=True)
+    return max(end, loop.step)
 
 
-def _finish_step(run: Run, course: Course, progress: Progress, end: int) -> None:
-    """What follows the step that the course has just made: records, evaluation, saving."""
+def _finish_step(run: Run, loop: LoopState, progress: Progress, end: int) -> None:
+    """Records, evaluates and saves after a step, each if it is due."""
     config, save_every = run.experiment.eval, run.experiment.train.checkpoint_period
-    done, total = course.step - run.backbone.step, end - run.backbone.step
-    evaluates = done % config.period == 0 or done == total or course.standing.evaluation_due
+    done, total = loop.step - run.backbone.step, end - run.backbone.step
+    evaluates = done % config.period == 0 or done == total or loop.status.evaluation_due
     saves = done % (save_every or config.period) == 0 or done == total
     saves = saves or (evaluates and run.work.has_small_states)
     shown: dict[str, str] = {}
-    # A mean never reaches over a saved state, so that a resumed run records the same means; and
-    # nothing that is not finite is ever saved.
-    if course.sums and (saves or evaluates or done % max(1, config.period // 10) == 0):
-        shown = _log_training(run, course)
+    # Before each save the metrics are recorded and checked: a resumed run then records the same
+    # means, and no state is saved that is not finite.
+    if loop.sums and (saves or evaluates or done % max(1, config.period // 10) == 0):
+        shown = _log_training(run, loop)
     if evaluates:
-        course.standing = dataclasses.replace(course.standing, evaluation_due=True)
-        course.standing, lines = run.work.evaluate(run, course)
-        if course.standing.best_score is not None:
-            shown["best"] = f"{course.standing.best_score:.1f}"
+        loop.status = dataclasses.replace(loop.status, evaluation_due=True)
+        loop.status, lines = run.work.evaluate(run, loop)
+        if loop.status.best_score is not None:
+            shown["best"] = f"{loop.status.best_score:.1f}"
         for line in lines:
-            progress.say(f"step {done}/{total} ({course.step}): {line}")
+            progress.print_line(f"step {done}/{total} ({loop.step}): {line}")
     if saves:
-        courses.save(run, course)
+        runs.save(run, loop)
     progress.update(done, shown)
 
 
-def _log_training(run: Run, course: Course) -> dict[str, str]:
-    """Records means since the last record, and how long the steps took; returns what to show."""
-    sums = jax.device_get(course.sums)
-    timing = course.pace.values(sums, run.experiment.data.batch_size)
-    health.check_finite(sums, course.step)
-    course.losses += [float(one["cross_entropy"] / max(one["tokens"], 1.0)) for one in sums]
+def _log_training(run: Run, loop: LoopState) -> dict[str, str]:
+    """Values to show; records the means since the last record, and the timing of the steps."""
+    sums = jax.device_get(loop.sums)
+    timing = loop.timer.values(sums, run.experiment.data.batch_size)
+    health.check_finite(sums, loop.step)
+    loop.losses += [float(m["cross_entropy"] / max(m["tokens"], 1.0)) for m in sums]
     values = mean_values(sums)
-    run.log.training(course.step, values, task=run.work.name, timing=timing)
-    course.sums = []
+    run.log.training(loop.step, values, task=run.work.name, timing=timing)
+    loop.sums = []
     return describe_training(values, timing)

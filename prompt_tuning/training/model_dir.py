@@ -1,6 +1,7 @@
-"""MODEL_DIR: whose it is, what is written at the start, and what it says at the end.
+"""MODEL_DIR: checks that it is of the same run, files written at the start, the closing table.
 
-`loop.py` fills it; `evaluation/records.py` knows the records in it, and `checkpoints/` the rest.
+`loop.py` calls these. `evaluation/records.py` writes the records in MODEL_DIR, `checkpoints/` the
+states, `prompts/` the prompts.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from prompt_tuning.model import sharding
 from prompt_tuning.prompts import prompt_file
 from prompt_tuning.runtime.replace_folder import replace_text
 
-Finding = tuple[Mapping[str, Interval], str]  # intervals of the metrics, and the counts as text
-NOTHING: Mapping[str, Finding] = types.MappingProxyType({})
+TaskReport = tuple[Mapping[str, Interval], str]  # intervals of the metrics, error analysis as text
+NOTHING: Mapping[str, TaskReport] = types.MappingProxyType({})
 
-# What may change between two calls on one MODEL_DIR: how long, how often, where, on what devices.
+# Settings that may change when a run is resumed: its length, how often it saves, paths, devices.
 _MAY_CHANGE = frozenset(
     {
         "model_dir",
@@ -46,21 +47,21 @@ _MAY_CHANGE = frozenset(
 def refuse_other_experiment(
     meta: Mapping[str, Any] | None, experiment: Experiment, model_dir: Path
 ) -> None:
-    """Returns when MODEL_DIR is empty or holds a state, with `meta`, of the same experiment.
+    """Checks that MODEL_DIR has no state, or that its metadata `meta` is of this experiment.
 
     Raises:
-      ConfigError: it holds another experiment, or a run of upstream T5X.
+      ConfigError: it contains another experiment, or a run of upstream T5X.
     """
     if meta is None:
         if (model_dir / "t5x.gin").exists() and list(model_dir.glob("checkpoint_*")):
             raise ConfigError(
-                f"MODEL_DIR {model_dir} holds a run of upstream T5X: continue it with "
+                f"MODEL_DIR {model_dir} contains a run of upstream T5X. Continue it with "
                 "--engine=t5x, or choose another MODEL_DIR."
             )
         _refuse_damaged(model_dir / "checkpoints")
         return
     new = flatten(to_dict(experiment))
-    # A setting that the run's version did not have yet stood at what is now its default.
+    # An older version did not save settings that it did not have: they were at today's default.
     old = flatten(meta["experiment"])
     known = {key[:end] for key in old for end in _ends(key)}  # "x.label_words" of ".label_words.1"
     old |= {key: value for key, value in _defaults(experiment).items() if key not in known}
@@ -71,31 +72,31 @@ def refuse_other_experiment(
     ]
     if changed:
         raise ConfigError(
-            f"MODEL_DIR {model_dir} holds a different experiment:\n  "
+            f"MODEL_DIR {model_dir} contains a different experiment:\n  "
             + "\n  ".join(changed)
             + "\nChoose another MODEL_DIR, or remove that one."
         )
 
 
 def _ends(key: str) -> list[int]:
-    """Where the names of a dotted name end."""
+    """The index of each dot, and the length: the ends of all prefixes of a dotted name."""
     return [*(place for place, letter in enumerate(key) if letter == "."), len(key)]
 
 
 def _defaults(config: Any, prefix: str = "") -> dict[str, Any]:
-    """The settings that have a default, with dotted names, at their defaults."""
-    found: dict[str, Any] = {}
+    """The default of each setting that has one, by dotted name."""
+    defaults: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            found |= _defaults(value, f"{prefix}{field.name}.")
+            defaults |= _defaults(value, f"{prefix}{field.name}.")
         elif field.default is not dataclasses.MISSING:
-            found |= flatten(to_dict({f"{prefix}{field.name}": field.default}))
-    return found
+            defaults |= flatten(to_dict({f"{prefix}{field.name}": field.default}))
+    return defaults
 
 
 def _refuse_damaged(states: Path) -> None:
-    """Raises ConfigError where all that is left of a run is what was moved aside as damaged."""
+    """Raises ConfigError if all saved states were moved aside as damaged."""
     aside = sorted(path.name for path in states.glob("damaged_*"))
     if aside and not run_state.saved_steps(states):
         raise ConfigError(
@@ -107,25 +108,25 @@ def _refuse_damaged(states: Path) -> None:
 def refuse_other_contents(
     meta: Mapping[str, Any] | None, identities: Mapping[str, str], model_dir: Path
 ) -> None:
-    """Returns if backbone, vocabulary and files have the fingerprints that the run began with.
+    """Checks the fingerprints of backbone, vocabulary and files against those of the saved run.
 
     Raises:
-      ConfigError: a file is where it was, but not what it was.
+      ConfigError: a file has other contents than when the run began.
     """
     named = {"files": "training or evaluation file"}
     for what, identity in identities.items():
         if meta is not None and meta.get(what, identity) != identity:
             raise ConfigError(
-                f"the {named.get(what, what)} is not the one that the run in MODEL_DIR {model_dir} "
-                f"began with ({identity[:12]}... now, {meta[what][:12]}... then): its file was "
-                "replaced. Put the old one back, or choose another MODEL_DIR."
+                f"the {named.get(what, what)} has changed since the run in MODEL_DIR {model_dir} "
+                f"began: its fingerprint is {identity[:12]}..., expected {meta[what][:12]}.... "
+                "Restore the old file, or choose another MODEL_DIR."
             )
 
 
 def write_info(
     model_dir: Path, params: Mapping[str, jax.Array], mesh: Mesh, config_text: str
 ) -> None:
-    """Writes config.gin, which can be fed back, and T5X's list of variables."""
+    """Writes config.gin, which can be passed as --gin_file, and T5X's list of variables."""
     if config_text:
         replace_text(model_dir / "config.gin", config_text)
     lines = []
@@ -139,30 +140,30 @@ def write_info(
     replace_text(model_dir / "model-info.txt", "\n".join(lines) + "\n")
 
 
-def mend_best(model_dir: Path, best_step: int | None) -> None:
-    """Takes the prompt of the best step anew where `prompts/best` was damaged or removed."""
+def repair_best(model_dir: Path, best_step: int | None) -> None:
+    """Copies the best step's prompt to `prompts/best` if that was damaged or removed."""
     best, source = (model_dir / "prompts" / n for n in ("best", f"step_{best_step or 0:06d}"))
     if best_step is None or not (best.exists() or source.exists()):  # a run that has no prompt
         return
     try:
         prompt_file.load_prompt(best)
     except ConfigError as error:
-        array, metadata = prompt_file.load_prompt(source)
-        if metadata is None:  # no prompt of a run's: it holds no checksum of its own
+        prompt, metadata = prompt_file.load_prompt(source)
+        if metadata is None:  # no checksum shows that it is undamaged
             raise
-        prompt_file.save_prompt(best, array, metadata)
-        print(f"{best} was made anew from {source.name}, since it was damaged: {error}", flush=True)
+        prompt_file.save_prompt(best, prompt, metadata)
+        print(f"{best} was restored from {source.name}, since it was damaged: {error}", flush=True)
 
 
-def result_text(
+def describe_result(
     model_dir: Path,
     best_step: int | None,
     curves: Path | None,
-    findings: Mapping[str, Finding] = NOTHING,
+    reports: Mapping[str, TaskReport] = NOTHING,
 ) -> str:
-    """The closing table: majority class, no prompt, best and last prompt, and where it lies.
+    """The closing table, scores of baselines, best and last prompt, and the path of the prompt.
 
-    `findings` are of the best prompt, by task; it has the 95 % intervals beside its scores.
+    `reports` are the best prompt's, by task; the table shows its 95 % intervals.
     """
     records = [r for r in read_records(model_dir / METRICS) if is_score(r)]
     last = max((r["step"] for r in records if "prompt" not in r), default=None)
@@ -181,11 +182,11 @@ def result_text(
         tables.setdefault(r["task"], {}).setdefault(name, {})[r["name"]] = r["value"]
     text = []
     for task, rows in tables.items():
-        intervals, description = findings.get(task, ({}, ""))
+        intervals, description = reports.get(task, ({}, ""))
         best_row = f"tuned, best (step {best_step})"
         text.append(score_table(task, rows, {best_row: intervals}))
         text += [description] if description else []
-        if not _beats(rows.get(best_row, {}), rows.get("majority class", {})):
+        if not _is_above(rows.get(best_row, {}), rows.get("majority class", {})):
             text.append(
                 f"note: no score of the best prompt on {task} is above the majority class: it has "
                 "not learned the task. Label words of one or two tokens, more steps, another "
@@ -199,7 +200,7 @@ def result_text(
     return "\n".join(text)
 
 
-def _beats(scores: Mapping[str, float], bar: Mapping[str, float]) -> bool:
-    """Whether any score is above its bar, or there is nothing to compare."""
-    both = scores.keys() & bar.keys()
-    return not both or any(scores[name] > bar[name] for name in both)
+def _is_above(scores: Mapping[str, float], baseline: Mapping[str, float]) -> bool:
+    """Whether any score is above the baseline's, or there is nothing to compare."""
+    both = scores.keys() & baseline.keys()
+    return not both or any(scores[name] > baseline[name] for name in both)

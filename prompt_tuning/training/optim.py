@@ -1,7 +1,7 @@
-"""What is trainable, and how it is updated: one mask and one optimiser for both engines.
+"""The trainable mask and the optimiser, the same in both engines.
 
-`step.py` differentiates only what the rules call "train"; the T5X plugin hands the same
-transformation the whole tree, where the rest is set to zero.
+`step.py` differentiates only the parameters that the rules label as trained. The T5X plugin passes
+the whole tree to the same transformation, which sets the updates of the rest to zero.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import optax
 from prompt_tuning.config import OptimizerConfig
 from prompt_tuning.methods.method import Method
 
-# "train", "freeze", or a factor of the learning rate ("0.1") for what a method gives its own rate.
+# "train", "freeze", or, for parameters with a learning rate of their own, its factor ("0.1").
 Label = str
 Rules = tuple[tuple[str, Label], ...]
 TRAIN, FREEZE = "train", "freeze"
 
 _BACKBONE = r"(token_embedder|encoder|decoder)/.*"
-# The first pattern that matches a whole name decides. "prompt" is our own name of it, the longer
-# one is where it lives inside T5X's tree.
+# The first pattern that matches a whole name decides. "prompt" is the name in this project; the
+# longer pattern is the name in T5X's parameter tree.
 _PROMPT = r"prompt(/.+)?|encoder/prompt/.*"
 PROMPT_RULES: Rules = ((_PROMPT, TRAIN), (_BACKBONE, FREEZE))
 MODEL_RULES: Rules = ((_PROMPT, FREEZE), (_BACKBONE, TRAIN))
@@ -33,13 +33,13 @@ RULES: Mapping[str, Rules] = {"prompt": PROMPT_RULES, "model": MODEL_RULES}
 
 
 def method_rules(trainable: str, method: Method) -> Rules:
-    """What is trained, and how fast: the rules of TRAINABLE and, in front, those of the method."""
+    """The rules of TRAINABLE, after those of the method's fixed leaves and learning rates."""
     if trainable == "model":
         return MODEL_RULES
-    own = [(name, FREEZE) for name in method.fixed]
-    own += [(name, str(float(factor))) for name, factor in method.rates.items()]
+    labels = [(name, FREEZE) for name in method.fixed]
+    labels += [(name, str(float(factor))) for name, factor in method.rates.items()]
     return (
-        *((rf"(encoder/prompt/prompt/)?{re.escape(name)}", label) for name, label in own),
+        *((rf"(encoder/prompt/prompt/)?{re.escape(name)}", label) for name, label in labels),
         *PROMPT_RULES,
     )
 
@@ -48,7 +48,7 @@ def label_names(names: Iterable[str], rules: Rules) -> dict[str, Label]:
     """The label of every parameter name.
 
     Raises:
-      ValueError: a name matches no pattern; a parameter is never frozen by accident.
+      ValueError: a name matches no pattern, so that no parameter is frozen by accident.
     """
     labels: dict[str, Label] = {}
     unmatched = []
@@ -108,7 +108,7 @@ def learning_rate(config: OptimizerConfig, start_step: int = 0) -> float | Calla
         )
     if config.warmup_steps == 0:
         return config.learning_rate
-    # The first step already moves: (1 / warmup) of the rate.
+    # The first step has 1 / warmup_steps of the rate, not 0.
     return optax.schedules.linear_schedule(
         config.learning_rate / config.warmup_steps,
         config.learning_rate,
@@ -129,7 +129,7 @@ def make_optimizer(
     factors = {
         label: 1.0 if label == TRAIN else float(label) for _, label in rules if label != FREEZE
     }
-    # Not optax.masked: it hands on the raw gradient of what it does not mask.
+    # Not optax.masked: it passes the raw gradients of unmasked parameters on as updates.
     return optax.partition(
         {
             FREEZE: optax.set_to_zero(),

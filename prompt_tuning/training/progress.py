@@ -1,4 +1,7 @@
-"""What a run shows while it trains: a bar or lines, how fast it is, means of the last steps."""
+"""The progress display of a run, the timing of its steps, and the means of their metrics.
+
+`loop.py` updates the display after each step and records the means and timings.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ ItemT = TypeVar("ItemT")
 
 
 class CompileClock:
-    """How many seconds JAX has traced and compiled in this process since the clock was made."""
+    """Measures the seconds that JAX has traced and compiled since the clock was made."""
 
     def __init__(self) -> None:
         self._spans: list[tuple[float, float]] = []  # begin and end; none overlaps another
@@ -37,10 +40,10 @@ class CompileClock:
 
 
 class Progress:
-    """A bar on a terminal; plain lines, at most one in five seconds, where output is piped.
+    """A bar on a terminal; if output is piped, lines at most every five seconds.
 
-    Speed and time left are those of the steps up to the last new values: reading values waits for
-    the device. The time that JAX compiled in is left out.
+    Speed and remaining time are computed when new values are shown, because only then the host has
+    waited for the device. The time of compilation is excluded.
     """
 
     def __init__(self, *, start: int, total: int, rows_per_step: int) -> None:
@@ -62,7 +65,7 @@ class Progress:
         )
 
     def update(self, step: int, shown: Mapping[str, str] | None = None) -> None:
-        """Moves on to `step` of the run and shows new values."""
+        """Advances to `step` of the run and shows new values."""
         if shown:
             seconds = time.monotonic() - self._began - self._compiling.seconds()
             self.steps_per_second = (step - self._start) / max(seconds, 1e-9)
@@ -77,7 +80,7 @@ class Progress:
             text = self._describe()
             print(f"step {self._step}/{self._total}{': ' * bool(text)}{text}", flush=True)
 
-    def say(self, text: str) -> None:
+    def print_line(self, text: str) -> None:
         """Prints a line without tearing the bar."""
         if self._bar is not None:
             self._bar.write(text, file=sys.stdout)
@@ -91,7 +94,7 @@ class Progress:
             self._bar.close()
 
     def _describe(self) -> str:
-        """The last values, how fast steps are and how long the others will take."""
+        """The last values, the speed and the remaining time."""
         parts = [f"{name} {value}" for name, value in self._shown.items()]
         if self.steps_per_second:
             left = (self._total - self._step) / self.steps_per_second
@@ -100,18 +103,18 @@ class Progress:
         return ", ".join(parts)
 
 
-class Pace:
-    """How long steps take from one record to the next, and whether devices had rows to work on."""
+class StepTimer:
+    """Measures the time of the steps between two records, and how long devices waited for rows."""
 
     def __init__(self) -> None:
-        self._steps = 0  # since the last record, of this process: a resumed run's sums are older
+        self._steps = 0  # of this process since the last record
         self._began = self._waited = 0.0
 
-    def wait(self, batches: Iterator[ItemT], sums: Sequence[Mapping[str, Any]]) -> ItemT:
-        """The batch of the next step, after steps of which these sums are made.
+    def next_batch(self, batches: Iterator[ItemT], sums: Sequence[Mapping[str, Any]]) -> ItemT:
+        """The batch of the next step; `sums` are the metrics of the steps dispatched before.
 
-        A wait counts if the devices have nothing to do at its end. They may have become idle in the
-        midst of it: what is counted is the most that they can have waited.
+        A wait counts if the devices are idle at its end. They may have become idle during it, so
+        the result is an upper bound.
         """
         asked = time.perf_counter()
         if not self._steps:
@@ -123,17 +126,17 @@ class Pace:
         return batch
 
     def values(self, sums: Sequence[Mapping[str, Any]], rows: int) -> dict[str, float]:
-        """T5X's `timing/...` of the steps up to here, whose sums have been read; begins anew.
+        """T5X's `timing/...` values since the last call; {} if there was no step.
 
-        `waiting_for_rows` is the share of `seconds` in which devices waited for rows. The time that
-        the first step takes to compile is in it; evaluating and saving are not. Of no step there is
-        nothing to say.
+        The device must have finished the steps. `waiting_for_rows` is the share of `seconds` in
+        which devices waited for rows. Compilation of the first step is included; evaluation and
+        saving are not.
         """
         if not self._steps:
             return {}
         seconds = max(time.perf_counter() - self._began, 1e-9)
         steps, self._steps = self._steps, 0
-        tokens = sum(float(one["tokens"]) for one in sums[-steps:])
+        tokens = sum(float(metrics["tokens"]) for metrics in sums[-steps:])
         return {
             "seconds": seconds,
             "steps_per_second": steps / seconds,
@@ -144,11 +147,11 @@ class Pace:
 
 
 def mean_values(sums: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """What is recorded of some steps, given what `loss_fn` sums: means over their target tokens.
+    """The means over target tokens of what `loss_fn` sums, for some steps.
 
     The gradient's norm is a mean over the steps.
     """
-    totals = {name: float(sum(one[name] for one in sums)) for name in sums[0]}
+    totals = {name: float(sum(metrics[name] for metrics in sums)) for name in sums[0]}
     tokens = max(totals["tokens"], 1.0)
     return {
         "loss": totals["loss"] / tokens,
@@ -160,7 +163,7 @@ def mean_values(sums: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def describe_training(values: Mapping[str, float], timing: Mapping[str, float]) -> dict[str, str]:
-    """What the progress bar shows of a record; of waits only what is worth a look."""
+    """The values that the progress bar shows; waits only from 5 % on."""
     waiting = timing.get("waiting_for_rows", 0.0)
     return {
         "loss": f"{values['loss']:.3f}",

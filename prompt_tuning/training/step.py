@@ -1,12 +1,12 @@
-"""One training step: the gradient of what is trained, and nothing else.
+"""One training step: the gradient of the trainable parameters alone, and their update.
 
     fold      parameters of the method -> Prompt            once a step
     add       gradient of one length group with respect to the folded prompt, added to a sum
     update    the sum, pulled back through fold once -> optax -> the next state
 
-The frozen backbone is a plain argument. No gradient, optimiser slot or output of its size exists,
-which the tests hold the compiled step to. In model tuning the backbone is trained: a sum is a pair,
-the gradients of the prompt and of the backbone.
+The frozen backbone is a plain argument. The compiled step has no gradient, optimiser slot or output
+of its size; a test checks that. In model tuning the backbone is trained, and a sum is a pair: the
+gradients of the prompt and of the backbone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Int, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from prompt_tuning.config import OptimizerConfig, PromptConfig, TrainConfig
 from prompt_tuning.methods.method import Frozen, Method
@@ -30,11 +30,11 @@ from prompt_tuning.model.t5 import T5
 from prompt_tuning.training import optim
 
 Flat = Mapping[str, Array]
-FOLD = 2**31 - 1  # the number of the key of `fold` among a step's: no length group has it
+FOLD = 2**31 - 1  # folded into the step's key for `fold`; greater than any group's number
 
 
 class TrainState(NamedTuple):
-    """All that a step changes, and all that a run saves."""
+    """The arrays that a step changes and a run saves."""
 
     step: Int[Array, ""]  # absolute: counts the backbone's own steps
     trainable: dict[str, Array]  # also the method's `fixed` parameters, which no step changes
@@ -42,17 +42,15 @@ class TrainState(NamedTuple):
 
 
 class Total(NamedTuple):
-    """What is summed over the length groups of a batch."""
+    """Gradients and metrics, summed over the length groups of a batch."""
 
     prompt: Prompt  # gradient with respect to the folded prompt
-    backbone: dict[
-        str, Array
-    ]  # gradients of the backbone's trained parameters; {} in prompt tuning
+    backbone: dict[str, Array]  # of the backbone's trained parameters; {} in prompt tuning
     metrics: Metrics
 
 
 class Recipe(NamedTuple):
-    """All of a step that is not an array: fixed when the step is compiled."""
+    """The static parts of a step, fixed when it is compiled."""
 
     model: T5
     train: TrainConfig
@@ -96,10 +94,11 @@ def split_prompt(params: Flat) -> tuple[dict[str, Array], dict[str, Array]]:
     return prompt, {name: value for name, value in params.items() if name not in prompt}
 
 
+@jax.named_scope("fold")
 def fold(
     recipe: Recipe, state: TrainState, frozen: Flat, key: PRNGKeyArray | None = None
 ) -> Prompt:
-    """The prompt of a state, float32. Without a key nothing is dropped out: for evaluation."""
+    """The prompt of a state, float32; without a key there is no dropout, as in evaluation."""
     params, backbone = split_prompt({**frozen, **state.trainable})
     inputs = Frozen(recipe.model.config, backbone)
     return recipe.method.fold(recipe.settings, params, inputs, key)
@@ -114,11 +113,11 @@ def add(
     batch: Flat,
     group: Int[Array, ""] | None,
 ) -> Total:
-    """`total` and the gradient of one length group.
+    """`total` plus the gradient and the metrics of one length group.
 
-    Dropout draws from (random_seed, step), and from the number of the length group if there are
-    several, so that a resumed run repeats it. Groups drop out other units than the whole batch
-    would: the same distribution, other draws.
+    The dropout key depends on (random_seed, step) and, if there are several groups, on the group's
+    number, so that a resumed run repeats it. Cutting a batch into groups changes the draws, not
+    their distribution.
     """
     key = None
     if recipe.model.config.dropout_rate > 0.0:
@@ -126,25 +125,39 @@ def add(
         key = key if group is None else jax.random.fold_in(key, group)
     _, backbone = split_prompt({**frozen, **state.trainable})
     tuned = {name: value for name, value in backbone.items() if name in state.trainable}
-    arrays, lengths = folded._replace(lengths=None), folded.lengths
-
-    def loss(arrays: Prompt, tuned: Flat) -> tuple[Array, Metrics]:
-        prompt = arrays._replace(lengths=lengths)
-        logits = forward(recipe.model, {**backbone, **tuned}, prompt, batch, dropout_key=key)
-        train = recipe.train
-        return loss_fn(logits, batch, z_loss=train.z_loss, label_smoothing=train.label_smoothing)
-
-    (prompt, tuned), metrics = jax.grad(loss, argnums=(0, 1), has_aux=True)(arrays, tuned)
+    arrays = folded._replace(lengths=None)  # integers have no gradient
+    gradient = jax.grad(group_loss, argnums=(0, 1), has_aux=True)
+    (prompt, tuned), metrics = gradient(arrays, tuned, recipe, backbone, folded.lengths, batch, key)
     return jax.tree.map(jnp.add, total, Total(prompt, tuned, metrics))
 
 
+def group_loss(
+    prompt: Prompt,
+    tuned: Flat,
+    recipe: Recipe,
+    backbone: Flat,
+    lengths: Int[Array, "*M 5"] | None,
+    batch: Flat,
+    dropout_key: PRNGKeyArray | None,
+) -> tuple[Float[Array, ""], Metrics]:
+    """The loss of one length group, summed over its target tokens, and its sums.
+
+    It is differentiated with respect to `prompt` and `tuned`, the trained part of the backbone.
+    """
+    prompt, backbone = prompt._replace(lengths=lengths), {**backbone, **tuned}
+    logits = forward(recipe.model, backbone, prompt, batch, dropout_key=dropout_key)
+    train = recipe.train
+    return loss_fn(logits, batch, z_loss=train.z_loss, label_smoothing=train.label_smoothing)
+
+
+@jax.named_scope("update")
 def update(
     recipe: Recipe, state: TrainState, frozen: Flat, total: Total
 ) -> tuple[TrainState, Metrics]:
-    """The state after a step whose summed gradient and metrics are `total`.
+    """The state after a step with the summed gradient and metrics `total`, and its metrics.
 
-    `fold` is run again with the key that the step has folded with, and the sum is pulled back
-    through it: linear in the sum, so once for all groups.
+    `fold` is run again with the same key, and the sum is pulled back through it. The pullback is
+    linear in the sum, so once for all groups is enough.
     """
     params, _ = split_prompt(state.trainable)
     trained = {name: v for name, v in params.items() if name not in recipe.method.fixed}
@@ -161,13 +174,13 @@ def update(
     grads = {name: grads.get(name, jnp.zeros_like(v)) for name, v in state.trainable.items()}
     updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.trainable)
     trainable = cast(dict[str, Array], optax.apply_updates(state.trainable, updates))
-    # Of the trainable part only: the norm of all gradients would bring the frozen ones back.
+    # The norm of the trainable part only: frozen parameters have no gradient.
     metrics = total.metrics | {"gradient_norm": norm}
     return TrainState(state.step + 1, trainable, opt_state), metrics
 
 
 def zeros(recipe: Recipe, state: TrainState, folded: Prompt) -> Total:
-    """The sum before the first group."""
+    """A total of zeros, the sum before the first group."""
     _, tuned = split_prompt(state.trainable)
     sums = {name: jnp.float32(0.0) for name in METRICS}
     return jax.tree.map(jnp.zeros_like, Total(folded._replace(lengths=None), tuned, sums))
@@ -191,7 +204,7 @@ def _fold_key(recipe: Recipe, state: TrainState) -> PRNGKeyArray:
 
 
 class Programs(NamedTuple):
-    """The compiled parts of a step: `train_step` puts them together."""
+    """The compiled parts of a step, called by `train_step`."""
 
     whole: Callable[..., Any]  # (state, frozen, batch) -> (state, metrics); state is donated
     fold: Callable[..., Any]  # (state, frozen) -> folded, as the step folds: with dropout
@@ -204,10 +217,10 @@ class Programs(NamedTuple):
 def compile_step(recipe: Recipe, state: TrainState | None = None) -> Programs:
     """The programs of a step, each compiled once for every shape of a batch or group.
 
-    If `state` lies on a mesh, results lie where it lay. Without a state XLA chooses.
+    Results have the shardings of `state`; without a state XLA chooses them.
     """
     shardings = _shardings(state)
-    # To find a NaN, JAX repeats the step that made it, and needs the state before it.
+    # With debug_nans JAX repeats a step that ends in a NaN, so its arguments must not be donated.
     debugs: bool = jax.config.jax_debug_nans  # pyright: ignore[reportAttributeAccessIssue]
 
     def jit(function: Callable[..., Any], where: Any, *, donate: bool = False) -> Any:
@@ -240,19 +253,18 @@ class _Shardings(NamedTuple):
 def _shardings(state: TrainState | None) -> _Shardings:
     if state is None:
         return _Shardings()
-    own = jax.tree.map(lambda leaf: leaf.sharding, state)
-    everywhere = own.step  # a scalar's, like those of the metrics; prompts are replicated as well
-    _, tuned = split_prompt(own.trainable)
-    return _Shardings((own, everywhere), Total(everywhere, tuned, everywhere), everywhere)
+    of_state = jax.tree.map(lambda leaf: leaf.sharding, state)
+    everywhere = of_state.step  # replicated, as metrics and prompts are
+    _, tuned = split_prompt(of_state.trainable)
+    return _Shardings((of_state, everywhere), Total(everywhere, tuned, everywhere), everywhere)
 
 
 def train_step(
     programs: Programs, state: TrainState, frozen: Flat, groups: Sequence[Flat]
 ) -> tuple[TrainState, Metrics]:
-    """The state after one step on a batch that is cut into length groups, and the sums of its loss.
+    """The state after one step on a batch that is cut into length groups, and its summed metrics.
 
-    The gradient is that of the whole batch. `state` must not be used afterwards: its memory is the
-    new state's.
+    The gradient is that of the whole batch. `state` is donated: it must not be used afterwards.
     """
     if len(groups) == 1:
         return programs.whole(state, frozen, groups[0])

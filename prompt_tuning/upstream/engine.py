@@ -41,10 +41,10 @@ _MAY_CHANGE = re.compile(r"(TRAIN_STEPS|TRAIN_STEPS_RELATIVE|\w*_PERIOD|NUM_MODE
 
 
 def run(mode: str, loaded: gin_reader.Loaded[Any], flags: Sequence[str] = ()) -> NoReturn:
-    """Replaces this process by T5X: its output, its exit code, and signals that reach it.
+    """Replaces this process by T5X, whose output and exit code the user gets.
 
     Raises:
-      ConfigError: T5X is not installed, or the run is nothing that it can do.
+      ConfigError: T5X is not installed, or cannot do this run.
     """
     _require_t5x()
     command = prepare(mode, loaded, flags)
@@ -54,10 +54,10 @@ def run(mode: str, loaded: gin_reader.Loaded[Any], flags: Sequence[str] = ()) ->
 
 
 def prepare(mode: str, loaded: gin_reader.Loaded[Any], flags: Sequence[str] = ()) -> list[str]:
-    """The command that runs T5X on the settings, once they are checked and written to a file.
+    """The command that runs T5X on the settings, which are checked and written to a file.
 
     Raises:
-      ConfigError: T5X has no such setting, or something that the run needs is missing.
+      ConfigError: T5X has no such setting, or the run lacks something that it needs.
     """
     folder = _output_dir(loaded.run)
     _refuse_unknown_to_t5x(loaded.run)
@@ -133,7 +133,7 @@ def _require_t5x() -> None:
 
 
 def _compare_targets(run: Run) -> list[str]:
-    """What the embedded engine alone can ask a model for."""
+    """Targets that only the embedded engine can train on."""
     problems = []
     if isinstance(run, Experiment) and run.corpus.objective != "task":
         problems.append(f"OBJECTIVE = {run.corpus.objective!r}: it trains on tasks here")
@@ -198,12 +198,12 @@ def _compare_periods(evaluation: int, checkpoint: int | None) -> list[str]:
     periods = sorted((evaluation, checkpoint or evaluation))
     if periods[1] % periods[0] == 0:
         return []
-    found = f"EVAL_PERIOD = {evaluation} and CHECKPOINT_PERIOD = {checkpoint}"
-    return [f"{found}: one must be a multiple of the other"]
+    settings = f"EVAL_PERIOD = {evaluation} and CHECKPOINT_PERIOD = {checkpoint}"
+    return [f"{settings}: one must be a multiple of the other"]
 
 
 def _try_inputs(run: Run) -> None:
-    """Makes what T5X will make of the settings, so that a mistake is not a stack trace of gin's."""
+    """Makes the objects that T5X will make, so that a mistake is one message, not gin's trace."""
     from prompt_tuning.session import overview, setup
     from prompt_tuning.upstream import inputs
 
@@ -222,7 +222,7 @@ def _try_inputs(run: Run) -> None:
 
 
 def _refuse_other_experiment(file: Path, text: str) -> None:
-    """Stops when MODEL_DIR holds another experiment: T5X would silently go on from its state."""
+    """Raises ConfigError if MODEL_DIR holds another experiment: T5X would resume from its state."""
     if list((file.parent / "checkpoints").glob("[0-9]*")):
         raise ConfigError(
             f"MODEL_DIR {file.parent} holds a run of the embedded engine. Choose another MODEL_DIR."
@@ -233,6 +233,11 @@ def _refuse_other_experiment(file: Path, text: str) -> None:
         {line for line in lines.splitlines() if " = " in line and not _MAY_CHANGE.match(line)}
         for lines in (file.read_text(encoding="utf-8"), text)
     )
+    # A setting that is newer than that file had its default.
+    shipped = (gin_folder() / gin_reader.DEFAULTS).read_text(encoding="utf-8").splitlines()
+    defaults = {line.split("  #")[0] for line in shipped}
+    macros = {line.split(" = ")[0] for line in old}
+    new -= {line for line in new & defaults if line.split(" = ")[0] not in macros}
     if old != new:
         raise ConfigError(
             f"MODEL_DIR {file.parent} holds a different experiment:\n  there: "

@@ -9,31 +9,46 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import seqio
 import tensorflow as tf
 from etils import epath
-from jaxtyping import Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from prompt_tuning.batches import batching
 from prompt_tuning.checkpoints import huggingface, load
 from prompt_tuning.checkpoints import t5x as t5x_checkpoint
-from prompt_tuning.checkpoints.t5x_prompt import PROMPT, read_identity
-from prompt_tuning.config import ConfigError, DataConfig, EvalRun, Experiment, InferRun
+from prompt_tuning.checkpoints.t5x_prompt import PROMPT, is_prompt_leaf
+from prompt_tuning.config import (
+    ConfigError,
+    DataConfig,
+    EvalRun,
+    Experiment,
+    InferRun,
+    ModelConfig,
+    PromptConfig,
+)
 from prompt_tuning.methods import inits
+from prompt_tuning.methods.method import Frozen, Params
+from prompt_tuning.methods.table import find_method, make_settings
 from prompt_tuning.model import t5
+from prompt_tuning.model.prompt import Prompt
+from prompt_tuning.prompts.embedding import read_identity
 from prompt_tuning.prompts.prompt_file import PromptMetadata, check_prompt, load_prompt
 from prompt_tuning.session import session, setup
 from prompt_tuning.tasks import registry, task_rows
 from prompt_tuning.tasks.file_tasks import register_files
-from prompt_tuning.tasks.vocabulary import load_vocabulary
+from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 
 Run = Experiment | EvalRun | InferRun
 T = TypeVar("T")
+Fold = Callable[..., Float[Array, "P D"]]  # (a method's parameters, key or None) -> rows
+EMBEDDING = "token_embedder/embedding"
 
 
 def absolute_path(path: str) -> str:
@@ -42,7 +57,7 @@ def absolute_path(path: str) -> str:
 
 
 def first_given(value: T | None, otherwise: T) -> T:
-    """`value`, or `otherwise` where it is None: gin cannot say that of two macros."""
+    """`value`, or `otherwise` if it is None: gin has no expression for that."""
     return otherwise if value is None else value
 
 
@@ -62,7 +77,7 @@ def register_task(data: DataConfig) -> str:
 
 
 def _only(names: str | tuple[str, ...], macro: str) -> str:
-    """The one name: the embedded engine scores several tasks and prompts in one go."""
+    """The name, if it is a single one: T5X evaluates one task with one prompt."""
     if isinstance(names, tuple) and len(names) != 1:
         raise ConfigError(
             f"{macro} = {names!r}: upstream T5X takes one. Name one, or use --engine=embedded."
@@ -71,30 +86,29 @@ def _only(names: str | tuple[str, ...], macro: str) -> str:
 
 
 def find_checkpoint(run: Run) -> str:
-    """The absolute path of the run's checkpoint, once its tree is known to be the model's.
+    """The absolute path of the run's checkpoint, if its parameters are exactly the model's.
 
-    T5X would give a random value to a parameter that is missing, and drop one that it does not
-    know, both in silence.
+    T5X itself gives missing parameters random values and drops unknown ones, without a message.
 
     Raises:
       ConfigError: a parameter is missing, unknown, or of another shape.
     """
-    given = run.initial_checkpoint_path if isinstance(run, Experiment) else run.checkpoint_path
-    if not given:
+    spec = run.initial_checkpoint_path if isinstance(run, Experiment) else run.checkpoint_path
+    if not spec:
         raise ConfigError("CHECKPOINT_PATH is not set: give the path of a T5X checkpoint.")
-    path = absolute_path(load.find_path(given))
+    path = absolute_path(load.find_path(spec))
     if huggingface.is_huggingface(path):
         raise ConfigError(
-            f"upstream T5X reads T5X checkpoints, and {given} is a Hugging Face folder. Convert "
-            f"it: t5x convert --input={given} --output=checkpoint_{load.read_step(given)}"
+            f"upstream T5X reads T5X checkpoints, and {spec} is a Hugging Face folder. Convert "
+            f"it: t5x convert --input={spec} --output=checkpoint_{load.read_step(spec)}"
         )
-    found: dict[str, Any] = dict(t5x_checkpoint.read_shapes(path))
-    found.pop(PROMPT, None)
+    stored = t5x_checkpoint.read_shapes(path)
+    stored = {name: shape for name, shape in stored.items() if not is_prompt_leaf(name)}
     needed = {name: shape.shape for name, shape in t5.param_shapes(run.model).items()}
     wrong = [
-        f"  {name}: {found.get(name, 'missing')} there, {needed.get(name, 'unknown')} in the model"
-        for name in sorted(found.keys() | needed.keys())
-        if found.get(name) != needed.get(name)
+        f"  {name}: {stored.get(name, 'missing')} there, {needed.get(name, 'unknown')} in the model"
+        for name in sorted(stored.keys() | needed.keys())
+        if stored.get(name) != needed.get(name)
     ]
     if wrong:
         raise ConfigError(
@@ -123,8 +137,8 @@ def training_batches(
 ) -> tf.data.Dataset:
     """T5X's `get_dataset_fn`: the embedded engine's batches, from the step that T5X resumes at.
 
-    Both engines so train on the same rows in the same order, and a run that was killed goes on
-    where it was, which T5X's own pipeline does not. `config` is T5X's DatasetConfig; rows are
+    So both engines train on the same rows in the same order, and a killed run resumes at its row,
+    which T5X's own pipeline does not. `config` is T5X's DatasetConfig; rows are
     padded to its lengths, since T5X compiles one shape.
 
     Raises:
@@ -174,59 +188,119 @@ def _widen(values: Any, width: int) -> np.ndarray:
 
 
 def last_saved_step(experiment: Experiment) -> int:
-    """The step that T5X goes on from: of the newest checkpoint in MODEL_DIR, or the backbone's."""
+    """The step that T5X resumes from: of the newest checkpoint in MODEL_DIR, or the backbone's."""
     names = [path.name for path in epath.Path(absolute_path(experiment.model_dir)).glob("*")]
-    found = [re.fullmatch(r"checkpoint_(\d+)", name) for name in names]
-    return max((int(m.group(1)) for m in found if m), default=start_step(experiment))
+    saved = [re.fullmatch(r"checkpoint_(\d+)", name) for name in names]
+    return max((int(m.group(1)) for m in saved if m), default=start_step(experiment))
 
 
-def starting_prompt(run: Run) -> Float[np.ndarray, "P D"]:
-    """The prompt that T5X starts with: the first one of a training run, or the one of PROMPT_FILE.
+class StartingPrompt(NamedTuple):
+    """What T5X's network begins with: the parameters of a method, and how they become rows."""
+
+    params: Mapping[str, Float[np.ndarray, "..."]]  # by the method's own names
+    length: int  # P
+    fold: Fold
+
+
+class _NoBackbone(Mapping[str, Array]):
+    """In place of the backbone's parameters: T5X's network cannot hand them to a method."""
+
+    def __init__(self, method: str) -> None:
+        self._method = method
+
+    def __getitem__(self, name: str) -> Array:
+        raise ConfigError(
+            f"PROMPT_METHOD = {self._method!r}: its fold reads the backbone, which upstream T5X "
+            "cannot do. Expected a method that folds its own parameters to rows. Use "
+            "--engine=embedded."
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self[""])
+
+    def __len__(self) -> int:
+        return len(self[""])
+
+
+def make_fold(config: PromptConfig, model: ModelConfig) -> Fold:
+    """The function that makes the rows, float32[P, D], of a method's parameters.
+
+    It raises ConfigError if the method reads the backbone, or its prompt is more than rows.
+    """
+    method = find_method(config.method)
+    settings = make_settings(method, config.method, config.settings)
+    frozen = Frozen(model, _NoBackbone(config.method))
+
+    def fold(params: Params, key: PRNGKeyArray | None = None) -> Float[Array, "P D"]:
+        prompt = method.fold(settings, params, frozen, key)
+        others = [name for name in Prompt._fields[1:] if getattr(prompt, name) is not None]
+        if others:
+            raise ConfigError(
+                f"PROMPT_METHOD = {config.method!r}: its prompt has {', '.join(others)}. Expected "
+                "rows alone, for upstream T5X. Use --engine=embedded."
+            )
+        return prompt.rows
+
+    return fold
+
+
+def starting_prompt(run: Run) -> StartingPrompt:
+    """The first parameters of a training run, or the rows of PROMPT_FILE, with their fold.
 
     Evaluation without a PROMPT_FILE takes the checkpoint's own prompt: zeros of its shape are
     returned, which the checkpoint replaces. A checkpoint without one is a model without a prompt.
 
     Raises:
-      ConfigError: the prompt cannot be made, or does not fit the model.
+      ConfigError: the prompt cannot be made, does not fit the model, or is not rows alone.
     """
     if isinstance(run, Experiment):
         return _first_prompt(run)
     if run.prompt_file:
-        return _read_prompt(run, _only(run.prompt_file, "PROMPT_FILE"), None)
-    shapes = t5x_checkpoint.read_shapes(find_checkpoint(run))
-    return np.zeros(shapes.get(PROMPT, (0, run.model.embed_dim)), np.float32)
+        rows = _read_prompt(run, _only(run.prompt_file, "PROMPT_FILE"))
+    else:
+        shapes = t5x_checkpoint.read_shapes(find_checkpoint(run))
+        leaves = sorted(name for name in shapes if is_prompt_leaf(name))
+        if leaves and PROMPT not in shapes:
+            raise ConfigError(
+                f"CHECKPOINT_PATH = {run.checkpoint_path!r} holds the parameters of a prompt "
+                f"method ({', '.join(leaves[:3])}, ...), not a prompt. Set PROMPT_FILE to the "
+                "folder that its run wrote (prompts/step_...)."
+            )
+        rows = np.zeros(shapes.get(PROMPT, (0, run.model.embed_dim)), np.float32)
+    return StartingPrompt({"prompt": rows}, len(rows), make_fold(PromptConfig(), run.model))
 
 
-def _first_prompt(experiment: Experiment) -> Float[np.ndarray, "P D"]:
+def _first_prompt(experiment: Experiment) -> StartingPrompt:
     config, model = experiment.prompt, experiment.model
-    if experiment.train.trainable == "model":
-        return np.zeros((0, model.embed_dim), np.float32)
-    if config.init == "file":
-        return _read_prompt(experiment, config.file, config.length)
-    embedding = t5x_checkpoint.read_param(find_checkpoint(experiment), "token_embedder/embedding")
-    prompt, said = inits.init_prompt(
-        config,
-        setup.first_prompt_key(experiment.train.random_seed),
-        jnp.asarray(embedding, model.dtype).astype(np.float32),  # as the embedded engine has it
-        encode=load_vocabulary(experiment.data.vocabulary).encode,
-        task_labels=registry.label_words(register_task(experiment.data)),
+    checkpoint = find_checkpoint(experiment)
+    register_task(experiment.data)
+    embedding = t5x_checkpoint.read_param(checkpoint, EMBEDDING)
+    params: Any = {**t5.param_shapes(model), EMBEDDING: jnp.asarray(embedding, model.dtype)}
+    identity = read_identity(checkpoint) if config.init == "file" else ""
+    spec = experiment.data.vocabulary
+    first, description = setup.first_params(
+        experiment,
+        session.Backbone(params, t5x_checkpoint.read_step(checkpoint), identity),
+        setup.Data((), (), (), load_vocabulary(spec), setup.vocabulary_identity(spec)),
     )
-    print(f"prompt: {prompt.shape[0]} x {prompt.shape[1]}, {said}", flush=True)
-    return prompt
+    fold = make_fold(PromptConfig() if experiment.train.trainable == "model" else config, model)
+    length = jax.eval_shape(fold, first).shape[0]
+    print(f"prompt: {description}", flush=True)
+    return StartingPrompt(first, length, fold)
 
 
-def _read_prompt(run: Run, file: str, length: int | None) -> Float[np.ndarray, "P D"]:
+def _read_prompt(run: EvalRun | InferRun, file: str) -> Float[np.ndarray, "P D"]:
     prompt, metadata = load_prompt(file)
     known = metadata or PromptMetadata()
     check_prompt(
         prompt,
         metadata,
-        shape=(length, run.model.embed_dim),
+        shape=(None, run.model.embed_dim),
         backbone=read_identity(find_checkpoint(run)) if known.backbone else "",
         vocabulary=setup.vocabulary_identity(run.data.vocabulary),
         where=file,
     )
-    return prompt
+    return np.asarray(prompt.rows)
 
 
 def choose_new(run: EvalRun | InferRun) -> tuple[tuple[str, None], ...]:
@@ -238,7 +312,7 @@ def choose_new(run: EvalRun | InferRun) -> tuple[tuple[str, None], ...]:
 
 
 def describe_prompt(experiment: Experiment, *, backbone: str, step: int) -> PromptMetadata:
-    """What a prompt folder says of a prompt of this run; T5X's scores stay in T5X's files."""
+    """The metadata of a prompt of this run, without scores: those are in T5X's own files."""
     name = register_task(experiment.data)
     init = inits.describe_init(
         experiment.prompt,

@@ -7,7 +7,7 @@ package index and stays unmodified: see docs/t5x.md.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.core import unfreeze
 from flax.linen.partitioning import param_with_axes
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int
 
 try:
@@ -30,18 +31,25 @@ except ImportError as error:
     ) from error
 
 from prompt_tuning.checkpoints.identity import backbone_identity
-from prompt_tuning.checkpoints.t5x_prompt import PROMPT
+from prompt_tuning.checkpoints.t5x_prompt import SCOPE, is_prompt_leaf
 from prompt_tuning.config import BEAM, Decoding, Experiment
-from prompt_tuning.model.prompt import prepend_prompt
+from prompt_tuning.methods.table import find_method
+from prompt_tuning.model.prompt import Prompt, prepend_prompt
 from prompt_tuning.prompts.prompt_file import save_prompt
 from prompt_tuning.training import optim
-from prompt_tuning.upstream.inputs import absolute_path, describe_prompt, start_step
+from prompt_tuning.upstream.inputs import (
+    StartingPrompt,
+    absolute_path,
+    describe_prompt,
+    make_fold,
+    start_step,
+)
 
 
 def choose_decoder(num_decodes: int, settings: Decoding = BEAM) -> Callable[..., Any]:
-    """T5X's search that the embedded engine's equals: greedy, beam search, or sampling.
+    """T5X's search with the embedded engine's results: greedy, beam search, or sampling.
 
-    (T5X's own default for one decode is a beam of one, which may go on behind an end-of-sequence.
+    (T5X's own default for one decode is a beam of one, which may continue after an end-of-sequence.
     Scores are log probabilities of the model, not of the rescaled ones, which are all 0.)
     """
     if settings.method == "sample":
@@ -67,37 +75,42 @@ def _sample(
     )
 
 
-class Prompt(nn.Module):
-    """The parameter `prompt`, float32[P, D], with the axis names that T5X asks of every one."""
+class MethodParameters(nn.Module):
+    """The parameters of a prompt method, float32. Their axes have no names: T5X replicates them."""
 
-    start: Float[np.ndarray, "P D"]
+    first: Mapping[str, Any]  # their first values, nested as in T5X's tree
 
-    def setup(self) -> None:
-        """Creates the parameter."""
-        self.prompt = param_with_axes(
-            "prompt",
-            lambda key: jnp.asarray(self.start, jnp.float32),
-            axes=("prompt", "prompt_embed"),
-            module=self,
-        )
+    @nn.compact
+    def __call__(self) -> dict[str, Any]:
+        """The parameters, nested as `first`."""
+        return {
+            name: MethodParameters(value, name=name)()
+            if isinstance(value, Mapping)
+            else param_with_axes(
+                name, lambda key, value=value: jnp.asarray(value), axes=(None,) * value.ndim
+            )
+            for name, value in self.first.items()
+        }
 
 
 class PromptedTransformer(network.Transformer):
-    """T5X's Transformer with `start`, float32[P, D], in front of its embedded encoder input.
+    """T5X's Transformer with a prompt, float32[P, D], in front of its embedded encoder input.
 
     The encoder makes its attention mask, and the decoder its cross-attention mask, from the input
-    tokens: both are given tokens with P dummies in front. No dummy is ever embedded.
+    tokens: both are given tokens with P dummies in front. No dummy is ever embedded. The method's
+    parameters are folded once a call of `encode`: T5X calls it once a microbatch.
     """
 
-    start: Float[np.ndarray, "P D"]
+    start: StartingPrompt
 
     def setup(self) -> None:
-        """Adds the prompt to what T5X creates."""
+        """Adds the method's parameters to what T5X creates."""
         super().setup()
-        if len(self.start):
-            # Where the original implementation keeps it: encoder/prompt/prompt/prompt.
+        if self.start.length:
+            # As in the original implementation, whose parameter is encoder/prompt/prompt/prompt.
             scope = self.encoder.scope.push("prompt").push("prompt")
-            self.prompt = Prompt(self.start, parent=scope).prompt
+            first = unflatten_dict(dict(self.start.params), sep="/")
+            self.method_params = MethodParameters(first, parent=scope)()
 
     def encode(
         self,
@@ -108,18 +121,21 @@ class PromptedTransformer(network.Transformer):
         """The encoder's output for prompt and tokens."""
         if encoder_segment_ids is not None:
             raise ValueError("packed rows would share one prompt: set DatasetConfig.pack = False.")
-        length = len(self.start)
+        length = self.start.length
+        if not length:
+            return super().encode(encoder_input_tokens, enable_dropout=enable_dropout)
+        key = self.make_rng("dropout") if enable_dropout and self.has_rng("dropout") else None
+        params = flatten_dict(unfreeze(self.method_params), sep="/")
+        rows = self.start.fold(params, key)
 
         def prepend(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
             """Runs in place of every submodule's method; changes the embedding's result alone."""
             if not isinstance(context.module, layers.Embed) or context.method_name != "__call__":
                 return call(*args, **kwargs)
             tokens = args[0][:, length:]
-            x, _ = prepend_prompt(self.prompt, call(tokens, **kwargs), tokens > 0)
+            x, _ = prepend_prompt(rows, call(tokens, **kwargs), tokens > 0)
             return x
 
-        if not length:
-            return super().encode(encoder_input_tokens, enable_dropout=enable_dropout)
         with nn.intercept_methods(prepend):
             tokens = self._with_dummies(encoder_input_tokens)
             return super().encode(tokens, enable_dropout=enable_dropout)
@@ -131,7 +147,7 @@ class PromptedTransformer(network.Transformer):
         return super().decode(encoded, self._with_dummies(encoder_input_tokens), *args, **kwargs)
 
     def _with_dummies(self, tokens: Int[Array, "B T"]) -> Int[Array, "B P+T"]:
-        return jnp.pad(tokens, ((0, 0), (len(self.start), 0)), constant_values=1)
+        return jnp.pad(tokens, ((0, 0), (self.start.length, 0)), constant_values=1)
 
 
 def make_optimizer(experiment: Experiment) -> optimizers.OptaxWrapper:
@@ -140,7 +156,8 @@ def make_optimizer(experiment: Experiment) -> optimizers.OptaxWrapper:
     optimizers.OptaxStatePartitionRules._RULES[optax.FactoredState] = lambda state, axes: (
         jax.tree.map(lambda _: None, state)
     )
-    rules = optim.RULES[experiment.train.trainable]
+    method = find_method(experiment.prompt.method)
+    rules = optim.method_rules(experiment.train.trainable, method)
     start = start_step(experiment)
     return optimizers.OptaxWrapper(
         optim.make_optimizer(experiment.optimizer, rules, start_step=start)
@@ -157,15 +174,17 @@ def make_learning_rate(experiment: Experiment) -> Callable[[Any], Any]:
 def make_prompt_writer(experiment: Experiment) -> Callable[[Any, Any], tuple[Any, Any]]:
     """A `SaveCheckpointConfig.state_transformation_fns`: writes the prompt, changes nothing."""
     folder = Path(absolute_path(experiment.model_dir)) / "prompts"
+    fold = jax.jit(make_fold(experiment.prompt, experiment.model))
 
     def write(state: Any, infos: Any) -> tuple[Any, Any]:
         params: dict[Any, Any] = flatten_dict(state["target"], sep="/")
-        prompt = params.pop(PROMPT, None)
+        leaves = {name: params.pop(name) for name in list(params) if is_prompt_leaf(name)}
         identity = backbone_identity(params)  # every process takes part where it is sharded
-        if prompt is not None and jax.process_index() == 0:
+        if leaves and jax.process_index() == 0:
             step = int(np.asarray(state["state"]["step"]))
             metadata = describe_prompt(experiment, backbone=identity, step=step)
-            save_prompt(folder / f"step_{step:06d}", np.asarray(prompt, np.float32), metadata)
+            rows = fold({n.removeprefix(SCOPE): np.asarray(v) for n, v in leaves.items()})
+            save_prompt(folder / f"step_{step:06d}", Prompt(jax.device_get(rows)), metadata)
         return state, infos
 
     return write

@@ -13,12 +13,12 @@ from prompt_tuning.vocabularies.tokenizer_json import ModelProto
 def vocabulary_identity(model: bytes) -> str:
     """The SHA-256, in hexadecimal, of the pieces of a SentencePiece model and of their scores.
 
-    T5's sentinels are left out: the official file has them and copies of its 32,000 plain pieces
-    do not, yet seqio makes the same ids of both. The algorithm counts where it is another than
-    T5's, Unigram: the same pieces give other ids. `b"bytes"` stands for the vocabulary of bytes.
+    T5's sentinels are left out: the official file has them, copies of its 32,000 plain pieces do
+    not, and seqio gives the same ids for both. If the algorithm is not T5's, Unigram, its name is
+    hashed too, since the same pieces give other ids. `b"bytes"` is the vocabulary of bytes.
 
     Raises:
-      RuntimeError: it is no SentencePiece model.
+      RuntimeError: it is not a SentencePiece model.
     """
     if model == b"bytes":
         return hashlib.sha256(model).hexdigest()

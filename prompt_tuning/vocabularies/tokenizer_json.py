@@ -1,8 +1,8 @@
 """Hugging Face's vocabularies: a tokenizer.json becomes the SentencePiece model it was made of.
 
-T5 was trained with SentencePiece, so its ids are SentencePiece's; the library that reads these
-files elsewhere departs from them in places (docs/prompts.md names them). Both readers of
-vocabularies, `tasks/vocabulary.py` and `vocabularies/vocabulary.py`, come here first.
+T5 was trained with SentencePiece, so its ids are SentencePiece's. Hugging Face's own library gives
+other ids in places (docs/prompts.md lists them). `vocabulary.py` comes
+here first.
 """
 
 from __future__ import annotations
@@ -17,62 +17,20 @@ from typing import Any
 
 from sentencepiece import sentencepiece_model_pb2
 
-from prompt_tuning.config import TINY, ConfigError
+from prompt_tuning.config import ConfigError
 
-BYTES = "bytes"
-NAME = "tokenizer.json"
-_MODELS = ("spiece.model", "sentencepiece.model")
-_CONFIG = "tokenizer_config.json"
 _SPECIAL = ("<pad>", "</s>", "<unk>")
 _SENTINEL = re.compile("\u2581?(<extra_id_[0-9]+>)")
-# What SentencePiece does itself, in its normalizer: pieces of a tokenizer.json that say the same.
+# Steps of a tokenizer.json that SentencePiece's own normalizer performs.
 _NORMALIZERS = {"Precompiled", "Replace", "Strip", "Prepend"}
 _PRE_TOKENIZERS = {"WhitespaceSplit", "Metaspace"}
 # protobuf makes the class when it is imported: type checkers do not see it.
 ModelProto: Any = getattr(sentencepiece_model_pb2, "ModelProto")  # noqa: B009
 
 
-def find_vocabulary(spec: str) -> str:
-    """What VOCABULARY means where it names a folder of Hugging Face's: a file in it, or 'bytes'.
-
-    A SentencePiece model is preferred to the tokenizer.json that was made of it. ByT5's folder has
-    neither. Anything else is returned as it is.
-
-    Raises:
-      ConfigError: the folder holds no vocabulary of these.
-    """
-    folder = Path(spec).expanduser()
-    if "://" in spec or not folder.is_dir():
-        return spec
-    for name in (*_MODELS, NAME):
-        if (folder / name).is_file():
-            return str(folder / name)
-    found = ""
-    if (folder / _CONFIG).is_file():
-        found = str(
-            _parse((folder / _CONFIG).read_bytes(), folder / _CONFIG).get("tokenizer_class")
-        )
-        if found.removesuffix("Fast") == "ByT5Tokenizer":
-            return BYTES
-    said = f" Its {_CONFIG} names {found}." if found else ""
-    raise ConfigError(
-        f"VOCABULARY: the folder {spec!r} cannot be read: it holds none of "
-        f"{', '.join((*_MODELS, NAME))}, and no {_CONFIG} of ByT5's.{said} VOCABULARY is a Hugging "
-        f"Face folder of a T5, the path of a SentencePiece model, '{BYTES}' or '{TINY}'."
-    )
-
-
 def is_tokenizer_json(data: bytes) -> bool:
-    """Whether the contents of a file are JSON; a SentencePiece model begins with a newline."""
+    """Whether a file's contents are JSON; a SentencePiece model begins with a newline."""
     return data[:1] == b"{" or data.lstrip()[:1] == b"{"
-
-
-def is_cut(data: bytes) -> bool:
-    """Whether a SentencePiece model ends with its pieces: what trained it stands behind them.
-
-    A file that was cut between two pieces is a valid one to the library, with fewer pieces.
-    """
-    return not ModelProto.FromString(data).HasField("trainer_spec")
 
 
 def to_sentencepiece(data: bytes, where: str | Path) -> bytes:
@@ -81,7 +39,7 @@ def to_sentencepiece(data: bytes, where: str | Path) -> bytes:
     Raises:
       ConfigError: it is damaged, or of another kind than T5's.
     """
-    tokenizer = _parse(data, where)
+    tokenizer = parse_json(data, where)
     try:
         pieces = _pieces(tokenizer, where)
         model = ModelProto()
@@ -96,7 +54,12 @@ def to_sentencepiece(data: bytes, where: str | Path) -> bytes:
         ) from error
 
 
-def _parse(data: bytes, where: str | Path) -> dict[str, Any]:
+def parse_json(data: bytes, where: str | Path) -> dict[str, Any]:
+    """The object that a file of Hugging Face's holds.
+
+    Raises:
+      ConfigError: it is not JSON, or no object.
+    """
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -177,10 +140,10 @@ def _steps(
     if part is None:
         return []
     steps = list(part[several]) if part["type"] == "Sequence" else [part]
-    strange = [step["type"] for step in steps if step["type"] not in known]
-    if strange:
+    others = [step["type"] for step in steps if step["type"] not in known]
+    if others:
         raise ConfigError(
             f"VOCABULARY: {where} treats text in a way that T5's SentencePiece does not: "
-            f"{', '.join(strange)}. Give the SentencePiece model (spiece.model) if there is one."
+            f"{', '.join(others)}. Give the SentencePiece model (spiece.model) if there is one."
         )
     return steps

@@ -1,12 +1,14 @@
 """Text to ids and back without TensorFlow or seqio, to the same ids as theirs.
 
-First station of serving; `predictor.py` comes next. Training tokenises in `data/`, with seqio
-itself: `tests/test_serving_vocabulary.py` holds the two against each other.
+Everything that VOCABULARY may name is read here. `tasks/vocabulary.py` hands the same model to
+seqio, which tokenises in TensorFlow: `tests/test_serving_vocabulary.py` holds the two against each
+other.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,23 +21,26 @@ from prompt_tuning.config import OFFICIAL_VOCABULARY, TINY, ConfigError
 from prompt_tuning.runtime.storage import open_folder
 from prompt_tuning.vocabularies.identity import vocabulary_identity
 from prompt_tuning.vocabularies.tokenizer_json import (
-    BYTES,
     ModelProto,
-    find_vocabulary,
-    is_cut,
     is_tokenizer_json,
+    parse_json,
     to_sentencepiece,
 )
 from prompt_tuning.world import assets
 
+BYTES = "bytes"
 EXTRA_IDS = 100  # T5's sentinels, the last ids of its vocabulary
+# The files of a Hugging Face folder.
+_MODELS = ("spiece.model", "sentencepiece.model")
+_JSON = "tokenizer.json"
+_CONFIG = "tokenizer_config.json"
 _SPECIAL_IDS = 3  # padding, end-of-sequence, unknown: the first ids of both kinds
 _BYTES = 256
 
 
 @runtime_checkable
 class Vocabulary(Protocol):
-    """What serving needs of a vocabulary; both kinds below are one."""
+    """Text to ids and back; both kinds below are one."""
 
     @property
     def vocab_size(self) -> int:
@@ -49,7 +54,7 @@ class Vocabulary(Protocol):
 
     @property
     def sha256(self) -> str:
-        """The hash by which a prompt remembers its vocabulary."""
+        """The fingerprint of the vocabulary that a prompt stores."""
         ...
 
     def encode(self, text: str) -> list[int]:
@@ -57,11 +62,11 @@ class Vocabulary(Protocol):
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids up to the first end-of-sequence; padding is nothing."""
+        """The text of ids up to the first end-of-sequence; padding is left out."""
         ...
 
     def piece(self, number: int) -> str:
-        """What one id stands for, as its vocabulary writes it."""
+        """The piece of an id."""
         ...
 
 
@@ -69,8 +74,11 @@ class Vocabulary(Protocol):
 class SentencePieceVocabulary:
     """A SentencePiece model and its sentinels, as seqio's class of the same name."""
 
-    processor: sentencepiece.SentencePieceProcessor
-    sha256: str  # checkpoint.identity.vocabulary_identity
+    processor: sentencepiece.SentencePieceProcessor = dataclasses.field(repr=False)
+    model: bytes = dataclasses.field(repr=False)  # with the sentinels
+    sha256: str  # vocabulary_identity
+    file: str  # the SentencePiece model it was read from; "": it was made of a tokenizer.json
+    extra_ids: int  # the sentinels that the file does not have
 
     @property
     def vocab_size(self) -> int:
@@ -97,7 +105,7 @@ class SentencePieceVocabulary:
         return self.processor.decode(_until(self.eos_id, known))
 
     def piece(self, number: int) -> str:
-        """What one id stands for; a word begins with \u2581."""
+        """The piece of an id; a word begins with \u2581."""
         return self.processor.id_to_piece(number)
 
 
@@ -118,14 +126,14 @@ class ByteVocabulary:
         return [byte + _SPECIAL_IDS for byte in text.encode("utf-8")]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of ids up to the first end-of-sequence; what is no UTF-8 is left out.
+        """The text of ids up to the first end-of-sequence; bytes that are not UTF-8 are left out.
 
         >>> ByteVocabulary().decode([107, 198, 172, 258, 0, 1, 107])
         'hé'
         """
         values = [int(i) - _SPECIAL_IDS for i in _until(self.eos_id, list(ids))]
-        kept = bytes(value for value in values if 0 <= value < _BYTES)
-        return kept.decode("utf-8", errors="ignore")
+        data = bytes(value for value in values if 0 <= value < _BYTES)
+        return data.decode("utf-8", errors="ignore")
 
     def piece(self, number: int) -> str:
         """The byte, as a character where ASCII prints it.
@@ -144,48 +152,84 @@ def _until(eos_id: int, ids: list[int]) -> list[int]:
     return ids[: ids.index(eos_id) + 1] if eos_id in ids else ids
 
 
+def find_vocabulary(spec: str) -> str:
+    """The file that VOCABULARY names, or 'bytes': 'tiny' is bundled, a folder is Hugging Face's.
+
+    In a folder a SentencePiece model is preferred to the tokenizer.json that was made of it. ByT5's
+    folder has neither. Anything else is returned as it is.
+
+    Raises:
+      ConfigError: the folder holds no vocabulary of these.
+    """
+    if spec == TINY:
+        return assets.tiny_vocabulary()
+    folder = Path(spec).expanduser()
+    if "://" in spec or not folder.is_dir():
+        return spec
+    for name in (*_MODELS, _JSON):
+        if (folder / name).is_file():
+            return str(folder / name)
+    kind = ""
+    if (folder / _CONFIG).is_file():
+        kind = str(
+            parse_json((folder / _CONFIG).read_bytes(), folder / _CONFIG).get("tokenizer_class")
+        )
+        if kind.removesuffix("Fast") == "ByT5Tokenizer":
+            return BYTES
+    names = f" Its {_CONFIG} names {kind}." if kind else ""
+    raise ConfigError(
+        f"VOCABULARY: the folder {spec!r} cannot be read: it holds none of "
+        f"{', '.join((*_MODELS, _JSON))}, and no {_CONFIG} of ByT5's.{names} VOCABULARY is a "
+        f"Hugging Face folder of a T5, the path of a SentencePiece model, '{BYTES}' or '{TINY}'."
+    )
+
+
 def load_vocabulary(spec: str) -> Vocabulary:
     """The vocabulary that VOCABULARY names: 'bytes', 'tiny', a SentencePiece model by path, or a
     folder or a tokenizer.json of Hugging Face's.
 
-    T5's 100 sentinels are added where the model does not bring them along.
+    T5's 100 sentinels are added if the model has none.
 
     Raises:
       ConfigError: the model cannot be read, or is none.
     """
-    path = assets.tiny_vocabulary() if spec == TINY else find_vocabulary(spec)
+    path = find_vocabulary(spec)
     if path == BYTES:
         return ByteVocabulary()
-    data = _read(path)
+    data, file = _read(path), os.path.expanduser(path)
     if is_tokenizer_json(data):
-        data = to_sentencepiece(data, path)
+        data, file = to_sentencepiece(data, path), ""
     try:
-        if is_cut(data):
-            raise RuntimeError("the file ends too early")
         model = ModelProto.FromString(data)
-        _add_sentinels(model)
-        processor = sentencepiece.SentencePieceProcessor(model_proto=model.SerializeToString())
+        # A file cut between two pieces is a valid model with fewer pieces. The trainer's spec
+        # comes after the pieces, so it shows that the file is whole.
+        if not model.HasField("trainer_spec"):
+            raise RuntimeError("the file ends too early")
+        extra_ids = _add_sentinels(model)
+        whole = model.SerializeToString(deterministic=True)
+        processor = sentencepiece.SentencePieceProcessor(model_proto=whole)
     except (DecodeError, RuntimeError) as error:
         raise ConfigError(
             f"VOCABULARY: {path} ({len(data)} bytes) is not a SentencePiece model ({error}). T5's "
             f"is {OFFICIAL_VOCABULARY}; copy it again if this is meant to be it."
         ) from error
-    return SentencePieceVocabulary(processor, vocabulary_identity(data))
+    return SentencePieceVocabulary(processor, whole, vocabulary_identity(data), file, extra_ids)
 
 
-def _add_sentinels(model: Any) -> None:
-    """Appends the sentinels, the first one last, where the model has none.
+def _add_sentinels(model: Any) -> int:
+    """The number of sentinels appended, the first sentinel last; 0 if the model has them.
 
     The official file (cc_all.32000.100extra) has them; copies of the 32,000 plain pieces do not.
     """
     if any(piece.piece.lstrip("\u2581") == "<extra_id_0>" for piece in model.pieces):
-        return
+        return 0
     for number in reversed(range(EXTRA_IDS)):
         model.pieces.add(
             piece=f"\u2581<extra_id_{number}>",
             score=0.0,
             type=ModelProto.SentencePiece.USER_DEFINED,
         )
+    return EXTRA_IDS
 
 
 def _read(path: str) -> bytes:
@@ -207,7 +251,7 @@ def _read_remote(url: str) -> bytes:
         data = open_folder(folder).read(name)
         reason = "there is no such file"
     except ConfigError as error:
-        # TensorStore's own words, without the details in brackets behind them.
+        # TensorStore's message without the details in brackets.
         data, reason = None, re.split(r" \[", str(error.__cause__ or error))[0]
     if data is not None:
         return data

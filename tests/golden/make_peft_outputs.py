@@ -15,6 +15,7 @@ import peft
 import peft_t5
 import safetensors.numpy
 
+from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.prompts.prompt_file import PromptMetadata, save_prompt
 from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 
@@ -36,7 +37,7 @@ def main() -> None:
         model.save_pretrained(work)
         file = Path(work) / "adapter_model.safetensors"
         stored["tuned/prompt"] = safetensors.numpy.load_file(file)["prompt_embeddings"]
-        save_prompt(Path(work) / "ours", ours, PromptMetadata())
+        save_prompt(Path(work) / "ours", Prompt(ours), PromptMetadata())
         loaded = peft.PeftModel.from_pretrained(peft_t5.make_t5(), f"{work}/ours").eval()
     stored["ours/prompt"] = ours
     for name, adapter in (("tuned", model.eval()), ("ours", loaded)):

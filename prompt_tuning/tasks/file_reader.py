@@ -1,7 +1,7 @@
 """The user's own files as rows: CSV, TSV, JSON lines, or one JSON list.
 
-First station of a task of files: `examples.py` makes texts of the rows. What is wrong with a file
-is one message that names file, line and column; nothing is dropped, guessed or repaired.
+`file_examples.py` makes examples of the rows. A mistake in a file is an error that names file, line
+and column: no row is dropped, guessed or repaired.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
 
 
 class Row(NamedTuple):
-    """One row of a file: what its fields hold, and where it stands."""
+    """One row of a file: its fields, and its line."""
 
     where: str  # file:line, for messages
     fields: Mapping[str, Any]  # text in CSV; what JSON can hold in JSON

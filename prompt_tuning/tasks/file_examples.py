@@ -1,6 +1,7 @@
-"""Rows of the user's files -> texts to read and to answer with, and what is held out.
+"""Rows of the user's own files as inputs and targets, and the held-out part.
 
-After `read.py`; `tasks/file_tasks.py` makes a seqio task of them, `serving/infer.py` answers them.
+After `file_reader.py`; `file_tasks.py` makes a seqio task of the examples, and `serving/infer.py`
+answers the rows.
 """
 
 from __future__ import annotations
@@ -11,25 +12,25 @@ import functools
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import string
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prompt_tuning.config import ConfigError, FileTask, label_key
-from prompt_tuning.tasks.table_files import Row, read_rows, text_of, value_of
-from prompt_tuning.tasks.template import fill_template, parse_template
+from prompt_tuning.tasks.file_reader import Row, read_rows, text_of, value_of
 
 TRAIN, EVAL = "train", "validation"
 SHOWN = 5  # values of a list in a message
 
 
 class Example(NamedTuple):
-    """One row as the model gets it."""
+    """The texts of one row."""
 
     inputs: str
     targets: str | None  # None: the row has no label
     where: str  # file:line
-    empty: bool = False  # no field of the template holds anything
+    empty: bool = False  # all fields that the template names are empty
 
 
 def load_split(config: FileTask, split: str) -> list[Example]:
@@ -54,7 +55,7 @@ def load_split(config: FileTask, split: str) -> list[Example]:
 
 
 def make_examples(rows: Sequence[Row], config: FileTask, *, labelled: bool) -> list[Example]:
-    """Fills in the template and finds the answer of every row.
+    """The inputs and targets of every row.
 
     Raises:
       ConfigError: as `load_split`; with `labelled`, also where a row has no label.
@@ -94,7 +95,7 @@ def fill_inputs(rows: Sequence[Row], config: FileTask) -> list[str]:
 
 
 def _read_answer(row: Row, config: FileTask) -> str | None:
-    """What the target field holds, as text; None where it is empty."""
+    """The target field as text; None if it is empty."""
     value = value_of(row, config.target_field, "TARGET_FIELD")
     if value is None or (isinstance(value, str) and not value.strip()):
         return None
@@ -110,6 +111,51 @@ def _refuse_unlabelled(rows: Sequence[Row], config: FileTask) -> None:
     )
 
 
+# INPUT_TEMPLATE: the names of fields in braces, as Python's `str.format` writes them ----------
+
+USAGE = "Such as 'review: {text}'; a brace itself is written {{ or }}."
+
+
+def parse_template(template: str) -> list[tuple[str, str | None]]:
+    """Pairs (literal text, name of the field that follows it, or None at the end).
+
+    >>> parse_template("q: {question} {{}}")
+    [('q: ', 'question'), (' {', None), ('}', None)]
+
+    Raises:
+      ConfigError: a brace is left open, or no field is named.
+    """
+    try:
+        fields = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ConfigError(f"INPUT_TEMPLATE = {template!r}: {error}. {USAGE}") from error
+    for _, name, form, conversion in fields:
+        if form or conversion:
+            mark = f"!{conversion}" if conversion else f":{form}"
+            raise ConfigError(
+                f"INPUT_TEMPLATE = {template!r}: {{{name}{mark}}} asks for a format; only names "
+                f"of fields are filled in. {USAGE}"
+            )
+        if name == "":
+            raise ConfigError(f"INPUT_TEMPLATE = {template!r}: {{}} names no field. {USAGE}")
+    parts = [(literal, name) for literal, name, _, _ in fields]
+    if not any(name for _, name in parts):
+        raise ConfigError(
+            f"INPUT_TEMPLATE = {template!r} names no field, so every row would be the same text. "
+            f"{USAGE}"
+        )
+    return parts
+
+
+def fill_template(parts: list[tuple[str, str | None]], text: Callable[[str], str]) -> str:
+    """The template with `text(field)` for each field; braces in a field stay as they are.
+
+    >>> fill_template(parse_template("q: {question}"), {"question": "why {x}?"}.__getitem__)
+    'q: why {x}?'
+    """
+    return "".join(literal + (text(name) if name else "") for literal, name in parts)
+
+
 # Labels -----------------------------------------------------------------------------------------
 
 
@@ -122,19 +168,19 @@ def _find_words(
       ConfigError: with all labels that no word belongs to.
     """
     known = label_table(config)
-    found = [None if label is None else _look_up(label, known) for label in labels]
-    strange = [i for i, label in enumerate(labels) if label is not None and found[i] is None]
-    if strange:
-        counts = collections.Counter(str(labels[i]) for i in strange)
+    words = [None if label is None else _look_up(label, known) for label in labels]
+    unknown = [i for i, label in enumerate(labels) if label is not None and words[i] is None]
+    if unknown:
+        counts = collections.Counter(str(labels[i]) for i in unknown)
         shown = ", ".join(f"{value!r} ({n} rows)" for value, n in counts.most_common(SHOWN))
-        near = difflib.get_close_matches(str(labels[strange[0]]), known, n=1)
+        near = difflib.get_close_matches(str(labels[unknown[0]]), known, n=1)
         more = f" and {len(counts) - SHOWN} more" if len(counts) > SHOWN else ""
         raise ConfigError(
-            f"{rows[strange[0]].where}: the field {config.target_field!r} holds labels that "
+            f"{rows[unknown[0]].where}: the field {config.target_field!r} holds labels that "
             f"LABEL_WORDS does not name: {shown}{more}. It names {', '.join(map(repr, known))}."
             + (f" Did you mean {near[0]!r}?" if near else "")
         )
-    return found
+    return words
 
 
 def label_table(config: FileTask) -> Mapping[str, str]:
@@ -160,7 +206,7 @@ def _look_up(label: str, known: Mapping[str, str]) -> str | None:
 
 
 def _forms(label: str) -> Iterator[str]:
-    """The ways in which other programs write a label: Python's True, and pandas' 1.0 for 1."""
+    """The label and how other programs write it: Python's True, pandas' 1.0 for 1."""
     yield label
     if label.lower() in ("true", "false"):
         yield label.lower()
@@ -172,10 +218,10 @@ def _forms(label: str) -> Iterator[str]:
 
 
 def hold_out(examples: Sequence[Example], share: float) -> set[int]:
-    """The places of the rows that are kept for evaluation, a `share` of the different texts.
+    """The indices of the rows that are held out for evaluation, a `share` of the different texts.
 
-    It depends on the texts alone, so that it is the same on every machine and in every order of the
-    file. Rows with the same text are on the same side, and every answer has about its share.
+    It depends on the texts alone: it is the same on every machine and in every order of the file.
+    Rows with the same text stay together, and each answer is held out in proportion.
     """
     places: dict[str, list[int]] = collections.defaultdict(list)
     for place, example in enumerate(examples):

@@ -1,0 +1,475 @@
+"""Every method in a training step; behind `slow`, in whole runs, to its saved and served prompt."""
+
+import dataclasses
+import functools
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from safetensors.numpy import load_file
+from test_methods import CASES, VARIANTS, make
+from tiny_models import CONFIG, random_batch, random_params
+
+from prompt_tuning import cli
+from prompt_tuning.api import model_config
+from prompt_tuning.checkpoints import t5x
+from prompt_tuning.config import (
+    DataConfig,
+    EvalConfig,
+    Experiment,
+    OptimizerConfig,
+    PromptConfig,
+    TrainConfig,
+)
+from prompt_tuning.methods.method import Frozen, Method
+from prompt_tuning.methods.table import find_method
+from prompt_tuning.model import sharding
+from prompt_tuning.model.loss import forward, loss_fn
+from prompt_tuning.model.prompt import Prompt
+from prompt_tuning.model.t5 import T5
+from prompt_tuning.prompts import prompt_file
+from prompt_tuning.serving.predictor import Predictor
+from prompt_tuning.training import loop
+from prompt_tuning.training import step as steps
+from prompt_tuning.world.generator import demo_rows
+
+SMALL = dataclasses.replace(CONFIG, num_encoder_layers=1, num_decoder_layers=1)
+DROPPING = dataclasses.replace(SMALL, dropout_rate=0.1)
+START = 3  # the step of the backbone
+KEY_OF_FOLD = 2**31 - 1  # what is folded into the key of a step for the method
+
+
+def methods(*more, slow=True):
+    """One variant of every method and `more` of them; the others only with --slow."""
+    first = [(name, variants[0]) for name, variants in VARIANTS.items()]
+    marks = {False: (pytest.mark.slow,) if slow else (), True: ()}
+    cases = [*CASES, *(case for case in more if case not in CASES)]
+    cases = [pytest.param(*c, marks=marks[c in first or c in more], id=f"{c}") for c in cases]
+    return pytest.mark.parametrize(("name", "values"), cases)
+
+
+def begin(name, values, config=SMALL, optimizer=None, place=jnp.asarray):
+    """A state, the frozen backbone and the recipe; `place` puts the method's arrays somewhere."""
+    _, params, _ = make(name, values)
+    recipe = steps.make_recipe(
+        T5(config),
+        PromptConfig(method=name, settings=values),
+        OptimizerConfig(),
+        TrainConfig(random_seed=5),
+        start_step=START,
+    )
+    recipe = recipe._replace(optimizer=optimizer or recipe.optimizer)
+    placed = {leaf: place(np.asarray(value)) for leaf, value in params.items()}
+    state = jax.jit(lambda params: steps.init_state(params, recipe.optimizer, START))(placed)
+    return state, random_params(config), recipe
+
+
+def to_host(tree):
+    return jax.tree.map(np.array, tree)
+
+
+def to_device(tree):
+    return jax.tree.map(jnp.array, tree)
+
+
+def assert_same_bits(one, other):
+    one, other = (jax.tree_util.tree_leaves_with_path(tree) for tree in (one, other))
+    assert [path for path, _ in one] == [path for path, _ in other]
+    for (path, a), (_, b) in zip(one, other, strict=True):
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), path
+
+
+def keep_gradients():
+    """An optimiser whose state after an update is the gradient. It moves nothing."""
+
+    def zeros(tree):
+        return jax.tree.map(jnp.zeros_like, tree)
+
+    return optax.GradientTransformation(zeros, lambda grads, state, params: (zeros(grads), grads))
+
+
+def cut(batch, parts):
+    """Groups of equal size; test_step.py has groups of different widths."""
+    return [{name: value[part::parts] for name, value in batch.items()} for part in range(parts)]
+
+
+@methods(("p_tuning", {"encoder": "lstm", "hidden": 3, "dropout": 0.5}))
+def test_the_gradient_is_that_of_a_loss_that_folds(name, values):
+    """The prompt is folded once a step, and the sum pulled back once; here inside each loss."""
+    state, frozen, recipe = begin(name, values, DROPPING, keep_gradients())
+    state, programs = to_host(state), steps.compile_step(recipe)
+    seeds = jax.random.fold_in(jax.random.key(5), START)
+
+    def loss(params, frozen, groups):
+        key = jax.random.fold_in(seeds, KEY_OF_FOLD)
+        total = 0.0
+        for number, group in enumerate(groups):
+            prompt = recipe.method.fold(recipe.settings, params, Frozen(DROPPING, frozen), key)
+            drop = seeds if len(groups) == 1 else jax.random.fold_in(seeds, number)
+            logits = forward(recipe.model, frozen, prompt, group, dropout_key=drop)
+            total += loss_fn(logits, group, z_loss=recipe.train.z_loss)[0]
+        return total
+
+    gradient = jax.jit(jax.grad(loss))
+    for parts in (1, 3):
+        groups = cut(random_batch(rows=6), parts)
+        expected = gradient(state.trainable, frozen, groups)
+        after, metrics = steps.train_step(programs, to_device(state), frozen, groups)
+        again, _ = steps.train_step(programs, to_device(state), frozen, groups)
+        assert_same_bits(after, again)  # the same units are dropped out
+        assert_same_bits(after.trainable, state.trainable)
+        for leaf, value in expected.items():
+            pulled = np.asarray(after.opt_state[leaf])
+            if leaf in recipe.method.fixed:
+                assert not pulled.any()
+                continue
+            scale = np.linalg.norm(value)
+            assert scale > 1e-3, leaf
+            assert np.linalg.norm(pulled - value) <= 1e-6 * scale, leaf
+        norm = optax.tree.norm({k: v for k, v in expected.items() if k not in recipe.method.fixed})
+        np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-5)
+
+
+@functools.cache
+def ten_steps(case):
+    """The state before and after ten steps, and after five and five, through arrays of the host."""
+    name, values = CASES[case]
+    state, frozen, recipe = begin(name, values, DROPPING)
+    before, backbone = to_host(state), to_host(frozen)
+    programs = steps.compile_step(recipe)
+
+    def go_on(state, numbers):
+        state = to_device(state)
+        for number in numbers:
+            groups = [random_batch(seed=number)]
+            state, _ = steps.train_step(programs, state, frozen, groups)
+        return to_host(state)
+
+    after = go_on(before, range(10))
+    assert_same_bits(frozen, backbone)
+    paused = go_on(go_on(before, range(5)), range(5, 10))
+    return types.SimpleNamespace(before=before, after=after, paused=paused, recipe=recipe)
+
+
+def cases():
+    first = [variants[0] for variants in VARIANTS.values()]
+    return pytest.mark.parametrize(
+        "case",
+        [
+            pytest.param(n, marks=() if c[1] in first else pytest.mark.slow, id=f"{c}")
+            for n, c in enumerate(CASES)
+        ],
+    )
+
+
+@cases()
+def test_steps_move_what_is_trained_and_nothing_else(case):
+    run = ten_steps(case)
+    assert run.after.step == START + 10
+    assert run.after.trainable.keys() == run.before.trainable.keys()
+    for leaf, value in run.after.trainable.items():
+        before = run.before.trainable[leaf]
+        if leaf in run.recipe.method.fixed:
+            assert value.tobytes() == before.tobytes(), leaf
+        else:
+            assert np.abs(value - before).max() > 1e-3, leaf
+
+
+@cases()
+def test_five_and_five_steps_are_ten(case):
+    run = ten_steps(case)
+    assert_same_bits(run.paused, run.after)
+
+
+@cases()
+def test_only_what_is_trained_has_slots(case):
+    run = ten_steps(case)
+    trained = {k: v for k, v in run.after.trainable.items() if k not in run.recipe.method.fixed}
+    slots = {}
+    for path, value in jax.tree_util.tree_leaves_with_path(run.after.opt_state):
+        leaf = getattr(path[-1], "key", None)
+        if leaf is not None and value.size > 1:
+            slots.setdefault(leaf, []).append(value.size)
+        else:
+            assert value.size == 1  # counts, and what Adafactor keeps in place of factors
+    assert slots == {leaf: [value.size] for leaf, value in trained.items() if value.size > 1}
+
+
+@methods()
+def test_a_mesh_is_one_device(name, values):
+    """(4, 2): rows over four, the backbone's matrices over two, the method on each device whole."""
+    mesh = sharding.make_mesh(2)
+    assert tuple(mesh.shape.values()) == (4, 2)
+    ends = []
+    for place in (jnp.asarray, functools.partial(sharding.replicate, mesh=mesh)):
+        state, frozen, recipe = begin(name, values, place=place)
+        frozen, batch = to_host(frozen), to_host(random_batch(rows=8))
+        if place is jnp.asarray:
+            frozen, batch = to_device(frozen), to_device(batch)
+            programs = steps.compile_step(recipe)
+        else:
+            frozen = jax.device_put(frozen, sharding.param_shardings(frozen, mesh))
+            batch = sharding.shard_batch(batch, mesh)
+            programs = steps.compile_step(recipe, state)
+        losses = []
+        for _ in range(2):
+            state, metrics = steps.train_step(programs, state, frozen, [batch])
+            losses.append([float(metrics[name]) for name in ("loss", "gradient_norm")])
+        devices = {len(value.sharding.device_set) for value in jax.tree.leaves(state)}
+        assert devices == {len(batch["encoder_input_tokens"].sharding.device_set)}
+        ends.append((losses, np.asarray(programs.fold_for_use(state, frozen).rows)))
+    (losses, rows), (same_losses, same_rows) = ends
+    np.testing.assert_allclose(same_losses, losses, rtol=1e-5)
+    np.testing.assert_allclose(same_rows, rows, rtol=0, atol=1e-5 * np.abs(rows).max())
+
+
+# A leaf with a learning rate of its own ---------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class NoSettings:
+    pass
+
+
+def init_sum(settings, start):
+    zeros = jnp.zeros((start.length, start.model.embed_dim))
+    return {f"prompt/{leaf}": zeros for leaf in ("whole", "tenth", "double")}
+
+
+def fold_sum(settings, params, frozen, key):
+    return Prompt(rows=params["prompt/whole"] + params["prompt/tenth"] + params["prompt/double"])
+
+
+SUM = Method(
+    NoSettings, init_sum, fold_sum, starts=(), rates={"prompt/tenth": 0.1, "prompt/double": 2.0}
+)
+
+
+@pytest.mark.parametrize("optimizer", ["adafactor", "adamw"])
+def test_a_leaf_moves_at_its_own_rate(optimizer):
+    """All leaves have the same gradient, and begin at zero."""
+    name = f"{__name__}.SUM"
+    assert find_method(name) is SUM
+    recipe = steps.make_recipe(
+        T5(SMALL),
+        PromptConfig(method=name),
+        OptimizerConfig(name=optimizer, learning_rate=0.25, warmup_steps=4),
+        TrainConfig(),
+        start_step=1_100_000,
+    )
+    _, params, _ = make(name, {})
+    state = steps.init_state(params, recipe.optimizer, 0)
+    programs = steps.compile_step(recipe)
+    for done in (1, 2):
+        state, _ = steps.train_step(programs, state, random_params(SMALL), [random_batch()])
+        moved = {leaf: np.asarray(value) for leaf, value in state.trainable.items()}
+        if optimizer == "adafactor" and done == 1:  # every update has RMS = learning rate
+            rate = np.sqrt((moved["prompt/whole"] ** 2).mean())
+            np.testing.assert_allclose(rate, 0.25 / 4, rtol=1e-5)
+        for leaf, factor in SUM.rates.items():
+            expected = factor * moved["prompt/whole"]
+            np.testing.assert_allclose(moved[leaf], expected, rtol=1e-5, atol=1e-7)
+
+
+# Whole runs -------------------------------------------------------------------------------------
+
+every_case = pytest.mark.parametrize(("name", "values"), CASES, ids=str)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = str(tmp_path_factory.mktemp("backbone") / f"checkpoint_{START}")
+    t5x.write_t5x(path, random_params(DROPPING), START)
+    return path
+
+
+def files_of(folder):
+    """All that a run leaves, by name, but times, curves and names of folders; its state by sums."""
+    patterns = ("prompts/*/*", "metrics.jsonl", "inference_eval/*.jsonl")
+    files = {path for pattern in patterns for path in folder.glob(pattern)}
+    end = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(files)}
+    states = sorted((folder / "checkpoints").glob("*/meta/metadata"))
+    return end, {path.parts[-3]: json.loads(path.read_text())["arrays"] for path in states}
+
+
+@pytest.mark.slow
+@every_case
+def test_a_run_that_goes_on_is_one_that_was_not_stopped(name, values, checkpoint, tmp_path):
+    """Bit for bit, stopped half-way, with dropout and length groups."""
+
+    def run(folder, steps):
+        data = DataConfig(
+            mixture_or_task_name="short_and_long_as",
+            mixture_or_task_module="user_tasks",
+            task_feature_lengths={"inputs": 72, "targets": 5},
+            vocabulary="bytes",
+            batch_size=8,
+        )
+        experiment = Experiment(
+            model_dir=str(tmp_path / folder),
+            initial_checkpoint_path=checkpoint,
+            model=DROPPING,
+            data=data,
+            prompt=PromptConfig(length=4, class_labels=("yes", "no"), method=name, settings=values),
+            train=TrainConfig(train_steps_relative=steps, length_groups=2),
+            eval=EvalConfig(period=3, method="rank", num_examples=8, baselines=False),
+            num_model_partitions=2,
+        )
+        return loop.train(experiment).prompt
+
+    straight = run("straight", 6)
+    half = run("stopped", 3)
+    resumed = run("stopped", 6)
+    assert (np.asarray(half) != straight).any()
+    assert np.asarray(resumed).tobytes() == np.asarray(straight).tobytes()
+    (files, states), (same_files, same_states) = (
+        files_of(tmp_path / folder) for folder in ("straight", "stopped")
+    )
+    assert same_files == files
+    assert same_states == states
+    assert len(states) > 0
+
+
+# Settings, learning rate: what gin/methods names for the demo. None: the one of the file.
+LEARNED = [
+    ("prompt_tuning", {}, None),
+    ("p_tuning", {}, None),
+    ("p_tuning", {"encoder": "lstm"}, 0.003),
+    ("residual", {}, None),
+    ("superpos", {}, None),
+    ("low_rank", {}, 0.6),
+    ("low_rank", {"form": "dpt", "rank": 10}, 0.03),
+    ("low_rank", {"form": "lopt2", "rank": 5}, 0.1),
+]
+STEPS = 300
+TASK = "tiny_mood"
+
+
+def test_every_method_is_run():
+    assert {name for name, _, _ in LEARNED} == set(VARIANTS)
+
+
+def command(*arguments, **settings):
+    """Runs t5x, with these macros."""
+    flags = [f"--gin.{macro}={value!r}" for macro, value in settings.items()]
+    assert cli.main([*arguments, *flags]) == 0
+
+
+@pytest.fixture(scope="module", params=LEARNED, ids=str)
+def learned(request, tmp_path_factory):
+    """The MODEL_DIR of a short run of the demo."""
+    name, values, rate = request.param
+    folder = tmp_path_factory.mktemp(name) / "run"
+    settings = {"MODEL_DIR": str(folder), "TRAIN_STEPS_RELATIVE": STEPS, "EVAL_PERIOD": STEPS}
+    settings |= {"PROMPT_SETTINGS": values} if values else {}
+    settings |= {"LEARNING_RATE": rate} if rate else {}
+    settings |= {"EVAL_BASELINES": False, "EVALUATOR_NUM_EXAMPLES": 100}
+    command("train", "--gin_file=demo.gin", f"--gin_file=methods/{name}.gin", **settings)
+    return folder
+
+
+def read_rows(folder, stem=TASK):
+    (file,) = (folder / "inference_eval").glob(f"{stem}-[0-9]*.jsonl")
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def read_prompt(folder):
+    (name, rows), *more = load_file(folder / "adapter_model.safetensors").items()
+    assert (name, more) == ("prompt_embeddings", [])
+    return rows
+
+
+@pytest.mark.slow
+def test_the_demos_task_is_learned(learned):
+    best = json.loads((learned / "prompts" / "best" / "prompt_tuning.json").read_text())
+    assert best["score"] >= 90
+    assert len(read_rows(learned)) == 100
+
+
+@pytest.mark.slow
+def test_the_folder_is_one_that_peft_reads(learned):
+    best = learned / "prompts" / "best"
+    config = json.loads((best / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["task_type"]) == ("PROMPT_TUNING", "SEQ_2_SEQ_LM")
+    assert config["num_virtual_tokens"] == 20
+    rows = read_prompt(best)
+    assert rows.shape == (20, model_config("tiny").embed_dim)
+    assert rows.dtype == np.float32
+
+
+@pytest.mark.slow
+def test_a_prompt_that_is_saved_again_is_the_same_files(learned, tmp_path):
+    best = learned / "prompts" / "best"
+    prompt_file.save_prompt(tmp_path / "again", *prompt_file.load_prompt(best))
+    one, other = (
+        {path.name: path.read_bytes() for path in folder.iterdir()}
+        for folder in (best, tmp_path / "again")
+    )
+    assert len(one) == 3
+    assert one == other
+
+
+@pytest.mark.slow
+def test_the_saved_prompt_scores_as_the_run_did(learned, tmp_path):
+    """Outputs, their scores and those of every label, to the bit; also with the run's settings."""
+    command(
+        "eval",
+        f"--gin_file={learned / 'config.gin'}",
+        "--gin_file=runs/eval.gin",
+        PROMPT_FILE=str(learned / "prompts" / "best"),
+        EVAL_OUTPUT_DIR=str(tmp_path),
+    )
+    rows = read_rows(learned)
+    assert read_rows(tmp_path) == rows
+    assert {"output", "score", "label_scores"} <= set(rows[0])
+
+
+@pytest.mark.slow
+def test_the_prompt_is_served_beside_another(learned, tmp_path):
+    rng = np.random.default_rng(0)
+    config = model_config("tiny")
+    np.save(tmp_path / "other.npy", rng.normal(size=(7, config.embed_dim)).astype(np.float32))
+    prompts = {"own": learned / "prompts" / "best", "other": tmp_path / "other.npy"}
+    predictor = Predictor.from_checkpoint(
+        "tiny", config, "tiny", prompts, max_input_length=64, max_target_length=8, batch_size=8
+    )
+    rows = demo_rows(TASK, "validation")[:8]
+    texts, targets = ([row[key] for row in rows] for key in ("inputs", "targets"))
+    labels = sorted(set(targets))
+    mixed = ["own", "other", None, "own", "own", None, "other", "own"]
+    own = [place for place, name in enumerate(mixed) if name == "own"]
+    alone = predictor.generate(texts, "own")
+    together = predictor.generate(texts, mixed)
+    assert [together[place] for place in own] == [alone[place] for place in own]
+    assert sum(answer == target for answer, target in zip(alone, targets, strict=True)) >= 6
+    alone, together = (predictor.score(texts, labels, names) for names in ("own", mixed))
+    np.testing.assert_allclose(together[own], alone[own], rtol=1e-5, atol=1e-5)
+    ranked = predictor.rank(texts, labels, mixed)
+    assert [ranked[place] for place in own] == [labels[alone[place].argmax()] for place in own]
+
+
+@pytest.mark.slow
+def test_the_prompt_is_inspected_and_converted(learned, tmp_path):
+    best = learned / "prompts" / "best"
+    values = tmp_path / "inspected.json"
+    command("inspect-prompt", str(best), "--checkpoint=tiny", f"--json={values}")
+    norms = np.linalg.norm(read_prompt(best), axis=1)
+    (inspected,) = json.loads(values.read_text())["prompts"]
+    np.testing.assert_allclose([row["norm"] for row in inspected["rows"]], norms, rtol=1e-4)
+    for source, form, output in (
+        (best, "npy", "rows.npy"),
+        ("rows.npy", "peft", "peft"),
+        ("peft", "ours", "ours"),
+    ):
+        command(
+            "convert-prompt",
+            f"--input={tmp_path / source}",
+            f"--output={tmp_path / output}",
+            f"--format={form}",
+        )
+    for rows in (np.load(tmp_path / "rows.npy"), read_prompt(tmp_path / "ours")):
+        assert rows.tobytes() == read_prompt(best).tobytes()
