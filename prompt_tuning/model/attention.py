@@ -179,8 +179,8 @@ attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _exponentials(
-    logits: Float[Array, "B H Q S"], dtype: Any
-) -> tuple[Float[Array, "B H Q S"], Float[Array, "B H Q 1"]]:
+    logits: Float[Array, "*B H Q S"], dtype: Any
+) -> tuple[Float[Array, "*B H Q S"], Float[Array, "*B H Q 1"]]:
     """Exponentials in `dtype`, and 1 / their sum: the product of both is the softmax."""
     weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True)).astype(dtype)
     return weights, 1.0 / weights.sum(axis=-1, keepdims=True, dtype=jnp.float32)
