@@ -62,6 +62,7 @@ def test_the_thread_ends_with_the_block_though_nobody_takes_its_items():
     assert threading.active_count() == before
 
 
+@pytest.mark.slow
 def test_a_command_starts_without_what_its_first_step_does_not_need():
     code = (
         "import sys\n"

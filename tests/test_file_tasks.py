@@ -224,6 +224,7 @@ def commands() -> list[list[str]]:
     return [shlex.split(line)[1:] for line in lines if line.startswith("t5x ")]
 
 
+@pytest.mark.slow
 def test_the_documented_commands(tmp_path, monkeypatch, capsys):
     """Shortened to two steps; the test below runs them as they are."""
     monkeypatch.chdir(tmp_path)
@@ -250,7 +251,7 @@ def test_the_documented_commands(tmp_path, monkeypatch, capsys):
     assert set(answers[0]["label_scores"]) == {"up", "down"}
 
 
-@pytest.mark.weekly
+@pytest.mark.slow
 def test_the_documented_run_learns(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_reviews(tmp_path / "reviews.csv", "train", 2000)

@@ -77,9 +77,10 @@ def test_the_prompt_is_used_without_the_module(folder):
     files = ["--input=texts.txt", "--output=answers.jsonl"]
     assert cli.main(["infer", *settings, "--gin_file=runs/infer.gin", *files]) == 0
     answers = [json.loads(line) for line in (folder / "answers.jsonl").read_text().splitlines()]
-    predictor = Predictor.from_checkpoint(
-        "tiny", model_config("tiny"), "tiny", {"own": folder / "short" / "prompts" / "best"}
-    )
+    prompts = {"own": folder / "short" / "prompts" / "best"}
+    lengths = {"max_input_length": 64, "max_target_length": 8}
+    config = model_config("tiny")
+    predictor = Predictor.from_checkpoint("tiny", config, "tiny", prompts, **lengths)
     assert [answer["prediction"] for answer in answers] == predictor.generate(texts, "own")
 
 

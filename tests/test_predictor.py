@@ -140,7 +140,7 @@ def test_a_mixed_batch_generates_what_separate_runs_do(predictor, backbone, num_
     expected = []
     for text, name in zip(TEXTS, NAMES, strict=True):
         tokens, scores = generate_alone(
-            CONFIG,
+            MODEL,
             backbone,
             prompt_of(name),
             alone(predictor, text),
@@ -180,7 +180,7 @@ def test_a_mixed_batch_scores_labels_as_evaluation_does(predictor, backbone):
         row[: len(ids)] = ids
     for text, name, found in zip(TEXTS, NAMES, scores, strict=True):
         expected = score_alone(
-            CONFIG, backbone, prompt_of(name), alone(predictor, text), jnp.asarray(labels)
+            MODEL, backbone, prompt_of(name), alone(predictor, text), jnp.asarray(labels)
         )
         np.testing.assert_allclose(found, expected[0], rtol=1e-5)
     ranked = predictor.rank(TEXTS, LABELS, NAMES)

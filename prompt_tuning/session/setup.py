@@ -155,8 +155,8 @@ def first_params(
     how = "; ".join(dict.fromkeys(drawn)) or "first values of the method's own"
     description = f"{config.length} x {model.embed_dim}, {how}"
     if config.method != "prompt_tuning":
-        sizes = sum(value.size for value in params.values())
-        description += f"; {config.method}, {sizes:,} parameters"
+        sizes = sum(v.size for leaf, v in params.items() if leaf not in method.fixed)
+        description += f"; {config.method}, {sizes:,} trained parameters"
     return {name: np.asarray(value) for name, value in params.items()}, description
 
 
