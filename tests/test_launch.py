@@ -170,7 +170,7 @@ def test_what_one_process_does_alone_is_refused_in_many(capsys, monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     arguments = ["submit-superglue", "--gin_file=runs/eval.gin", "--submission_dir=s"]
     assert cli.main(arguments) == 2
-    assert "one process" in capsys.readouterr().err
+    assert "single process" in capsys.readouterr().err
 
 
 # Whole runs.

@@ -97,4 +97,4 @@ def _report(error: BaseException) -> str:
             file.write(text)
     except OSError:  # no file can be written: show it
         return f" Its traceback:\n{text}"
-    return f" The traceback is in {path}: attach it when you report the defect."
+    return f" The traceback is in {path}. Attach it when you report the defect."
