@@ -76,7 +76,7 @@ def test_a_signal_that_is_sent_twice_at_once_is_one(tmp_path):
 
 def test_nohup_is_respected(tmp_path):
     (tmp_path / "x.py").write_text(
-        "import signal\nfrom prompt_tuning.safety import signals\n"
+        "import signal\nfrom prompt_tuning.runtime import signals\n"
         "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
         "with signals.handled('t5x'):\n"
         "    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN\n"
