@@ -217,7 +217,7 @@ def test_nothing_asked_for_shows_the_help(capsys):
     ("body", "code", "message"),
     [
         ("raise KeyboardInterrupt", 130, "t5x show-config: interrupted"),
-        ("raise RuntimeError('a bug')", 1, "RuntimeError: a bug (MODULE, line 1). What was saved"),
+        ("raise RuntimeError('a bug')", 1, "RuntimeError: a bug (MODULE, line 1)"),
     ],
 )
 def test_interrupts_and_bugs(tmp_path, body, code, message):

@@ -195,12 +195,12 @@ def test_overview_names_answers_that_are_cut_or_long(folder):
     data = load_data(experiment(config))
     text = overview.describe_data(data, config.task_feature_lengths, "validation")
     assert f"of many tokens: 'positive' ({len(data.vocabulary.encode('positive'))});" in text
-    assert "answers of train are cut" not in text
+    assert "answers of train are truncated" not in text
     config = data_config(folder, label_words=(), input_template="{id}", target_field="review")
     data = load_data(experiment(config))
     text = overview.describe_data(data, config.task_feature_lengths, "validation")
     rows = data.train[0]
-    assert f"note: {len(rows)} of the {len(rows)} answers of train are cut" in text
+    assert f"note: {len(rows)} of the {len(rows)} answers of train are truncated" in text
 
 
 def test_overview_of_free_text(folder):
