@@ -125,6 +125,7 @@ def test_prompt_and_state_are_donated_and_a_device_holds_its_share(compiled):
     assert memory.output_size_in_bytes < 4 * 20 * settings.model.embed_dim * 4
 
 
+@pytest.mark.slow
 def test_dropout_moves_nothing_between_devices():
     """Its masks are drawn where they are used: the collectives are those without it."""
     found = []

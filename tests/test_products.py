@@ -136,14 +136,15 @@ def test_no_operand_is_copied_to_float32():
 
 # XLA's CPU compiler takes a product for one that it has an instruction for, and fails when it runs,
 # if others change its axes later: so whole steps, of sizes that it treats differently.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rows", "inputs", "targets", "prompt", "processors"),
     [
-        pytest.param(2, 32, 1, 3, 2, marks=pytest.mark.slow),
+        (2, 32, 1, 3, 2),
         (3, 7, 9, 100, 2),
-        pytest.param(1, 1, 1, 1, 1, marks=pytest.mark.slow),
-        pytest.param(5, 40, 2, 20, 1, marks=pytest.mark.slow),
-        pytest.param(8, 48, 70, 1, 1, marks=pytest.mark.slow),
+        (1, 1, 1, 1, 1),
+        (5, 40, 2, 20, 1),
+        (8, 48, 70, 1, 1),
     ],
 )
 def test_steps_of_all_sizes_run_in_bfloat16(rows, inputs, targets, prompt, processors):
