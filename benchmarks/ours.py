@@ -9,13 +9,11 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prompt_tuning.config import PromptConfig  # noqa: E402
-from prompt_tuning.model.device import choose_device  # noqa: E402
 from prompt_tuning.runtime import memory, threads
 
 STARTED = time.perf_counter()
 memory.keep_freed()  # as the command does
-threads.provide()
+threads.set_count()
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
@@ -32,9 +30,11 @@ from prompt_tuning.config import (  # noqa: E402
     Experiment,
     ModelConfig,
     OptimizerConfig,
+    PromptConfig,
     TrainConfig,
 )
 from prompt_tuning.model import sharding, t5  # noqa: E402
+from prompt_tuning.model.device import choose_device  # noqa: E402
 from prompt_tuning.planning import flops  # noqa: E402
 from prompt_tuning.training import step  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""The command line's work in Python, without gin: `train`, `evaluate`, `load_prompt`.
+"""The commands as Python functions, without gin: `train`, `evaluate`, `load_prompt`.
 
     import prompt_tuning as pt
     from prompt_tuning.config import DataConfig, Experiment, PromptConfig, TrainConfig
@@ -19,7 +19,7 @@
     )
     prompt, metadata = pt.load_prompt(result.model_dir / "prompts/best")
 
-What is heavy is imported when it is called.
+Heavy modules are imported when a function is called.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 def model_config(name: str) -> ModelConfig:
     """The sizes of a published model, such as "base" (T5 1.1), "t5_1_0_base" or "mt5_small".
 
-    "tiny" is the backbone that comes with the package.
+    "tiny" is the backbone that is bundled with the package.
 
     Raises:
       ConfigError: there is no model of that name.
@@ -56,7 +56,7 @@ def model_config(name: str) -> ModelConfig:
 
 
 def train(experiment: Experiment) -> TrainResult:
-    """Runs an experiment as `t5x train` does; see `training.loop.train`."""
+    """The result of an experiment, run as by `t5x train`; see `training.loop.train`."""
     from prompt_tuning.config import gin_reader
     from prompt_tuning.pretraining.run import Pretraining
     from prompt_tuning.runtime import memory, threads
@@ -64,14 +64,14 @@ def train(experiment: Experiment) -> TrainResult:
     from prompt_tuning.training.tasks import Tasks
 
     memory.keep_freed()
-    threads.provide()
+    threads.set_count()
     objective = Tasks if experiment.corpus.objective == "task" else Pretraining
     text = gin_reader.to_gin(experiment)
     return loop.train(experiment, objective=objective, config_text=text)
 
 
 def evaluate(run: EvalRun) -> Matrix:
-    """Scores prompts on tasks as `t5x eval` does; see `evaluation.matrix.run_eval`."""
+    """The scores of prompts on tasks, as by `t5x eval`; see `evaluation.matrix.run_eval`."""
     from prompt_tuning.config import gin_reader
     from prompt_tuning.evaluation import matrix
 
@@ -81,7 +81,7 @@ def evaluate(run: EvalRun) -> Matrix:
 def load_prompt(
     path: str | os.PathLike[str],
 ) -> tuple[Float[np.ndarray, "P D"], PromptMetadata | None]:
-    """The rows of a prompt, float32[P, D], and what is known about it, None if nothing is.
+    """The rows of a prompt, float32[P, D], and its metadata; None if it has none.
 
     `path` is a prompt folder, a .npy file, or any other form that docs/prompts.md names.
 

@@ -1,8 +1,7 @@
-"""The command line: finds the command, and turns what goes wrong into one message and exit code.
+"""The command line: runs a command, and turns its errors into one message and an exit code.
 
-Flags and macros are T5X's. The room `commands` holds the commands: each makes one call into the
-room that does the work, and imports what is heavy when it runs, so that `--help` and mistakes in
-the settings answer at once.
+Flags and macros are T5X's. The commands are defined in `commands/`. Each imports heavy modules only
+when it runs, so that `--help` and errors in the settings are shown at once.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from prompt_tuning.runtime import signals
 
 PROGRAMS = ("t5x", "prompt-tuning")
 if __name__ == "__main__" or os.path.basename(sys.argv[0]) in PROGRAMS:
-    signals.leave_at_once()  # while the imports below take their time
+    signals.exit_at_once()  # while the imports below take their time
 
 from prompt_tuning.commands import (  # noqa: E402
     backbones,
@@ -51,16 +50,16 @@ examples:
       --gin_file=superglue/boolq.gin --gin_file=runs/prompt_tune.gin \\
       --gin.MODEL_DIR="'runs/boolq'" --gin.INITIAL_CHECKPOINT_PATH="'gs://.../checkpoint_1100000'"
 
-gin files are found relative to the working directory, then in --gin_search_paths, then among those
-of the project. Later files and flags win; every override is named.
+gin files are looked up in the working directory, then in --gin_search_paths, then in the project.
+Later files and flags override earlier ones; every override is printed.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code.
+    """The exit code of one command, which it runs.
 
-    2 is for a mistake of the user's or a file that is damaged, 1 for a run that diverged and for a
-    defect, 130 and 143 for a command that Ctrl-C or SIGTERM has stopped.
+    2: an error of the user or a damaged file; 1: a diverged run, or a defect of the project; 130
+    and 143: stopped by Ctrl-C or SIGTERM.
     """
     program = os.path.basename(sys.argv[0]).removesuffix(".py")
     program = program if program in PROGRAMS else "t5x"
@@ -78,10 +77,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
         except (KeyboardInterrupt, Exception) as error:
             if guard.is_child():
-                guard.leave_if_lost(name, error)
+                guard.exit_if_lost(name, error)
             code, message = _explain(error, command)
             print(f"{name}: {message}", file=sys.stderr, flush=True)
-            if argv is None:  # a failed save leaves threads of Orbax's that wait for minutes
+            if argv is None:  # after a failed save, threads of Orbax would wait for minutes
                 with contextlib.suppress(OSError, ValueError):
                     sys.stdout.flush()
                 os._exit(code)
@@ -89,19 +88,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _explain(error: BaseException, command: str) -> tuple[int, str]:
-    """The exit code and the one message of a command that has failed."""
+    """The exit code and the message of a command that failed."""
     if isinstance(error, ConfigError):
         return 2, f"error: {error}"
     if isinstance(error, signals.Stopped):
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted"
-    if isinstance(error, FloatingPointError):  # a run that diverged says what to do
+    if isinstance(error, FloatingPointError):  # a diverged run; its message is complete
         return 1, str(error)
     from prompt_tuning.runtime import crash
 
-    if (refused := crash.describe_refusal(error, continues=command == "train")) is not None:
-        return 2, f"error: {refused}"
+    if (message := crash.describe_refusal(error, continues=command == "train")) is not None:
+        return 2, f"error: {message}"
     return 1, crash.describe(error)
 
 
@@ -126,7 +125,7 @@ def _parse(program: str, arguments: list[str]) -> tuple[argparse.Namespace, list
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises where argparse would print its usage and exit."""
+    """Raises ConfigError instead of printing the usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}. See {self.prog} --help.")
@@ -152,12 +151,12 @@ def _make_parser(program: str) -> argparse.ArgumentParser:
 
 
 def _rewrite(argument: str) -> str:
-    """`--gin.NAME=VALUE` as T5X's users write it, in the form that argparse takes."""
+    """The argument, with T5X's `--gin.NAME=VALUE` in a form that argparse accepts."""
     if not argument.startswith("--gin."):
         return argument
     if "=" not in argument:
         name = argument.removeprefix("--gin.")
-        raise ConfigError(f"--gin.{name} has no value: write --gin.{name}=VALUE, without a space.")
+        raise ConfigError(f"--gin.{name} has no value. Write --gin.{name}=VALUE, without a space.")
     return argument.replace("--gin.", "--gin_bindings=", 1)
 
 

@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from prompt_tuning.config import ConfigError
-from prompt_tuning.runtime.prefetch import Ahead
+from prompt_tuning.runtime.prefetch import Prefetcher
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_items_come_in_order_and_end():
-    with Ahead(iter(range(100)), most=3) as items:
+    with Prefetcher(iter(range(100)), most=3) as items:
         assert list(items) == list(range(100))
         assert list(items) == []  # asked again, it is still at its end
-    with Ahead(iter("abc")) as items:
+    with Prefetcher(iter("abc")) as items:
         assert dict(zip(items, range(3), strict=False)) == {"a": 0, "b": 1, "c": 2}
 
 
@@ -32,7 +32,7 @@ def test_no_more_is_made_than_was_allowed():
                 third.set()
             yield number
 
-    with Ahead(count(), most=2) as items:
+    with Prefetcher(count(), most=2) as items:
         assert next(items) == 0
         assert not third.wait(0.2)
         assert made == [0, 1, 2]
@@ -47,7 +47,7 @@ def test_an_error_is_raised_where_its_item_would_have_been():
         raise ConfigError("row 7 is damaged")
 
     before = threading.active_count()
-    with Ahead(numbers()) as items:
+    with Prefetcher(numbers()) as items:
         assert next(items) == 1
         for _ in range(2):
             with pytest.raises(ConfigError, match="row 7"):
@@ -57,11 +57,12 @@ def test_an_error_is_raised_where_its_item_would_have_been():
 
 def test_the_thread_ends_with_the_block_though_nobody_takes_its_items():
     before = threading.active_count()
-    with pytest.raises(ZeroDivisionError), Ahead(itertools.count(), most=2):
+    with pytest.raises(ZeroDivisionError), Prefetcher(itertools.count(), most=2):
         _ = 1 / 0
     assert threading.active_count() == before
 
 
+@pytest.mark.slow
 def test_a_command_starts_without_what_its_first_step_does_not_need():
     code = (
         "import sys\n"

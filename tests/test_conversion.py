@@ -154,7 +154,7 @@ def test_the_command(tmp_path, capsys):
     assert "converting" in said  # the progress
     code, said = run(capsys, *flags)
     assert code == 2
-    assert "is there already" in said
+    assert "--output" in said
 
 
 @pytest.mark.parametrize(

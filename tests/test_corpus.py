@@ -33,8 +33,8 @@ def test_a_corpus_is_tokenised_once(tmp_path, text):
     again = load(tmp_path, text)
     assert written(tmp_path) == before
     assert again.identity == first.identity
-    assert again.described == first.described
-    assert "149 documents" in first.described
+    assert again.description == first.description
+    assert "149 documents" in first.description
     assert first.name == "a.txt"
     for name, value in first.train.batch(0, 4).items():
         np.testing.assert_array_equal(value, again.train.batch(0, 4)[name])

@@ -91,7 +91,7 @@ def test_held_out_files_of_its_own(tmp_path: Path):
 def test_what_is_missing_is_named(tmp_path: Path):
     assert "no file matches 'nowhere/*.txt'" in refusal(CorpusConfig(files="nowhere/*.txt"))
     (tmp_path / "a.txt").write_text("  \n\n")
-    assert "TEXT_FILES have 0 documents" in refusal(CorpusConfig(files=str(tmp_path / "a.txt")))
+    assert "TEXT_FILES has 0 documents" in refusal(CorpusConfig(files=str(tmp_path / "a.txt")))
     (tmp_path / "a.txt").write_text("one")
     assert "EVAL_TEXT_FILES" in refusal(CorpusConfig(files=str(tmp_path / "a.txt")))
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe")

@@ -364,6 +364,7 @@ def test_one_epoch_of_batches_has_every_row_once():
 # The real data.
 
 
+@pytest.mark.slow
 def test_majority_class_of_the_real_rows(shared_dir, tmp_path):
     """The floors that the paper's label counts give (table 7): CB 50.0, RTE 52.7."""
     prepare.prepare_superglue(shared_dir / "data" / "superglue", tmp_path)

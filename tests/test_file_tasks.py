@@ -195,12 +195,12 @@ def test_overview_names_answers_that_are_cut_or_long(folder):
     data = load_data(experiment(config))
     text = overview.describe_data(data, config.task_feature_lengths, "validation")
     assert f"of many tokens: 'positive' ({len(data.vocabulary.encode('positive'))});" in text
-    assert "answers of train are cut" not in text
+    assert "answers of train are truncated" not in text
     config = data_config(folder, label_words=(), input_template="{id}", target_field="review")
     data = load_data(experiment(config))
     text = overview.describe_data(data, config.task_feature_lengths, "validation")
     rows = data.train[0]
-    assert f"note: {len(rows)} of the {len(rows)} answers of train are cut" in text
+    assert f"note: {len(rows)} of the {len(rows)} answers of train are truncated" in text
 
 
 def test_overview_of_free_text(folder):
@@ -224,6 +224,7 @@ def commands() -> list[list[str]]:
     return [shlex.split(line)[1:] for line in lines if line.startswith("t5x ")]
 
 
+@pytest.mark.slow
 def test_the_documented_commands(tmp_path, monkeypatch, capsys):
     """Shortened to two steps; the test below runs them as they are."""
     monkeypatch.chdir(tmp_path)
@@ -250,7 +251,7 @@ def test_the_documented_commands(tmp_path, monkeypatch, capsys):
     assert set(answers[0]["label_scores"]) == {"up", "down"}
 
 
-@pytest.mark.weekly
+@pytest.mark.slow
 def test_the_documented_run_learns(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_reviews(tmp_path / "reviews.csv", "train", 2000)

@@ -189,7 +189,7 @@ def test_sizes_may_come_from_the_checkpoint():
 @pytest.mark.parametrize(
     ("binding", "message"),
     [
-        ("INITIAL_CHECKPOINT_PATH = None", "none is named. Set INITIAL_CHECKPOINT_PATH"),
+        ("INITIAL_CHECKPOINT_PATH = None", "Set INITIAL_CHECKPOINT_PATH"),
         ("DROPOUT_RATE = 'from_checkpoint'", "DROPOUT_RATE = 'from_checkpoint': a checkpoint"),
         ("BATCH_SIZE = 'from_checkpoint'", "BATCH_SIZE must be an integer"),
         ("PROMPT_LENGTH = 0", r"nothing to train.*\(PROMPT_LENGTH: the command line"),

@@ -32,7 +32,6 @@ def test_the_rows_of_a_batch_are_those_that_it_was_made_of():
     train = (rows("a", [[n] for n in range(1, 8)]), rows("b", [[n] for n in range(101, 106)]))
     data = types.SimpleNamespace(train=train, rates=(1.0, 2.0))
     config = types.SimpleNamespace(batch_size=4, train_split="train")
-    run = types.SimpleNamespace(data=config, train=types.SimpleNamespace(random_seed=3))
     for step in (1, 5):
         batch = batching.train_batch(
             train,
@@ -43,7 +42,7 @@ def test_the_rows_of_a_batch_are_those_that_it_was_made_of():
             lengths={"inputs": 1, "targets": 1},
         )
         expected = sorted(batch["encoder_input_tokens"][:, 0].tolist())
-        named = health.name_rows(data, run, step)
+        named = health.name_rows(data, config, 3, step)
         found = []
         for part in named.split("; "):
             task, split, numbers = part.split(" ", 2)

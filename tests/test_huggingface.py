@@ -240,20 +240,20 @@ def test_every_tensor_that_is_wrong_is_listed(folder):
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"model_type": "umt5"}, "the family 'umt5'"),
-        ({"model_type": "absent"}, "the family None"),
+        ({"model_type": "umt5"}, "model_type = 'umt5'"),
+        ({"model_type": "absent"}, "model_type = None"),
         ({"is_encoder_decoder": False}, "is_encoder_decoder is false"),
         ({"layer_norm_epsilon": 1e-5}, "layer_norm_epsilon = 1e-05, expected 1e-06"),
         ({"feed_forward_proj": "gelu"}, "feed_forward_proj = 'gelu', expected one of"),
         ({"decoder_start_token_id": 7}, "decoder_start_token_id = 7, expected 0"),
         ({"vocab_size": 10**12}, "vocab_size = 1000000000000, expected"),
         ({"num_heads": "2"}, "num_heads = '2', expected a positive integer"),
-        ({"num_layers": 10**9}, "encoder has 1000000000 layers, and the tensors are of 2"),
+        ({"num_layers": 10**9}, "encoder has 1000000000 layers"),
         (
             {"vocab_size": 10**9},
             "shared.weight has shape (61, 12), the model needs (1000000000",
         ),
-        ({"t5x_step": -1}, "t5x_step must be a step, found -1"),
+        ({"t5x_step": -1}, "t5x_step = -1"),
     ],
 )
 def test_a_config_of_something_else_is_refused(folder, changes, expected):
@@ -286,7 +286,7 @@ def test_damaged_and_absent_files_are_named(folder):
 def test_one_file_of_a_model_is_not_the_model(folder):
     file = folder() / "model.safetensors"
     assert huggingface.is_huggingface(file)
-    assert f"give its folder, {file.parent}" in refusal(file)
+    assert f"Give its folder, {file.parent}" in refusal(file)
 
 
 def test_weights_in_pickles_only_say_what_to_do(folder):
@@ -294,7 +294,7 @@ def test_weights_in_pickles_only_say_what_to_do(folder):
     (path / "model.safetensors").rename(path / "pytorch_model.bin")
     assert huggingface.is_huggingface(path)
     message = refusal(path)
-    assert "pytorch_model.bin only" in message
+    assert "pytorch_model.bin" in message
     assert "save_pretrained" in message
     (path / "pytorch_model.bin").unlink()
     assert "has no weights" in refusal(path)

@@ -44,6 +44,7 @@ def compiled_steps(work) -> set[str]:
     return {path.name for path in (work / CACHE).glob("jit_add-*-cache")}
 
 
+@pytest.mark.slow
 def test_killed_then_stopped_by_a_signal(work, straight):
     folder, compiled = work / "killed", compiled_steps(work)
     assert compiled

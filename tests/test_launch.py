@@ -35,7 +35,7 @@ UNEQUAL = {"model": 4, "devices": (2, 6)}
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"process_count": 2}, "--process_count is about several processes: add --multiprocess"),
+        ({"process_count": 2}, "--process_count needs --multiprocess_gpu"),
         ({"multiprocess_gpu": True, "process_count": 2}, "belong together; found --process_count"),
         (
             {
@@ -44,7 +44,7 @@ UNEQUAL = {"model": 4, "devices": (2, 6)}
                 "process_count": 2,
                 "process_index": 2,
             },
-            "--process_index=2 does not lie in",
+            "--process_index=2 is not in",
         ),
     ],
 )
@@ -90,10 +90,10 @@ def test_only_a_lost_connection_is_a_reason_to_start_again(message, lost):
 
 def test_one_process_agrees_with_itself():
     processes.check_joined()
-    agreement.agree("settings", "any")
-    with agreement.together("never said"):
+    agreement.check("settings", "any")
+    with agreement.raise_together("never said"):
         pass
-    with pytest.raises(KeyError), agreement.together("never said"):
+    with pytest.raises(KeyError), agreement.raise_together("never said"):
         raise KeyError
 
 
@@ -105,14 +105,14 @@ def test_one_process_writes_where_it_was_told(tmp_path):
 def test_compiled_programs_lie_in_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    chosen = compilation_cache.choose(None)
+    chosen = compilation_cache.choose_folder(None)
     assert chosen is not None
     assert chosen.parent == tmp_path / "prompt_tuning"
-    assert chosen == compilation_cache.choose(None)
-    assert compilation_cache.choose("off") is None
-    assert compilation_cache.choose(str(tmp_path / "mine")) == tmp_path / "mine"
+    assert chosen == compilation_cache.choose_folder(None)
+    assert compilation_cache.choose_folder("off") is None
+    assert compilation_cache.choose_folder(str(tmp_path / "mine")) == tmp_path / "mine"
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "theirs")
-    assert compilation_cache.choose(None) is None
+    assert compilation_cache.choose_folder(None) is None
 
 
 @pytest.mark.slow
@@ -120,7 +120,7 @@ def test_a_second_process_finds_what_the_first_has_compiled(tmp_path):
     code = (
         "import sys, jax, jax.numpy as jnp\n"
         "from prompt_tuning.runtime import compilation_cache\n"
-        "compilation_cache.use(sys.argv[1])\n"
+        "compilation_cache.enable(sys.argv[1])\n"
         "hits = []\n"
         "jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))\n"
         "print(jax.jit(lambda x: jnp.sin(x) @ x.T)(jnp.ones((8, 8)))[0, 0])\n"
@@ -170,7 +170,7 @@ def test_what_one_process_does_alone_is_refused_in_many(capsys, monkeypatch):
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     arguments = ["submit-superglue", "--gin_file=runs/eval.gin", "--submission_dir=s"]
     assert cli.main(arguments) == 2
-    assert "one process" in capsys.readouterr().err
+    assert "single process" in capsys.readouterr().err
 
 
 # Whole runs.

@@ -87,13 +87,14 @@ def go_on(place, cutting, state, first):
     return followed, sizes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second", "cut"),
     [
         ((1, 1), (4, 2), (4, 4, 4, 4)),  # groups of two rows, filled up
         # A mesh that could not cut, and one that could.
-        pytest.param((8, 1), (1, 1), (8,), marks=pytest.mark.slow),
-        pytest.param((1, 8), (4, 2), (4, 4, 4, 4), marks=pytest.mark.slow),
+        ((8, 1), (1, 1), (8,)),
+        ((1, 8), (4, 2), (4, 4, 4, 4)),
     ],
 )
 def test_a_run_goes_on_on_another_mesh(tmp_path, first, second, cut):

@@ -140,9 +140,9 @@ def test_a_mixed_batch_generates_what_separate_runs_do(predictor, backbone, num_
     expected = []
     for text, name in zip(TEXTS, NAMES, strict=True):
         tokens, scores = generate_alone(
-            CONFIG,
+            MODEL,
             backbone,
-            prompt_of(name),
+            Prompt(jnp.asarray(prompt_of(name))),
             alone(predictor, text),
             length=LIMITS["max_target_length"],
             num_decodes=num_decodes,
@@ -153,10 +153,10 @@ def test_a_mixed_batch_generates_what_separate_runs_do(predictor, backbone, num_
     assert batch.tokens.shape == (8, 48)
     tokens, _ = mixed_batch.generate(
         backbone,
-        predictor.table,
+        predictor.members,
         batch,
         np.asarray([*places, *places[-1:] * (8 - len(places))], np.int32),
-        config=CONFIG,
+        model=predictor.model,
         search=decode.Search(6, num_decodes),
     )
     for place, found in zip(places, np.asarray(tokens)[:, -1], strict=False):
@@ -180,7 +180,11 @@ def test_a_mixed_batch_scores_labels_as_evaluation_does(predictor, backbone):
         row[: len(ids)] = ids
     for text, name, found in zip(TEXTS, NAMES, scores, strict=True):
         expected = score_alone(
-            CONFIG, backbone, prompt_of(name), alone(predictor, text), jnp.asarray(labels)
+            MODEL,
+            backbone,
+            Prompt(jnp.asarray(prompt_of(name))),
+            alone(predictor, text),
+            jnp.asarray(labels),
         )
         np.testing.assert_allclose(found, expected[0], rtol=1e-5)
     ranked = predictor.rank(TEXTS, LABELS, NAMES)

@@ -76,7 +76,7 @@ def test_a_signal_that_is_sent_twice_at_once_is_one(tmp_path):
 
 def test_nohup_is_respected(tmp_path):
     (tmp_path / "x.py").write_text(
-        "import signal\nfrom prompt_tuning.safety import signals\n"
+        "import signal\nfrom prompt_tuning.runtime import signals\n"
         "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
         "with signals.handled('t5x'):\n"
         "    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN\n"
@@ -159,7 +159,7 @@ def test_too_little_memory_is_said_in_words():
         (OSError(28, os.strerror(28), "/x/y"), "No space left on device (/x/y). Free some space"),
         (PermissionError(13, os.strerror(13), "/x"), "Permission denied (/x). Change its"),
         (OSError(30, os.strerror(30), b"/x"), "Read-only file system (/x). It is mounted"),
-        (OSError(27, os.strerror(27)), "File too large. A limit on the size"),
+        (OSError(27, os.strerror(27)), "File too large. Raise the limit on the size"),
     ],
 )
 def test_a_refusal_of_the_system_is_the_users_to_mend(error, message):

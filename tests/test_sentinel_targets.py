@@ -12,6 +12,7 @@ from prompt_tuning.config import TINY, DataConfig, EvalConfig, Experiment
 from prompt_tuning.evaluation import ranking
 from prompt_tuning.evaluation.evaluate import evaluate
 from prompt_tuning.model import sharding, t5
+from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.serving.predictor import Predictor
 from prompt_tuning.tasks import registry, task_rows
 from prompt_tuning.tasks.eval_task import make_eval_task
@@ -88,7 +89,9 @@ def test_the_predictor_answers_as_evaluation_does():
     )
     task = make_eval_task(rows, experiment.eval)
     mesh = sharding.make_mesh(1, jax.devices()[:1])
-    found = evaluate(evaluator_of(experiment, mesh), (params, jnp.asarray(prompt)), task).rows
+    found = evaluate(
+        evaluator_of(experiment, mesh), (params, Prompt(jnp.asarray(prompt))), task
+    ).rows
     labels = rows.label_words
     scores = predictor.score(texts, labels, "it")
     expected = [[row["label_scores"][label] for label in labels] for row in found]

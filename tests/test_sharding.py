@@ -23,6 +23,11 @@ from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.training import optim, step
 
 MESHES = {(8, 1): 1, (4, 2): 2, (2, 4): 4, (1, 8): 8}
+every_mesh = pytest.mark.parametrize(
+    "shape",
+    [pytest.param(m, marks=() if m == (4, 2) else pytest.mark.slow) for m in MESHES],
+    ids=str,
+)
 pytestmark = pytest.mark.skipif(
     len(jax.devices()) != 8,
     reason="needs 8 devices: XLA_FLAGS=--xla_force_host_platform_device_count=8",
@@ -73,7 +78,7 @@ def single(batches):
     return run(sharding.make_mesh(1, jax.devices()[:1]), batches)[1]
 
 
-@pytest.mark.parametrize("shape", MESHES, ids=str)
+@every_mesh
 def test_a_mesh_equals_one_device(shape, batches, single):
     mesh = sharding.make_mesh(MESHES[shape])
     assert tuple(mesh.shape.values()) == shape
@@ -123,7 +128,7 @@ def make_state(mesh, seed=5):
     )
 
 
-@pytest.mark.parametrize("shape", MESHES, ids=str)
+@every_mesh
 def test_a_mesh_restores_saves_and_resumes_as_one_device_does(shape, written, tmp_path):
     mesh = sharding.make_mesh(shape[1])
     places = sharding.param_shardings(t5.param_shapes(CONFIG), mesh)

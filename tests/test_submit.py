@@ -13,7 +13,7 @@ from prompt_tuning.checkpoints.t5x import write_t5x
 from prompt_tuning.config import ConfigError, to_dict
 from prompt_tuning.evaluation import submission_format as form
 from prompt_tuning.evaluation import submit as submit_command
-from prompt_tuning.evaluation.prompts import Prompt
+from prompt_tuning.evaluation.prompts import NamedPrompt
 from prompt_tuning.prompts.prompt_file import PromptMetadata, save_prompt
 from prompt_tuning.tasks import registry
 
@@ -119,8 +119,9 @@ def test_two_prompts_for_one_task_are_refused(work, submission, capsys):
 def test_one_prompt_of_a_mixture_answers_all_tasks(name):
     """The mixture has the diagnostics itself, and WSC's training half, which has no test rows."""
     registry.register("bytes")
-    array = np.ones((2, CONFIG.embed_dim), np.float32)
-    found = submit_command.assign_tasks([Prompt("one", array, 0, f"taskless_super_glue_{name}")])
+    prompt = as_prompt(np.ones((2, CONFIG.embed_dim), np.float32))
+    named = NamedPrompt("one", prompt, 0, f"taskless_super_glue_{name}")
+    found = submit_command.assign_tasks([named])
     assert sorted(map(form.find_task, found)) == sorted(form.FILES)
     assert not [name for name in found if "train" in name]
 

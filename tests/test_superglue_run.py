@@ -50,6 +50,7 @@ def work(request, tmp_path_factory):
         "BATCH_SIZE": 8,
         "EVAL_PERIOD": 4,
         "EVAL_METHOD": "both",
+        "EVAL_BOOTSTRAP": 20,  # of F1, by scikit-learn: half a minute otherwise
         "TRAIN_STEPS_RELATIVE": STEPS,
         # Labels are longer in bytes than in T5's pieces.
         "TASK_FEATURE_LENGTHS": {"inputs": 128, "targets": 16 if vocabulary == "bytes" else 8},

@@ -166,6 +166,7 @@ def test_t5_drops_out_everywhere_with_one_mask_for_all_positions(monkeypatch):
         assert one.shape != other.shape or 0.3 < (one == other).mean() < 0.7
 
 
+@pytest.mark.slow
 def test_dropout_draws_as_often_for_many_layers_as_for_one(monkeypatch):
     """Its draws are a loop over the layers: what is compiled does not grow with them."""
     traced, draw_masks = [], t5.draw_masks

@@ -124,7 +124,7 @@ def test_any_folder_with_a_manifest(tmp_path, capsys):
     (data / "deep" / "b.txt").write_text("two")
     code, _, err = verify(capsys, data)
     assert code == 2
-    assert "nothing to compare with" in err
+    assert "there is no manifest" in err
     assert verify(capsys, data, "--write")[0] == 0
     assert verify(capsys, data)[0] == 0
     (data / "a.txt").write_text("One")

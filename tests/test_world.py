@@ -200,6 +200,7 @@ def test_probe_knows_the_attributes(
     assert accuracy >= 0.95
 
 
+@pytest.mark.slow
 def test_backbone_is_a_language_model_of_the_world(
     backbone: t5.Params, tokenizer: sentencepiece.SentencePieceProcessor
 ):

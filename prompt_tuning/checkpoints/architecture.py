@@ -1,6 +1,6 @@
-"""What a Hugging Face config.json says of a T5, as a `ModelConfig` and back.
+"""The architecture of a checkpoint as a `ModelConfig`: from Hugging Face's config.json, and back.
 
-`huggingface.py`, the next file, holds it against the tensors.
+`huggingface.py` checks it against the tensors; `load.py` infers it from T5X's parameters.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from prompt_tuning.config import Activation, ConfigError, ModelConfig
 
 CONFIG = "config.json"
-STEP = "t5x_step"  # a key of ours in config.json: the T5X checkpoint's step, kept by `t5x convert`
+STEP = "t5x_step"  # a key of this project in config.json: the step of a converted T5X checkpoint
 # config.json's feed_forward_proj <-> T5X's mlp_activations. gated-gelu is the tanh approximation.
 ACTIVATIONS: Mapping[str, tuple[Activation, ...]] = {
     "relu": ("relu",),
@@ -37,8 +37,8 @@ SIZES: Mapping[str, str] = {
     "relative_attention_num_buckets": "relative_attention_num_buckets",
     "relative_attention_max_distance": "relative_attention_max_distance",
 }
-FORM = ("mlp_activations", "logits_via_embedding")  # what tells the families apart
-# transformers' defaults of what older files leave out. T5's family alone has other ones.
+FORM = ("mlp_activations", "logits_via_embedding")  # fields that differ between families
+# transformers' defaults of keys that older files do not have.
 _DEFAULTS = {
     "relative_attention_num_buckets": 32,
     "relative_attention_max_distance": 128,
@@ -55,27 +55,27 @@ def read_json(folder: Path) -> dict[str, Any]:
     """The contents of config.json.
 
     Raises:
-      ConfigError: it is absent or malformed.
+      ConfigError: it is missing or malformed.
     """
     path = folder / CONFIG
     try:
-        found = json.loads(path.read_bytes())
+        raw = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise ConfigError(
-            f"{folder} has no {CONFIG}, which says what model it is: copy it from the model's page."
+            f"{folder} has no {CONFIG}, which describes the model. Copy it from the model's page."
         ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read ({error}). Copy it again.") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path} must hold an object, found {type(found).__name__}.")
-    return found
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}: expected a JSON object, found {type(raw).__name__}.")
+    return raw
 
 
 def is_scaled(raw: Mapping[str, Any]) -> bool:
-    """Whether the logits are read off the embedding table, scaled by d_model^-0.5, as in T5 1.0.
+    """Whether the logits use the embedding table, scaled by d_model^-0.5, as in T5 1.0.
 
-    An mT5 never scales. For a T5 `tie_word_embeddings` says so, and since transformers 5, which
-    writes it as true for every model, `scale_decoder_outputs`.
+    An mT5 never scales. A T5 does if `scale_decoder_outputs` is true or, in files of transformers
+    before version 5, which lack that key, if `tie_word_embeddings` is not false.
     """
     if raw.get("model_type") == "mt5":
         return False
@@ -86,16 +86,17 @@ def parse_config(raw: Mapping[str, Any], where: str) -> ModelConfig:
     """The architecture that a config.json describes.
 
     Raises:
-      ConfigError: it is no T5, or one with a property that T5X's T5 does not have.
+      ConfigError: it is no T5, or has a property that T5X's T5 does not have.
     """
     kind = raw.get("model_type")
     if kind not in ("t5", "mt5"):
         raise ConfigError(
-            f"{where} describes a model of the family {kind!r}. The families that load are T5, "
-            "Flan-T5 and ByT5 (model_type 't5') and mT5 ('mt5')."
+            f"{where}: model_type = {kind!r}. Expected 't5' (T5, Flan-T5 and ByT5) or 'mt5' (mT5)."
         )
     if not raw.get("is_encoder_decoder", True):
-        raise ConfigError(f"{where}: is_encoder_decoder is false; half a T5 cannot answer.")
+        raise ConfigError(
+            f"{where}: is_encoder_decoder is false; encoder-only T5 models are not supported."
+        )
     known = {**_DEFAULTS, **{k: v for k, v in raw.items() if v is not None}}
     known.setdefault("num_decoder_layers", known.get("num_layers"))
     wrong = [
@@ -115,7 +116,7 @@ def parse_config(raw: Mapping[str, Any], where: str) -> ModelConfig:
             f"feed_forward_proj = {activation!r}, expected one of {', '.join(ACTIVATIONS)}"
         )
     if wrong:
-        raise ConfigError(f"{where} is not of a T5 that T5X has:\n  " + "\n  ".join(wrong))
+        raise ConfigError(f"{where}: T5X has no such T5:\n  " + "\n  ".join(wrong))
     return ModelConfig(
         **sizes,  # type: ignore[arg-type]
         mlp_activations=ACTIVATIONS[activation],
@@ -126,14 +127,14 @@ def parse_config(raw: Mapping[str, Any], where: str) -> ModelConfig:
 def infer_model(
     shapes: Mapping[str, tuple[int, ...]], raw: Mapping[str, Any] | None, where: str
 ) -> ModelConfig:
-    """The architecture that the parameters of a T5X checkpoint have.
+    """The architecture of a T5X checkpoint, from the shapes of its parameters.
 
-    Shapes do not tell the activations and the longest relative distance. They are those of `raw`, a
-    config.json that lies beside the parameters, or else T5's: ReLU for one matrix, gated GELU for
-    two, and 128.
+    Shapes do not determine the activations and the maximal relative distance. They are taken from
+    `raw`, a config.json in the same folder. Without it they are T5's: ReLU for one input matrix,
+    gated GELU for two, and 128.
 
     Raises:
-      ConfigError: these are not the parameters of a T5, or `raw` is another model's.
+      ConfigError: these are not the parameters of a T5, or `raw` describes another model.
     """
     try:
         num_embeddings, embed_dim = shapes["token_embedder/embedding"]
@@ -141,12 +142,12 @@ def infer_model(
         joined = shapes["encoder/layers_0/attention/query/kernel"][1]
         mlp_dim = shapes["encoder/layers_0/mlp/wo/kernel"][0]
     except (KeyError, ValueError, IndexError) as error:
-        lacking = f"there is no {error.args[0]}" if isinstance(error, KeyError) else "its shapes"
+        reason = f"no {error.args[0]}" if isinstance(error, KeyError) else "wrong shapes"
         raise ConfigError(
-            f"{where} does not hold the parameters of a T5 ({lacking}). Were parameters renamed or "
-            "lost? Copy the checkpoint again."
+            f"{where} does not contain the parameters of a T5 ({reason}). Copy the checkpoint "
+            "again."
         ) from error
-    beside = None if raw is None else parse_config(raw, f"{where}/{CONFIG}")
+    from_file = None if raw is None else parse_config(raw, f"{where}/{CONFIG}")
     gated = "encoder/layers_0/mlp/wi_0/kernel" in shapes
     model = ModelConfig(
         num_encoder_layers=_count_layers(shapes, "encoder"),
@@ -160,26 +161,27 @@ def infer_model(
         logits_via_embedding="decoder/logits_dense/kernel" not in shapes,
         relative_attention_num_buckets=num_buckets,
     )
-    if beside is None:
+    if from_file is None:
         return model
-    told = ("mlp_activations", "relative_attention_max_distance")
-    told_by_file = {name: getattr(beside, name) for name in told}
-    model = dataclasses.replace(model, **told_by_file)
-    tied = model.logits_via_embedding  # a tied table without scaling was written out
-    check_sizes(dataclasses.replace(beside, logits_via_embedding=tied), model, f"{where}/{CONFIG}")
+    fields = ("mlp_activations", "relative_attention_max_distance")
+    model = dataclasses.replace(model, **{name: getattr(from_file, name) for name in fields})
+    tied = model.logits_via_embedding  # an unscaled tied table is stored as a separate matrix
+    check_sizes(
+        dataclasses.replace(from_file, logits_via_embedding=tied), model, f"{where}/{CONFIG}"
+    )
     return model
 
 
 def _count_layers(shapes: Mapping[str, tuple[int, ...]], stack: str) -> int:
-    found = (re.match(rf"{stack}/layers_(\d+)/", name) for name in shapes)
-    return max((int(match.group(1)) + 1 for match in found if match), default=0)
+    matches = (re.match(rf"{stack}/layers_(\d+)/", name) for name in shapes)
+    return max((int(match.group(1)) + 1 for match in matches if match), default=0)
 
 
 def make_json(model: ModelConfig, dtype: str | None, step: int) -> dict[str, Any]:
-    """A config.json for T5X's model.
+    """The contents of config.json for a model of T5X.
 
     Raises:
-      ConfigError: transformers has no such activation.
+      ConfigError: transformers does not have its activations.
     """
     names_of = {activations: name for name, activations in ACTIVATIONS.items()}
     if model.mlp_activations not in names_of:
@@ -205,34 +207,34 @@ def make_json(model: ModelConfig, dtype: str | None, step: int) -> dict[str, Any
 
 
 def read_saved_step(raw: Mapping[str, Any], where: str) -> int:
-    """The step of the T5X checkpoint that a folder was made of; 0 for all others: none is stored.
+    """The step of the T5X checkpoint that a folder was converted from; 0 for any other folder.
 
     Raises:
-      ConfigError: it is no step.
+      ConfigError: it is not a valid step.
     """
     step = raw.get(STEP, 0)
     if type(step) is not int or not 0 <= step < 2**31:
-        raise ConfigError(f"{where}: {STEP} must be a step, found {step!r}.")
+        raise ConfigError(f"{where}: {STEP} = {step!r}. Expected a step.")
     return step
 
 
-def check_sizes(found: ModelConfig, expected: ModelConfig, where: str) -> None:
-    """Refuses a checkpoint whose architecture is not that of the settings, field by field.
+def check_sizes(stored: ModelConfig, expected: ModelConfig, where: str) -> None:
+    """Checks that a checkpoint has the architecture of the settings.
 
     Raises:
       ConfigError: with every field that differs.
     """
-    own = ("dropout_rate", "dtype", "attention")  # the run's, not the checkpoint's
+    of_run = ("dropout_rate", "dtype", "attention")  # settings of the run, not of the checkpoint
     wrong = [
-        f"{field.name.upper()}: found {getattr(found, field.name)!r}, "
+        f"{field.name.upper()}: found {getattr(stored, field.name)!r}, "
         f"expected {getattr(expected, field.name)!r}"
         for field in dataclasses.fields(ModelConfig)
-        if field.name not in own and getattr(found, field.name) != getattr(expected, field.name)
+        if field.name not in of_run and getattr(stored, field.name) != getattr(expected, field.name)
     ]
     if wrong:
         raise ConfigError(
             f"{where} is of another model than the settings (expected):\n  "
             + "\n  ".join(wrong)
-            + "\nChoose the gin file in models/ that belongs to this checkpoint, or "
-            "models/from_checkpoint.gin, which takes the sizes from it."
+            + "\nChoose the gin file in models/ of this checkpoint, or models/from_checkpoint.gin, "
+            "which takes the sizes from it."
         )

@@ -1,4 +1,7 @@
-"""What TensorStore does not check in a zarr array: the size of chunks and gzip's checksums."""
+"""Checks of a zarr array that TensorStore omits: the size of chunks, and gzip's checksums.
+
+`layouts.py` and `t5x.py` call them before they read an array.
+"""
 
 from __future__ import annotations
 
@@ -18,31 +21,31 @@ LARGE = 2**26  # bytes of a chunk
 
 
 def check_chunk_size(store: ts.TensorStore, what: str) -> None:
-    """Returns if a chunk is small, or no larger than its array.
+    """Checks that a chunk is small, or at most twice as large as its array.
 
     TensorStore allocates a whole chunk; if it cannot, it aborts the process.
 
     Raises:
-      ConfigError: names the array.
+      ConfigError: a chunk is too large.
     """
     itemsize = store.dtype.numpy_dtype.itemsize
     chunk = math.prod(side or 1 for side in store.chunk_layout.read_chunk.shape or ()) * itemsize
     array = math.prod(store.shape) * itemsize
     if chunk > LARGE and chunk > 2 * array:
         raise ConfigError(
-            f"cannot read {what}: it declares chunks of {chunk} bytes for an array of {array}. The "
-            "checkpoint is damaged: copy it again."
+            f"cannot read {what}: it has chunks of {chunk} bytes for an array of {array} bytes. "
+            "The checkpoint is damaged: copy it again."
         )
 
 
 def check_gzipped(store: ts.TensorStore, what: str) -> None:
-    """Unpacks every gzipped chunk of an array that lies on a local disk.
+    """Decompresses every gzipped chunk of an array on a local disk.
 
-    TensorStore stops reading a chunk once it has its numbers, so it notices neither a missing end
+    TensorStore stops reading a chunk once it has all numbers, so it notices neither a missing end
     nor a wrong checksum.
 
     Raises:
-      ConfigError: names the array and the file whose end is missing or whose checksum differs.
+      ConfigError: a file is truncated, or its checksum differs.
     """
     spec: dict[str, Any] = store.spec().to_json()
     compressor = spec.get("metadata", {}).get("compressor")
@@ -60,6 +63,6 @@ def check_gzipped(store: ts.TensorStore, what: str) -> None:
                     pass
         except (OSError, EOFError, zlib.error) as error:
             raise ConfigError(
-                f"cannot read {what}: {os.fspath(file)} ends too early, or its checksum differs. "
+                f"cannot read {what}: {os.fspath(file)} is truncated, or its checksum differs. "
                 "The checkpoint is damaged, or was copied incompletely: copy it again."
             ) from error

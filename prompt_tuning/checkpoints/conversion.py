@@ -1,6 +1,6 @@
-"""Hugging Face folders into T5X checkpoints and back, piece by piece and exact to the bit.
+"""Converts Hugging Face folders to T5X checkpoints and back, bit for bit.
 
-Memory holds some chunks of one array, never a whole file. `commands/backbones.py` calls it.
+It needs the memory of some chunks of one array. `commands/backbones.py` calls it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from prompt_tuning.model import t5
 from prompt_tuning.runtime.replace_folder import local_folder, replace_folder, writing
 from prompt_tuning.runtime.storage import explain
 
-# What lies beside the weights and is copied, whichever way: a way back finds it again.
-BESIDE = (
+# Files that are copied in both directions, so that a conversion back has them.
+OTHER_FILES = (
     *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "spiece.model"),
     *("special_tokens_map.json", "added_tokens.json"),
 )
@@ -37,8 +37,8 @@ Advance = Callable[[int], Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Converted:
-    """What was written."""
+class Conversion:
+    """A description of the checkpoint that was written."""
 
     output: Path
     format: str
@@ -47,19 +47,19 @@ class Converted:
     num_arrays: int
     num_bytes: int
     step: int
-    left_out: str = ""  # the checkpoint whose prompt did not come along
+    left_out: str = ""  # the checkpoint, if it has a prompt, which is not converted
 
     def __str__(self) -> str:
         kinds = " and ".join(self.dtypes)
-        said = (
+        summary = (
             f"{self.output}: {self.format}, {self.num_arrays} arrays, {kinds}, "
             f"{self.num_bytes:,} bytes, step {self.step}"
         )
         if not self.left_out:
-            return said
+            return summary
         return (
-            f"{said}\nleft out: the prompt in it; t5x convert-prompt --input={self.left_out} "
-            "--format=peft --output=... writes that"
+            f"{summary}\nleft out: its prompt; convert it with t5x convert-prompt "
+            f"--input={self.left_out} --format=peft --output=..."
         )
 
 
@@ -70,20 +70,20 @@ def convert(
     dtype: str | None = None,
     step: int | None = None,
     max_file_bytes: int = 5 * 10**9,
-) -> Converted:
-    """Writes the checkpoint in the other format, whole or not at all.
+) -> Conversion:
+    """A description of the checkpoint in the other format, which is written atomically.
 
-    Every array keeps its dtype unless `dtype` says otherwise. The step is the T5X checkpoint's;
-    a Hugging Face folder has none, so it is `step`, else 0.
+    Every array keeps its dtype unless `dtype` is given. The step is `step`, else that of the T5X
+    checkpoint, or 0 for a Hugging Face folder.
 
     Raises:
-      ConfigError: the source is damaged or no T5, the output is there already, or a value is too
-        large for `dtype`.
+      ConfigError: the source is damaged or no T5, the output exists, or a value is too large for
+        `dtype`.
     """
     path = find_path(source)
     place = local_folder(output, "--output")
     if place.exists():
-        raise ConfigError(f"--output {place} is there already. Choose another, or remove it.")
+        raise ConfigError(f"--output {place} exists already. Choose another, or remove it.")
     wanted = None if dtype is None else np.dtype(dtype)
     with writing(f"--output {place}"):
         if huggingface.is_huggingface(path):
@@ -98,7 +98,7 @@ def _cast(array: np.ndarray, dtype: np.dtype, name: str) -> np.ndarray:
         cast = array.astype(dtype)
     if dtype == np.float16 and (np.isinf(cast) & np.isfinite(array)).any():
         raise ConfigError(
-            f"{name} has values that are too large for float16 (65504). Take bfloat16 or float32."
+            f"{name} has values that are too large for float16 (65504). Choose bfloat16 or float32."
         )
     return cast
 
@@ -110,7 +110,7 @@ def _progress(total: int) -> tqdm.tqdm:
 # Hugging Face -> T5X ----------------------------------------------------------------------------
 
 
-def _to_t5x(path: str, place: Path, dtype: np.dtype | None, step: int | None) -> Converted:
+def _to_t5x(path: str, place: Path, dtype: np.dtype | None, step: int | None) -> Conversion:
     folder = huggingface.open_folder(path)
     step = folder.step if step is None else step
     kinds = {name: dtype or source.dtype for name, source in folder.sources.items()}
@@ -130,8 +130,8 @@ def _to_t5x(path: str, place: Path, dtype: np.dtype | None, step: int | None) ->
         writer.close(step)
         raw = architecture.read_json(folder.path)
         _write_json(new / architecture.CONFIG, _with_dtype(raw, dtype and [dtype]))
-        _copy_beside(folder.path, new)
-    return Converted(
+        _copy_other_files(folder.path, new)
+    return Conversion(
         output=place,
         format="a T5X checkpoint",
         model=folder.model,
@@ -147,17 +147,17 @@ def _to_t5x(path: str, place: Path, dtype: np.dtype | None, step: int | None) ->
 
 def _to_huggingface(
     path: str, place: Path, dtype: np.dtype | None, choices: tuple[int | None, int]
-) -> Converted:
+) -> Conversion:
     checkpoint = layouts.find_checkpoint(path)
     params = {n: leaf for n, leaf in checkpoint.params.items() if not is_prompt_leaf(n)}
     stores = layouts.open_leaves(params, ts.Context())
-    beside = Path(path) if os.path.isdir(path) else None
-    raw, model = _describe(checkpoint.folder.url, beside, stores)
+    source_folder = Path(path) if os.path.isdir(path) else None
+    raw, model = _describe(checkpoint.folder.url, source_folder, stores)
     step = t5x.read_step(path) if choices[0] is None else choices[0]
     wanted = {name: names.to_huggingface(name) for name in t5.param_shapes(model)}
     plan = files.plan_files(
         (
-            files.Planned(
+            files.PlannedTensor(
                 tensor.name,
                 tensor.shape(tuple(stores[name].shape)),
                 dtype or stores[name].dtype.numpy_dtype,
@@ -167,7 +167,7 @@ def _to_huggingface(
         choices[1],
     )
     planned = [tensor for group in plan.values() for tensor in group]
-    ours = {tensor.name: name for name, tensor in wanted.items()}
+    t5x_names = {tensor.name: name for name, tensor in wanted.items()}
     kinds = sorted({tensor.dtype for tensor in planned}, key=str)
     total = sum(tensor.nbytes for tensor in planned)
     with replace_folder(place) as new, _progress(total) as bar:
@@ -176,18 +176,20 @@ def _to_huggingface(
                 piece
                 for tensor in tensors
                 for piece in _read_pieces(
-                    stores[ours[tensor.name]], checkpoint.params[ours[tensor.name]], tensor
+                    stores[t5x_names[tensor.name]],
+                    checkpoint.params[t5x_names[tensor.name]],
+                    tensor,
                 )
             )
             files.write_file(new / file, tensors, _counted(pieces, bar.update))
         files.write_index(new, plan)
         raw = raw or architecture.make_json(model, None, step)
         _write_json(new / architecture.CONFIG, _with_dtype(_as_tied(raw, model, step), kinds))
-        if beside is not None:
-            _copy_beside(beside, new)
+        if source_folder is not None:
+            _copy_other_files(source_folder, new)
         if not (new / "generation_config.json").exists():
             _write_json(new / "generation_config.json", GENERATION)
-    return Converted(
+    return Conversion(
         output=place,
         format="a Hugging Face folder",
         model=model,
@@ -200,25 +202,27 @@ def _to_huggingface(
 
 
 def _describe(
-    where: str, beside: Path | None, stores: Mapping[str, ts.TensorStore]
+    where: str, source_folder: Path | None, stores: Mapping[str, ts.TensorStore]
 ) -> tuple[dict[str, Any] | None, ModelConfig]:
-    """The config.json beside a T5X checkpoint, if any, and the model; all of its arrays fit."""
-    there = beside is not None and (beside / architecture.CONFIG).is_file()
-    raw = architecture.read_json(beside) if beside is not None and there else None
-    found = {name: tuple(store.shape) for name, store in stores.items()}
-    model = architecture.infer_model(found, raw, where)
+    """The config.json in a T5X checkpoint, if any, and the model, checked against all arrays."""
+    has_config = source_folder is not None and (source_folder / architecture.CONFIG).is_file()
+    raw = (
+        architecture.read_json(source_folder) if source_folder is not None and has_config else None
+    )
+    shapes = {name: tuple(store.shape) for name, store in stores.items()}
+    model = architecture.infer_model(shapes, raw, where)
     t5x.check_tree(
         where,
-        {name: (shape, stores[name].dtype.numpy_dtype) for name, shape in found.items()},
+        {name: (shape, stores[name].dtype.numpy_dtype) for name, shape in shapes.items()},
         {name: tuple(shape.shape) for name, shape in t5.param_shapes(model).items()},
     )
     return raw, model
 
 
 def _read_pieces(
-    store: ts.TensorStore, leaf: layouts.Leaf, tensor: files.Planned
+    store: ts.TensorStore, leaf: layouts.Leaf, tensor: files.PlannedTensor
 ) -> Iterator[np.ndarray]:
-    """A T5X array as the rows of Hugging Face's, some at a time; a chunk is decoded once."""
+    """Blocks of rows of a Hugging Face tensor, from T5X's array; each chunk is decoded once."""
     transposed = names.is_transposed(tensor.name)
     axis = store.rank - 1 if transposed else 0
     chunk = (store.chunk_layout.read_chunk.shape or store.shape)[axis] or store.shape[axis]
@@ -239,11 +243,11 @@ def _counted(pieces: Iterator[np.ndarray], advance: Advance) -> Iterator[np.ndar
         advance(piece.nbytes)
 
 
-# Beside the weights -----------------------------------------------------------------------------
+# Other files ------------------------------------------------------------------------------------
 
 
 def _as_tied(raw: Mapping[str, Any], model: ModelConfig, step: int) -> dict[str, Any]:
-    """The config.json for the tensors that are written: tied and scaled together, or neither."""
+    """The config.json of the written tensors, which are both tied and scaled, or neither."""
     tied = model.logits_via_embedding
     changed = {**raw, "tie_word_embeddings": tied, architecture.STEP: step}
     if "scale_decoder_outputs" in raw:
@@ -254,19 +258,19 @@ def _as_tied(raw: Mapping[str, Any], model: ModelConfig, step: int) -> dict[str,
 
 
 def _with_dtype(raw: Mapping[str, Any], dtypes: list[np.dtype] | None) -> dict[str, Any]:
-    """Transformers makes its model of this dtype; where there are several it is left out."""
+    """The config.json with the dtype that transformers loads; without it if there are several."""
     if not dtypes:
         return dict(raw)
     key = "torch_dtype" if "torch_dtype" in raw or "dtype" not in raw else "dtype"
-    kept = {k: v for k, v in raw.items() if k != key}
-    return {**kept, key: dtypes[0].name} if len(dtypes) == 1 else kept
+    others = {k: v for k, v in raw.items() if k != key}
+    return {**others, key: dtypes[0].name} if len(dtypes) == 1 else others
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _copy_beside(old: Path, new: Path) -> None:
-    for name in BESIDE:
+def _copy_other_files(old: Path, new: Path) -> None:
+    for name in OTHER_FILES:
         if (old / name).is_file():
             shutil.copyfile(old / name, new / name)

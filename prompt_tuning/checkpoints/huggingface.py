@@ -1,7 +1,7 @@
-"""A Hugging Face T5 folder: its architecture from config.json, its parameters under T5X's names.
+"""Hugging Face T5 folders: the architecture from config.json, the parameters under T5X's names.
 
-After `architecture.py`, `names.py` and `safetensors_files.py`; `load.py` reads the backbones of
-runs through it, `conversion.py` whole folders.
+It uses `architecture.py`, `names.py` and `safetensors_files.py`. `load.py` reads the backbones of
+runs with it, `conversion.py` converts whole folders.
 """
 
 from __future__ import annotations
@@ -31,29 +31,29 @@ from prompt_tuning.checkpoints.safetensors_files import (
     INDEX,
     SINGLE,
     Index,
-    Stored,
+    StoredTensor,
+    are_equal,
     find_tensors,
-    same_values,
 )
 from prompt_tuning.checkpoints.t5x import check_tree
 from prompt_tuning.config import ConfigError, ModelConfig
 from prompt_tuning.model import t5
 
 ADDRESS = re.compile(r"hf://(?P<name>[^/@]+/[^/@]+)(@(?P<revision>.+))?")
-# What is downloaded: no weights in other formats.
+# The files that are downloaded; weights in other formats are not.
 DOWNLOADED = ("*.json", "*.safetensors", "*.model", "*.txt")
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where one of T5X's parameters is stored."""
+    """The tensor of one of T5X's parameters."""
 
-    stored: Stored
+    stored: StoredTensor
     transposed: bool
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Its shape in T5X."""
+        """The shape in T5X."""
         return self.stored.shape[::-1] if self.transposed else self.stored.shape
 
     @property
@@ -69,8 +69,8 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True)
-class Folder:
-    """A Hugging Face folder that was understood: what is in it is exactly a T5."""
+class HuggingFaceT5:
+    """A checked Hugging Face folder: its tensors are exactly those of a T5."""
 
     path: Path
     model: ModelConfig
@@ -79,7 +79,7 @@ class Folder:
 
 
 def is_huggingface(path: str | os.PathLike[str]) -> bool:
-    """Whether a checkpoint is one of Hugging Face's, rather than T5X's."""
+    """Whether a checkpoint is in Hugging Face's format, not in T5X's."""
     text = os.fspath(path)
     if text.startswith("hf://"):
         return True
@@ -87,7 +87,7 @@ def is_huggingface(path: str | os.PathLike[str]) -> bool:
         return False
     folder = Path(text).expanduser()
     if (folder / "checkpoint").is_file() or (folder / "state").is_dir():
-        return False  # T5X's; `t5x convert` leaves a config.json in it
+        return False  # T5X's, possibly with a config.json from `t5x convert`
     if folder.suffix in (".safetensors", ".bin") and folder.is_file():
         return True
     files = ("config.json", SINGLE, INDEX, "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -95,16 +95,17 @@ def is_huggingface(path: str | os.PathLike[str]) -> bool:
 
 
 def local_folder(path: str | os.PathLike[str]) -> Path:
-    """The folder of a path, or of hf://organisation/name[@revision] once that is downloaded.
+    """The folder of a path or of hf://organisation/name[@revision], which it downloads.
 
     Raises:
-      ConfigError: the address is malformed, huggingface_hub is absent, or the download failed.
+      ConfigError: the address is malformed, huggingface_hub is not installed, or the download
+        failed.
     """
     text = os.fspath(path)
     if not text.startswith("hf://"):
         folder = Path(text).expanduser().absolute()
         if folder.is_file():
-            raise ConfigError(f"{folder} is one file of a model: give its folder, {folder.parent}.")
+            raise ConfigError(f"{folder} is one file of a model. Give its folder, {folder.parent}.")
         return folder
     match = ADDRESS.fullmatch(text)
     if match is None:
@@ -116,7 +117,7 @@ def local_folder(path: str | os.PathLike[str]) -> Path:
     except ImportError as error:
         raise ConfigError(
             f"{text}: huggingface_hub, which downloads from Hugging Face, is not installed. "
-            "`pip install huggingface_hub`, or copy the model here and give its folder."
+            "`pip install huggingface_hub`, or download the model and give its folder."
         ) from error
     try:
         return Path(
@@ -127,22 +128,22 @@ def local_folder(path: str | os.PathLike[str]) -> Path:
                 ignore_patterns=["*/*"],
             )
         )
-    except Exception as error:  # of half a dozen libraries below it
+    except Exception as error:  # the libraries below it raise many types
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         reason = re.sub(r"\b(?:Got: )?\w+Error: ", "", first)
         raise ConfigError(
             f"{text} cannot be downloaded and is not in the local cache ({reason}). Check the name "
-            "and the network, or copy the model here and give its folder."
+            "and the network, or download the model elsewhere and give its folder."
         ) from error
 
 
-def open_folder(path: str | os.PathLike[str], expected: ModelConfig | None = None) -> Folder:
-    """A folder whose tensors are exactly those of its config.json; no value is read but copies.
+def open_folder(path: str | os.PathLike[str], expected: ModelConfig | None = None) -> HuggingFaceT5:
+    """A folder whose tensors are exactly those of its config.json.
 
-    With `expected` the architecture must be that one.
+    Only copies of the embedding table are read. With `expected` the architecture must equal it.
 
     Raises:
-      ConfigError: something is absent, damaged, of another shape or family; all of it is listed.
+      ConfigError: a file or tensor is missing, damaged, or of another shape or family.
     """
     folder = local_folder(path)
     raw = read_json(folder)
@@ -153,31 +154,31 @@ def open_folder(path: str | os.PathLike[str], expected: ModelConfig | None = Non
     stored = find_tensors(folder)
     _check_depth(model, stored, where)
     sources = _choose_sources(folder, raw, model, stored)
-    return Folder(folder, model, read_saved_step(raw, where), sources)
+    return HuggingFaceT5(folder, model, read_saved_step(raw, where), sources)
 
 
-def _check_depth(model: ModelConfig, stored: Mapping[str, Stored], where: str) -> None:
-    """Before any shape is made of it: the number of layers may be anything in a damaged file."""
+def _check_depth(model: ModelConfig, stored: Mapping[str, StoredTensor], where: str) -> None:
+    """Checks the number of layers, which may be huge in a damaged file, before shapes are made."""
     for stack, expected in (
         ("encoder", model.num_encoder_layers),
         ("decoder", model.num_decoder_layers),
     ):
-        found = names.count_layers(stored, stack)
-        if found != expected:
+        number = names.count_layers(stored, stack)
+        if number != expected:
             raise ConfigError(
-                f"{where} says that the {stack} has {expected} layers, and the tensors are of "
-                f"{found}: config.json and weights are not of one model, or some are missing. "
-                "Copy the checkpoint again."
+                f"{where}: the {stack} has {expected} layers, but there are tensors of {number}. "
+                "Config.json and weights are of different models, or tensors are missing. Copy the "
+                "checkpoint again."
             )
 
 
 def _choose_sources(
-    folder: Path, raw: Mapping[str, Any], model: ModelConfig, stored: Mapping[str, Stored]
+    folder: Path, raw: Mapping[str, Any], model: ModelConfig, stored: Mapping[str, StoredTensor]
 ) -> dict[str, Source]:
     """The tensor of every parameter.
 
     Raises:
-      ConfigError: with all that is missing, left over, or of another shape.
+      ConfigError: with all tensors that are missing, unknown, or of another shape.
     """
     shapes = {name: tuple(shape.shape) for name, shape in t5.param_shapes(model).items()}
     wanted = {name: names.to_huggingface(name) for name in shapes}
@@ -186,33 +187,33 @@ def _choose_sources(
     if names.HEAD in wanted and names.LM_HEAD not in left:
         if raw.get("tie_word_embeddings") is False:
             raise ConfigError(
-                f"{folder / CONFIG} says that the output has a matrix of its own "
-                f"(tie_word_embeddings is false), and there is no {names.LM_HEAD}: this is a tied "
-                "model, or the checkpoint is incomplete."
+                f"{folder / CONFIG}: tie_word_embeddings is false, but there is no "
+                f"{names.LM_HEAD}. This is a tied model, or the checkpoint is incomplete. Copy it "
+                "again."
             )
         wanted[names.HEAD] = names.Tensor(names.SHARED, True)  # tied and unscaled: the same values
-    found = {
+    tensors = {
         n: (tensor.shape, DTYPES.get(tensor.dtype, tensor.dtype)) for n, tensor in left.items()
     }
     needed = {tensor.name: tensor.shape(shapes[name]) for name, tensor in wanted.items()}
-    check_tree(str(folder), found, needed)
+    check_tree(str(folder), tensors, needed)
     return {name: Source(left[t.name], t.transposed) for name, t in wanted.items()}
 
 
-def _drop_copies(folder: Path, left: dict[str, Stored], *, tied: bool) -> None:
-    """Takes out the tensors that repeat the embedding table, once they are known to.
+def _drop_copies(folder: Path, left: dict[str, StoredTensor], *, tied: bool) -> None:
+    """Removes copies of the embedding table from `left`, after comparing their values.
 
     Raises:
-      ConfigError: one differs from it.
+      ConfigError: a copy differs from the table.
     """
     copies = [*names.COPIES_OF_SHARED, *([names.LM_HEAD] if tied else [])]
     present = [name for name in copies if name in left]
-    if names.SHARED not in left and present:  # older writers keep one of the equal ones
+    if names.SHARED not in left and present:  # older writers saved the table under another name
         left[names.SHARED] = left.pop(present.pop(0))
     for name in present:
-        if not same_values(left[names.SHARED], left.pop(name)):
+        if not are_equal(left[names.SHARED], left.pop(name)):
             why = (
-                "its config.json says that input and output share one table "
+                "by its config.json input and output share one table "
                 "(tie_word_embeddings or scale_decoder_outputs is true, or left out). If this is a "
                 "T5 1.1, set tie_word_embeddings to false there and remove scale_decoder_outputs"
                 if name == names.LM_HEAD
@@ -222,12 +223,12 @@ def _drop_copies(folder: Path, left: dict[str, Stored], *, tied: bool) -> None:
 
 
 def iter_params(
-    folder: Folder,
+    folder: HuggingFaceT5,
     *,
     dtype: DTypeLike,
     shardings: Mapping[str, jax.sharding.Sharding] | None = None,
 ) -> Iterator[tuple[str, Array]]:
-    """One parameter after another: each device receives its own share, cast on the way.
+    """The parameters, one by one, in `dtype`; each device receives only its own shard.
 
     Raises:
       ConfigError: a file is damaged.
@@ -243,7 +244,7 @@ def iter_params(
             parts = zip(index or (), source.shape, strict=True)
             whole = tuple(slice(*part.indices(size)) for part, size in parts)
             key = tuple((part.start, part.stop) for part in whole)
-            if key not in shards:  # devices of the data axis hold the same part
+            if key not in shards:  # devices along the data axis have the same shard
                 shards[key] = np.ascontiguousarray(source.read(whole).astype(wanted))
             return shards[key]
 

@@ -1,13 +1,13 @@
-"""Where every parameter of a T5X checkpoint lies, whatever program and year wrote it.
+"""The location of every parameter of a T5X checkpoint, in all layouts that T5X has written.
 
-Comes before `t5x.py`, which turns what is found here into arrays. Three layouts are known:
+`t5x.py` reads the arrays from there. There are three layouts:
 
 * T5X's own: a msgpack file `checkpoint`, whose leaves are arrays, or TensorStore specs of zarr
-  folders beside it. In 2021 the specs named other storage drivers and wrote their path elsewhere;
-  only that path is taken, so all years are one case;
+  folders in the same folder. Specs of 2021 name other storage drivers and have their path under
+  another key; only the path is used, so they are no special case;
 * one msgpack file with every array inside;
-* Orbax's: `state/_METADATA` lists the leaves, and `state/` holds them, as one OCDBT database or one
-  zarr folder each. Before that file existed, a msgpack tree of `PLACEHOLDER://name` listed them.
+* Orbax's: `state/_METADATA` lists the leaves, which are in `state/`, in an OCDBT database or in a
+  zarr folder each. Older checkpoints list them in a msgpack tree of `PLACEHOLDER://name`.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ INDEX = "checkpoint"  # T5X's msgpack file
 METADATA = "_METADATA"  # Orbax's list of leaves
 _PLACEHOLDER = "PLACEHOLDER://"
 _TF_MAGIC = b"model_checkpoint_path"
-TARGET = "target."  # how the folders of parameters begin, in T5X's layout
+TARGET = "target."  # prefix of the folders of parameters in T5X's layout
 _MALFORMED = (ValueError, KeyError, TypeError, SyntaxError, AttributeError, RecursionError)
 
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One array of a checkpoint, not read yet: `value` where it was inline, else `spec`."""
+    """One array of a checkpoint, not read yet: `value` if it is inline, else `spec`."""
 
     what: str
     folder: Folder
@@ -47,23 +47,23 @@ class Leaf:
     value: np.ndarray | None = None
 
     def open(self, context: ts.Context) -> ts.Future[ts.TensorStore] | ts.TensorStore:
-        """A TensorStore of the array; slices of it are read on demand."""
+        """A TensorStore of the array, which reads slices on demand."""
         if self.spec is None:
             return ts.array(np.asarray(self.value))
-        # Without the second setting a chunk that was lost in copying would be read as zeros; the
-        # third lets the shards of one chunk be cut from one copy of it.
+        # Without fill_missing_data_reads=False a missing chunk would be read as zeros. With
+        # recheck_cached_data=False all shards of a chunk use one cached copy.
         options = {"open": True, "fill_missing_data_reads": False, "recheck_cached_data": False}
         return ts.open({**self.spec, **options}, read=True, context=context)
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint's parts that matter here: mutable variables do not."""
+    """The parameters, step and optimizer slots of a checkpoint, without mutable variables."""
 
     folder: Folder
-    params: Mapping[str, Leaf]  # "encoder/layers_0/attention/query/kernel" -> its place
+    params: Mapping[str, Leaf]  # by name: "encoder/layers_0/attention/query/kernel"
     step: Leaf
-    # Of the optimizer, read where a pre-training goes on: "encoder/.../kernel/v_row" -> its place.
+    # Optimizer slots by name, "encoder/.../kernel/v_row", for pre-training that is resumed.
     slots: Mapping[str, Leaf] = dataclasses.field(default_factory=dict)
 
 
@@ -71,7 +71,7 @@ def find_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """The checkpoint at a path: a folder of any layout, or a single msgpack file.
 
     Raises:
-      ConfigError: there is none, or its index cannot be understood.
+      ConfigError: there is none, or its index is malformed.
     """
     folder = open_folder(path)
     state = Folder(_join(folder.path, "state"), folder.bucket)
@@ -96,21 +96,21 @@ def _join(*parts: str) -> str:
 def _absent(folder: Folder) -> str:
     steps = folder.numbered("checkpoint_")
     message = (
-        f"there is no T5X checkpoint at {folder.url}: found neither {INDEX!r} (T5X's msgpack "
-        f"index) nor 'state/{METADATA}' (Orbax) in it, and it is no msgpack file itself."
+        f"there is no T5X checkpoint at {folder.url}: it has neither {INDEX!r} (T5X's msgpack "
+        f"index) nor 'state/{METADATA}' (Orbax), and is no msgpack file itself."
     )
     if not steps:
         return message + " Give the path of a checkpoint_<step> folder."
     shown = ", ".join(f"{folder.url}/{step}" for step in steps[-5:])
-    return message + f" It is a folder of {len(steps)} checkpoints; give one of them: {shown}."
+    return message + f" It is a folder of {len(steps)} checkpoints. Give one of them: {shown}."
 
 
 def _from_msgpack(data: bytes, folder: Folder, name: str = INDEX) -> Checkpoint:
     where = f"{folder.url}/{name}"
     if data.startswith(_TF_MAGIC):
         raise ConfigError(
-            f"{where} belongs to a TensorFlow checkpoint, and T5X's format is needed. The released "
-            "T5 models exist in it: gs://t5-data/pretrained_models/t5x/."
+            f"{where} is part of a TensorFlow checkpoint. Expected T5X's format. The released T5 "
+            "models are available in it: gs://t5-data/pretrained_models/t5x/."
         )
     try:
         tree: Any = serialization.msgpack_restore(data)
@@ -120,7 +120,7 @@ def _from_msgpack(data: bytes, folder: Folder, name: str = INDEX) -> Checkpoint:
     except (*_MALFORMED, msgpack.exceptions.UnpackException) as error:
         raise ConfigError(
             f"{where} is not the index of a T5X checkpoint, or it is truncated or damaged "
-            f"({_say(error)}). Copy the checkpoint again."
+            f"({_describe_error(error)}). Copy the checkpoint again."
         ) from error
     database = _uses_database(flat, folder)
     params = {
@@ -130,7 +130,7 @@ def _from_msgpack(data: bytes, folder: Folder, name: str = INDEX) -> Checkpoint:
     }
     if not params:
         raise ConfigError(
-            f"{where} lists no parameters: its 'target' is empty. Give one that holds a model."
+            f"{where} lists no parameters: its 'target' is empty. Give a checkpoint with a model."
         )
     states = root["state"].get("param_states") or {}
     slots = {
@@ -141,7 +141,7 @@ def _from_msgpack(data: bytes, folder: Folder, name: str = INDEX) -> Checkpoint:
     return Checkpoint(folder, params, _leaf(step, "state/step", folder, database), slots)
 
 
-def _say(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"it has no {error.args[0]!r:.80}"
     return f"{reason_of(error):.200}"
@@ -159,7 +159,7 @@ def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _uses_database(flat: Mapping[str, Any], folder: Folder) -> bool:
-    """Whether the placeholders of a tree stand for arrays of an OCDBT database."""
+    """Whether the placeholders of a tree are arrays in an OCDBT database."""
     if not any(isinstance(value, str) for value in flat.values()):
         return False
     return folder.read("manifest.ocdbt") is not None
@@ -188,8 +188,8 @@ def _zarr(
     path = path.rstrip("/")
     if not path or path.startswith("/") or ".." in path.split("/"):
         raise ConfigError(
-            f"{what} points outside of the checkpoint's folder: {path!r}. "
-            "Arrays must lie in it: take another copy."
+            f"{what} has the path {path!r}, outside of the checkpoint's folder. Expected a path in "
+            "it. Copy the checkpoint again."
         )
     if database:
         store = {"driver": "ocdbt", "base": folder.spec(), "path": f"{path}/"}
@@ -204,14 +204,14 @@ def _from_orbax(data: bytes, folder: Folder) -> Checkpoint:
         keys = [
             tuple(str(part) for part in ast.literal_eval(key))
             for key, entry in metadata["tree_metadata"].items()
-            if not entry["value_metadata"].get("skip_deserialize")  # None, and empty nodes
+            if not entry["value_metadata"].get("skip_deserialize")  # set for None and empty nodes
         ]
         driver = "zarr3" if metadata.get("use_zarr3") else "zarr"
         database = metadata.get("use_ocdbt", True)
     except _MALFORMED as error:
         raise ConfigError(
             f"{folder.url}/{METADATA} is not Orbax's list of a checkpoint's arrays, or it is "
-            f"truncated or damaged ({_say(error)}). Copy the checkpoint again."
+            f"truncated or damaged ({_describe_error(error)}). Copy the checkpoint again."
         ) from error
 
     def leaf(key: tuple[str, ...]) -> Leaf:
@@ -230,7 +230,7 @@ def _from_orbax(data: bytes, folder: Folder) -> Checkpoint:
 
 
 def open_leaves(leaves: Mapping[str, Leaf], context: ts.Context) -> dict[str, ts.TensorStore]:
-    """The opened leaves; all are opened at once, so that a remote store is asked in parallel.
+    """The opened leaves; they are opened concurrently, which is faster on a remote store.
 
     Raises:
       ConfigError: an array's metadata is missing or damaged.

@@ -1,6 +1,6 @@
-"""The one place that knows in which format a backbone is: T5X's checkpoints, or Hugging Face's.
+"""Reads a backbone in either format, T5X's or Hugging Face's.
 
-`session/setup.py`, `serving/predictor.py` and all others that read a backbone come here.
+The session, the predictor and all other readers of a backbone use these functions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from prompt_tuning.checkpoints.layouts import find_checkpoint
 from prompt_tuning.checkpoints.t5x_prompt import PROMPT, is_prompt_leaf
 from prompt_tuning.config import TINY, ModelConfig
 from prompt_tuning.model import sharding, t5
-from prompt_tuning.runtime.prefetch import Ahead
+from prompt_tuning.runtime.prefetch import Prefetcher
 from prompt_tuning.runtime.storage import open_folder
 from prompt_tuning.world import assets
 
@@ -27,7 +27,7 @@ PathLike = str | os.PathLike[str]
 
 
 def find_path(spec: PathLike) -> str:
-    """Where a checkpoint lies; "tiny" is the bundled one."""
+    """The path of a checkpoint; "tiny" is the bundled checkpoint."""
     return assets.tiny_checkpoint() if spec == TINY else os.fspath(spec)
 
 
@@ -38,13 +38,13 @@ def read_backbone(
     dtype: DTypeLike | None = None,
     shardings: Mapping[str, jax.sharding.Sharding] | None = None,
 ) -> tuple[dict[str, Array], int]:
-    """All parameters of a T5, straight to their dtype and their place, and the step.
+    """All parameters of a T5, in their dtype and sharding, and the checkpoint's step.
 
-    The step of a Hugging Face folder is 0, unless it was made of a T5X checkpoint. A prompt that
-    lies in a T5X checkpoint as well is not read: `describe_unused_prompt` is for the user.
+    The step of a Hugging Face folder is 0, unless it was converted from a T5X checkpoint. A prompt
+    in a T5X checkpoint is not read; `describe_unused_prompt` tells the user.
 
     Raises:
-      ConfigError: there is no such checkpoint, it is damaged, or it is not of this model.
+      ConfigError: there is no such checkpoint, it is damaged, or it is of another model.
     """
     return dict(iter_backbone(spec, model, dtype=dtype, shardings=shardings)), read_step(spec)
 
@@ -56,7 +56,7 @@ def iter_backbone(
     dtype: DTypeLike | None = None,
     shardings: Mapping[str, jax.sharding.Sharding] | None = None,
 ) -> Iterator[tuple[str, Array]]:
-    """The parameters of `read_backbone`, each as soon as it is in its place."""
+    """The parameters of `read_backbone`, one by one, as they are loaded."""
     path = find_path(spec)
     dtype = model.dtype if dtype is None else dtype
     if huggingface.is_huggingface(path):
@@ -69,38 +69,38 @@ def iter_backbone(
     yield from t5x.iter_t5x(checkpoint, shapes, dtype=dtype, shardings=shardings, unread=prompt)
 
 
-def read_ahead(
+def prefetch_backbone(
     spec: PathLike, model: ModelConfig, mesh: Mesh, *, dtype: DTypeLike | None = None
-) -> Ahead[tuple[str, Array]]:
-    """The parameters of `iter_backbone`, read in the background; `dict` of it waits for all."""
+) -> Prefetcher[tuple[str, Array]]:
+    """The parameters of `iter_backbone`, read in the background."""
 
     def items() -> Iterator[tuple[str, Array]]:
         places = sharding.param_shardings(t5.param_shapes(model), mesh)
         yield from iter_backbone(spec, model, dtype=dtype, shardings=places)
 
-    return Ahead(items())
+    return Prefetcher(items())
 
 
 def describe_unused_prompt(spec: PathLike, prompt_files: Iterable[PathLike]) -> str:
-    """A line about a prompt that lies in the backbone's checkpoint and in none of the files named.
+    """A note if the backbone's checkpoint has a prompt that is not among `prompt_files`, else "".
 
-    The original's checkpoints hold model and prompt. Here the prompt is asked for by name, so that
-    no run has one without its user's knowledge; empty where there is none, or it is asked for.
+    Checkpoints of the original project contain model and prompt. A prompt is used only if
+    PROMPT_FILE names it, so that no run uses one without the user's knowledge.
     """
     path = find_path(spec)
     if huggingface.is_huggingface(path) or PROMPT not in find_checkpoint(path).params:
         return ""
-    own = f"{open_folder(path).url}/"
-    if any(f"{open_folder(file).url}/".startswith(own) for file in prompt_files):
+    prefix = f"{open_folder(path).url}/"
+    if any(f"{open_folder(file).url}/".startswith(prefix) for file in prompt_files):
         return ""
     return (
-        f"backbone: {path} holds a prompt as well ({PROMPT}), which is not used: "
-        f"--gin.PROMPT_FILE=\"'{path}'\" names it"
+        f"backbone: {path} also contains a prompt ({PROMPT}), which is not used. To use it: "
+        f"--gin.PROMPT_FILE=\"'{path}'\""
     )
 
 
 def read_step(spec: PathLike) -> int:
-    """The step at which a backbone stands."""
+    """The step of a backbone's checkpoint."""
     path = find_path(spec)
     if not huggingface.is_huggingface(path):
         return t5x.read_step(path)
@@ -109,7 +109,7 @@ def read_step(spec: PathLike) -> int:
 
 
 def read_model(spec: PathLike) -> ModelConfig:
-    """The architecture of a checkpoint: of config.json, or of the shapes of a T5X checkpoint.
+    """The architecture of a checkpoint, from config.json or the shapes of a T5X checkpoint.
 
     Raises:
       ConfigError: there is no such checkpoint, or it is no T5.
@@ -119,7 +119,7 @@ def read_model(spec: PathLike) -> ModelConfig:
         folder = huggingface.local_folder(path)
         where = str(folder / architecture.CONFIG)
         return architecture.parse_config(architecture.read_json(folder), where)
-    beside = Path(path).expanduser()
-    there = "://" not in path and (beside / architecture.CONFIG).is_file()
-    raw = architecture.read_json(beside) if there else None
+    folder = Path(path).expanduser()
+    has_config = "://" not in path and (folder / architecture.CONFIG).is_file()
+    raw = architecture.read_json(folder) if has_config else None
     return architecture.infer_model(t5x.read_shapes(path), raw, path)

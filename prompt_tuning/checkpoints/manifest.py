@@ -1,8 +1,8 @@
-"""Manifests: the SHA-256 of every file in a folder that has no checksums of its own.
+"""Manifests: the SHA-256 of every file in a folder.
 
     manifest.sha256.json   {"files": {"checkpoint": {"bytes": 812, "sha256": "..."}, ...}}
 
-`t5x verify --write` records one; `t5x verify` and VERIFY_CHECKPOINT compare.
+`t5x verify --write` records a manifest; `t5x verify` and VERIFY_CHECKPOINT check it.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from prompt_tuning.config import ConfigError
 from prompt_tuning.runtime.replace_folder import replace_text
 
 NAME = "manifest.sha256.json"
-SHOWN = 10  # problems, in an error
+SHOWN = 10  # problems shown in an error
 
 
 def record(folder: Path) -> Path:
-    """The path of the manifest that it writes, of all files in the folder."""
+    """The path of the manifest of a folder, which it writes."""
     text = json.dumps({"files": _describe(folder)}, indent=1, sort_keys=True)
     replace_text(folder / NAME, text + "\n")
     return folder / NAME
 
 
 def check(folder: Path) -> int:
-    """How many files the folder has, each as its manifest describes it.
+    """The number of files in a folder, after checking each against the manifest.
 
     Raises:
       ConfigError: there is no manifest, or a file is missing, new, of another size or content.
@@ -47,8 +47,8 @@ def check(folder: Path) -> int:
                 problems.append(f"{name} has other contents (SHA-256)")
     except FileNotFoundError as error:
         raise ConfigError(
-            f"there is no manifest {path}, so there is nothing to compare with. While the files "
-            "are known to be good, record one with --write."
+            f"there is no manifest {path}. While the files are known to be good, record one with "
+            "--write."
         ) from error
     except OSError as error:
         raise ConfigError(
@@ -64,36 +64,36 @@ def check(folder: Path) -> int:
         rest = f"\n  and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
         listed = "\n  ".join(problems[:SHOWN])
         raise ConfigError(
-            f"{folder} is not what {path} was made of:\n  {listed}{rest}\nCopy it again from where "
-            "it came from; if the change is meant, record it with --write."
+            f"{folder} differs from its manifest {path}:\n  {listed}{rest}\nCopy the folder again "
+            "from its source. If the change is intended, record it with --write."
         )
     return len(files)
 
 
 def check_checkpoint(spec: str) -> str:
-    """A line on the files of a checkpoint, which agree with their manifest; "" without a folder.
+    """A line on the files of a checkpoint, checked against the manifest; "" without a folder.
 
     Raises:
-      ConfigError: they differ, there is no manifest, or the checkpoint is not on this machine.
+      ConfigError: a file differs, there is no manifest, or the checkpoint is in a bucket.
     """
     if "://" in spec:
         raise ConfigError(
-            f"VERIFY_CHECKPOINT = True: {spec} is not on this machine, so its files cannot be held "
-            "against a manifest. Copy it here, or set VERIFY_CHECKPOINT = False."
+            f"VERIFY_CHECKPOINT = True: {spec} is not on this machine, so its files cannot be "
+            "checked against a manifest. Copy it here, or set VERIFY_CHECKPOINT = False."
         )
     folder = Path(spec).expanduser()
     if not folder.is_dir():
-        return ""  # whoever loads it has a better message
+        return ""  # loading it raises a better error
     if not (folder / NAME).exists():
         raise ConfigError(
-            f"VERIFY_CHECKPOINT = True, and {folder} has no manifest. While the checkpoint is "
-            f"known to be good, record one: `t5x verify {folder} --write`."
+            f"VERIFY_CHECKPOINT = True: {folder} has no manifest. While the checkpoint is known "
+            f"to be good, record one: `t5x verify {folder} --write`."
         )
     return f"backbone: {check(folder)} files of {folder}, all with the SHA-256 that was recorded"
 
 
 def _describe(folder: Path) -> dict[str, Any]:
-    """Size and SHA-256 of every file, by its path in the folder."""
+    """The size and the SHA-256 of every file, by its path in the folder."""
     files = {}
     for parent, _, names in os.walk(folder):
         for name in names:

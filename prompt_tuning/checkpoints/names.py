@@ -1,7 +1,7 @@
-"""One table between T5X's names of a T5's parameters and Hugging Face's.
+"""The table of T5X's and Hugging Face's names of a T5's parameters.
 
-PyTorch keeps a matrix as [out, in] and T5X as [in, out], so all but the embedding are transposed.
-`huggingface.py` reads by this table, `conversion.py` reads and writes by it.
+PyTorch stores a matrix as [out, in] and T5X as [in, out], so all but the embedding are transposed.
+`huggingface.py` and `conversion.py` use this table.
 """
 
 from __future__ import annotations
@@ -74,28 +74,28 @@ RULES: tuple[tuple[str, str, bool], ...] = (
 )
 EMBEDDING, HEAD = "token_embedder/embedding", "decoder/logits_dense/kernel"
 SHARED, LM_HEAD = "shared.weight", "lm_head.weight"
-# Other names under which older files hold the embedding table again.
+# Names of further copies of the embedding table in older files.
 COPIES_OF_SHARED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")
-# In the first T5's files, and read by nothing: cross-attention has no relative positions.
+# A tensor in files of T5 1.0 that no model uses: cross-attention has no relative positions.
 UNUSED = "decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"
 
 
 class Tensor(NamedTuple):
-    """A parameter's name at Hugging Face, and whether it is transposed there."""
+    """Hugging Face's name of a parameter, and whether it is transposed there."""
 
     name: str
     transposed: bool
 
     def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape at Hugging Face of a shape in T5X, or the other way round."""
+        """The shape in Hugging Face's format of a shape in T5X's, and vice versa."""
         return shape[::-1] if self.transposed else shape
 
 
 def to_huggingface(name: str) -> Tensor:
-    """Where Hugging Face keeps T5X's parameter.
+    """Hugging Face's tensor of T5X's parameter `name`.
 
     Raises:
-      ValueError: no T5 has a parameter of that name.
+      ValueError: a T5 has no parameter of that name.
 
     >>> to_huggingface("decoder/layers_3/encoder_decoder_attention/out/kernel")
     Tensor(name='decoder.block.3.layer.1.EncDecAttention.o.weight', transposed=True)
@@ -107,17 +107,17 @@ def to_huggingface(name: str) -> Tensor:
 
 
 def count_layers(names: Iterable[str], stack: str) -> int:
-    """How many layers of a stack Hugging Face's names are of.
+    """The number of layers of a stack, by Hugging Face's names.
 
     >>> count_layers(["encoder.block.0.layer.0.layer_norm.weight", UNUSED], "encoder")
     1
     """
-    found = (re.match(rf"{stack}\.block\.(\d+)\.", name) for name in names)
-    return max((int(match.group(1)) + 1 for match in found if match), default=0)
+    matches = (re.match(rf"{stack}\.block\.(\d+)\.", name) for name in names)
+    return max((int(match.group(1)) + 1 for match in matches if match), default=0)
 
 
 def is_transposed(name: str) -> bool:
-    """Whether the tensor of that name at Hugging Face is transposed: all matrices but one are.
+    """Whether Hugging Face's tensor `name` is transposed: all matrices but the embedding are.
 
     >>> is_transposed("lm_head.weight"), is_transposed("shared.weight")
     (True, False)

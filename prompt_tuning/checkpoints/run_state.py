@@ -1,9 +1,9 @@
-"""The state of a run, saved so that a killed run continues bit for bit. Only this file knows Orbax.
+"""The saved states of a run, from which a killed run resumes bit for bit; a wrapper of Orbax.
 
-`training/loop.py` saves what it trains, the optimizer's state and the step here; when only a prompt
-is trained that is a few hundred kilobytes. A save happens in the background and appears whole or
-not at all; the last two are kept, so that a damaged one costs one period and not the run. Every
-array is saved with its SHA-256, and so are the JSON values with the list of them.
+A state is the trainable parameters, the optimizer's state and the step, and metadata in JSON. Saves
+are atomic and run in the background. The last two states are kept, so that a run can resume even if
+the newest is damaged. Arrays and metadata are saved with their SHA-256. `training/run.py` saves and
+restores through it. No other module imports Orbax.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from prompt_tuning.runtime.storage import reason_of
 
 TreeT = TypeVar("TreeT")
 
-KEPT = 2
-OTHERS = "another process cannot read it"
-# A network file system that comes back, a disk on which others make room.
-MAY_PASS = frozenset(
+NUM_KEPT = 2
+OTHER_FAILED = "another process cannot read it"
+# Errors of a network file system or a full disk, which may be gone at the next attempt.
+TRANSIENT = frozenset(
     {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOENT, errno.ENOTCONN, errno.EAGAIN}
     | {errno.ENOSPC, errno.EDQUOT}
 )
@@ -42,18 +42,18 @@ _logger = logging.getLogger(__name__)
 
 
 class SaveError(Exception):
-    """A state could not be written; the states saved before are as they were.
+    """A state could not be written; the older states are unchanged.
 
-    `may_pass`: the reason is one of a network file system that may come back.
+    `is_transient` is whether another attempt may succeed.
     """
 
-    def __init__(self, reason: str, *, may_pass: bool = False) -> None:
-        self.may_pass = may_pass
+    def __init__(self, reason: str, *, is_transient: bool = False) -> None:
+        self.is_transient = is_transient
         super().__init__(reason)
 
 
 def saved_steps(directory: Path) -> list[int]:
-    """The steps whose states are complete, in order, whoever is writing more of them."""
+    """The steps of the complete states, in order; another process may be writing further ones."""
     try:
         names = os.listdir(directory)
     except OSError:
@@ -62,23 +62,23 @@ def saved_steps(directory: Path) -> list[int]:
 
 
 class RunStateStore:
-    """The saved states of one run, `directory/<step>/`; has to be closed, or used in a `with`.
+    """The saved states of one run, `directory/<step>/`; must be closed, or used in a `with`.
 
-    With `read_only` nothing is created or tidied up, so that another process may be writing.
+    With `read_only` no file is created or removed, so that another process may be writing.
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, read_only: bool = False) -> None:
-        self._directory = local_folder(directory, "the place of a run's state")
+        self._directory = local_folder(directory, "the folder of a run's states")
         for name in ("absl", "asyncio"):
-            logging.getLogger(name).addFilter(_is_not_orbaxs)  # a filter is only added once
-        _let_hosts_differ()
+            logging.getLogger(name).addFilter(_is_not_from_orbax)  # a filter is added only once
+        _allow_unequal_hosts()
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=None if read_only else KEPT,
+            max_to_keep=None if read_only else NUM_KEPT,
             create=not read_only,
             cleanup_tmp_directories=not read_only,
             read_only=read_only,
         )
-        # Handlers are named: without them a new process could not read what an old one has saved.
+        # Without explicit handlers a new process could not read the states of an old one.
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=options,
@@ -95,7 +95,7 @@ class RunStateStore:
         self.close()
 
     def latest_step(self) -> int | None:
-        """The step of the newest state, None if there is no state."""
+        """The step of the newest state; None if there is none."""
         return self._manager.latest_step()
 
     def save(
@@ -106,46 +106,46 @@ class RunStateStore:
         *,
         replace: bool = False,
     ) -> None:
-        """Starts saving a pytree of arrays, and JSON values with it; returns once it is copied.
+        """Starts saving a pytree of arrays and its JSON metadata; returns once they are copied.
 
-        The caller may overwrite or donate its arrays at once. A step that is there already is left
-        as it is, since by construction it is the same, unless `replace` says that it is not.
+        The caller may then overwrite or donate its arrays. If a state of this step exists it is
+        kept, unless `replace`: a step is a function of its inputs, so it is the same state.
 
         Raises:
           SaveError: this state, or the one before it, cannot be written.
         """
-        with self._explained():
+        with self._save_errors():
             if step in self._manager.all_steps():
                 if not replace:
                     return
                 self._manager.wait_until_finished()
                 self._manager.delete(step)
             self._manager.wait_until_finished()
-            leaves = arrays.nonempty(arrays.named_leaves(state))
-            content = arrays.seal(
-                {"step": step, "meta": dict(meta or {}), "arrays": arrays.digests(leaves)}
+            leaves = arrays.drop_empty(arrays.named_leaves(state))
+            content = arrays.add_digest(
+                {"step": step, "meta": dict(meta or {}), "arrays": arrays.compute_digests(leaves)}
             )
-            saved = self._manager.save(
+            is_saved = self._manager.save(
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(content)
                 ),
             )
-        if not saved:
+        if not is_saved:
             raise ValueError(
-                f"step {step} lies before the newest state in {self._directory}, "
+                f"step {step} is before the newest state in {self._directory}, "
                 f"{self.latest_step()}: states are saved in order."
             )
 
     @contextlib.contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turns what Orbax raises into one sentence, and frees the space of what it left behind."""
+    def _save_errors(self) -> Iterator[None]:
+        """A block whose errors become a SaveError; removes the files of the failed save."""
         try:
             yield
-        except Exception as error:  # OSErrors, TensorStore's ValueErrors, and wrappings of both
+        except Exception as error:  # OSErrors, TensorStore's ValueErrors, and wrappers of both
             if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
-                raise  # another process is gone: nothing that files could explain
-            threading.excepthook = _hush  # the other threads of a save that failed fail as well
+                raise  # another process has died: not an error of writing
+            threading.excepthook = _log_quietly  # the other threads of the failed save fail too
             if processes.is_first():
                 for rest in self._directory.glob("*orbax-checkpoint-tmp*"):
                     shutil.rmtree(rest, ignore_errors=True)
@@ -153,33 +153,33 @@ class RunStateStore:
                 self._manager.reload()
             code = _os_error(error)
             reason = _brief(error) if code is None else os.strerror(code)
-            raise SaveError(reason, may_pass=code in MAY_PASS) from error
+            raise SaveError(reason, is_transient=code in TRANSIENT) from error
 
     def restore(self, abstract: TreeT) -> tuple[TreeT, dict[str, Any]]:
-        """The newest undamaged state, in the structure of `abstract`, and what was saved with it.
+        """The newest undamaged state, in the structure of `abstract`, and its metadata.
 
-        `abstract` holds arrays or `jax.ShapeDtypeStruct`s; a leaf that has a sharding is restored
-        to it, each device reading its part. NumPy leaves come back as NumPy. If a newer state is
-        damaged a line says so and it is moved aside, so that `latest_step` is the restored step
-        and training can save over it again.
+        The leaves of `abstract` are arrays or `jax.ShapeDtypeStruct`s. A leaf with a sharding is
+        restored to it, each device reading its shard. NumPy leaves are restored as NumPy arrays. A
+        newer state that is damaged is moved aside, with a message, so that `latest_step` is the
+        restored step and the later steps can be saved again.
 
         Raises:
-          ConfigError: there is no state; none can be read; or it is the state of another run:
-            names, shapes or dtypes differ.
+          ConfigError: there is no state, none can be read, or it is of another run: names, shapes
+            or dtypes differ.
         """
-        self.wait()  # a state that is still being written would look damaged
+        self.wait()  # an incomplete state would look damaged
         steps = sorted({*self._manager.all_steps(), *saved_steps(self._directory)}, reverse=True)
-        agreement.agree("saved states", str(steps))
+        agreement.check("saved states", str(steps))
         failures: dict[int, Exception] = {}
         for step in steps:
             try:
-                with agreement.together(OTHERS):  # what follows takes all of them
+                with agreement.raise_together(OTHER_FAILED):
                     self._check_fits(step, abstract)
-                with agreement.together(OTHERS):
+                with agreement.raise_together(OTHER_FAILED):
                     restored = self._restore(step, abstract)
             except MemoryError:
                 raise
-            except Exception as error:  # Orbax has no type of its own for a damaged file
+            except Exception as error:  # Orbax has no common type for damaged files
                 failures[step] = error
                 continue
             self._move_aside(failures, step)
@@ -196,32 +196,32 @@ class RunStateStore:
         )
 
     def read_meta(self) -> dict[str, Any] | None:
-        """What was saved with the newest readable state; None without one.
+        """The metadata of the newest readable state; None if there is none.
 
-        For a look before anything is loaded: `restore` is what checks the state and repairs.
+        It does not check the arrays; `restore` does.
         """
         self.wait()
-        # Not through the manager: it would forget how to read the arrays.
+        # Not with the manager: it would replace the handler of the arrays.
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
             for step in sorted(self._manager.all_steps(), reverse=True):
                 try:
                     content = reader.restore(self._directory / str(step) / "meta")
-                    arrays.check_seal(content, step)
+                    arrays.check_digest(content, step)
                     return content["meta"]
                 except Exception:
-                    _logger.debug("the JSON values of step %d are damaged", step, exc_info=True)
+                    _logger.debug("the metadata of step %d is damaged", step, exc_info=True)
         return None
 
     def check(self, step: int) -> list[str]:
-        """Reads the state of a step against its checksums and returns the names of its arrays.
+        """The names of a state's arrays, after checking them against their checksums.
 
         Raises:
           ConfigError: it is damaged.
         """
         try:
-            # Without the shardings: they are of the devices that it was saved from.
+            # Without the saved shardings, which are those of other devices.
             stored = {
-                name: arrays.target(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+                name: arrays.restore_target(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
                 for name, leaf in self._stored(step).items()
             }
             self._read(step, stored)
@@ -229,27 +229,28 @@ class RunStateStore:
             raise
         except Exception as error:
             raise ConfigError(
-                f"the saved state {self._directory}/{step} is damaged: {_brief(error)}. A run that "
-                "goes on takes the one before it; to keep this one, restore it from a copy."
+                f"the saved state {self._directory}/{step} is damaged: {_brief(error)}. Restore it "
+                "from a copy; otherwise the run resumes from the state before it."
             ) from error
         return sorted(stored)
 
     def _check_fits(self, step: int, abstract: TreeT) -> None:
-        """Raises where a state is damaged or another run's, by its list of arrays."""
-        leaves = arrays.nonempty(arrays.named_leaves(abstract))
+        """Raises an error if the list of arrays of a state is damaged or of another run."""
+        leaves = arrays.drop_empty(arrays.named_leaves(abstract))
         arrays.check_same(self._stored(step), leaves, f"{self._directory}/{step}")
 
     def _restore(self, step: int, abstract: TreeT) -> tuple[TreeT, dict[str, Any]]:
         named = arrays.named_leaves(abstract)
-        leaves = {name: arrays.target(leaf) for name, leaf in arrays.nonempty(named).items()}
-        state, meta = self._read(step, leaves)
+        targets = {n: arrays.restore_target(leaf) for n, leaf in arrays.drop_empty(named).items()}
+        state, meta = self._read(step, targets)
         values = [
-            state[name] if name in leaves else arrays.empty(leaf) for name, leaf in named.items()
+            state[name] if name in targets else arrays.make_empty(leaf)
+            for name, leaf in named.items()
         ]
         return jax.tree.unflatten(jax.tree.structure(abstract), values), meta
 
     def _read(self, step: int, leaves: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The arrays of a state and its JSON values, once they are what was saved."""
+        """The arrays and the metadata of a state, checked against their checksums."""
         restored: Any = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -257,17 +258,15 @@ class RunStateStore:
             ),
         )
         content = restored.meta
-        arrays.check_seal(content, step)
-        expected, found = content["arrays"], arrays.digests(restored.state)
-        wrong = [n for n in sorted(expected | found) if expected.get(n) != found.get(n)]
+        arrays.check_digest(content, step)
+        expected, actual = content["arrays"], arrays.compute_digests(restored.state)
+        wrong = [n for n in sorted(expected | actual) if expected.get(n) != actual.get(n)]
         if wrong:
-            raise ValueError(
-                f"not what was saved, by their SHA-256: {', '.join(wrong[: arrays.SHOWN])}"
-            )
+            raise ValueError(f"the SHA-256 differs: {', '.join(wrong[: arrays.SHOWN])}")
         return restored.state, content["meta"]
 
     def _stored(self, step: int) -> dict[str, Any]:
-        """Shape and dtype of every leaf of a saved state."""
+        """The shape and dtype of every array of a saved state, by name."""
         metadata = self._manager.item_metadata(step).state
         if metadata is None or metadata.tree is None:
             raise ValueError("its list of arrays is missing")
@@ -275,7 +274,7 @@ class RunStateStore:
 
     def _move_aside(self, failures: Mapping[int, Exception], restored: int) -> None:
         if failures:
-            with agreement.together("the first process cannot move a damaged state"):
+            with agreement.raise_together("the first process cannot move a damaged state"):
                 if processes.is_first():
                     self._move(failures, restored)
             self._manager.reload()
@@ -292,38 +291,38 @@ class RunStateStore:
             )
 
     def wait(self) -> None:
-        """Returns when everything is on disk.
+        """Waits until everything is on disk.
 
         Raises:
           SaveError: it cannot be written.
         """
-        with self._explained():
+        with self._save_errors():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for what is being saved and ends the background threads."""
-        with self._explained():
+        """Waits for the current save and ends the background threads."""
+        with self._save_errors():
             self._manager.wait_until_finished()
             self._manager.close()
 
 
-def _hush(args: threading.ExceptHookArgs) -> None:
+def _log_quietly(args: threading.ExceptHookArgs) -> None:
     _logger.debug("a thread has failed", exc_info=args.exc_value)
 
 
-def _let_hosts_differ() -> None:
-    """Makes Orbax wait by JAX's coordinator where hosts have different numbers of devices.
+def _allow_unequal_hosts() -> None:
+    """If hosts have different numbers of devices, makes Orbax use JAX's distributed barrier.
 
-    Its own way is a collective that takes them for equal, and fails.
+    Orbax's default barrier is a collective that needs the same number on all hosts.
     """
     hosts = [device.process_index for device in jax.devices()]
     if len({hosts.count(host) for host in hosts}) > 1:
         flags.FLAGS["experimental_orbax_use_distributed_barrier"].parse("true")
 
 
-def _is_not_orbaxs(record: logging.LogRecord) -> bool:
-    """Orbax logs the traceback of every error that it raises, and that it only reads."""
-    if record.name == "asyncio":  # a save failed: `SaveError` says so
+def _is_not_from_orbax(record: logging.LogRecord) -> bool:
+    """Whether to log a record: not Orbax's tracebacks, whose errors this module reports itself."""
+    if record.name == "asyncio":  # reported by `SaveError`
         return "never retrieved" not in record.getMessage()
     return "orbax" not in record.pathname or record.levelno < logging.WARNING
 
@@ -333,7 +332,7 @@ def _brief(error: Exception) -> str:
 
 
 def _os_error(error: Exception) -> int | None:
-    """The operating system's number, which TensorStore hides at the end of its message."""
+    """The errno of an error; TensorStore has it at the end of its message."""
     if isinstance(error, OSError) and error.errno:
         return error.errno
     code = re.search(r"os_error_code='(\d+)'", str(error))

@@ -1,7 +1,7 @@
-"""Folders of safetensors: one file, or several with an index; read and written piece by piece.
+"""Folders of safetensors, one file or several with an index, read and written in blocks.
 
-No tensor is ever whole in memory because of what is here: `read` takes a slice, and `write` takes
-a tensor as the pieces that follow one another.
+No function needs a whole tensor in memory: `read` takes a slice, and `write_file` takes the values
+of a tensor in consecutive blocks. `huggingface.py` and `conversion.py` use this module.
 """
 
 from __future__ import annotations
@@ -35,52 +35,53 @@ _MALFORMED = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 
 @dataclasses.dataclass(frozen=True)
-class Stored:
+class StoredTensor:
     """One tensor in its file, not read yet."""
 
     file: Path
     name: str
     shape: tuple[int, ...]
-    dtype: str  # safetensors' name of it
+    dtype: str  # safetensors' name of the dtype
 
     @property
     def nbytes(self) -> int:
-        """Its size; floating point only."""
+        """The size in bytes; for floating-point tensors only."""
         return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
     def read(self, index: Index | None = None) -> Shaped[np.ndarray, "..."]:
-        """The tensor or a part of it; no other byte of the file is touched."""
+        """The tensor or a part of it; no other part of the file is read."""
         with _opened(self.file) as file:
             if index is None or not self.shape:
                 return file.get_tensor(self.name)
             return file.get_slice(self.name)[index]
 
 
-def find_tensors(folder: Path) -> dict[str, Stored]:
-    """Every tensor of a folder, by name: only the headers of the files are read.
+def find_tensors(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a folder, by name; reads only the headers of the files.
 
     Raises:
-      ConfigError: there are no safetensors; a file of the index is absent, or one is truncated.
+      ConfigError: there are no safetensors, a file of the index is missing, or a file is truncated.
     """
     files = _list_files(folder)
-    found: dict[str, Stored] = {}
+    tensors: dict[str, StoredTensor] = {}
     for file in files:
         with _opened(file) as opened:
             for name in opened.keys():  # noqa: SIM118 (it is no dict)
-                if name in found:
+                if name in tensors:
                     raise ConfigError(
-                        f"{name} is both in {found[name].file} and in {file}: which is meant? "
-                        "Remove one of the files."
+                        f"{name} is both in {tensors[name].file} and in {file}. Remove one of the "
+                        "files."
                     )
                 part = opened.get_slice(name)
-                found[name] = Stored(file, name, tuple(part.get_shape()), part.get_dtype())
+                shape = tuple(part.get_shape())
+                tensors[name] = StoredTensor(file, name, shape, part.get_dtype())
     if not (folder / SINGLE).is_file():
-        _check_index(folder, found)
-    return found
+        _check_index(folder, tensors)
+    return tensors
 
 
 def _list_files(folder: Path) -> list[Path]:
-    if (folder / SINGLE).is_file():  # it goes before an index, as in transformers
+    if (folder / SINGLE).is_file():  # it has precedence over an index, as in transformers
         return [folder / SINGLE]
     if (folder / INDEX).is_file():
         names = sorted(set(_read_index(folder).values()))
@@ -101,8 +102,8 @@ def _absent(folder: Path) -> str:
     other = sorted(file.name for file in folder.glob("*.safetensors"))
     if other:
         return (
-            f"{folder} has {', '.join(other[:3])}, but neither {SINGLE} nor {INDEX}, which says "
-            "what lies in which file: copy the rest of the checkpoint."
+            f"{folder} has {', '.join(other[:3])}, but neither {SINGLE} nor {INDEX}, which lists "
+            "the tensors of each file. Copy the rest of the checkpoint."
         )
     if not pytorch:
         return (
@@ -110,9 +111,8 @@ def _absent(folder: Path) -> str:
             "Download the whole model."
         )
     return (
-        f"{folder} has its weights as {pytorch[0]} only, which is a pickle: reading one runs code "
-        f"of its author's and needs torch. Where transformers is installed, write them as {SINGLE} "
-        "once:\n"
+        f"{folder} has its weights only as {pytorch[0]}, a pickle: reading it runs its author's "
+        f"code and needs torch. On a machine with transformers, convert them to {SINGLE}:\n"
         '  python -c "from transformers import T5ForConditionalGeneration as M; '
         f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\"\n"
         "(MT5ForConditionalGeneration for an mT5), and give that folder."
@@ -132,19 +132,20 @@ def _read_index(folder: Path) -> Mapping[str, str]:
         ) from error
 
 
-def _check_index(folder: Path, found: Mapping[str, Stored]) -> None:
+def _check_index(folder: Path, tensors: Mapping[str, StoredTensor]) -> None:
     index = _read_index(folder)
-    wrong = [name for name, file in index.items() if name not in found]
+    wrong = [name for name, file in index.items() if name not in tensors]
     if wrong:
         raise ConfigError(
             f"{folder / INDEX} lists {len(wrong)} tensors that the files do not have: "
-            f"{', '.join(wrong[:5])}. The files are not of one checkpoint: copy all of it again."
+            f"{', '.join(wrong[:5])}. The files are of different checkpoints. Copy the whole "
+            "checkpoint again."
         )
 
 
 @contextlib.contextmanager
 def _opened(file: Path) -> Iterator[Any]:
-    """The file, mapped only as long as it is read: resident pages would count as memory."""
+    """The file, mapped only while it is read, because resident pages count as memory."""
     try:
         with safe_open(file, framework="np") as opened:
             yield opened
@@ -155,17 +156,15 @@ def _opened(file: Path) -> Iterator[Any]:
         ) from error
 
 
-def same_values(one: Stored, other: Stored) -> bool:
-    """Whether two tensors are equal to the bit, compared piece by piece."""
-    if (one.shape, one.dtype) != (other.shape, other.dtype):
+def are_equal(a: StoredTensor, b: StoredTensor) -> bool:
+    """Whether two tensors are equal bit for bit, compared block by block."""
+    if (a.shape, a.dtype) != (b.shape, b.dtype):
         return False
-    return all(
-        one.read(index).tobytes() == other.read(index).tobytes() for index in row_blocks(one.shape)
-    )
+    return all(a.read(index).tobytes() == b.read(index).tobytes() for index in row_blocks(a.shape))
 
 
 def row_blocks(shape: tuple[int, ...], itemsize: int = 4, limit: int = 2**25) -> Iterator[Index]:
-    """Slices of whole rows, each of `limit` bytes or a single row, that make up a tensor.
+    """Slices of whole rows that partition a tensor, each at most `limit` bytes or a single row.
 
     >>> [index[0] for index in row_blocks((5, 2**22))]
     [slice(0, 2, None), slice(2, 4, None), slice(4, 5, None)]
@@ -180,8 +179,8 @@ def row_blocks(shape: tuple[int, ...], itemsize: int = 4, limit: int = 2**25) ->
 
 
 @dataclasses.dataclass(frozen=True)
-class Planned:
-    """A tensor to be written: its name, shape and dtype are in the header before any value is."""
+class PlannedTensor:
+    """The name, shape and dtype of a tensor to write, for the header of its file."""
 
     name: str
     shape: tuple[int, ...]
@@ -189,13 +188,13 @@ class Planned:
 
     @property
     def nbytes(self) -> int:
-        """Its size in the file."""
+        """The size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def plan_files(tensors: Iterable[Planned], max_bytes: int) -> dict[str, list[Planned]]:
-    """Which file each tensor goes to, in order; a file exceeds `max_bytes` by no second tensor."""
-    files: list[list[Planned]] = [[]]
+def plan_files(tensors: Iterable[PlannedTensor], max_bytes: int) -> dict[str, list[PlannedTensor]]:
+    """The tensors of each file, in order; a file exceeds `max_bytes` only with a single tensor."""
+    files: list[list[PlannedTensor]] = [[]]
     for tensor in tensors:
         if files[-1] and sum(t.nbytes for t in files[-1]) + tensor.nbytes > max_bytes:
             files.append([])
@@ -208,8 +207,8 @@ def plan_files(tensors: Iterable[Planned], max_bytes: int) -> dict[str, list[Pla
     }
 
 
-def write_index(folder: Path, files: Mapping[str, list[Planned]]) -> None:
-    """Says what lies in which file, where there are several."""
+def write_index(folder: Path, files: Mapping[str, list[PlannedTensor]]) -> None:
+    """Writes the index, the file of each tensor, if there are several files."""
     if len(files) == 1:
         return
     total = sum(tensor.nbytes for tensors in files.values() for tensor in tensors)
@@ -221,14 +220,14 @@ def write_index(folder: Path, files: Mapping[str, list[Planned]]) -> None:
 
 
 def write_file(
-    path: Path, tensors: Iterable[Planned], pieces: Iterable[Shaped[np.ndarray, "..."]]
+    path: Path, tensors: Iterable[PlannedTensor], pieces: Iterable[Shaped[np.ndarray, "..."]]
 ) -> None:
-    """Writes one file, of pieces that are the tensors' values one after another, in order.
+    """Writes one file; `pieces` are consecutive blocks of the values of all tensors, in order.
 
-    (safetensors' own writer takes all tensors of a file at once.)
+    safetensors' own writer needs all tensors of a file in memory.
     """
     tensors = list(tensors)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers asks for it
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers needs it
     offset = 0
     for tensor in tensors:
         header[tensor.name] = {
@@ -244,4 +243,4 @@ def write_file(
         for piece in pieces:
             file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
         written = file.tell() - 8 - len(text)
-    assert written == offset, f"{path}: {written} bytes written, {offset} announced"
+    assert written == offset, f"{path}: {written} bytes written, expected {offset}"

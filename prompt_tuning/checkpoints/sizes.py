@@ -1,4 +1,4 @@
-"""The published models by name, in Python; gin/models/ has the same sizes for the command line."""
+"""The sizes of published models by name, for Python; gin/models/ has the same for the commands."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _BYT5: dict[str, Sizes] = {
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """Models that differ in nothing but their sizes."""
+    """Models that differ only in their sizes."""
 
     sizes: Mapping[str, Sizes]
     num_embeddings: int
@@ -54,7 +54,7 @@ NAMES = tuple(f"{name}_{size}" for name, family in FAMILIES.items() for size in 
 
 
 def model_config(name: str) -> ModelConfig:
-    """The sizes of a published model; "base" alone is T5 1.1's, and "tiny" comes with the package.
+    """The sizes of a published model; "base" is T5 1.1's, "tiny" the bundled model's.
 
     Raises:
       ConfigError: there is no model of that name.
@@ -70,8 +70,8 @@ def model_config(name: str) -> ModelConfig:
     if full not in NAMES:
         near = difflib.get_close_matches(full, NAMES, n=3) or NAMES
         raise ConfigError(
-            f"no model is called {name!r}. Did you mean one of: {', '.join(near)}? Sizes of your "
-            "own are a prompt_tuning.config.ModelConfig."
+            f"no model is called {name!r}. Did you mean one of: {', '.join(near)}? For other sizes "
+            "make a prompt_tuning.config.ModelConfig."
         )
     family, size = full.rsplit("_", 1)
     encoder, decoder, heads, head, embed, mlp = FAMILIES[family].sizes[size]

@@ -1,7 +1,7 @@
-"""Adafactor's moments under the names that they have in a T5X checkpoint, and back.
+"""Adafactor's moments under T5X's names, and back; for checkpoints of pre-training.
 
-optax keeps trees of moments (`v_row/<parameter>`), T5X moments of each parameter
-(`<parameter>/v_row`); the arrays are the same, down to the ones of length 1 that stand for nothing.
+optax stores trees of moments (`v_row/<parameter>`), T5X the moments of each parameter
+(`<parameter>/v_row`). The arrays are equal, including placeholders of length 1.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ _KINDS = ("v", "v_row", "v_col")
 
 
 def get_slots(opt_state: Any) -> dict[str, Array]:
-    """T5X's `param_states` of an optimizer that `optim.make_optimizer` made with Adafactor."""
+    """T5X's `param_states`, from the state of Adafactor as `optim.make_optimizer` makes it."""
     slots: dict[str, Array] = {}
     for path, value in jax.tree_util.tree_leaves_with_path(opt_state):
         if (name := _slot_name(path)) is not None:
             slots[name] = value
-            # T5X's place for the momentum, which T5 does not use.
+            # T5X's slot of the momentum, which T5 does not use.
             slots[name.rpartition("/")[0] + "/m"] = jnp.zeros((1,), jnp.float32)
     return slots
 
 
 def set_slots(opt_state: Any, slots: Mapping[str, Array] | None, *, count: int) -> Any:
-    """The optimizer's state with these moments, or its own, after `count` steps of this run."""
+    """The optimizer's state with these moments (None: unchanged), after `count` steps of a run."""
 
-    def replaced(path: tuple[Any, ...], value: Array) -> Array:
+    def replace(path: tuple[Any, ...], value: Array) -> Array:
         name = _slot_name(path)
         if name is not None:
             return value if slots is None else slots[name]
@@ -41,11 +41,11 @@ def set_slots(opt_state: Any, slots: Mapping[str, Array] | None, *, count: int) 
             return sharding.put(np.full(value.shape, count, value.dtype), value.sharding)
         return value
 
-    return jax.tree_util.tree_map_with_path(replaced, opt_state)
+    return jax.tree_util.tree_map_with_path(replace, opt_state)
 
 
 def _slot_name(path: tuple[Any, ...]) -> str | None:
-    """`<parameter>/<kind>` for a moment; the last key of its path is the parameter's name."""
+    """`<parameter>/<kind>` for a moment, else None; a moment's last key is the parameter's name."""
     *_, owner, last = (None, *path)
     kind = getattr(owner, "name", None)
     return f"{last.key}/{kind}" if last is not None and kind in _KINDS else None

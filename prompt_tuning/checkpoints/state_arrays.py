@@ -1,6 +1,6 @@
-"""The arrays of a run's state as they are saved: by name, with a checksum each, sealed.
+"""The arrays of a run's state by name, and their checksums.
 
-For `run_state.py`, which hands them to Orbax.
+`run_state.py` saves them with Orbax, and checks them when it restores a state.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import numpy as np
 
 from prompt_tuning.config import ConfigError
 
-SHOWN = 5  # differences, in an error
+SHOWN = 5  # differences shown in an error
 
 
 def named_leaves(tree: Any) -> dict[str, Any]:
-    """The leaves under readable names: `opt_state/inner_states/train/0/mu/prompt`.
+    """The leaves by readable name, such as `opt_state/inner_states/train/0/mu/prompt`.
 
-    Saving a flat dictionary keeps us independent of how Orbax treats named tuples, empty states
-    and None; the structure is the caller's to give back.
+    A flat dictionary does not depend on how Orbax saves named tuples, empty states and None. The
+    caller restores the structure.
     """
     paths = jax.tree_util.tree_leaves_with_path(tree)
     leaves = {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in paths}
@@ -32,13 +32,13 @@ def named_leaves(tree: Any) -> dict[str, Any]:
     return leaves
 
 
-def nonempty(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """What is saved: Orbax refuses arrays without elements."""
+def drop_empty(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves that have elements; Orbax cannot save the others."""
     return {name: leaf for name, leaf in leaves.items() if 0 not in leaf.shape}
 
 
-def target(leaf: Any) -> Any:
-    """What Orbax needs to restore a leaf; one without a sharding goes to the first device."""
+def restore_target(leaf: Any) -> Any:
+    """Orbax's argument to restore a leaf; without a sharding it is restored to the first device."""
     if isinstance(leaf, np.ndarray):
         return leaf
     sharding = getattr(leaf, "sharding", None)
@@ -46,8 +46,8 @@ def target(leaf: Any) -> Any:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
-def empty(leaf: Any) -> Any:
-    """An array without elements, as `leaf` is one."""
+def make_empty(leaf: Any) -> Any:
+    """An array of the same shape and dtype as `leaf`, which has no elements."""
     numpy = np if isinstance(leaf, np.ndarray) else jnp
     return numpy.zeros(leaf.shape, leaf.dtype)
 
@@ -56,8 +56,8 @@ def _is_key(leaf: Any) -> bool:
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def digests(leaves: Mapping[str, Any]) -> dict[str, str]:
-    """The SHA-256 of every array that this process has whole."""
+def compute_digests(leaves: Mapping[str, Any]) -> dict[str, str]:
+    """The SHA-256 of every array, by name, except arrays sharded over several processes."""
 
     def digest(leaf: Any) -> str:
         array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
@@ -66,34 +66,34 @@ def digests(leaves: Mapping[str, Any]) -> dict[str, str]:
         return content.hexdigest()
 
     whole = {n: x for n, x in leaves.items() if _is_whole(x)}
-    with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing releases Python's lock
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing releases the GIL
         return dict(zip(whole, pool.map(digest, whole.values()), strict=True))
 
 
 def _is_whole(leaf: Any) -> bool:
-    """Whether this process has all of an array: of a prompt every process has."""
+    """Whether this process has all elements of an array; replicated arrays are whole."""
     if not isinstance(leaf, jax.Array):
         return True
     return leaf.is_fully_addressable or leaf.is_fully_replicated
 
 
-def seal(content: dict[str, Any]) -> dict[str, Any]:
-    """The JSON values, and their SHA-256 with them."""
+def add_digest(content: dict[str, Any]) -> dict[str, Any]:
+    """The JSON values with their SHA-256 added."""
     text = json.dumps(content, sort_keys=True)
     return {**content, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
-def check_seal(content: Mapping[str, Any], step: int) -> None:
-    """Raises ValueError where they are not what was sealed, for this step."""
+def check_digest(content: Mapping[str, Any], step: int) -> None:
+    """Raises ValueError if the SHA-256 of the JSON values differs, or their step."""
     rest = {key: value for key, value in content.items() if key != "sha256"}
-    if seal(rest) != content:
-        raise ValueError("its JSON values are not what was saved, by their SHA-256")
+    if add_digest(rest) != content:
+        raise ValueError("the SHA-256 of its metadata differs")
     if content.get("step", step) != step:
-        raise ValueError(f"it is the state of step {content['step']}, under another name")
+        raise ValueError(f"it is the state of step {content['step']}: the folder was renamed")
 
 
 def check_same(stored: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
-    """Refuses the state of another run; Orbax would cast another dtype silently."""
+    """Checks names, shapes and dtypes of a saved state; Orbax would silently cast dtypes."""
 
     def describe(leaf: Any) -> str:
         return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"

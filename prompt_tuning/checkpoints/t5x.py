@@ -1,7 +1,8 @@
-"""T5X checkpoints, to and from flat dictionaries of arrays; names are T5X's, joined by "/".
+"""Reads and writes T5X checkpoints, as flat dictionaries of arrays by T5X's names.
 
-`layouts.py` finds where each array lies; this file reads it, exactly the model's tree or an error,
-straight to the run's dtype and to each device's share. `training/loop.py` and `api.py` call it.
+`layouts.py` finds the location of each array. Loading is exact: the names and shapes must be the
+model's. Each device reads its own shard, in the run's dtype. `load.py` reads backbones with it;
+model tuning and pre-training write their checkpoints with it.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ from prompt_tuning.runtime.storage import explain
 PathLike = str | os.PathLike[str]
 Index = tuple[slice, ...]
 
-NAMES_SHOWN = 5  # in an error
-BYTES_IN_FLIGHT = 2**30  # on the host, between the store and the devices
+NAMES_SHOWN = 5  # names shown in an error
+BYTES_IN_FLIGHT = 2**30  # limit of bytes on the host between storage and devices
 CHUNK_BYTES = 2**24  # small enough that most shards of a matrix are whole chunks
-CHUNKS_IN_FLIGHT = 4  # of a writer
+CHUNKS_IN_FLIGHT = 4  # concurrent writes
 _FORMAT_VERSION = 3  # T5X's, since June 2021
 _READ = {"file_io_concurrency": {"limit": 64}}
 
@@ -46,8 +47,8 @@ _READ = {"file_io_concurrency": {"limit": 64}}
 def read_t5x(
     path: PathLike, shapes: Mapping[str, jax.ShapeDtypeStruct], **how: Any
 ) -> tuple[dict[str, Array], int]:
-    """All that `iter_t5x` gives, which has the arguments, and the step."""
-    checkpoint = find_checkpoint(path)  # once: its index may be far away
+    """All parameters and the step of a checkpoint; the arguments are those of `iter_t5x`."""
+    checkpoint = find_checkpoint(path)  # once, because its index may be on a remote store
     return dict(iter_t5x(checkpoint, shapes, **how)), _step(checkpoint.step)
 
 
@@ -59,45 +60,44 @@ def iter_t5x(
     shardings: Mapping[str, jax.sharding.Sharding] | None = None,
     unread: Collection[str] = (),
 ) -> Iterator[tuple[str, Array]]:
-    """The parameters named by `shapes`, of the checkpoint at a path or gs:// address, as they come.
+    """The parameters named by `shapes`, one by one, of the checkpoint at a path or gs:// address.
 
-    Loading is exact: nothing is skipped, and nothing keeps an initial value. Each device receives
-    the bytes of its own shard only, cast on the way; without `shardings` the first device receives
-    everything. Without `dtype` the dtypes are those of `shapes`. What `unread` names may be there
-    besides.
+    Loading is exact: the checkpoint must have all parameters of `shapes` and no others, except
+    those of `unread`. Each device receives only its own shard; without `shardings` the first device
+    receives everything. Without `dtype` the dtypes are those of `shapes`.
 
     Raises:
-      ConfigError: there is no such checkpoint; its names or shapes are not exactly the model's; it
-        is damaged; or it cannot be reached.
+      ConfigError: there is no such checkpoint, its names or shapes are not exactly the model's, it
+        is damaged, or it cannot be reached.
     """
     checkpoint = path if isinstance(path, Checkpoint) else find_checkpoint(path)
     context = ts.Context(_READ)
-    known = {name: leaf for name, leaf in checkpoint.params.items() if name in shapes}
-    stores = open_leaves(known, context)
-    found: dict[str, tuple[tuple[int, ...], Any]] = {
+    leaves = {name: leaf for name, leaf in checkpoint.params.items() if name in shapes}
+    stores = open_leaves(leaves, context)
+    stored: dict[str, tuple[tuple[int, ...], Any]] = {
         name: (tuple(store.shape), store.dtype.numpy_dtype) for name, store in stores.items()
     }
     others = set(checkpoint.params) - set(shapes) - set(unread)
     unknown = {name: ((), np.dtype("float32")) for name in others}
     needed = {name: tuple(shape.shape) for name, shape in shapes.items()}
-    check_tree(checkpoint.folder.url, {**found, **unknown}, needed)
+    check_tree(checkpoint.folder.url, {**stored, **unknown}, needed)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     requests = []
     for name in sorted(shapes):
         wanted = np.dtype(shapes[name].dtype if dtype is None else dtype)
         store = ts.cast(stores[name], wanted.name)
         sharding = device if shardings is None else shardings[name]
-        requests.append(_Request(name, known[name], store, sharding, wanted))
+        requests.append(_Request(name, leaves[name], store, sharding, wanted))
     yield from _restore(requests)
 
 
 def read_slots(path: PathLike, like: Mapping[str, Array]) -> dict[str, Array]:
     """The optimizer's arrays named by `like`, in its shapes, dtypes and shardings.
 
-    Names are T5X's: those of the parameters, and `/v`, `/v_row`, `/v_col`, `/m` behind.
+    Names are T5X's: a parameter's name, followed by `/v`, `/v_row`, `/v_col` or `/m`.
 
     Raises:
-      ConfigError: the checkpoint does not have exactly these.
+      ConfigError: the checkpoint does not have exactly these arrays.
     """
     checkpoint = find_checkpoint(path)
     stores = open_leaves(checkpoint.slots, ts.Context(_READ))
@@ -105,10 +105,9 @@ def read_slots(path: PathLike, like: Mapping[str, Array]) -> dict[str, Array]:
         name for name in like if tuple(stores[name].shape) != tuple(like[name].shape)
     )
     if problems:
-        found = f"has {len(stores)}" if stores else "has none"
         raise ConfigError(
-            f"the checkpoint {checkpoint.folder.url} does not hold the optimizer state that the "
-            f"run goes on with: expected {len(like)} arrays of T5X's Adafactor, it {found} (first "
+            f"the checkpoint {checkpoint.folder.url} does not have the optimizer state of this "
+            f"run: expected {len(like)} arrays of T5X's Adafactor, it has {len(stores)} (first "
             f"difference: {problems[0]}). Set RESTORE_OPTIMIZER = False to begin with empty "
             "moments."
         )
@@ -158,10 +157,10 @@ def read_param(path: PathLike, name: str, *, check: bool = False) -> np.ndarray:
 
 def _step(leaf: Leaf) -> int:
     (store,) = open_leaves({"step": leaf}, ts.Context(_READ)).values()
-    if math.prod(store.shape) != 1:  # before it is read, and memory taken for it
+    if math.prod(store.shape) != 1:  # before memory is allocated for it
         raise ConfigError(f"{leaf.what} must be one integer, found an array {tuple(store.shape)}.")
     value = explain(lambda: np.asarray(store.read().result()), leaf.folder, leaf.what)
-    # A run that T5X has resumed writes its step as a float.
+    # A run that T5X resumed saves its step as a float.
     if value.size != 1 or value.dtype.kind not in "iuf" or value.reshape(()) % 1 != 0:
         raise ConfigError(f"{leaf.what} must be one integer, found {value.dtype}{value.shape}.")
     return int(value.reshape(()))
@@ -169,39 +168,40 @@ def _step(leaf: Leaf) -> int:
 
 def check_tree(
     where: str,
-    found: Mapping[str, tuple[tuple[int, ...], Any]],
+    stored: Mapping[str, tuple[tuple[int, ...], Any]],
     needed: Mapping[str, tuple[int, ...]],
 ) -> None:
-    """Everything that keeps a checkpoint from being the model's, in one error.
+    """Checks that the arrays of a checkpoint are exactly those of the model.
 
-    `found` has the shape and the dtype of every array, `needed` the shapes of the model.
+    `stored` has the shape and the dtype of every array, `needed` the shapes of the model.
 
     Raises:
-      ConfigError: something is missing, unknown, of another shape, or not floating point.
+      ConfigError: with all arrays that are missing, unknown, of another shape, or not floating
+        point.
     """
     problems = []
-    if missing := sorted(set(needed) - set(found)):
+    if missing := sorted(set(needed) - set(stored)):
         problems.append(f"missing in the checkpoint ({len(missing)}): {_shorten(missing)}")
-    if unexpected := sorted(set(found) - set(needed)):
+    if unexpected := sorted(set(stored) - set(needed)):
         problems.append(f"unknown to the model ({len(unexpected)}): {_shorten(unexpected)}")
-    both = sorted(set(found) & set(needed))
+    both = sorted(set(stored) & set(needed))
     misshapen = [
-        f"{name} has shape {found[name][0]}, the model needs {needed[name]}"
+        f"{name} has shape {stored[name][0]}, the model needs {needed[name]}"
         for name in both
-        if found[name][0] != needed[name]
+        if stored[name][0] != needed[name]
     ]
     if misshapen:
         problems.append(f"of another shape ({len(misshapen)}): {_shorten(misshapen, '; ')}")
-    # T5X before version 3 stored bfloat16 as uint16; T5X itself refuses those files too.
-    kinds = [f"{name} is {found[name][1]}" for name in both if not _is_floating(found[name][1])]
+    # T5X before version 3 stored bfloat16 as uint16; T5X itself cannot read those files either.
+    kinds = [f"{name} is {stored[name][1]}" for name in both if not _is_floating(stored[name][1])]
     if kinds:
         problems.append(f"not floating point ({len(kinds)}): {_shorten(kinds)}")
     if problems:
         listed = "\n".join(f"  {problem}" for problem in problems)
         raise ConfigError(
             f"the checkpoint {where} does not fit the model:\n{listed}\n"
-            "Do the model's sizes (the gin file in models/) belong to this checkpoint? If so, it "
-            "is damaged: copy it again."
+            "Check that the gin file in models/ is that of this checkpoint. If it is, the "
+            "checkpoint is damaged: copy it again."
         )
 
 
@@ -227,7 +227,7 @@ class _Request(NamedTuple):
     dtype: np.dtype
 
     def start(self) -> dict[Any, tuple[ts.Future, int]]:
-        """The reads, under way, of this process's distinct shards, and their sizes in bytes."""
+        """The started reads of this process's distinct shards, and their sizes in bytes."""
         reads = {}
         for index in self.sharding.addressable_devices_indices_map(self.shape).values():
             if (key := _hashable(index)) not in reads:
@@ -245,12 +245,12 @@ def _hashable(index: Index | None) -> tuple[tuple[int | None, int | None], ...]:
 
 
 def _restore(requests: Iterable[_Request]) -> Iterable[tuple[str, Array]]:
-    """Every (name, array): reads run ahead of the copies to the devices, within a byte budget."""
+    """Every (name, array); reads run ahead of the copies to the devices, within a byte budget."""
     waiting: collections.deque[tuple[_Request, dict[Any, tuple[ts.Future, int]]]] = (
         collections.deque()
     )
     requests = list(requests)
-    # The peak of a restore is then what stays on the devices and about twice the largest parameter.
+    # The host memory of a restore is then at most about twice the largest parameter.
     largest = max((math.prod(r.shape) * r.dtype.itemsize for r in requests), default=0)
     budget, in_flight = min(BYTES_IN_FLIGHT, largest // 2), 0
     for request in requests:
@@ -267,7 +267,7 @@ def _restore(requests: Iterable[_Request]) -> Iterable[tuple[str, Array]]:
 
 
 def _return_memory() -> None:
-    """Gives freed buffers back to the system, which glibc keeps: a tenth of a backbone was seen."""
+    """Returns freed buffers to the system, which glibc would keep."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
@@ -292,26 +292,26 @@ def write_t5x(
     slots: Mapping[str, Array] | None = None,
     files: Mapping[str, str] | None = None,
 ) -> None:
-    """Writes `params` as a checkpoint in T5X's own layout, whole or not at all.
+    """Writes `params` as a checkpoint in T5X's own layout, atomically.
 
-    One parameter is made an array at a time: values that read themselves from elsewhere then
-    (`__array__`) cost the memory of the largest. Without `dtype` each keeps its own.
+    One parameter at a time is made a NumPy array, so values that read themselves lazily
+    (`__array__`) need the memory of the largest. Without `dtype` each keeps its own.
 
-    Without `slots`, the optimizer's float32 arrays, upstream finetuning needs a
-    `RestoreCheckpointConfig` that says so. `files` are texts that lie beside, which T5X does not
-    look at. Of several processes all take part, and the first writes.
+    `slots` are the optimizer's float32 arrays; without them upstream finetuning needs a
+    `RestoreCheckpointConfig` that does not restore them. `files` are texts, by file name, that T5X
+    ignores. It is a collective of all processes; the first writes.
 
     Raises:
       ConfigError: the path is not a local folder.
     """
-    whole = ((name, _gather(param)) for name, param in sorted(params.items()))
+    gathered = ((name, _gather(param)) for name, param in sorted(params.items()))
     moments = ((name, _gather(slot)) for name, slot in sorted((slots or {}).items()))
     if jax.distributed.is_initialized() and jax.process_index() != 0:
-        collections.deque(itertools.chain(whole, moments), maxlen=0)
+        collections.deque(itertools.chain(gathered, moments), maxlen=0)
         return
     with replace_folder(path) as folder:
         writer = Writer(folder)
-        for name, array in whole:
+        for name, array in gathered:
             array = array if dtype is None else array.astype(np.dtype(dtype))
             writer.add(name, array.shape, array.dtype, array.__getitem__)
         for name, slot in moments:
@@ -322,17 +322,17 @@ def write_t5x(
 
 
 def _gather(value: Array | np.ndarray) -> np.ndarray:
-    """The array on this host; one that several processes share is brought together by all."""
+    """The whole array on this host; a collective if it is sharded over several processes."""
     if isinstance(value, jax.Array) and not value.is_fully_addressable:
         return np.asarray(multihost_utils.process_allgather(value, tiled=True))
     return np.asarray(value)
 
 
 class Writer:
-    """Fills an empty folder, array by array and chunk by chunk.
+    """Writes a checkpoint to an empty folder, array by array and chunk by chunk.
 
-    Vectors and scalars go into the msgpack index and larger arrays into gzipped zarr folders, as
-    T5X does; both of its checkpoint managers read the result.
+    As T5X does, it writes vectors and scalars into the msgpack index, and larger arrays into
+    gzipped zarr folders. Both checkpoint managers of T5X read the result.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -343,7 +343,7 @@ class Writer:
     def add(
         self, name: str, shape: tuple[int, ...], dtype: np.dtype, read: Callable[[Index], Any]
     ) -> None:
-        """Writes what `read` gives for the slices of one chunk after another."""
+        """Writes an array; `read` returns the values of the slices of a chunk."""
         path = f"target.{name.replace('/', '.')}/"
         self._tree[name] = self._write(path, shape, dtype, read)
 
@@ -355,7 +355,7 @@ class Writer:
     def _write(
         self, path: str, shape: tuple[int, ...], dtype: np.dtype, read: Callable[[Index], Any]
     ) -> Any:
-        """What the index holds of an array, once it is written."""
+        """The entry of the index for an array, which it writes."""
         if len(shape) < 2:
             return np.asarray(read(tuple(slice(0, size) for size in shape)))
         chunks = _chunks(shape, dtype.itemsize)
@@ -376,7 +376,7 @@ class Writer:
         return {**spec, "kvstore": {"driver": "file", "path": path}}
 
     def close(self, step: int) -> None:
-        """Writes the index; the checkpoint is whole then."""
+        """Writes the index, which completes the checkpoint."""
         state: dict[str, Any] = {"step": np.asarray(step, np.int32)}
         if self._slots:
             state["param_states"] = traverse_util.unflatten_dict(self._slots, sep="/")
@@ -389,7 +389,9 @@ class Writer:
 
 
 def _chunks(shape: tuple[int, ...], itemsize: int) -> list[int]:
-    """Halves the longest side until a chunk is small: shards along any axis then read little else.
+    """The shape of a chunk: the longest side is halved until a chunk has at most CHUNK_BYTES.
+
+    Shards along any axis then consist mostly of whole chunks.
 
     >>> _chunks((32128, 4096), 4)
     [2008, 2048]

@@ -1,6 +1,6 @@
-"""A prompt inside a T5X checkpoint, where the original and `upstream/plugin.py` train it.
+"""Prompts inside T5X checkpoints, as the original project and `upstream/plugin.py` save them.
 
-`prompt_file.py` reads prompts through this file; `prompts/convert.py` puts them there.
+`prompts/prompt_file.py` reads prompts with it; `prompts/convert.py` writes them with it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.runtime.storage import Folder, explain, open_folder
 
 SCOPE = "encoder/prompt/prompt/"  # in T5X's tree, before the names of a prompt method's parameters
-PROMPT = SCOPE + "prompt"  # the paper's method has this one
-MAX_BYTES = 2**31  # far beyond any prompt: a damaged shape is an error, not an allocation
+PROMPT = SCOPE + "prompt"  # the parameter of the paper's method
+MAX_BYTES = 2**31  # larger than any prompt; a damaged shape is an error before the allocation
 
 
 def is_prompt_leaf(name: str) -> bool:
@@ -31,10 +31,10 @@ def is_prompt_leaf(name: str) -> bool:
 
 
 def read_t5x_prompt(path: str | os.PathLike[str]) -> tuple[Shaped[np.ndarray, "..."], int]:
-    """The prompt of a checkpoint, as it is stored, and the checkpoint's step.
+    """The prompt of a checkpoint in its stored dtype, and the checkpoint's step.
 
     Raises:
-      ConfigError: the checkpoint cannot be read, or holds no prompt of this kind.
+      ConfigError: the checkpoint cannot be read, or has no prompt of this kind.
     """
     checkpoint = find_checkpoint(path)
     leaf = checkpoint.params.get(PROMPT)
@@ -47,13 +47,13 @@ def _absent(checkpoint: Checkpoint) -> str:
     others = [name for name in checkpoint.params if "prompt" in name]
     if not others:
         return (
-            f"there is no prompt in the checkpoint {checkpoint.folder.url}: it is a model alone, "
-            f"without {PROMPT}. Give the checkpoint of a prompt tuning run, or a prompt file."
+            f"there is no prompt in the checkpoint {checkpoint.folder.url}: it has no {PROMPT}. "
+            "Give the checkpoint of a prompt tuning run, or a prompt file."
         )
     return (
         f"the checkpoint {checkpoint.folder.url} has no {PROMPT}: its prompt is of another kind "
-        f"({', '.join(sorted(others)[:5])}), and only one float[P, D] in front of the encoder's "
-        "input can be loaded. Give the prompt folder that its run wrote (prompts/step_...)."
+        f"({', '.join(sorted(others)[:5])}). Expected float[P, D] in front of the encoder's input. "
+        "Give the prompt folder that its run wrote (prompts/step_...)."
     )
 
 
@@ -73,12 +73,12 @@ def _read(leaf: Leaf) -> Shaped[np.ndarray, "..."]:
     (store,) = open_leaves({"prompt": leaf}, ts.Context()).values()
     shape, itemsize = tuple(store.shape), store.dtype.numpy_dtype.itemsize
     if math.prod(shape) * itemsize > MAX_BYTES:
-        raise ConfigError(f"{leaf.what} has shape {shape}; a prompt is a small matrix (P, D).")
+        raise ConfigError(f"{leaf.what} has shape {shape}. Expected a small matrix (P, D).")
     return explain(lambda: np.asarray(store.read().result()), leaf.folder, leaf.what)
 
 
 class _Unread:
-    """A parameter that is read when numpy converts it, and not kept in memory."""
+    """A parameter that is read each time NumPy converts it to an array."""
 
     def __init__(self, leaf: Leaf) -> None:
         self._leaf = leaf
@@ -95,10 +95,10 @@ def splice_prompt(
     prompt: Prompt,
     step: int,
 ) -> None:
-    """Writes a copy of a checkpoint with the prompt inside, under the original's name.
+    """Writes a copy of a checkpoint with the prompt under the original project's name.
 
-    Every parameter keeps its dtype and bits; one at a time is in memory. The optimizer's state is
-    not copied: T5X begins a new one. A prompt that is in the checkpoint already is replaced.
+    Parameters keep their dtypes and bits; one at a time is in memory. The optimizer's state is not
+    copied; T5X initialises it. An existing prompt is replaced.
 
     Raises:
       ConfigError: the checkpoint cannot be read, or the output is not a local folder.

@@ -1,4 +1,4 @@
-"""`t5x convert`: a backbone from Hugging Face's format to T5X's, and back."""
+"""`t5x convert`: converts a backbone from Hugging Face's format to T5X's, and back."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def _add_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--step",
         type=int,
-        help="the step that is written; a Hugging Face folder holds none (0), and the LM-adapted "
-        "T5 1.1 stand at 1100000",
+        help="the step that is written (0 for a Hugging Face folder, which has none; the "
+        "LM-adapted T5 1.1 are at step 1100000)",
     )
     command.add_argument(
         "--max_shard_size", default="5GB", metavar="SIZE", help="of a safetensors file (5GB)"
@@ -39,11 +39,10 @@ def _add_flags(command: argparse.ArgumentParser) -> None:
 def _convert(args: argparse.Namespace, rest: list[str]) -> int:
     from prompt_tuning.checkpoints.conversion import convert
 
-    if args.step is not None and not 0 <= args.step < 2**31:  # T5X keeps it in 32 bits
+    if args.step is not None and not 0 <= args.step < 2**31:  # T5X stores it in 32 bits
         raise ConfigError(f"--step must be between 0 and {2**31 - 1}, found {args.step}.")
     limit = _parse_size(args.max_shard_size)
-    done = convert(args.input, args.output, dtype=args.dtype, step=args.step, max_file_bytes=limit)
-    print(done)
+    print(convert(args.input, args.output, dtype=args.dtype, step=args.step, max_file_bytes=limit))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What a command of `t5x` is; the other modules of this room hold the commands."""
+"""The type of a command of `t5x`; the other modules of this folder define the commands."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from prompt_tuning.runtime import signals
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """One command: its line in `--help`, its flags, and what it does.
+    """One command: its line in `--help`, its flags, and its function.
 
-    `run` takes the parsed flags and what was not understood of them, which is handed on to T5X
-    where `--engine=t5x` says so, and returns the exit code.
+    `run` takes the parsed flags and the unknown ones, which are passed to T5X if --engine=t5x, and
+    returns the exit code.
     """
 
     help: str
@@ -28,7 +28,7 @@ class Command:
 
 
 def import_tensorflow() -> None:
-    """Imports TensorFlow without the lines that it writes before it reads its log level."""
+    """Imports TensorFlow and hides the lines that it writes before it reads its log level."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     noise = re.compile(
         rb"I\d{4} |WARNING: All log messages before absl::InitializeLog|E\d{4} .*call to cuInit"
@@ -38,13 +38,13 @@ def import_tensorflow() -> None:
     watch = signals.current()
     with tempfile.TemporaryFile() as log:
         os.dup2(log.fileno(), 2)
-        watch.stderr = stderr  # a signal that cannot wait for the import is still answered
+        watch.stderr = stderr  # the message on a signal during the import is still shown
         try:
             import tensorflow
 
-            # TensorFlow only reads data, and leaves accelerators to JAX. It looks for a GPU here,
-            # and logs if the machine has none.
-            with contextlib.suppress(RuntimeError):  # running already: too late to change
+            # TensorFlow only reads data; accelerators are JAX's. It looks for a GPU here, and logs
+            # an error if there is none.
+            with contextlib.suppress(RuntimeError):  # TensorFlow was used before: too late
                 tensorflow.config.set_visible_devices([], "GPU")
         finally:
             watch.stderr = 2
@@ -55,4 +55,4 @@ def import_tensorflow() -> None:
             os.write(2, b"".join(line for line in log if not noise.match(line)))
     from absl import logging
 
-    logging.set_verbosity(logging.ERROR)  # what TFDS and seqio warn of, we say ourselves
+    logging.set_verbosity(logging.ERROR)  # warnings of TFDS and seqio repeat our own messages

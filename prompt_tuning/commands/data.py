@@ -1,4 +1,4 @@
-"""`t5x list-tasks | prepare-superglue`: what there is to train on."""
+"""`t5x list-tasks | prepare-superglue`: the tasks that the project provides, and their data."""
 
 from __future__ import annotations
 

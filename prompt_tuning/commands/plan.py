@@ -1,4 +1,4 @@
-"""`t5x plan`: memory and time of a run on chips that need not be here."""
+"""`t5x plan`: estimates memory and time of a run on chips that this machine need not have."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def _plan(args: argparse.Namespace, rest: list[str]) -> int:
     from prompt_tuning.planning.chips import parse_topology
 
     topology = parse_topology(args.topology)
-    # Nothing is computed, so no accelerator is taken: programs are compiled on the CPU.
+    # Programs are only compiled, which needs no accelerator.
     os.environ["JAX_PLATFORMS"] = "cpu"
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # no TPU machine to ask
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # libtpu else queries a TPU VM's metadata
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     loaded = load(args, "train", {"MODEL_DIR": "", "INITIAL_CHECKPOINT_PATH": ""})
@@ -58,7 +58,7 @@ def _plan(args: argparse.Namespace, rest: list[str]) -> int:
 
 COMMANDS = {
     "plan": Command(
-        "say whether a run fits on some chips, and how long it takes, before renting any",
+        "estimate whether a run fits on given chips, and how long it takes",
         _add_flags,
         _plan,
     )

@@ -1,4 +1,4 @@
-"""`t5x convert-prompt | inspect-prompt`: what can be done with a prompt once it is learned."""
+"""`t5x convert-prompt | inspect-prompt`: commands on saved prompts."""
 
 from __future__ import annotations
 
@@ -22,27 +22,27 @@ def _add_convert_flags(command: argparse.ArgumentParser) -> None:
         "--checkpoint",
         default="",
         metavar="PATH",
-        help="the backbone, T5X's, Hugging Face's or tiny: the prompt is held against it, and "
-        "--format=t5x puts it into a copy of T5X's",
+        help="the backbone, T5X's, Hugging Face's or tiny: the prompt is checked against it, and "
+        "--format=t5x writes a copy of T5X's with the prompt",
     )
     command.add_argument(
         "--dead_half",
         action="store_true",
-        help="with --format=peft: write 2 P rows, as PEFT does, which uses the first P",
+        help="with --format=peft: write 2 P rows, as PEFT does, of which it uses the first P",
     )
 
 
 def _convert(args: argparse.Namespace, rest: list[str]) -> int:
     from prompt_tuning.prompts.convert import convert_prompt
 
-    said = convert_prompt(
+    lines = convert_prompt(
         args.input,
         args.output,
         args.format,
         checkpoint=args.checkpoint,
         dead_half=args.dead_half,
     )
-    print("\n".join(said))
+    print("\n".join(lines))
     return 0
 
 
@@ -58,16 +58,16 @@ def _add_inspect_flags(command: argparse.ArgumentParser) -> None:
         "--vocabulary",
         default="",
         metavar="SPEC",
-        help="as VOCABULARY; without it pieces are shown as numbers (but tiny knows its own)",
+        help="as VOCABULARY; without it pieces are shown as numbers, except those of tiny",
     )
     command.add_argument(
-        "--label_words", default="", metavar="A,B", help="words to look for (each prompt's own)"
+        "--label_words", default="", metavar="A,B", help="words to look for (each prompt's labels)"
     )
     command.add_argument(
-        "--init", default="", metavar="PATH", help="the prompt that these began as, if it was kept"
+        "--init", default="", metavar="PATH", help="the initial prompt of these prompts, if saved"
     )
     command.add_argument(
-        "--neighbours", type=int, default=5, metavar="K", help="pieces to show a row (5)"
+        "--neighbours", type=int, default=5, metavar="K", help="pieces to show for each row (5)"
     )
     command.add_argument("--plot", default="", metavar="FILE.png", help="also draw it")
     command.add_argument("--json", default="", metavar="FILE", help="also write it as JSON")
@@ -80,7 +80,7 @@ def _inspect(args: argparse.Namespace, rest: list[str]) -> int:
     if plot:
         picture.check_suffix(plot)
     values = local_file(args.json, "--json") if args.json else None
-    found = inspection.inspect_prompts(
+    report = inspection.inspect_prompts(
         args.paths,
         args.checkpoint,
         vocabulary=args.vocabulary,
@@ -88,22 +88,22 @@ def _inspect(args: argparse.Namespace, rest: list[str]) -> int:
         init=args.init,
         neighbours=args.neighbours,
     )
-    print(inspection.describe(found))
+    print(inspection.describe(report))
     if values:
-        text = json.dumps(found.to_json(), indent=1, ensure_ascii=False)
+        text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
         with writing(f"--json={values}"):
             replace_text(values, text + "\n")
     if plot:
         with writing(f"--plot={plot}"):
-            picture.draw(found, plot)
+            picture.draw(report, plot)
     return 0
 
 
 def local_file(path: str, flag: str) -> Path:
-    """A file to write, whose folder is made.
+    """The path of a file to write; makes its folder.
 
     Raises:
-      ConfigError: it lies in a bucket, is a folder, or its folder cannot be made.
+      ConfigError: it is in a bucket, is a folder, or its folder cannot be made.
     """
     file = Path(path).expanduser()
     if "://" in path or file.is_dir():
@@ -120,7 +120,7 @@ COMMANDS = {
         _convert,
     ),
     "inspect-prompt": Command(
-        "what a prompt is near: norms, nearest pieces, label words, other prompts",
+        "inspect prompts: row norms, nearest pieces, label words, similarity to other prompts",
         _add_inspect_flags,
         _inspect,
     ),

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 RUNS = {"train": Experiment, "eval": EvalRun, "infer": InferRun}
 _INPUT = "rows to answer, a text or a JSON object a line, instead of a task; - is standard input"
-_OUTPUT = "where the answers go, a JSON object a line, instead of INFER_OUTPUT_DIR; - is the screen"
+_OUTPUT = "file of the answers, JSON lines, instead of INFER_OUTPUT_DIR; - is standard output"
 
 
 def add_gin_flags(command: argparse.ArgumentParser) -> None:
@@ -26,13 +26,13 @@ def add_gin_flags(command: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="sets a macro after all files; --gin.NAME=VALUE is the same. Strings need quotes of "
-        "their own: --gin.MODEL_DIR=\"'runs/boolq'\"",
+        help="sets a macro after all files; --gin.NAME=VALUE is the same. Strings need a second "
+        "pair of quotes: --gin.MODEL_DIR=\"'runs/boolq'\"",
     )
     command.add_argument(
         "--gin_search_paths", default="", metavar="A,B", help="more folders to find gin files in"
     )
-    command.add_argument("--tfds_data_dir", help="where TFDS keeps its data (TFDS_DATA_DIR)")
+    command.add_argument("--tfds_data_dir", help="folder of TFDS's data (TFDS_DATA_DIR)")
 
 
 def _add_run_flags(command: argparse.ArgumentParser) -> None:
@@ -40,20 +40,20 @@ def _add_run_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--dry_run",
         action="store_true",
-        help="print the settings, as show-config does, and for train mesh, memory and batch; stop",
+        help="only print the settings, as show-config does, and for train mesh, memory and batch",
     )
     _add_process_flags(command)
     command.add_argument(
         "--compilation_cache",
         metavar="DIR|off",
-        help="where compiled programs are kept (a folder of the user's cache)",
+        help="folder of compiled programs (a folder in the user's cache)",
     )
     command.add_argument(
         "--engine",
         choices=["embedded", "t5x"],
         default="embedded",
-        help="what runs it: the project's own runtime, or upstream T5X (docs/t5x.md); T5X is "
-        "handed every flag that is not listed here (embedded)",
+        help="the project's own runtime, or upstream T5X (docs/t5x.md), which also gets every flag "
+        "that is not listed here (embedded)",
     )
 
 
@@ -63,7 +63,7 @@ def _add_train_flags(command: argparse.ArgumentParser) -> None:
         "--debug-nans",
         "--debug_nans",
         action="store_true",
-        help="stop at the first NaN and say which line of the model made it; slower",
+        help="stop at the first NaN and name the line of the model that made it; slower",
     )
 
 
@@ -75,15 +75,15 @@ def _add_process_flags(command: argparse.ArgumentParser) -> None:
         help="this is one of several processes, of any kind of device (docs/scale.md)",
     )
     command.add_argument("--coordinator_address", metavar="HOST:PORT", help="of process 0")
-    command.add_argument("--process_count", type=int, help="how many processes there are")
-    command.add_argument("--process_index", type=int, help="which one this is, from 0")
+    command.add_argument("--process_count", type=int, help="the number of processes")
+    command.add_argument("--process_index", type=int, help="the number of this process, from 0")
 
 
 def _join_processes(args: argparse.Namespace) -> None:
-    """Joins the other processes of the run, where there are any, below a guard.
+    """Joins the other processes of the run, if there are any; starts a guard first.
 
     Raises:
-      SystemExit: this process was the guard, and its child is done.
+      SystemExit: this process was the guard, and its child has ended.
     """
     from prompt_tuning.runtime import guard, processes
 
@@ -91,9 +91,12 @@ def _join_processes(args: argparse.Namespace) -> None:
     flags.check()
     if not processes.is_wanted(flags):
         return
-    if args.mode == "infer":  # under srun each may answer a part of the rows by itself
+    if args.mode == "infer":  # several independent processes may be started with srun
         if flags.multiprocess_gpu:
-            raise ConfigError("`t5x infer` runs in one process: give it a part of the rows each.")
+            raise ConfigError(
+                "--multiprocess_gpu: `t5x infer` runs in one process. Give each process a part of "
+                "the rows."
+            )
         return
     if not guard.is_child():
         raise SystemExit(guard.run_guarded(f"t5x {args.mode}", args.argv))
@@ -102,10 +105,10 @@ def _join_processes(args: argparse.Namespace) -> None:
 
 
 def _process_arguments(args: argparse.Namespace) -> list[str]:
-    """The flags as T5X's own command line takes them."""
-    named = ("coordinator_address", "process_count", "process_index")
-    given = [f"--{name}={getattr(args, name)}" for name in named if getattr(args, name) is not None]
-    return ["--multiprocess_gpu", *given] if args.multiprocess_gpu else given
+    """The flags of several processes, in the form of T5X's own command line."""
+    names = ("coordinator_address", "process_count", "process_index")
+    flags = [f"--{name}={getattr(args, name)}" for name in names if getattr(args, name) is not None]
+    return ["--multiprocess_gpu", *flags] if args.multiprocess_gpu else flags
 
 
 def _add_infer_flags(command: argparse.ArgumentParser) -> None:
@@ -128,10 +131,7 @@ def load(
     from prompt_tuning.config import gin_reader
 
     if not args.gin_file:
-        raise ConfigError(
-            "no --gin_file is given, so there is nothing to run. Try --gin_file=demo.gin, or see "
-            "--help."
-        )
+        raise ConfigError("no --gin_file is given. Try --gin_file=demo.gin, or see --help.")
     bindings = list(args.gin_bindings)
     if args.tfds_data_dir is not None:
         bindings.append(f"TFDS_DATA_DIR = {args.tfds_data_dir!r}")
@@ -159,13 +159,13 @@ def load(
 
 
 def _start(args: argparse.Namespace, rest: list[str]) -> tuple[gin_reader.Loaded, str] | None:
-    """The settings and their text, or nothing where all is done: a dry run, or T5X's."""
+    """The settings and their text; None if a dry run or upstream T5X has done the work."""
     from prompt_tuning.config import gin_reader
 
     loaded = load(args, args.mode)
     if args.dry_run:
         if args.mode == "train" and args.engine == "embedded":
-            _join_processes(args)  # what there is on all of them
+            _join_processes(args)  # to print the devices of all processes
         print(gin_reader.to_gin(loaded.run, loaded.provenance), end="")
         if args.mode == "train":
             _print_devices(loaded.experiment)
@@ -173,21 +173,21 @@ def _start(args: argparse.Namespace, rest: list[str]) -> tuple[gin_reader.Loaded
     if args.engine == "t5x":
         from prompt_tuning.upstream import engine
 
-        theirs = [text for text in args.gin_bindings if not gin_reader.is_ours(text)]
-        theirs = [*(f"--gin.{text}" for text in theirs), *_process_arguments(args), *rest]
-        engine.run(args.mode, loaded, theirs)
+        bindings = [text for text in args.gin_bindings if not gin_reader.is_ours(text)]
+        flags = [*(f"--gin.{text}" for text in bindings), *_process_arguments(args), *rest]
+        engine.run(args.mode, loaded, flags)
         return None
     from prompt_tuning.runtime import compilation_cache, memory, threads
 
     memory.keep_freed()
-    threads.provide()
+    threads.set_count()
     _join_processes(args)
-    compilation_cache.use(args.compilation_cache)
+    compilation_cache.enable(args.compilation_cache)
     return loaded, gin_reader.to_gin(loaded.run)
 
 
 def _print_devices(experiment: Experiment) -> None:
-    """As comments: what is printed stays a gin file."""
+    """Prints mesh, memory and batch as comments, so that the output is a gin file."""
     from prompt_tuning.planning.devices import describe_devices
 
     print("\n" + "".join(f"# {line}\n" for line in describe_devices(experiment).splitlines()))
@@ -199,7 +199,7 @@ def train(args: argparse.Namespace, rest: list[str]) -> int:
         loaded, text = started
         from prompt_tuning.session.session import open_session
 
-        with open_session(loaded.run) as session:  # reads the backbone meanwhile
+        with open_session(loaded.run) as session:  # reads the backbone in the background
             import_tensorflow()
             from prompt_tuning.pretraining.run import Pretraining
             from prompt_tuning.training import loop
@@ -231,7 +231,7 @@ def evaluate(args: argparse.Namespace, rest: list[str]) -> int:
 
 def _infer(args: argparse.Namespace, rest: list[str]) -> int:
     if (started := _start(args, rest)) is not None:
-        if not args.input:  # the rows of a task; answering a file needs none
+        if not args.input:  # the rows of a task; a file needs no TensorFlow
             import_tensorflow()
         from prompt_tuning.serving import infer
 
@@ -259,7 +259,7 @@ COMMANDS = {
     ),
     "infer": Command("answer the rows of a task or of a file", _add_infer_flags, _infer),
     "show-config": Command(
-        "print every setting with its value, and where it was set",
+        "print every setting, its value and the file that set it",
         _add_show_config_flags,
         _show_config,
     ),

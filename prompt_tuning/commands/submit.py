@@ -1,4 +1,4 @@
-"""`t5x submit-superglue`: the files for SuperGLUE's test server, and whether they are in order."""
+"""`t5x submit-superglue`: writes and checks the files for SuperGLUE's test server."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def _add_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--zip", action="store_true", help="also write submission.zip there")
     command.add_argument("--check", metavar="FOLDER|ZIP", help="check a submission and stop")
     command.add_argument(
-        "--jsonl_dir", default="", help="for --check: the official release, whose idx are wanted"
+        "--jsonl_dir", default="", help="for --check: folder of the official release, with its idx"
     )
 
 
@@ -26,13 +26,13 @@ def _submit(args: argparse.Namespace, rest: list[str]) -> int:
         print("\n".join(submission_format.check(args.check, args.jsonl_dir)))
         return 0
     if not args.submission_dir:
-        raise ConfigError("give --submission_dir=FOLDER to write, or --check=FOLDER|ZIP.")
+        raise ConfigError("no folder is given. Give --submission_dir=FOLDER or --check=FOLDER|ZIP.")
     from prompt_tuning.runtime import compilation_cache, memory, processes, threads
 
     processes.check_alone("a submission")
     memory.keep_freed()
-    threads.provide()
-    compilation_cache.use(None)
+    threads.set_count()
+    compilation_cache.enable(None)
     fallbacks = {"MIXTURE_OR_TASK_NAME": (), "EVAL_OUTPUT_DIR": args.submission_dir}
     loaded = runs.load(args, "eval", fallbacks)
     import_tensorflow()
@@ -44,7 +44,7 @@ def _submit(args: argparse.Namespace, rest: list[str]) -> int:
 
 COMMANDS = {
     "submit-superglue": Command(
-        "answer SuperGLUE's test sets in the form of its server, or check such files",
+        "answer SuperGLUE's test sets in the format of its server, or check such files",
         _add_flags,
         _submit,
     )

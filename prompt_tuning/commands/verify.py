@@ -1,7 +1,7 @@
-"""`t5x verify`: whether files are what was written.
+"""`t5x verify`: checks prompts, run states and checkpoints for damage.
 
-Prompts and run states have checksums of their own. Checkpoints are read from end to end, which
-finds what is truncated or missing; a manifest, if there is one, finds every other change.
+Prompts and run states contain checksums. Checkpoints are read completely, which detects missing and
+truncated files; a manifest, if there is one, detects every change.
 """
 
 from __future__ import annotations
@@ -15,29 +15,28 @@ from prompt_tuning.config import ConfigError
 
 STATES = "checkpoints"  # in a MODEL_DIR
 
-Check = tuple[str, Callable[[], str]]  # what is checked; returns why it is good
+Check = tuple[str, Callable[[], str]]  # what is checked; a function that returns the result
 
 
 def verify(path: str, *, write: bool = False) -> tuple[list[str], list[str]]:
-    """What is good at `path` and what is not, a sentence each.
+    """A sentence for each check at `path` that passed, and for each that failed.
 
     With `write` a manifest is recorded if nothing is damaged.
 
     Raises:
-      ConfigError: there is nothing at the path, or nothing to check it by.
+      ConfigError: the path does not exist, or has no checksums.
     """
     from prompt_tuning.checkpoints import manifest
 
     if "://" in path:
         raise ConfigError(
-            f"expected a local path, found {path}. Copy it here first; a manifest that was "
-            "recorded at its source is copied along."
+            f"expected a local path, found {path}. Copy it first, with its manifest if it has one."
         )
     place = Path(path).expanduser()
     if not place.exists():
-        raise ConfigError(f"there is nothing at {place}. Check the path.")
+        raise ConfigError(f"{place} does not exist. Check the path.")
     if write and not place.is_dir():
-        raise ConfigError(f"--write: a manifest is recorded for a folder, and {place} is a file.")
+        raise ConfigError(f"--write: {place} is a file. Give a folder.")
     checks = list(_checks(place))
     if not write and (not checks or (place / manifest.NAME).exists()):
         checks.append(_by_manifest(place))
@@ -53,7 +52,7 @@ def verify(path: str, *, write: bool = False) -> tuple[list[str], list[str]]:
 
 
 def _checks(place: Path) -> Iterator[Check]:
-    """What there is to check without a manifest of the folder itself."""
+    """The checks that need no manifest of the folder itself."""
     from prompt_tuning.prompts import prompt_file
 
     def has(*names: str) -> bool:
@@ -86,7 +85,7 @@ def _check_model_dir(place: Path) -> Iterator[Check]:
 
 
 def _checkpoints(place: Path) -> list[Path]:
-    """Those of a MODEL_DIR, in the order of their steps."""
+    """The checkpoints in a MODEL_DIR, in the order of their steps."""
     steps = {path: path.name.removeprefix("checkpoint_") for path in place.glob("checkpoint_*")}
     numbered = [path for path, step in steps.items() if step.isdigit()]
     return sorted(numbered, key=lambda path: int(steps[path]))
@@ -122,15 +121,15 @@ def _read_prompt(place: Path) -> str:
     prompt, metadata = prompt_file.load_prompt(place)
     shape = " x ".join(map(str, prompt.rows.shape))
     if metadata is None:
-        return f"{shape}, can be read; it has no checksum of its own"
+        return f"{shape}, can be read; it has no checksum"
     return f"{shape}, with the SHA-256 it was written with"
 
 
 def _read_checkpoint(place: Path) -> str:
-    """Reads every parameter, and says how many there are.
+    """A sentence on a checkpoint, of which it reads every parameter.
 
     Raises:
-      ConfigError: one is missing, truncated or not finite; or they are not those of a T5.
+      ConfigError: a parameter is missing, truncated or not finite, or the model is not a T5.
     """
     import numpy as np
 
@@ -150,16 +149,16 @@ def _read_checkpoint(place: Path) -> str:
         array = t5x.read_param(place, name, check=True)
         if array.dtype.kind not in "fV":  # bfloat16 is a V
             raise ConfigError(
-                f"{name} of the checkpoint {place} holds {array.dtype}, expected floating-point "
-                "numbers: it is damaged, or no model. Copy it again."
+                f"{name} of the checkpoint {place} is {array.dtype}. Expected floating-point "
+                "numbers: the checkpoint is damaged, or no model. Copy it again."
             )
         if not np.isfinite(array.astype(np.float32)).all():
             raise ConfigError(
-                f"{name} of the checkpoint {place} holds values that are not finite: its training "
-                "diverged, or it is damaged. Take another one."
+                f"{name} of the checkpoint {place} has values that are not finite: its training "
+                "diverged, or it is damaged. Choose another checkpoint."
             )
-    has = (place / manifest.NAME).exists()
-    more = "" if has else "; bits that flipped show against a manifest only (--write)"
+    has_manifest = (place / manifest.NAME).exists()
+    more = "" if has_manifest else "; flipped bits are detected only by a manifest (--write)"
     return f"{len(shapes)} arrays, step {t5x.read_step(place)}, all can be read{more}"
 
 

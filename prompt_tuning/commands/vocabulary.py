@@ -1,4 +1,4 @@
-"""`t5x train-vocabulary`: a SentencePiece model of any text."""
+"""`t5x train-vocabulary`: trains a SentencePiece model on text files."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from prompt_tuning.commands.command import Command, import_tensorflow
 
 def _add_vocabulary_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--input", required=True, action="append", help="text files, or a pattern; repeatedly"
+        "--input",
+        required=True,
+        action="append",
+        help="text files, or a pattern; may be given repeatedly",
     )
     command.add_argument("--output", required=True, help="the model to write, e.g. en.model")
     command.add_argument("--size", type=int, required=True, help="pieces, without the sentinels")
     command.add_argument(
         "--model_type", choices=["unigram", "bpe"], default="unigram", help="(unigram, as T5's)"
     )
-    command.add_argument("--field", default="text", help="of JSON lines (text)")
+    command.add_argument("--field", default="text", help="the field of JSON lines (text)")
 
 
 def _train_vocabulary(args: argparse.Namespace, rest: list[str]) -> int:

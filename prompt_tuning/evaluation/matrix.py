@@ -48,7 +48,7 @@ def run_eval(run: EvalRun, *, session: Session | None = None, config_text: str =
     """
     with session or open_session(run) as session:
         mesh = session.mesh
-        agreement.agree("settings", f"{config_hash(run)} {mesh.shape}")
+        agreement.check("settings", f"{config_hash(run)} {mesh.shape}")
         evaluator = Evaluator(session.model, mesh, run.eval, run.data)
         files = find_prompts(run.prompt_file)
         labels = run.class_labels
@@ -59,8 +59,8 @@ def run_eval(run: EvalRun, *, session: Session | None = None, config_text: str =
     prompts = load_prompts(files, run.model.embed_dim, backbone, data.vocabulary_identity)
     if processes.count() > 1:
         read = f"{setup.fingerprint(data)} {data.vocabulary_identity} {backbone.identity}"
-        agreement.agree("rows, vocabulary or backbone", read)
-        agreement.agree("prompts", b"".join(np.asarray(p.prompt.rows).tobytes() for p in prompts))
+        agreement.check("rows, vocabulary or backbone", read)
+        agreement.check("prompts", b"".join(np.asarray(p.prompt.rows).tobytes() for p in prompts))
     pairs = _pair(run, prompts, data.eval_tasks)
     if run.eval.baselines or not prompts:
         bare = NamedPrompt(NO_PROMPT, no_prompt(run.model), backbone.step)
@@ -161,5 +161,5 @@ def _refuse_model_dir(output_dir: Path) -> None:
     if (output_dir / "checkpoints").is_dir() or (output_dir / "prompts").is_dir():
         raise ConfigError(
             f"EVAL_OUTPUT_DIR {output_dir} is the MODEL_DIR of a run, whose records would be "
-            "overwritten: choose a folder of its own."
+            "overwritten. Choose another folder."
         )

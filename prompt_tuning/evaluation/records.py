@@ -87,7 +87,7 @@ class RunLog:
 
     def _append(self, name: str, text: str) -> None:
         path = self.model_dir / name
-        retry.retried(lambda: append_text(path, text), path)
+        retry.write_with_retries(lambda: append_text(path, text), path)
 
     def _draw(self, folder: str, step: int, values: Mapping[str, float]) -> None:
         from tensorboardX import SummaryWriter  # slow: it imports PyTorch if that is installed
@@ -109,7 +109,7 @@ class RunLog:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         path, text = self.model_dir / EVALUATIONS / f"{task}-{step:06d}.jsonl", "".join(lines)
         path.parent.mkdir(parents=True, exist_ok=True)
-        retry.retried(lambda: replace_text(path, text), path)
+        retry.write_with_retries(lambda: replace_text(path, text), path)
 
     def analysis(self, step: int, task: str, counts: Mapping[str, Any]) -> None:
         """Writes the error analysis: confusions, illegal outputs, agreement."""

@@ -133,54 +133,54 @@ def take_rows(x: Shaped[Array, "R *D"], rows: Int[Array, "G C"]) -> Shaped[Array
 
 @jax.custom_vjp
 def attend(
-    query: Float[Array, "B Q H K"],
-    key: Float[Array, "B S H K"],
-    value: Float[Array, "B S H K"],
-    bias: Float[Array, "#B #H Q S"],
-) -> Float[Array, "B Q H K"]:
+    query: Float[Array, "*B Q H K"],
+    key: Float[Array, "*B S H K"],
+    value: Float[Array, "*B S H K"],
+    bias: Float[Array, "#*B #H Q S"],
+) -> Float[Array, "*B Q H K"]:
     """Every query's mean of the values, weighted by softmax(query . key + bias)."""
     return _attend_forward(query, key, value, bias)[0]
 
 
 def _attend_forward(query: Array, key: Array, value: Array, bias: Array) -> tuple[Array, Any]:
     with jax.named_scope("query-key"):
-        logits = einsum("BQHK,BSHK->BHQS", query, key, jnp.float32) + bias
+        logits = einsum("...QHK,...SHK->...HQS", query, key, jnp.float32) + bias
     with jax.named_scope("softmax"):
         weights, scale = _exponentials(logits, query.dtype)
     with jax.named_scope("values"):
-        total = einsum("BHQS,BSHK->BHQK", weights, value, jnp.float32)
-        mean = (total * scale).astype(query.dtype).swapaxes(1, 2)
+        total = einsum("...HQS,...SHK->...HQK", weights, value, jnp.float32)
+        mean = (total * scale).astype(query.dtype).swapaxes(-3, -2)
     return mean, (query, key, value, bias, weights, scale, mean)
 
 
-def _attend_backward(saved: Any, gradient: Float[Array, "B Q H K"]) -> tuple[Array, ...]:
+def _attend_backward(saved: Any, gradient: Float[Array, "*B Q H K"]) -> tuple[Array, ...]:
     query, key, value, bias, weights, scale, mean = jax.lax.optimization_barrier(saved)
     with jax.named_scope("values"):
-        gradient = gradient * scale.swapaxes(1, 2)
-        along = (gradient * mean).sum(axis=-1, keepdims=True).swapaxes(1, 2)
+        gradient = gradient * scale.swapaxes(-3, -2)
+        along = (gradient * mean).sum(axis=-1, keepdims=True).swapaxes(-3, -2)
         gradient = gradient.astype(mean.dtype)
-        d_weights = einsum("BQHK,BSHK->BHQS", gradient, value, jnp.float32)
-        d_value = einsum("BQHK,BHQS->BHKS", gradient, weights)
+        d_weights = einsum("...QHK,...SHK->...HQS", gradient, value, jnp.float32)
+        d_value = einsum("...QHK,...HQS->...HKS", gradient, weights)
     with jax.named_scope("softmax"):
         d_logits = weights * (d_weights - along)
         d_bias = _sum_to(bias.shape, d_logits)
         d_logits = d_logits.astype(mean.dtype)
     with jax.named_scope("query-key"):
-        d_query = einsum("BHQS,BSHK->BHQK", d_logits, key)
-        d_key = einsum("BQHK,BHQS->BHKS", query, d_logits)
-    return d_query.swapaxes(1, 2), _keys_first(d_key), _keys_first(d_value), d_bias
+        d_query = einsum("...HQS,...SHK->...HQK", d_logits, key)
+        d_key = einsum("...QHK,...HQS->...HKS", query, d_logits)
+    return d_query.swapaxes(-3, -2), _keys_first(d_key), _keys_first(d_value), d_bias
 
 
-def _keys_first(x: Float[Array, "B H K S"]) -> Float[Array, "B S H K"]:
-    return jnp.moveaxis(x, 3, 1)
+def _keys_first(x: Float[Array, "*B H K S"]) -> Float[Array, "*B S H K"]:
+    return jnp.moveaxis(x, -1, -3)
 
 
 attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _exponentials(
-    logits: Float[Array, "B H Q S"], dtype: Any
-) -> tuple[Float[Array, "B H Q S"], Float[Array, "B H Q 1"]]:
+    logits: Float[Array, "*B H Q S"], dtype: Any
+) -> tuple[Float[Array, "*B H Q S"], Float[Array, "*B H Q 1"]]:
     """Exponentials in `dtype`, and 1 / their sum: the product of both is the softmax."""
     weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True)).astype(dtype)
     return weights, 1.0 / weights.sum(axis=-1, keepdims=True, dtype=jnp.float32)
@@ -336,8 +336,10 @@ def attend_in_parts(
 
     def split(x: Array) -> Sequence[Array]:
         if x.shape[0] != batch:  # the same for all rows
-            return [x] * len(sizes)
-        return jax.lax.split(x, sizes)  # backward it is put together; slices would be added up
+            return [x if rows > 1 else x[0]] * len(sizes)
+        parts = jax.lax.split(x, sizes)  # backward it is put together; slices would be added up
+        return parts if rows > 1 else [part[0] for part in parts]  # a batch of one is slower
 
     split_heads = [split(x) for x in (query, key, value, bias)]
-    return jnp.concatenate([attend(*part) for part in zip(*split_heads, strict=True)])
+    parts = [attend(*part) for part in zip(*split_heads, strict=True)]
+    return jnp.concatenate(parts) if rows > 1 else jnp.stack(parts)

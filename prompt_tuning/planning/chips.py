@@ -1,4 +1,4 @@
-"""What is known of accelerators before one is rented: memory and peak, from their data sheets."""
+"""Accelerators that `t5x plan` knows: their memory and peak, from their data sheets."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Chip(NamedTuple):
     memory: float | None  # bytes
     bfloat16: float | None  # peak FLOP/s of dense matrix products
     float32: float | None  # of float32 products as XLA runs them by default
-    options: Mapping[str, str] = {}  # what the TPU's compiler has to be told of the chip
+    options: Mapping[str, str] = {}  # options of the TPU's compiler for this chip
 
 
-# TPUs multiply float32 in bfloat16 by default; GPUs from A100 on in TF32, at half of bfloat16's
-# rate; a T4 has no bfloat16 and multiplies it in float32.
+# By default TPUs multiply float32 in bfloat16, and GPUs from A100 on in TF32, at half the rate of
+# bfloat16. A T4 has no bfloat16 and multiplies it in float32.
 CHIPS = {
     "v3": Chip("tpu", 16 * GIB, 61.5e12, 61.5e12),  # a core: two to a chip
-    # JAX runs the two cores of a v4 as one device; its compiler has to be asked to.
+    # JAX runs the two cores of a v4 as one device; the compiler needs an option for that.
     "v4": Chip("tpu", 32 * GIB, 275e12, 275e12, {"chip_config_name": "megacore"}),
     "v5e": Chip("tpu", 16 * GIB, 197e12, 197e12),
     "v5p": Chip("tpu", 95 * GIB, 459e12, 459e12),
@@ -42,7 +42,7 @@ CHIPS = {
 
 
 class Topology(NamedTuple):
-    """Some chips: `v5e:4x8` is a TPU slice, `h100:8` eight GPUs, `cpu:8` eight CPU devices."""
+    """Chips and their number: `v5e:4x8` is a TPU slice, `h100:8` are GPUs, `cpu:8` CPU devices."""
 
     name: str
     chip: Chip
@@ -50,42 +50,40 @@ class Topology(NamedTuple):
 
 
 def parse_topology(name: str) -> Topology:
-    """The chips that a name stands for.
+    """The topology of a name, such as v5e:4x8.
 
     >>> parse_topology("v5e:4x8").devices, parse_topology("h100:8").chip.platform
     (32, 'gpu')
 
     Raises:
-      ConfigError: there is no such chip, or the size is not one.
+      ConfigError: there is no such chip, or the number is invalid.
     """
-    found = re.fullmatch(r"([\w\-]+):(\d+(?:x\d+)*)", name)
-    if found is None or found.group(1) not in CHIPS:
+    match = re.fullmatch(r"([\w\-]+):(\d+(?:x\d+)*)", name)
+    if match is None or match.group(1) not in CHIPS:
         raise ConfigError(
-            f"--topology={name}: expected a chip and how many of them, such as v5e:4x8, h100:8 or "
-            f"cpu:8. The chips: {', '.join(CHIPS)}."
+            f"--topology={name}: expected a chip and a number, such as v5e:4x8, h100:8 or cpu:8. "
+            f"The chips: {', '.join(CHIPS)}."
         )
-    devices = math.prod(int(n) for n in found.group(2).split("x"))
+    devices = math.prod(int(n) for n in match.group(2).split("x"))
     if devices < 1:
-        raise ConfigError(
-            f"--topology={name} has no device: it must be a count of 1 or more, such as cpu:8."
-        )
-    chip = CHIPS[found.group(1)]
+        raise ConfigError(f"--topology={name}: expected 1 device or more, such as cpu:8.")
+    chip = CHIPS[match.group(1)]
     # v4 and v5p count chips; each is one JAX device. v3 counts chips of two cores.
-    return Topology(name, chip, devices * (2 if found.group(1) == "v3" else 1))
+    return Topology(name, chip, devices * (2 if match.group(1) == "v3" else 1))
 
 
-def ask_compiler(topology: Topology, whose: str, /, **asked: str) -> Sequence[Any]:
-    """Devices that are not here, of the compiler that is asked for them.
+def compile_only_devices(topology: Topology, platform: str, /, **options: str) -> Sequence[Any]:
+    """Abstract devices of a compiler; `platform` names the compiler in the error.
 
     Raises:
-      ConfigError: it does not take them.
+      ConfigError: the compiler does not support them.
     """
     from jax.experimental import topologies
 
     try:
-        return topologies.get_topology_desc(**asked).devices
-    except Exception as error:  # the plugins have no type of their own
+        return topologies.get_topology_desc(**options).devices
+    except Exception as error:  # the plugins raise no common type
         raise ConfigError(
-            f"--topology={topology.name}: the {whose}'s compiler does not take it: "
+            f"--topology={topology.name}: the {platform}'s compiler does not support it: "
             f"{str(error).splitlines()[0]:.200}"
         ) from error

@@ -1,4 +1,4 @@
-"""What lies on each device before a run starts: for `t5x train --dry_run`. Nothing is compiled."""
+"""Mesh, memory of the arrays and batch of a run, for `t5x train --dry_run`. Compiles nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from prompt_tuning.planning.chips import GIB
 
 
 def describe_devices(experiment: Experiment, mesh: Mesh | None = None) -> str:
-    """Mesh, bytes a device holds, rows a host feeds, and how batches are cut.
+    """A text on the mesh, the memory of weights and optimiser, and the cutting of batches.
 
     Raises:
       ConfigError: batch or mesh do not fit the devices.
@@ -31,7 +31,7 @@ def describe_devices(experiment: Experiment, mesh: Mesh | None = None) -> str:
         [
             f"mesh: data {mesh.shape['data']} x model {mesh.shape['model']} on {mesh.size} {kind}, "
             f"{jax.process_count()} process(es)",
-            f"{describe_held(experiment, mesh)}; `t5x plan` says what a step needs beside",
+            f"{describe_arrays(experiment, mesh)}; `t5x plan` estimates the temporaries of a step",
             f"batch: {rows} rows, {rows // mesh.shape['data']} a data-parallel device, "
             f"{host_rows(rows, mesh)} of this host; {parts}",
         ]
@@ -39,7 +39,7 @@ def describe_devices(experiment: Experiment, mesh: Mesh | None = None) -> str:
 
 
 def describe_parts(experiment: Experiment, mesh: Mesh) -> str:
-    """How batches are cut.
+    """A text on the parts that a batch is cut into.
 
     Raises:
       ConfigError: MICROBATCHES does not fit batch and mesh.
@@ -56,8 +56,8 @@ def describe_parts(experiment: Experiment, mesh: Mesh) -> str:
     )
 
 
-def describe_held(experiment: Experiment, mesh: Mesh) -> str:
-    """What a device holds from the first step to the last."""
+def describe_arrays(experiment: Experiment, mesh: Mesh) -> str:
+    """A text on the memory of weights, prompt and optimiser on each device."""
     state, frozen = program.abstract_state(experiment, mesh)
     changing = device_bytes(state) / GIB
     if experiment.train.trainable == "model":
@@ -67,7 +67,7 @@ def describe_held(experiment: Experiment, mesh: Mesh) -> str:
 
 
 def device_bytes(tree: Any) -> int:
-    """What one device holds of arrays of these shapes, dtypes and places."""
+    """The bytes on one device of arrays of these shapes, dtypes and shardings."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -75,10 +75,10 @@ def device_bytes(tree: Any) -> int:
 
 
 def host_rows(rows: int, mesh: Mesh) -> int:
-    """How many rows of a batch this process puts on its devices."""
-    mine = {
+    """The number of rows of a batch that this process puts on its devices."""
+    local = {
         data
         for data, devices in enumerate(mesh.devices)
         if any(device.process_index == jax.process_index() for device in devices)
     }
-    return len(mine) * (rows // mesh.shape["data"])
+    return len(local) * (rows // mesh.shape["data"])

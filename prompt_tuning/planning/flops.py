@@ -1,9 +1,9 @@
-"""What a step of prompt tuning costs, counted from the sizes: its matrix products.
+"""The cost of a step of prompt tuning: floating-point operations of its matrix products.
 
-The tests hold the compiled step to it. Backward repeats every product with a weight once (for the
-input; a frozen weight has no gradient) and every product of two activations twice, because the
-prompt reaches both. Of the first decoder layer only what lies behind its cross-attention goes
-backward: the prompt does not reach what comes before.
+A test compares it with the compiled step. The backward pass repeats every product with a weight
+once, for the input, because a frozen weight has no gradient. It repeats every product of two
+activations twice, because both depend on the prompt. In the first decoder layer only the part after
+the keys and values of cross-attention depends on the prompt.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Cost(NamedTuple):
 
     weights: int  # products with a weight, forward
     attention: int  # query x key and attention weights x value, forward
-    unreached: int  # of a step: what backward spares in the first decoder layer
+    unreached: int  # the part of the first decoder layer that has no backward pass
 
     @property
     def forward(self) -> int:
@@ -47,14 +47,14 @@ def count(config: ModelConfig, *, rows: int, prompt: int, inputs: int, targets: 
     projection = d * joined  # query, key, value or out, of one position
     mlp = (len(config.mlp_activations) + 1) * d * f
     encoder = layers_e * s * (4 * projection + mlp)
-    # In the decoder: four of self-attention, query and out of cross-attention; the kernels of its
-    # keys and values meet the targets, or the encoder's positions.
+    # In the decoder: four projections of self-attention, query and out of cross-attention. Its key
+    # and value kernels are multiplied with the targets if they are absorbed, else with the encoder.
     absorbed = absorbs(config, t, s)
     crossing, width = (t, config.num_heads * d) if absorbed else (s, joined)
     decoder = layers_d * (t * (6 * projection + mlp) + crossing * 2 * projection)
     weights = encoder + decoder + t * d * config.num_embeddings
     attention = 2 * (layers_e * s * s * joined + layers_d * (t * t * joined + t * s * width))
-    # Layer 0: self-attention, its products (twice), the cross-attention's query, with the kernel of
-    # the keys where that is multiplied into it, and its gradient.
+    # Layer 0: the projections of self-attention, its products (twice), the query of
+    # cross-attention, the key kernel if it is absorbed into the query, and the query's gradient.
     unreached = t * (5 + absorbed) * projection + joined * 4 * t * t + width * t * s
     return Cost(*(2 * rows * n for n in (weights, attention, unreached)))

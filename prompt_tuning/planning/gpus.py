@@ -1,8 +1,8 @@
-"""GPUs that are not here, as their own compiler has to know them to compile for them.
+"""Descriptions of GPUs, with which XLA compiles for a GPU that this machine does not have.
 
-XLA's compiler for NVIDIA's GPUs needs no GPU: with JAX's CUDA plugin it compiles on any x86 Linux
-machine for a `GpuTargetConfig`, a text of what a device has. The numbers are of the data sheets and
-of CUDA's table of compute capabilities.
+With JAX's CUDA plugin XLA compiles on any x86 Linux machine for a `GpuTargetConfig`, a text with
+the properties of a device. The numbers are from the data sheets and from CUDA's table of compute
+capabilities.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import importlib.util
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from prompt_tuning.planning.chips import Topology, ask_compiler
+from prompt_tuning.planning.chips import Topology, compile_only_devices
 
 PLUGINS = ("jax_cuda13_plugin", "jax_cuda12_plugin")
-A_HOST = 8  # GPUs of a host, where there are more
-# Which of two kernels is faster only a GPU can say. Without one all products are cuBLAS's.
+A_HOST = 8  # GPUs of a host, if there are several hosts
+# Autotuning needs a GPU. Without it all products use cuBLAS.
 OPTIONS = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_autotune_level": 0}
 
 
 class Gpu(NamedTuple):
-    """What its compiler asks of a GPU."""
+    """The properties of a GPU that its compiler needs."""
 
     name: str
     capability: tuple[int, int]
     cores: int  # streaming multiprocessors
     units: int  # float32 units of each
-    shared: int  # KiB of shared memory of each; a block can have one less
+    shared: int  # KiB of shared memory of each; a block can use one KiB less
     threads: int  # of each
     cache: int  # MiB of level 2
     clock: float  # GHz
@@ -50,15 +50,16 @@ def has_compiler() -> bool:
 
 
 def find_gpus(topology: Topology) -> tuple[Sequence[Any], str]:
-    """Devices to compile for, and what compiles.
+    """Devices to compile for, and the name of the compiler.
 
     Raises:
-      ConfigError: the compiler does not take them.
+      ConfigError: the compiler does not support them.
     """
     hosts, rest = divmod(topology.devices, A_HOST)
     shape = f"1x{hosts}x{A_HOST}" if hosts and not rest else f"1x1x{topology.devices}"
-    asked = {"platform": "cuda", "topology": shape, "target_config": target_config(topology)}
-    return ask_compiler(topology, "GPU", **asked), f"the GPU's own compiler ({_version()})"
+    options = {"platform": "cuda", "topology": shape, "target_config": target_config(topology)}
+    devices = compile_only_devices(topology, "GPU", **options)
+    return devices, f"the GPU's own compiler ({_version()})"
 
 
 def _version() -> str:

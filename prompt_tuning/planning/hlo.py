@@ -1,7 +1,7 @@
 """Reads a program that XLA compiled: its matrix products, collectives, donations, large copies.
 
-XLA's text is the only thing every backend gives. `plan.py` reports what is found here, and the
-tests hold the training step to it.
+The HLO text is the only description that every backend provides. `plan.py` reports these numbers,
+and tests check the training step with them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
 class Instruction(NamedTuple):
-    """One line with one result."""
+    """One instruction with a single result."""
 
     name: str
     dtype: str
@@ -30,7 +30,7 @@ class Instruction(NamedTuple):
 
 
 def instructions(text: str) -> Iterator[Instruction]:
-    """The instructions of all computations that return one array."""
+    """The instructions with a single result, of all computations."""
     for line in text.splitlines():
         if match := _LINE.search(line):
             name, dtype, shape, operation, operands, attributes = match.groups()
@@ -45,7 +45,7 @@ def instructions(text: str) -> Iterator[Instruction]:
 
 
 def _names(operands: str) -> tuple[str, ...]:
-    """Compiled programs write `%name`, those before it the name alone."""
+    """The operands' names: `%name` in a compiled program, `name` before compilation."""
     names = re.findall(r"%([\w.\-]+)", operands) or operands.split(", ")
     return tuple(names)
 
@@ -55,71 +55,72 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def dot_flops(text: str) -> int:
-    """Two times the multiply-adds of every dot, on one device.
+    """The floating-point operations of all dots, two for a multiply-add, on one device.
 
-    Only for programs without loops over dots, whose body would count once, and of backends that
-    keep dots in their text: XLA's CPU does, its TPU turns them into convolutions.
+    The program must not have dots in loops, because the body of a loop is counted once. The backend
+    must keep dots: XLA's CPU backend does, its TPU backend makes them convolutions.
     """
     shapes: dict[str, tuple[int, ...]] = {}
     total = 0
-    for found in instructions(text):
-        shapes[found.name] = found.shape
-        if found.operation == "dot":
-            left = shapes[found.operands[0]]
-            contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", found.attributes)
-            assert contracted is not None, found
+    for instruction in instructions(text):
+        shapes[instruction.name] = instruction.shape
+        if instruction.operation == "dot":
+            left = shapes[instruction.operands[0]]
+            contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
+            assert contracted is not None, instruction
             inner = math.prod(left[int(i)] for i in contracted.group(1).split(","))
-            total += 2 * math.prod(found.shape) * inner
-        hidden = found.operation == "custom-call" and "matmul" in found.attributes
-        assert not hidden, f"a matrix product that is not counted: {found}"
+            total += 2 * math.prod(instruction.shape) * inner
+        hidden = instruction.operation == "custom-call" and "matmul" in instruction.attributes
+        assert not hidden, f"a matrix product that is not counted: {instruction}"
     return total
 
 
 def collectives(text: str) -> Mapping[str, list[tuple[str, tuple[int, ...]]]]:
-    """Dtype and shape of every collective's result, the largest of several, by its kind.
+    """Dtype and shape of every collective's largest result, by the kind of the collective.
 
     >>> collectives("x = ((bf16[2,4]{1,0}), (bf16[8,4]{1,0})) all-gather-start(%y), dimensions={0}")
     {'all-gather': [('bf16', (8, 4))]}
     """
-    found: dict[str, list[tuple[str, tuple[int, ...]]]] = collections.defaultdict(list)
+    by_kind: dict[str, list[tuple[str, tuple[int, ...]]]] = collections.defaultdict(list)
     for line in text.splitlines():
         if match := _COLLECTIVE.search(line):
             results, kind = match.groups()
             arrays = [(dtype, _shape(shape)) for dtype, shape in _ARRAY.findall(results)]
-            found[kind].append(max(arrays, key=lambda array: math.prod(array[1])))
-    return dict(found)
+            by_kind[kind].append(max(arrays, key=lambda array: math.prod(array[1])))
+    return dict(by_kind)
 
 
 def gathers_a_weight(text: str, smallest: int) -> bool:
-    """Whether an all-gather returns as much as a matrix of `smallest` elements.
+    """Whether the result of an all-gather has at least `smallest` elements.
 
-    The argmax over a vocabulary that is split gathers a number for every device and target.
+    Smaller gathers are expected: the argmax over a sharded vocabulary gathers a number for every
+    device and target.
     """
     gathered = collectives(text).get("all-gather", [])
     return any(math.prod(shape) >= smallest for _, shape in gathered)
 
 
 def donated(text: str) -> set[int]:
-    """The numbers of the arguments whose memory a result takes over."""
+    """The numbers of the donated arguments, those that a result aliases."""
     header = text.split("\n", 1)[0]
-    found = re.search(r"input_output_alias=\{(.*?)\}, entry", header)
-    return {int(n) for n in re.findall(r"\((\d+), \{", found.group(1))} if found else set()
+    match = re.search(r"input_output_alias=\{(.*?)\}, entry", header)
+    return {int(n) for n in re.findall(r"\((\d+), \{", match.group(1))} if match else set()
 
 
 def float32_copies(text: str, weights: set[tuple[int, ...]]) -> list[str]:
-    """The conversions from bfloat16 to float32 of arrays of a weight's shape, by name.
+    """The names of conversions from bfloat16 to float32 of arrays with a weight's shape.
 
-    Of a program before XLA has optimised it (`lowered.as_text(dialect="hlo")`): what a backend
-    makes of a product is its own affair, such as the CPU's, which multiplies in float32.
+    `text` must be the program before optimisation (`lowered.as_text(dialect="hlo")`): the CPU
+    backend, for instance, itself converts the operands of products to float32.
     """
-    known = {found.name: found for found in instructions(text)}
+    by_name = {instruction.name: instruction for instruction in instructions(text)}
     return [
-        found.name
-        for found in known.values()
-        if found.operation == "convert"
-        and found.dtype == "f32"
-        and found.shape in weights
-        and found.operands
-        and (source := known.get(found.operands[0])) is not None
+        instruction.name
+        for instruction in by_name.values()
+        if instruction.operation == "convert"
+        and instruction.dtype == "f32"
+        and instruction.shape in weights
+        and instruction.operands
+        and (source := by_name.get(instruction.operands[0])) is not None
         and source.dtype == "bf16"
     ]

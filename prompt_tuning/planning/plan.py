@@ -1,8 +1,8 @@
-"""`t5x plan`: will a run fit on some chips, and how long will it take, before renting any.
+"""`t5x plan`: estimates memory and time of a run on given chips, before renting them.
 
-Compiles the real training step for the real mesh ahead of time: for TPUs and GPUs with their own
-compilers, which `pip install libtpu` and `pip install jax[cuda12]` bring to any x86 Linux machine;
-for everything else with XLA's CPU compiler, whose memory is an upper bound.
+It compiles the real training step for the real mesh. For TPUs and GPUs it uses their own compilers,
+which `pip install libtpu` and `pip install jax[cuda12]` install on any x86 Linux machine. Without
+them it uses XLA's CPU compiler, whose memory is an upper bound.
 """
 
 from __future__ import annotations
@@ -21,20 +21,18 @@ from jax.sharding import Mesh
 from prompt_tuning.config import ConfigError, Experiment
 from prompt_tuning.model import sharding
 from prompt_tuning.planning import flops, gpus, hlo, program
-from prompt_tuning.planning.chips import GIB, Topology, ask_compiler
+from prompt_tuning.planning.chips import GIB, Topology, compile_only_devices
 from prompt_tuning.planning.devices import describe_parts
 
-OVERSTATES = (
-    "XLA's CPU compiler: its temporaries are an upper bound (4.5 x the TPU compiler's was seen)"
-)
-GPU_COMPILER = "; pip install 'jax[cuda12]' brings the GPU's own"
-HEADROOM = 0.95  # of a chip's memory; the runtime keeps some
-FRACTION = "XLA_CLIENT_MEM_FRACTION"  # JAX's variable: how much of a GPU it takes at the start
+OVERSTATES = "XLA's CPU compiler: its temporaries are an upper bound"
+GPU_COMPILER = "; pip install 'jax[cuda12]' installs the GPU's own"
+HEADROOM = 0.95  # the share of a chip's memory that a program can use; the runtime needs the rest
+FRACTION = "XLA_CLIENT_MEM_FRACTION"  # JAX's variable: the share of a GPU that it preallocates
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is known of a run before it starts; bytes are one device's."""
+    """The estimates for a run; bytes are those of one device."""
 
     topology: str
     devices: int
@@ -50,8 +48,8 @@ class Plan:
     temporary_bytes: int
     output_bytes: int
     memory_bytes: int | None
-    usable_share: float  # of the memory, that a program can have
-    fits: bool | None  # None: the device's memory is not known
+    usable_share: float  # the share of the memory that a program can use
+    fits: bool | None  # None: the device's memory is unknown
     collectives: dict[str, int]
     largest_gather_bytes: int
     gathers_a_weight: bool
@@ -66,18 +64,18 @@ class Plan:
 
 
 def make_plan(experiment: Experiment, topology: Topology, *, utilisation: float = 0.4) -> Plan:
-    """Compiles the largest program of the run for `topology` and reads what came out.
+    """The plan of a run; compiles its largest program for `topology`.
 
     Raises:
       ConfigError: batch or mesh do not fit the devices, or the TPU's compiler is not installed.
     """
     if not 0.0 < utilisation <= 1.0:
-        raise ConfigError(f"--utilisation must lie in (0, 1], found {utilisation}.")
+        raise ConfigError(f"--utilisation={utilisation}: expected a number in (0, 1].")
     devices, compiler = find_devices(topology)
     compiles_for = devices[0].platform
     mesh = sharding.make_mesh(experiment.num_model_partitions, devices)
     sharding.check_batch_size(experiment.data.batch_size, mesh)
-    describe_parts(experiment, mesh)  # which refuses MICROBATCHES that do not fit
+    describe_parts(experiment, mesh)  # raises an error if MICROBATCHES does not fit
     shapes = program.largest_shapes(experiment)
     lowered = program.lower_step(experiment, mesh, platform=topology.chip.platform)
     start = time.perf_counter()
@@ -105,10 +103,10 @@ def make_plan(experiment: Experiment, topology: Topology, *, utilisation: float 
 
 
 def find_devices(topology: Topology) -> tuple[Sequence[Any], str]:
-    """Devices to compile for, real or not, and what compiles.
+    """Devices to compile for, and the name of the compiler.
 
     Raises:
-      ConfigError: the TPU's compiler is not here, or there are too few CPU devices.
+      ConfigError: the TPU's compiler is not installed, or there are too few CPU devices.
     """
     if topology.chip.platform == "tpu":
         return _find_tpus(topology)
@@ -118,8 +116,8 @@ def find_devices(topology: Topology) -> tuple[Sequence[Any], str]:
     devices = jax.devices("cpu")
     if len(devices) < topology.devices:
         raise ConfigError(
-            f"{topology.name} needs {topology.devices} CPU devices to compile for and JAX has "
-            f"{len(devices)}: run `t5x plan` in a process of its own, or set JAX_NUM_CPU_DEVICES."
+            f"--topology={topology.name} needs {topology.devices} CPU devices, JAX has "
+            f"{len(devices)}. Run `t5x plan` in a new process, or set JAX_NUM_CPU_DEVICES."
         )
     return devices[: topology.devices], OVERSTATES + (GPU_COMPILER if is_gpu else "")
 
@@ -133,15 +131,15 @@ def _find_tpus(topology: Topology) -> tuple[Sequence[Any], str]:
             "machine: pip install libtpu. Without it, --topology=cpu:N gives an upper bound of "
             "the memory."
         ) from error
-    asked = {"platform": "tpu", "topology_name": topology.name, **topology.chip.options}
-    found = ask_compiler(topology, "TPU", **asked)
-    return found, f"the TPU's own compiler (libtpu {libtpu.__version__})"
+    options = {"platform": "tpu", "topology_name": topology.name, **topology.chip.options}
+    devices = compile_only_devices(topology, "TPU", **options)
+    return devices, f"the TPU's own compiler (libtpu {libtpu.__version__})"
 
 
 def _explain_memory(message: str) -> str:
-    found = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", message)
-    if found:
-        return f"the program needs {found.group(1)} of {found.group(2)} memory"
+    match = re.search(r"Used ([\d.]+\w) of ([\d.]+\w) hbm", message)
+    if match:
+        return f"the program needs {match.group(1)} of {match.group(2)} memory"
     return message.splitlines()[0][:300]
 
 
@@ -158,9 +156,9 @@ def _describe_run(experiment: Experiment, mesh: Mesh, shapes: program.Shapes) ->
 
 
 def _describe_memory(compiled: Any, topology: Topology) -> dict[str, Any]:
-    known = topology.chip.memory
+    capacity = topology.chip.memory
     share = usable_share(topology)
-    values: dict[str, Any] = {"memory_bytes": None if known is None else int(known)}
+    values: dict[str, Any] = {"memory_bytes": None if capacity is None else int(capacity)}
     values["usable_share"] = share
     if compiled is None:
         return values | {
@@ -176,42 +174,44 @@ def _describe_memory(compiled: Any, topology: Topology) -> dict[str, Any]:
         "argument_bytes": memory.argument_size_in_bytes,
         "temporary_bytes": memory.temp_size_in_bytes,
         "output_bytes": output,
-        "fits": None if known is None else used <= share * known,
+        "fits": None if capacity is None else used <= share * capacity,
     }
 
 
 def usable_share(topology: Topology, environment: Mapping[str, str] = os.environ) -> float:
-    """How much of a chip's memory a program can have; of a GPU three quarters, if nothing is set.
+    """The share of a chip's memory that a program can use; by default 75 % of a GPU's.
+
+    JAX preallocates that share of a GPU (XLA_CLIENT_MEM_FRACTION), and a run must fit in it.
 
     >>> from prompt_tuning.planning.chips import parse_topology
     >>> usable_share(parse_topology("h100:1"), {})
     0.75
 
     Raises:
-      ConfigError: what is set is no number.
+      ConfigError: the environment variable is not a number.
     """
     if topology.chip.platform != "gpu":
         return HEADROOM
-    found = environment.get(FRACTION) or environment.get("XLA_PYTHON_CLIENT_MEM_FRACTION") or "0.75"
+    value = environment.get(FRACTION) or environment.get("XLA_PYTHON_CLIENT_MEM_FRACTION") or "0.75"
     try:
-        return float(found)
+        return float(value)
     except ValueError as error:
         raise ConfigError(
-            f"{FRACTION}={found} in the environment is no share of a GPU's memory: set a number "
-            "such as 0.9, or none."
+            f"{FRACTION}={value}: expected a share of a GPU's memory. Set a number such as 0.9, or "
+            "unset the variable."
         ) from error
 
 
 def _describe_program(experiment: Experiment, lowered: Any, compiled: Any) -> dict[str, Any]:
-    # But Adafactor's placeholders of one number, for what it does not factor: nothing reads them.
+    # Without Adafactor's placeholders of one number, which no computation reads.
     state = [x for x in jax.tree.leaves(lowered.args_info) if x.donated and x.shape != (1,)]
     text = "" if compiled is None else compiled.as_text()
-    found = hlo.collectives(text)
-    gathered = [math.prod(shape) for _, shape in found.get("all-gather", [])]
-    # A share of the smallest matrix, over all devices that could hold one.
+    collectives = hlo.collectives(text)
+    gathered = [math.prod(shape) for _, shape in collectives.get("all-gather", [])]
+    # The elements of one head of a projection, the smallest shard of a matrix.
     smallest = experiment.model.embed_dim * experiment.model.head_dim
     return {
-        "collectives": {kind: len(all_of_it) for kind, all_of_it in sorted(found.items())},
+        "collectives": {kind: len(results) for kind, results in sorted(collectives.items())},
         "largest_gather_bytes": 4 * max(gathered, default=0),
         "gathers_a_weight": hlo.gathers_a_weight(text, smallest),
         "donates": 0 < len(state) == len(hlo.donated(text)),
@@ -243,7 +243,7 @@ def _describe_time(experiment: Experiment, topology: Topology, utilisation: floa
 
 
 def run_steps(experiment: Experiment) -> int | None:
-    """The steps of a run; of an absolute TRAIN_STEPS, those after the checkpoint's own."""
+    """The number of steps of a run; None if the checkpoint's step is unknown."""
     train = experiment.train
     if train.train_steps is None:
         return train.train_steps_relative
@@ -254,7 +254,7 @@ def run_steps(experiment: Experiment) -> int | None:
 
 
 def describe(plan: Plan) -> str:
-    """The plan as a person reads it."""
+    """The plan as text."""
     mesh = " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items())
     batch = plan.batch
     share = " (part of a batch)" if batch["microbatches"] > 1 else ""
@@ -291,8 +291,8 @@ def _memory_line(plan: Plan) -> str:
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     if plan.overstates_memory and not plan.fits:
         verdict = "may not fit"
-    taken = f", of which JAX takes {plan.usable_share:.0%} ({FRACTION})"
-    share = taken if plan.usable_share != HEADROOM else ""
+    preallocated = f", of which JAX preallocates {plan.usable_share:.0%} ({FRACTION})"
+    share = preallocated if plan.usable_share != HEADROOM else ""
     halves = plan.batch["rows"] % (2 * plan.mesh["data"]) == 0
     if halves and not plan.fits and plan.argument_bytes < plan.usable_share * plan.memory_bytes:
         verdict += f"; MICROBATCHES = {2 * plan.batch['microbatches']} halves the temporaries"
@@ -301,16 +301,16 @@ def _memory_line(plan: Plan) -> str:
 
 def _collective_line(plan: Plan) -> str:
     if plan.problem:
-        return "not known"
-    found = ", ".join(f"{count} {kind}" for kind, count in plan.collectives.items()) or "none"
+        return "unknown"
+    counts = ", ".join(f"{count} {kind}" for kind, count in plan.collectives.items()) or "none"
     gathers = "A WEIGHT IS GATHERED" if plan.gathers_a_weight else "no weight is gathered"
     donates = "the state is donated" if plan.donates else "THE STATE IS NOT DONATED"
-    return f"{found}; {gathers}; {donates}"
+    return f"{counts}; {gathers}; {donates}"
 
 
 def _time_line(plan: Plan) -> str:
     if plan.seconds_per_step is None:
-        return "not known: no peak is known of this device"
+        return "unknown: the peak of this device is not in the table"
     text = (
         f"{plan.seconds_per_step:.3g} s a step at {plan.utilisation:.0%} of the peak (assumed, "
         "not measured), every row padded to full length"

@@ -1,4 +1,7 @@
-"""The step of a run, compiled from shapes: no weight, row or device of the run is needed."""
+"""The training step of a run, lowered from shapes alone: it needs no weights, rows or devices.
+
+`plan.py` compiles it; `devices.py` uses its shapes.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ class Shapes(NamedTuple):
 
 
 def abstract_batch(shapes: Shapes, mesh: Mesh, *, packed: bool = False) -> dict[str, Struct]:
-    """T5X's four arrays, and those of packed rows, their rows split over 'data'."""
+    """The shapes of T5X's four arrays, and those of packed rows, sharded by row over 'data'."""
     where = NamedSharding(mesh, PartitionSpec("data"))
     widths = {
         "encoder_input_tokens": (shapes.inputs, jnp.int32),
@@ -47,7 +50,7 @@ def abstract_batch(shapes: Shapes, mesh: Mesh, *, packed: bool = False) -> dict[
 
 
 def abstract_params(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
-    """Every parameter, the prompt included, in its dtype and place."""
+    """The shape, dtype and sharding of every parameter, including the prompt's."""
     model, tunes_model = experiment.model, experiment.train.trainable == "model"
     dtype = jnp.dtype("float32" if tunes_model else model.dtype)
     shapes = t5.param_shapes(model)
@@ -58,7 +61,7 @@ def abstract_params(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
 
 
 def param_shapes_of_prompt(experiment: Experiment) -> dict[str, Struct]:
-    """Shapes of the prompt method's parameters."""
+    """The shapes of the prompt method's parameters."""
     model, prompt = experiment.model, experiment.prompt
     if experiment.train.trainable == "model":
         return {"prompt": Struct((0, model.embed_dim), jnp.float32)}
@@ -77,7 +80,7 @@ def _recipe(experiment: Experiment, model: t5.T5) -> steps.Recipe:
 
 
 def abstract_state(experiment: Experiment, mesh: Mesh) -> tuple[Any, dict[str, Any]]:
-    """What a step changes (step, what is trained, the optimiser's slots), and what it does not."""
+    """The shapes of the `TrainState`, and those of the frozen parameters."""
     rules = optim.RULES[experiment.train.trainable]
     trainable, frozen = optim.split_params(abstract_params(experiment, mesh), rules)
     optimizer = _recipe(experiment, t5.T5(experiment.model)).optimizer
@@ -88,19 +91,18 @@ def abstract_state(experiment: Experiment, mesh: Mesh) -> tuple[Any, dict[str, A
 def lower_step(
     experiment: Experiment, mesh: Mesh, shapes: Shapes | None = None, *, platform: str = ""
 ) -> Any:
-    """`trace_step`, lowered for the devices of the mesh; `.compile()` is XLA's work."""
+    """`trace_step`, lowered for the devices of the mesh; `.compile()` compiles it."""
     return trace_step(experiment, mesh, shapes, platform=platform).lower()
 
 
 def trace_step(
     experiment: Experiment, mesh: Mesh, shapes: Shapes | None = None, *, platform: str = ""
 ) -> Any:
-    """The training step of an experiment for a mesh.
+    """The traced training step of an experiment for a mesh.
 
-    `platform` is named where the devices of the mesh stand for those of another platform.
-
-    Without `shapes` it is the largest program of the run: the whole batch at full length, or, with
-    MICROBATCHES, a part of it.
+    `platform` must be given if the devices of the mesh represent those of another platform.
+    Without `shapes` the result is the largest program of the run: the whole batch at full length
+    or, with MICROBATCHES, one part of it.
     """
     state, frozen = abstract_state(experiment, mesh)
     model = t5.T5(experiment.model, choose_device(experiment.model, mesh.devices.flat, platform))
@@ -130,17 +132,17 @@ def place_everywhere(tree: Any, everywhere: NamedSharding) -> Any:
 
 
 def largest_shapes(experiment: Experiment) -> Shapes:
-    """The shapes that need the most memory."""
+    """The largest shapes of a batch or microbatch of the run."""
     rows = experiment.data.batch_size // experiment.train.microbatches
     lengths = dict(experiment.data.task_feature_lengths)
-    if experiment.corpus.objective != "task":  # its targets may follow from its inputs
+    if experiment.corpus.objective != "task":  # the targets' length may follow from the inputs'
         shape = make_shape(experiment.corpus, lengths, experiment.model.num_embeddings)
         return Shapes(rows, shape.inputs, shape.targets)
     return Shapes(rows, lengths["inputs"], lengths["targets"])
 
 
 def _place(state: Any, trainable: dict[str, Any], mesh: Mesh) -> Any:
-    """What is trained lies where it lay, a slot of its shape beside it, all else everywhere."""
+    """The state with shardings: a slot has its parameter's; all other leaves are replicated."""
     everywhere = sharding.replicated(mesh)
 
     def place(path: tuple[Any, ...], leaf: Any) -> Struct:

@@ -1,6 +1,7 @@
-"""What the processes of a run have to agree on: they ask each other, each about what it has.
+"""Checks that all processes of a run have the same settings, files and errors.
 
-Where they differ, one would wait in a collective for others that are elsewhere, for ever.
+If processes disagree, a collective deadlocks. `training/loop.py`, `evaluation/matrix.py` and
+`checkpoints/run_state.py` call these checks; they are collectives themselves.
 """
 
 from __future__ import annotations
@@ -15,15 +16,15 @@ import numpy as np
 from prompt_tuning.config import ConfigError
 
 
-def agree(what: str, content: bytes | str) -> None:
-    """Goes on where every process comes with the same content.
+def check(what: str, content: bytes | str) -> None:
+    """Checks that every process has the same content; `what` names it.
 
     Raises:
-      ConfigError: they differ in `what`; every process raises it.
+      ConfigError: the contents differ; every process raises it.
     """
     content = content if isinstance(content, bytes) else content.encode()
-    seen = int.from_bytes(hashlib.sha256(content).digest()[:3], "big")
-    if _extremes(seen) != (seen, seen):
+    digest = int.from_bytes(hashlib.sha256(content).digest()[:3], "big")
+    if _min_max(digest) != (digest, digest):
         raise ConfigError(
             f"the processes of this run do not have the same {what} (this is process "
             f"{jax.process_index()}). Give all of them the same command, the same files and the "
@@ -32,32 +33,32 @@ def agree(what: str, content: bytes | str) -> None:
 
 
 @contextlib.contextmanager
-def together(failed: str) -> Iterator[None]:
-    """A block that every process goes through: where one raises, all do.
+def raise_together(message: str) -> Iterator[None]:
+    """A block of all processes: if one process raises, all do.
 
     Raises:
-      ValueError: `failed`, in the processes in which nothing was wrong.
+      ValueError: with `message`, in the processes that had no error themselves.
     """
     try:
         yield
     except Exception:
-        _extremes(0)
+        _min_max(0)
         raise
-    if _extremes(1)[0] == 0:
-        raise ValueError(failed)
+    if _min_max(1)[0] == 0:
+        raise ValueError(message)
 
 
-def _extremes(value: int) -> tuple[int, int]:
-    """The least and the greatest of all processes' values, below 2**24.
+def _min_max(value: int) -> tuple[int, int]:
+    """The minimum and the maximum of all processes' values, which must be below 2**24.
 
-    Not by JAX's own helpers, for which every process needs as many devices.
+    JAX's own helpers are not used: they need the same number of devices in every process.
     """
     if jax.process_count() == 1:
         return value, value
     mesh = jax.sharding.Mesh(np.array(jax.devices()), "all")
-    lies = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("all"))
-    mine = np.full((mesh.size,), value, np.int32)
-    values = jax.make_array_from_callback(mine.shape, lies, lambda index: mine[index])
+    sharded = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("all"))
+    local = np.full((mesh.size,), value, np.int32)
+    values = jax.make_array_from_callback(local.shape, sharded, lambda index: local[index])
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     least, most = jax.jit(lambda x: (x.min(), x.max()), out_shardings=everywhere)(values)
     return int(least), int(most)

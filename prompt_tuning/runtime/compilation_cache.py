@@ -1,8 +1,8 @@
-"""Programs that XLA has compiled once are kept, so that the same run starts at once the next time.
+"""The cache of compiled programs on disk: the same run compiles only once.
 
-JAX names an entry by the hash of program, options, devices and versions, and a damaged one is
-compiled again. What it does not hash is the CPU's instruction set, which a home folder on several
-machines would mix up: the folder is named after it.
+The key of an entry is JAX's hash of program, options, devices and versions; a damaged entry is
+compiled again. The key does not contain the CPU's instruction set. Several machines may share a
+home folder, so the folder's name contains it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 OFF = "off"
 
 
-def choose(setting: str | None) -> Path | None:
-    """The folder of the cache; None where there is to be none, or JAX's own variable names one.
+def choose_folder(setting: str | None) -> Path | None:
+    """The folder of the cache; None if it is off, or set by JAX_COMPILATION_CACHE_DIR.
 
-    Raises nothing: what cannot be written to is left out by JAX, with a warning.
+    JAX warns of a folder that it cannot write to, and goes on without a cache.
     """
     if setting == OFF or (setting is None and "JAX_COMPILATION_CACHE_DIR" in os.environ):
         return None
@@ -28,9 +28,9 @@ def choose(setting: str | None) -> Path | None:
     return home / "prompt_tuning" / f"xla-{_machine()}"
 
 
-def use(setting: str | None) -> Path | None:
-    """Keeps compiled programs in the folder of `setting`, or the user's; see `choose`."""
-    folder = choose(setting)
+def enable(setting: str | None) -> Path | None:
+    """The folder of the cache, which it enables; see `choose_folder`."""
+    folder = choose_folder(setting)
     import jax
 
     if setting == OFF:
@@ -38,18 +38,18 @@ def use(setting: str | None) -> Path | None:
         return None
     if folder is not None:
         jax.config.update("jax_compilation_cache_dir", str(folder))
-    # A hundred small programs make up a start; JAX's limit of one second leaves them out.
+    # JAX caches only programs that compile for a second; the start of a run has many smaller ones.
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return folder
 
 
 def _machine() -> str:
-    """A short hash of the processor's kind and what it can do."""
-    found = platform.machine()
+    """A short hash of the processor's architecture and instruction set."""
+    description = platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        found += next(line for line in lines if line.startswith(("flags", "Features")))
+        description += next(line for line in lines if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):
-        found += platform.processor()
-    return hashlib.sha256(found.encode()).hexdigest()[:12]
+        description += platform.processor()
+    return hashlib.sha256(description.encode()).hexdigest()[:12]

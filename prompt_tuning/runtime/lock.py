@@ -1,7 +1,7 @@
-"""One run at a time in a MODEL_DIR.
+"""A lock on a folder: only one run at a time writes to a MODEL_DIR.
 
-The operating system holds the lock and drops it with the process, however that ends, so that a
-killed run never stands in the way of the next. The file only says whose it is.
+The operating system releases the lock when the process ends, even if it is killed. The lock file
+contains the process that holds it, for the error message.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ _UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 @contextlib.contextmanager
 def hold(folder: Path, what: str) -> Iterator[None]:
-    """Keeps every other run out of `folder` until the block ends; `what` names it.
+    """Locks `folder` until the block ends; `what` names it in errors.
 
     Raises:
-      ConfigError: another run is in it, or it cannot be written to.
+      ConfigError: another run has locked it, or it cannot be written to.
     """
     path = folder / LOCK
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise ConfigError(
-            f"{what} {folder} cannot be written to ({error.strerror}): choose another, or change "
+            f"{what} {folder} cannot be written to ({error.strerror}). Choose another, or change "
             "its permissions."
         ) from error
     with os.fdopen(descriptor, "r+b", buffering=0) as file:
         _lock(file.fileno(), path, what)
         holder = {"pid": os.getpid(), "host": socket.gethostname()}
-        with contextlib.suppress(OSError):  # a full disk: the lock holds without the name as well
+        with contextlib.suppress(OSError):  # a full disk: the lock works without its contents
             file.truncate(0)
             file.seek(0)
             file.write(json.dumps(holder).encode())
@@ -50,11 +50,11 @@ def _lock(descriptor: int, path: Path, what: str) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        if error.errno in _UNSUPPORTED:  # some network file systems: then nobody can be kept out
+        if error.errno in _UNSUPPORTED:  # some network file systems have no locks
             return
         raise ConfigError(
-            f"{what} {path.parent} is in use by another run ({_describe(path)}). Wait for its end, "
-            "stop it, or choose another folder."
+            f"{what} {path.parent} is in use by another run ({_describe(path)}). Wait until it "
+            "ends, stop it, or choose another folder."
         ) from error
 
 
@@ -63,4 +63,4 @@ def _describe(path: Path) -> str:
         holder = json.loads(path.read_bytes())
         return f"process {holder['pid']} on {holder['host']}"
     except (OSError, ValueError, KeyError, TypeError):
-        return f"{path} does not say which"
+        return f"{path} is unreadable"

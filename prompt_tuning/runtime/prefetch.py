@@ -1,8 +1,8 @@
-"""Work that runs ahead of who needs it: an iterator that a thread goes through in the background.
+"""Prefetching: a thread that runs an iterator ahead of its consumer.
 
-A backbone is read while TensorFlow is imported and the rows are tokenised; the next batches are
-made while the device computes. Items come in the order of the iterator, and so does its error: it
-is raised where the item would have been.
+The backbone is read while TensorFlow is imported and the rows are tokenised. The next batches are
+made while the device computes. The order of items is that of the iterator; its error is raised in
+place of the item that failed.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 
 ItemT = TypeVar("ItemT")
-BATCHES = 2  # that are made ahead of a step: one to be computed next, one that is being made
+BATCHES = 2  # prefetched batches: one that is ready, and one that is being made
 
 
-class Ahead(Generic[ItemT]):
-    """The items of an iterator, made by a thread, `most` of them at most before they are asked for.
+class Prefetcher(Generic[ItemT]):
+    """The items of an iterator, made by a thread; at most `most` of them ahead of the consumer.
 
-    At the end of its `with` the thread is gone, as soon as it has made the item that it is at: none
-    is left to meet the end of the interpreter.
+    At the end of its `with` block the thread has ended: it finishes at most the current item.
     """
 
     def __init__(self, items: Iterator[ItemT], *, most: int = sys.maxsize) -> None:
@@ -38,7 +37,7 @@ class Ahead(Generic[ItemT]):
                 self._ready.put(("item", next(items)))
         except StopIteration:
             self._ready.put(("end", None))
-        except BaseException as error:  # the user's interrupts go to the main thread
+        except BaseException as error:  # signals are received by the main thread
             self._ready.put(("error", error))
 
     def __iter__(self) -> Iterator[ItemT]:
@@ -49,18 +48,18 @@ class Ahead(Generic[ItemT]):
         if kind == "item":
             self._room.release()
             return value
-        self._ready.put((kind, value))  # for whoever asks again
+        self._ready.put((kind, value))  # for the next call
         if kind == "error":
             raise value
         raise StopIteration
 
     def close(self) -> None:
-        """Ends the thread; what it has made and nobody has asked for is dropped."""
+        """Ends the thread; items that were not consumed are dropped."""
         self._stopped = True
         self._room.release()
         self._thread.join()
 
-    def __enter__(self) -> Ahead[ItemT]:
+    def __enter__(self) -> Prefetcher[ItemT]:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -1,7 +1,8 @@
-"""Several processes, one program: how this one joins the others, and which of them writes.
+"""Runs of several processes: joining them, and which process writes files.
 
-T5X's flags name the coordinator; on Slurm, TPU pods and GKE, JAX finds the others by itself. Every
-process runs the same command on the same settings, and needs the same file system for MODEL_DIR.
+T5X's flags name the coordinator. On Slurm, TPU pods and GKE, JAX finds the other processes itself.
+Every process runs the same command with the same settings, and needs a shared file system for
+MODEL_DIR.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from typing import NamedTuple
 
 from prompt_tuning.config import ConfigError
 
-# A process that has not been heard of for so long is gone, and takes the others with it. JAX waits
-# for 100 seconds.
+# A process without a heartbeat for this long is regarded as dead, and the others are aborted. JAX's
+# default is 100 seconds.
 HEARTBEAT_SECONDS = 20
-JOIN_SECONDS = 300  # while the others start
+JOIN_SECONDS = 300  # how long a process waits for the others to start
 
 
 class Flags(NamedTuple):
-    """T5X's flags of the same names."""
+    """T5X's flags of several processes, under the same names."""
 
     multiprocess_gpu: bool = False
     coordinator_address: str | None = None
@@ -32,30 +33,28 @@ class Flags(NamedTuple):
     process_index: int | None = None
 
     def check(self) -> None:
-        """Raises ConfigError where one is given without the others."""
-        given = {name: value for name, value in self._asdict().items() if value is not None}
-        given.pop("multiprocess_gpu")
-        if given and not self.multiprocess_gpu:
-            raise ConfigError(
-                f"--{next(iter(given))} is about several processes: add --multiprocess_gpu."
-            )
-        if given and len(given) < 3:
+        """Raises ConfigError if a flag is given without the others that it needs."""
+        flags = {name: value for name, value in self._asdict().items() if value is not None}
+        flags.pop("multiprocess_gpu")
+        if flags and not self.multiprocess_gpu:
+            raise ConfigError(f"--{next(iter(flags))} needs --multiprocess_gpu. Add it.")
+        if flags and len(flags) < 3:
             raise ConfigError(
                 "--coordinator_address=HOST:PORT, --process_count and --process_index belong "
-                f"together; found {', '.join(f'--{n}={v}' for n, v in given.items())}. Give all "
-                "three, or none where Slurm or a TPU pod tells JAX."
+                f"together; found {', '.join(f'--{n}={v}' for n, v in flags.items())}. Give all "
+                "three, or none on Slurm or a TPU pod, where JAX finds the processes itself."
             )
         if self.process_count is not None and not (
             0 <= (self.process_index or 0) < self.process_count
         ):
             raise ConfigError(
-                f"--process_index={self.process_index} does not lie in [0, --process_count="
-                f"{self.process_count}): number the processes from 0."
+                f"--process_index={self.process_index} is not in [0, --process_count="
+                f"{self.process_count}). Number the processes from 0."
             )
 
 
 def is_wanted(flags: Flags, environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this process is one of several: by its flags, or by where it was started.
+    """Whether this process is one of several, by its flags or the environment.
 
     >>> is_wanted(Flags(), {"SLURM_JOB_ID": "7", "SLURM_STEP_NUM_TASKS": "4"})
     True
@@ -63,15 +62,15 @@ def is_wanted(flags: Flags, environment: Mapping[str, str] = os.environ) -> bool
     if flags.multiprocess_gpu:
         return True
     if environment.get("SLURM_STEP_NUM_TASKS", "1") != "1":
-        return True  # srun -n 4; not what sbatch itself sets for its script
+        return True  # srun -n 4; sbatch itself does not set it for its script
     return "," in environment.get("TPU_WORKER_HOSTNAMES", "")
 
 
 def local_device_ids(environment: Mapping[str, str] = os.environ) -> list[int] | None:
-    """Which devices of this host are this process's, as JAX is told; an empty list: all of them.
+    """JAX's `local_device_ids`: [] for all devices of this host, None for JAX's own choice.
 
-    Left to itself (None), JAX takes one device for each task of Slurm's, which is right where
-    there are as many tasks as devices, and leaves seven of eight idle where a node has one task.
+    On Slurm, JAX itself takes one device for each task. That is right if a node has as many tasks
+    as devices; if it has a single task, the other devices would be idle.
 
     >>> local_device_ids({"SLURM_STEP_TASKS_PER_NODE": "1(x4)"})
     []
@@ -82,12 +81,12 @@ def local_device_ids(environment: Mapping[str, str] = os.environ) -> list[int] |
 
 
 def join(flags: Flags) -> None:
-    """Joins the other processes; afterwards `jax.devices()` are everybody's.
+    """Joins the other processes; afterwards `jax.devices()` has the devices of all processes.
 
-    Must come before JAX is used. Standard output is left to the first process.
+    Call it before JAX is used. Only the first process writes to standard output.
 
     Raises:
-      ConfigError: the others are not found.
+      ConfigError: the other processes cannot be reached.
     """
     import jax
 
@@ -103,7 +102,7 @@ def join(flags: Flags) -> None:
         )
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"the other processes are not found: {str(error).splitlines()[0]:.300}. Give "
+            f"the other processes cannot be reached: {str(error).splitlines()[0]:.300}. Give "
             "--coordinator_address=HOST:PORT --process_count=N --process_index=I to each, and "
             "start all of them."
         ) from error
@@ -112,29 +111,28 @@ def join(flags: Flags) -> None:
 
 
 def check_joined() -> None:
-    """Raises ConfigError where the devices are of several processes that never joined.
+    """Raises ConfigError if there are devices of other processes that have not joined this one.
 
-    The hosts of a TPU slice see each other's chips whether or not the processes know each other.
+    The hosts of a TPU slice see each other's chips even if their processes have not joined.
     """
     import jax
 
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
         raise ConfigError(
-            f"the devices here are those of {jax.process_count()} processes, which have not joined "
-            "each other: add --multiprocess_gpu (it means any kind of device), the same on every "
-            "host."
+            f"the devices are those of {jax.process_count()} processes, which have not joined each "
+            "other. Add --multiprocess_gpu on every host; it is for any kind of device."
         )
 
 
 def check_alone(what: str, environment: Mapping[str, str] = os.environ) -> None:
-    """Raises ConfigError where `what`, which one process does alone, was started as several.
+    """Raises ConfigError if this process is one of several; `what` needs a single process.
 
     >>> check_alone("this", {"SLURM_STEP_NUM_TASKS": "1"})
     """
     if is_wanted(Flags(), environment):
         raise ConfigError(
-            f"{what} is done by one process, and this is one of several (by Slurm's or the TPU "
-            "pod's variables): start it once, with `srun -n 1`, or on a host of its own."
+            f"{what} needs a single process, but this is one of several (by Slurm's or the TPU "
+            "pod's variables). Start it once, with `srun -n 1`, or on a separate host."
         )
 
 
@@ -146,7 +144,7 @@ def is_first() -> bool:
 
 
 def count() -> int:
-    """How many processes there are."""
+    """The number of processes."""
     import jax
 
     return jax.process_count()
@@ -154,9 +152,9 @@ def count() -> int:
 
 @contextlib.contextmanager
 def writing_folder(folder: Path) -> Iterator[Path]:
-    """Where this process writes: `folder` if it is the first, else a place that nobody reads.
+    """The folder that this process writes to: `folder` in the first process, else a temporary one.
 
-    So all processes run the same code, and one of them leaves files.
+    So all processes run the same code, and only the first leaves files.
     """
     if is_first():
         yield folder

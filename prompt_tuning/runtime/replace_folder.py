@@ -1,4 +1,7 @@
-"""Files and folders that appear whole or not at all: how all that a run leaves is written."""
+"""Atomic replacement of files and folders; all output of the project is written with it.
+
+A file or folder is written under a temporary name and then renamed, so it is never incomplete.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ def local_folder(path: str | os.PathLike[str], what: str) -> Path:
     """The absolute path of a folder to write to; `what` names it in the error.
 
     Raises:
-      ConfigError: it is empty, or lies in a bucket.
+      ConfigError: it is empty, or is in a bucket.
     """
     if not os.fspath(path).strip():
-        raise ConfigError(f"{what} is empty: give the path of a folder.")
+        raise ConfigError(f"{what} is empty. Give the path of a folder.")
     if "://" in os.fspath(path):
         raise ConfigError(
             f"{what} must be a local folder, found {os.fspath(path)}. Write locally, then copy it: "
@@ -37,36 +40,37 @@ _REFUSALS += (errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOENT, errno
 
 @contextlib.contextmanager
 def writing(what: str, *, opened: bool = False) -> Iterator[None]:
-    """Names what is written where the operating system refuses it; for blocks that only write.
+    """Turns an OSError of a block that only writes into a ConfigError; `what` names the output.
 
-    With `opened` for blocks that also read: what an open file refuses names no path.
+    If the block also reads, set `opened`: only errors of files that are already open, which name no
+    path, are then turned.
 
     Raises:
-      ConfigError: the disk is full, or the place may not or cannot be written to.
+      ConfigError: the disk is full, or the path cannot be written to.
     """
     try:
         yield
     except OSError as error:
         if error.errno not in _REFUSALS or (opened and error.filename is not None):
             raise
-        cure = "Give another place"
+        cure = "Choose another path"
         if error.errno in _FULL:
-            cure = "Free some space, or give another place"
+            cure = "Free some space, or choose another path"
         elif error.errno in _FORBIDDEN:
-            cure = "Change its permissions, or give another place"
+            cure = "Change its permissions, or choose another path"
         raise ConfigError(f"{what} cannot be written ({error.strerror}). {cure}.") from error
 
 
 @contextlib.contextmanager
 def replace_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """An empty folder that takes the place of `path` when the block ends without an error.
+    """An empty folder that replaces `path` when the block ends without an error.
 
-    It lies beside `path`, so that the last act is a rename. A folder already there is moved aside
-    just before and deleted just after. What a killed writer left behind is cleared by the next one:
-    a folder has one writer at a time.
+    It is in the same parent folder, so that it can be renamed. An existing folder is moved aside
+    before the rename and deleted afterwards. Temporary folders of a killed writer are deleted by
+    the next one, so a folder must have a single writer at a time.
 
     Raises:
-      ConfigError: something else than a folder is there, or the path is in a bucket.
+      ConfigError: `path` exists and is no folder, or is in a bucket.
     """
     path = local_folder(path, "the folder to write")
     if path.exists() and not path.is_dir():
@@ -89,14 +93,14 @@ def replace_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes a file beside `path` and gives it its name, so that nobody ever reads half of it."""
+    """Replaces a file atomically: a reader sees the old text or the new one."""
     with replace_file(path) as new:
         new.write_bytes(text.encode("utf-8"))
 
 
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Where to write a file that takes the name `path` when the block ends without an error."""
+    """The temporary path of a file that replaces `path` when the block ends without an error."""
     new = path.with_name(f".{path.name}.tmp")
     try:
         yield new

@@ -1,10 +1,9 @@
-"""SIGTERM, Ctrl-C and a closed terminal: a command that is asked to stop leaves in good order.
+"""SIGTERM, Ctrl-C and a closed terminal: stops a command and saves its state.
 
-`cli.py` handles the signals for the length of a command. Where nothing could be lost the signal
-raises `Stopped` at once; `training/loop.py` postpones it to the end of a step, saves, and raises it
-then. A second signal, or a main thread that does not come back from a compilation, is answered by a
-thread of its own: the process ends, which harms nothing, since every file appears whole or not at
-all.
+`cli.py` handles the signals while a command runs. A signal raises `Stopped` at once, except in
+`training/loop.py`, which postpones it to the end of a step and saves first. If a second signal
+comes, or the main thread does not respond because it compiles, a background thread exits the
+process. No file is damaged by that, because all files are written atomically.
 """
 
 from __future__ import annotations
@@ -17,29 +16,27 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-# A closed terminal is left alone where nohup has said so.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-GRACE_SECONDS = 5.0  # for code that cannot be interrupted, while there is nothing to save
-SAVING_SECONDS = 25.0  # while there is; schedulers kill after 30
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # SIGHUP unless nohup ignores it
+GRACE_SECONDS = 5.0  # for the main thread to respond, if there is nothing to save
+SAVING_SECONDS = 25.0  # the same, if there is something to save; schedulers kill after 30
 BURST_SECONDS = 0.3  # `timeout` and shells send one signal twice
 
 
 class Stopped(KeyboardInterrupt):
-    """Raised in the main thread once a signal was received; `said` is what became of the work."""
+    """Raised in the main thread after a signal; `saved` is a sentence on what is saved."""
 
-    def __init__(self, signum: int, said: str = "") -> None:
+    def __init__(self, signum: int, saved: str = "") -> None:
         self.signum = signum
-        self.said = said
-        super().__init__(describe(signum, said))
+        super().__init__(describe(signum, saved))
 
     @property
     def exit_code(self) -> int:
-        """As shells have it: 130 after Ctrl-C, 143 after SIGTERM."""
+        """The exit code by the shells' convention: 130 after Ctrl-C, 143 after SIGTERM."""
         return 128 + self.signum
 
 
-def describe(signum: int, said: str) -> str:
-    """The sentence that a stopped command ends with.
+def describe(signum: int, saved: str) -> str:
+    """The message of a stopped command.
 
     >>> describe(signal.SIGINT, "Step 3 is saved.")
     'stopped by Ctrl-C. Step 3 is saved.'
@@ -47,28 +44,28 @@ def describe(signum: int, said: str) -> str:
     name = {signal.SIGINT: "Ctrl-C", signal.SIGHUP: "a closed terminal (SIGHUP)"}.get(
         signal.Signals(signum), signal.Signals(signum).name
     )
-    return f"stopped by {name}." + (f" {said}" if said else "")
+    return f"stopped by {name}." + (f" {saved}" if saved else "")
 
 
 class Watch:
-    """What is known of signals in this process."""
+    """The state of signal handling in this process."""
 
     def __init__(self, program: str = "") -> None:
         self.program = program
         self.requested: int | None = None  # the first signal
-        self.saved: Callable[[], str] = str  # what is safe by now, as a sentence
-        self.stderr = 2  # where `leave` speaks, while that one is redirected
-        self.unsaved = False  # whether waiting for the main thread would save more
+        self.describe_saved: Callable[[], str] = str  # a sentence on what is saved
+        self.stderr = 2  # the descriptor that `exit` writes to; another one while 2 is redirected
+        self.unsaved = False  # whether there are steps that are not saved yet
         self._postponed = 0
 
     def check(self) -> None:
         """Raises `Stopped` if a signal was received."""
         if self.requested is not None:
-            raise Stopped(self.requested, self.saved())
+            raise Stopped(self.requested, self.describe_saved())
 
     @contextlib.contextmanager
     def postponed(self) -> Iterator[None]:
-        """Within it a signal only sets `requested`, for `check`."""
+        """A block in which a signal only sets `requested`, for `check`."""
         self._postponed += 1
         try:
             yield
@@ -77,16 +74,16 @@ class Watch:
 
     @contextlib.contextmanager
     def allowed(self) -> Iterator[None]:
-        """Within it, inside `postponed`, a signal raises `Stopped` again, at once."""
-        held, self._postponed = self._postponed, 0
+        """A block inside `postponed` in which a signal raises `Stopped` at once."""
+        outer, self._postponed = self._postponed, 0
         try:
             self.check()
             yield
         finally:
-            self._postponed = held
+            self._postponed = outer
 
     def receive(self, signum: int, frame: object) -> None:
-        """The handler; Python runs it in the main thread, between two of its instructions."""
+        """The signal handler; Python runs it in the main thread, between two instructions."""
         del frame
         if self.requested is None:
             self.requested = signum
@@ -94,18 +91,19 @@ class Watch:
             self.check()
 
     def grace(self) -> float:
-        """Seconds that the main thread may take to leave by itself."""
+        """Seconds that the main thread may take to respond."""
         return SAVING_SECONDS if self.unsaved else GRACE_SECONDS
 
-    def leave(self, signum: int, why: str) -> None:
-        """Ends the process from any thread, without waiting for anything."""
-        text = f"{self.program}: {describe(signum, why)} {self.saved()}".rstrip() + "\n"
+    def exit(self, signum: int, reason: str) -> None:
+        """Exits the process from any thread, at once."""
+        saved = self.describe_saved()
+        text = f"{self.program}: {describe(signum, reason)} {saved}".rstrip() + "\n"
         with contextlib.suppress(OSError):
             os.write(self.stderr, text.encode())
         os._exit(128 + signum)
 
 
-_current = Watch()  # without `handled`, as in a notebook: it never receives anything
+_current = Watch()  # without `handled`, as in a notebook, it receives no signals
 
 
 def current() -> Watch:
@@ -113,8 +111,8 @@ def current() -> Watch:
     return _current
 
 
-def leave_at_once() -> None:
-    """Lets a signal end the process without a traceback, until `handled` knows better."""
+def exit_at_once() -> None:
+    """Lets a signal exit the process without a traceback, until `handled` begins."""
 
     def leave(signum: int, frame: object) -> None:
         del frame
@@ -129,7 +127,7 @@ def leave_at_once() -> None:
 
 @contextlib.contextmanager
 def handled(program: str) -> Iterator[Watch]:
-    """Handles the signals until the block ends; does nothing outside of the main thread."""
+    """Handles the signals until the block ends; in another than the main thread it does nothing."""
     global _current
     if threading.current_thread() is not threading.main_thread():
         yield _current
@@ -137,10 +135,10 @@ def handled(program: str) -> Iterator[Watch]:
     watch = Watch(program)
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
-    # The C handler writes each signal here, even while the main thread is in compiled code.
+    # The C handler writes each signal to the pipe, even while the main thread is in compiled code.
     old_fd = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    taken = [s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
-    old_handlers = {signum: signal.signal(signum, watch.receive) for signum in taken}
+    signums = [s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
+    old_handlers = {signum: signal.signal(signum, watch.receive) for signum in signums}
     threading.Thread(target=_follow, args=(watch, reading), daemon=True).start()
     old_watch, _current = _current, watch
     try:
@@ -154,13 +152,14 @@ def handled(program: str) -> Iterator[Watch]:
 
 
 def _follow(watch: Watch, reading: int) -> None:
-    """Reads signals until the writer is closed; after the first one, only for so long."""
+    """Reads signals until the pipe is closed; exits if the main thread does not respond in time."""
     first, began = 0, 0.0
     while True:
         if first:
             left = began + watch.grace() - time.monotonic()
             if not select.select([reading], [], [], max(left, 0.0))[0]:
-                watch.leave(first, "It was busy, and was left as it was.")
+                reason = "The current operation did not finish in time; exited without saving it."
+                watch.exit(first, reason)
         received = os.read(reading, 64)
         if not received:
             os.close(reading)
@@ -171,4 +170,4 @@ def _follow(watch: Watch, reading: int) -> None:
             if not first:
                 first, began = signum, time.monotonic()
             elif time.monotonic() - began > BURST_SECONDS:
-                watch.leave(signum, "Left at once, at the second signal.")
+                watch.exit(signum, "Exited at once, because of a second signal.")

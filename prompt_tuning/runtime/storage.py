@@ -1,7 +1,7 @@
-"""Folders that lie on a local disk or in Google Cloud Storage, read through one code path.
+"""Folders on a local disk or in Google Cloud Storage, read through TensorStore.
 
-TensorStore's key-value drivers do all of it, so `layouts.py`, the next file, and what it finds do
-not know which of the two they read. Every failure becomes a ConfigError that names the place.
+`checkpoints/` reads both kinds of storage with the same code. Every failure becomes a ConfigError
+that names the path.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from prompt_tuning.config import ConfigError
 
 ValueT = TypeVar("ValueT")
 
-# What TensorStore raises for an absent, damaged or unreachable array.
+# TensorStore's exceptions for a missing, damaged or unreachable array.
 STORAGE_ERRORS = (ValueError, OSError, RuntimeError, NotImplementedError, MemoryError)
-# Reads of the index: an unreachable bucket is reported within seconds.
+# For reads of the index: an unreachable bucket is reported within seconds.
 _PROBE = ts.Context({"gcs_request_retries": {"max_retries": 3, "max_delay": "1s"}})
 LIST_SECONDS = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """A folder: `bucket` is None on a local disk; `path` is absolute and ends in no slash."""
+    """A folder: `bucket` is None on a local disk; `path` is absolute, without a final slash."""
 
     path: str
     bucket: str | None = None
 
     @property
     def url(self) -> str:
-        """What a person types to name the folder."""
+        """The path or gs:// address of the folder."""
         return self.path if self.bucket is None else f"gs://{self.bucket}/{self.path}"
 
     def spec(self, name: str = "") -> dict[str, Any]:
-        """TensorStore's key-value spec of the folder, or of a folder in it."""
+        """TensorStore's key-value spec of the folder, or of its subfolder `name`."""
         path = "/".join(part for part in (self.path, name) if part)
         if self.bucket is None:
             return {"driver": "file", "path": f"{path}/"}
         return {"driver": "gcs", "bucket": self.bucket, "path": f"{path}/" if path else ""}
 
     def read(self, name: str) -> bytes | None:
-        """The contents of a file, or None where there is no such file.
+        """The contents of a file; None if there is no such file.
 
         Raises:
           ConfigError: it cannot be read.
@@ -53,16 +53,15 @@ class Folder:
 
         def fetch() -> bytes | None:
             store = ts.KvStore.open(self.spec(), context=_PROBE).result()
-            found = store.read(name).result()
-            return found.value if found.state == "value" else None
+            read = store.read(name).result()
+            return read.value if read.state == "value" else None
 
         return explain(fetch, self, f"{self.url}/{name}")
 
     def numbered(self, prefix: str) -> list[str]:
-        """Names of the folders `<prefix><number>` in this one, in order of their numbers.
+        """The names of the subfolders `<prefix><number>`, in order of their numbers.
 
-        It only serves error messages, so it gives up quietly: a bucket may be enormous, or readable
-        but not listable.
+        It is for error messages: if the bucket is too large or cannot be listed, it returns [].
         """
         last = prefix[:-1] + chr(ord(prefix[-1]) + 1)
         try:
@@ -79,7 +78,7 @@ def open_folder(path: str | os.PathLike[str]) -> Folder:
     """The folder of a local path or a `gs://bucket/path`.
 
     Raises:
-      ConfigError: the path is empty, or of another kind of storage.
+      ConfigError: the path is empty, or has another scheme.
     """
     text = os.fspath(path)
     if match := re.fullmatch(r"gs://([^/]+)/*(.*?)/*", text):
@@ -93,10 +92,10 @@ def open_folder(path: str | os.PathLike[str]) -> Folder:
 
 
 def explain(action: Callable[[], ValueT], folder: Folder, what: str) -> ValueT:
-    """The action's result.
+    """The result of `action`, which reads `what` from `folder` with TensorStore.
 
     Raises:
-      ConfigError: TensorStore failed; says what was being read, why not, and what to do.
+      ConfigError: TensorStore failed; names what was read, the reason, and a remedy.
     """
     try:
         return action()
@@ -109,13 +108,13 @@ def explain(action: Callable[[], ValueT], folder: Folder, what: str) -> ValueT:
 
 
 def reason_of(error: Exception) -> str:
-    """A library's message without the specs, source lines and names of types in it."""
+    """The message of a library's error, without specs, source lines and names of types."""
     text = re.split(
         r" \[(?:tensorstore_spec|source locations|http_response|curl_code)=", str(error)
     )
-    said = re.sub(r"\b[A-Z][A-Za-z]*(?:Error|Exception): ", "", text[0])
-    said = re.sub(r"^[A-Z_]{4,}: ", "", " ".join(said.split()))
-    return said.rstrip(". ") or "no reason is given"
+    message = re.sub(r"\b[A-Z][A-Za-z]*(?:Error|Exception): ", "", text[0])
+    message = re.sub(r"^[A-Z_]{4,}: ", "", " ".join(message.split()))
+    return message.rstrip(". ") or "unknown reason"
 
 
 def _cure(folder: Folder, error: Exception) -> str:
@@ -125,7 +124,7 @@ def _cure(folder: Folder, error: Exception) -> str:
     if folder.bucket is None:
         return "Check the path, its permissions, and that the checkpoint was copied whole."
     return (
-        "Can this machine reach Google Cloud Storage, and may it read this bucket? If not, copy "
-        f"the checkpoint where both hold, `gsutil -m cp -r {folder.url} .`, and give the local "
-        "folder."
+        "Check that this machine can reach Google Cloud Storage and read this bucket. Otherwise "
+        f"copy the checkpoint on a machine that can, `gsutil -m cp -r {folder.url} .`, and give "
+        "the local folder."
     )

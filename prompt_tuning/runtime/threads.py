@@ -1,7 +1,7 @@
-"""Threads for several CPU devices in one process, which else deadlock.
+"""Sets the number of XLA's threads for several CPU devices in one process, to prevent a deadlock.
 
-A device that waits in a collective holds one of XLA's threads. With one thread a device on few
-cores the devices that are to come may get none, and after 40 s XLA ends the process.
+A device that waits in a collective blocks one of XLA's threads. On a machine with few cores there
+may be no thread for the remaining devices; XLA then aborts the process after 40 s.
 """
 
 import os
@@ -10,8 +10,8 @@ import re
 THREADS_PER_DEVICE = 2
 
 
-def provide() -> None:
-    """Sets NPROC, the number of threads that XLA makes, unless it is set or there is one device.
+def set_count() -> None:
+    """Sets NPROC, the number of XLA's threads, if it is unset and there are several CPU devices.
 
     Call it before JAX is used.
     """

@@ -122,8 +122,8 @@ class Predictor:
                 vocabulary=loaded_vocabulary.sha256,
                 where=prompts[name],
             )
-        own = {name: prompt for name, (prompt, _) in loaded.items()}
-        return cls(config, backbone, loaded_vocabulary, own, **settings)
+        named = {name: prompt for name, (prompt, _) in loaded.items()}
+        return cls(config, backbone, loaded_vocabulary, named, **settings)
 
     def generate(
         self,
@@ -346,5 +346,7 @@ def _dispatch_ahead(
 
 def _mesh(backbone: t5.Params) -> Mesh | None:
     """The mesh of the backbone's sharding; None if it is on a single device."""
-    own = backbone["token_embedder/embedding"].sharding
-    return own.mesh if isinstance(own, NamedSharding) and isinstance(own.mesh, Mesh) else None
+    placed = backbone["token_embedder/embedding"].sharding
+    if isinstance(placed, NamedSharding) and isinstance(placed.mesh, Mesh):
+        return placed.mesh
+    return None

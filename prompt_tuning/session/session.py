@@ -32,7 +32,7 @@ from prompt_tuning.model import sharding
 from prompt_tuning.model.device import choose_device
 from prompt_tuning.model.t5 import T5, init_params, param_shapes
 from prompt_tuning.runtime import processes
-from prompt_tuning.runtime.prefetch import Ahead
+from prompt_tuning.runtime.prefetch import Prefetcher
 from prompt_tuning.runtime.replace_folder import local_folder
 
 
@@ -54,7 +54,7 @@ class Session:
     model: T5
     step: int  # of the checkpoint; 0 if the weights are random
     verifies: bool  # check the checkpoint against its manifest
-    reading: Ahead[tuple[str, Array]] | None  # None: the weights are random
+    reading: Prefetcher[tuple[str, Array]] | None  # None: the weights are random
 
     def __enter__(self) -> Session:
         return self
@@ -83,7 +83,7 @@ class Session:
 
 
 def open_session(run: ModelRun) -> Session:
-    """The session of a run, once devices and sizes are known to fit, with its reading begun.
+    """The session of a run, after checks of devices and sizes; the backbone is already being read.
 
     Weights that are to be trained are read in float32, frozen ones in the model's dtype.
 
@@ -104,7 +104,9 @@ def open_session(run: ModelRun) -> Session:
     model = T5(run.model, choose_device(run.model, mesh.devices.flat))
     checkpoint = run.checkpoint if isinstance(run, (Experiment, EvalRun)) else ""
     step = 0 if is_random else load.read_step(checkpoint)
-    reading = None if is_random else load.read_ahead(checkpoint, run.model, mesh, dtype=dtype)
+    reading = (
+        None if is_random else load.prefetch_backbone(checkpoint, run.model, mesh, dtype=dtype)
+    )
     return Session(checkpoint, mesh, model, step, run.verify_checkpoint, reading)
 
 
@@ -204,7 +206,7 @@ def last_step(train: TrainConfig, start: int) -> int:
     if train.train_steps <= start:
         raise ConfigError(
             f"TRAIN_STEPS = {train.train_steps} is absolute and the checkpoint is already at step "
-            f"{start}: nothing would be trained. Set TRAIN_STEPS to more than {start}, or "
+            f"{start}: there is no step to train. Set TRAIN_STEPS to more than {start}, or "
             f"TRAIN_STEPS_RELATIVE = {train.train_steps} to train {train.train_steps} steps."
         )
     return train.train_steps

@@ -29,6 +29,7 @@ from prompt_tuning.methods.method import Start
 from prompt_tuning.methods.method import first_params as make_first_params
 from prompt_tuning.methods.table import find_method, make_settings
 from prompt_tuning.model import sharding
+from prompt_tuning.model.prompt import no_prompt
 from prompt_tuning.prompts import prompt_file
 from prompt_tuning.session.session import Backbone
 from prompt_tuning.tasks import file_examples, registry, task_rows
@@ -115,7 +116,7 @@ def first_params(
     """The prompt method's parameters before the first step, and a description of them."""
     config, model = experiment.prompt, experiment.model
     if experiment.train.trainable == "model":
-        return {"prompt": no_prompt_rows(model)}, "none: the model itself is tuned"
+        return {"prompt": np.asarray(no_prompt(model).rows)}, "none: the model itself is tuned"
     method = find_method(config.method)
     settings = make_settings(method, config.method, config.settings)
     key = first_prompt_key(experiment.train.random_seed)
@@ -157,11 +158,6 @@ def first_params(
         sizes = sum(v.size for leaf, v in params.items() if leaf not in method.fixed)
         description += f"; {config.method}, {sizes:,} trained parameters"
     return {name: np.asarray(value) for name, value in params.items()}, description
-
-
-def no_prompt_rows(model: ModelConfig) -> Float[np.ndarray, "0 D"]:
-    """An empty prompt."""
-    return np.zeros((0, model.embed_dim), np.float32)
 
 
 def _load_first_prompt(

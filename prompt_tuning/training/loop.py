@@ -19,7 +19,7 @@ from prompt_tuning.config import Experiment, config_hash
 from prompt_tuning.evaluation.records import RunLog
 from prompt_tuning.model import sharding
 from prompt_tuning.runtime import agreement, lock, processes, signals
-from prompt_tuning.runtime.prefetch import BATCHES, Ahead
+from prompt_tuning.runtime.prefetch import BATCHES, Prefetcher
 from prompt_tuning.session.session import Session, last_step, make_dir, open_session
 from prompt_tuning.training import health, optim
 from prompt_tuning.training import model_dir as model_dirs
@@ -66,13 +66,13 @@ def train(
 
         # ---- folder: locked for this run; only the first process writes to it
         shared = make_dir(experiment.model_dir, "MODEL_DIR")
-        signals.current().saved = lambda: objective.describe_saved(shared)
+        signals.current().describe_saved = lambda: objective.describe_saved(shared)
         model_dir = stack.enter_context(processes.writing_folder(shared))
         stack.enter_context(lock.hold(model_dir, "MODEL_DIR"))
         stack.enter_context(jax.debug_nans(debug_nans))
         store = objective.open_store(experiment, shared, model_dir, start)
-        agreement.agree("settings", f"{config_hash(experiment)} {experiment.num_model_partitions}")
-        agreement.agree("saved states", str(store.latest_step()))
+        agreement.check("settings", f"{config_hash(experiment)} {experiment.num_model_partitions}")
+        agreement.check("saved states", str(store.latest_step()))
         meta = store.read_meta()
         model_dirs.refuse_other_experiment(meta, experiment, shared)
 
@@ -85,11 +85,11 @@ def train(
         identities = {"backbone": backbone.identity, **work.identities}
         model_dirs.refuse_other_contents(meta, identities, shared)
         if processes.count() > 1:
-            agreement.agree("rows, vocabulary or backbone", work.fingerprint() + str(identities))
+            agreement.check("rows, vocabulary or backbone", work.fingerprint() + str(identities))
 
         # ---- prompt
         first, init = work.first_params(backbone)
-        agreement.agree("first prompt", b"".join(v.tobytes() for _, v in sorted(first.items())))
+        agreement.check("first prompt", b"".join(v.tobytes() for _, v in sorted(first.items())))
         print(f"prompt: {init}", flush=True)
 
         # ---- state: the trainable parameters and the optimiser's
@@ -137,7 +137,7 @@ def train(
                 rows_per_step=experiment.data.batch_size,
             )
             numbers = range(loop.step - start, end - start)
-            with Ahead(work.batches(numbers), most=BATCHES) as batches:
+            with Prefetcher(work.batches(numbers), most=BATCHES) as batches:
                 if loop.status.evaluation_due:
                     _finish_step(run, loop, progress, end)
                 while loop.step < end and not loop.status.stopped_early:

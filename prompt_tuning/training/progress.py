@@ -116,12 +116,12 @@ class StepTimer:
         A wait counts if the devices are idle at its end. They may have become idle during it, so
         the result is an upper bound.
         """
-        asked = time.perf_counter()
+        start = time.perf_counter()
         if not self._steps:
-            self._began, self._waited = asked, 0.0
+            self._began, self._waited = start, 0.0
         batch = next(batches)
         if not self._steps or all(value.is_ready() for value in sums[-1].values()):
-            self._waited += time.perf_counter() - asked
+            self._waited += time.perf_counter() - start
         self._steps += 1
         return batch
 

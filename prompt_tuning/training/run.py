@@ -235,7 +235,7 @@ def save(run: Run, loop: LoopState) -> None:
     described = _describe(run, loop)
     write = functools.partial(run.store.save, loop.step, loop.state, described, replace=replace)
     if processes.count() == 1:
-        retry.retried(write, run.log.model_dir / "checkpoints")
+        retry.write_with_retries(write, run.log.model_dir / "checkpoints")
     else:  # a collective: a single process cannot retry it
         write()
     loop.last_saved = now

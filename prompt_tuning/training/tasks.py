@@ -211,7 +211,7 @@ class Tasks:
             folder = run.log.model_dir / "prompts"
             for name in (f"step_{step:06d}", *(["best"] if is_best else [])):
                 save = functools.partial(prompt_file.save_prompt, folder / name, host, metadata)
-                retry.retried(save, folder)
+                retry.write_with_retries(save, folder)
         lines = ["; ".join(parts)]
         learned = functools.partial(self._has_learned, score)
         if problem := health.describe_problem(_losses(run, loop), self.entropy, learned):
