@@ -192,7 +192,7 @@ def test_evaluation_draws_the_same_with_any_batch_size():
     )
     (task,) = load_data(run, train=False).eval_tasks
     mesh = sharding.make_mesh(1)
-    params = random_params(TINY_CONFIG), jnp.zeros((0, TINY_CONFIG.embed_dim))
+    params = random_params(TINY_CONFIG), no_prompt(TINY_CONFIG)
     outputs = []
     for size in (8, 16):
         other = dataclasses.replace(run, data=dataclasses.replace(data, batch_size=size))
