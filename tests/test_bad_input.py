@@ -213,6 +213,7 @@ def test_sizes_are_checked_before_memory_is_taken(tmp_path, old, new):
         read_t5x(tmp_path / "c", random_params())
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full(tmp_path):
     """`ulimit -f` refuses what a full disk refuses; the state is not half written."""
     code = (
@@ -276,6 +277,7 @@ def test_the_best_prompt_is_made_anew_where_it_was_damaged(tmp_path, capsys):
         repair_best(tmp_path, 12)
 
 
+@pytest.mark.slow
 def test_a_prompt_that_does_not_fit_the_disk_is_an_error_of_the_disk(tmp_path):
     """Which the run answers by saving its state elsewhere."""
     code = (

@@ -608,6 +608,7 @@ def test_shards_share_their_chunks(bucket: Any, tmp_path: Path) -> None:
         assert list(chunks.values()) == [1, 1]
 
 
+@pytest.mark.slow
 def test_a_process_reads_the_chunks_of_its_own_shards(tmp_path: Path) -> None:
     """Two processes with four devices each; each is served by a bucket of its own, which counts."""
     whole = np.random.default_rng(0).random((2048, 4096), np.float32)

@@ -31,6 +31,7 @@ def sample(kind: str, template: Path, cases: int) -> list[Case]:
     return draw.sample(found, min(cases, len(found)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "cases", "commands"),
     [

@@ -160,7 +160,9 @@ def test_what_the_checks_look_for_is_found():
     ],
     ids=["1.1", "1.0", "uneven"],
 )
-@pytest.mark.parametrize("targets", [8, 24])  # without the encoder's keys and values, and with
+@pytest.mark.parametrize(
+    "targets", [8, pytest.param(24, marks=pytest.mark.slow)]
+)  # without the encoder's keys and values, and with
 def test_the_count_is_exact_for_every_family(changes, targets):
     model = dataclasses.replace(CONFIG, **changes)
     lowered = program.lower_step(
@@ -273,6 +275,7 @@ def test_a_plan_refuses_what_a_run_refuses():
         plan.make_plan(experiment(by_cudnn, partitions=8), chips.parse_topology("h100:8"))
 
 
+@pytest.mark.slow
 def test_every_device_holds_its_share_of_every_matrix():
     mesh = sharding.make_mesh(8)
     settings = experiment(dataclasses.replace(model_config("base"), num_heads=16), partitions=8)

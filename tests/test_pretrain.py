@@ -225,6 +225,7 @@ def test_lm_adaptation_goes_on_from_the_checkpoint(tmp_path, text, straight):
     )
 
 
+@pytest.mark.slow
 def test_restored_moments_update_like_a_run_that_never_stopped():
     """The optimiser alone: three steps, or two and, through T5X's names, one more."""
     config = experiment(Path(), "").optimizer

@@ -116,7 +116,7 @@ def test_the_gradient_is_the_finite_difference():
         assert abs(difference - expected) < 2e-3 * jnp.linalg.norm(grad)
 
 
-@pytest.mark.parametrize("drops", [False, True])
+@pytest.mark.parametrize("drops", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_attention_by_lengths_sees_what_masks_show(drops):
     """What cuDNN is asked for, computed by JAX's own kernel: loss and gradient of the prompt."""
     plain = dataclasses.replace(CONFIG, dtype="bfloat16", dropout_rate=0.3 * drops)

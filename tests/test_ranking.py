@@ -172,6 +172,7 @@ def long_and_short(task):
     return dataclasses.replace(task, rows=rows, targets=list(rows.target_texts))
 
 
+@pytest.mark.slow
 def test_rows_grouped_by_length_are_answered_as_rows_of_one_width(long_and_short, params):
     """Whole width, order of the file: the same words, the same texts, log p to 1e-5."""
     evaluator = make_evaluator(one_device(), inputs=64, method="both")

@@ -41,6 +41,7 @@ def test_the_pages_have_commands(all_commands) -> None:
     assert kinds == {"train", "eval", "inspect-prompt", "convert-prompt"}
 
 
+@pytest.mark.slow
 def test_every_run_resolves(all_commands, capsys: pytest.CaptureFixture[str]) -> None:
     """Every flag of every command, value by value; commands that bring nothing new are left out."""
     registry.register()

@@ -17,6 +17,7 @@ from prompt_tuning.evaluation.prompts import NamedPrompt
 from prompt_tuning.prompts.prompt_file import PromptMetadata, save_prompt
 from prompt_tuning.tasks import registry
 
+pytestmark = pytest.mark.slow
 TASKS = ("boolq", "cb", "copa", "multirc", "record", "rte", "wic")
 NAMES = {task: f"taskless_super_glue_{task}_v102" for task in TASKS}
 NAMES["wsc"] = "taskless_super_glue_wsc_v102_simple_train"

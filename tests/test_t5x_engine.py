@@ -113,6 +113,7 @@ def test_infer_needs_a_task(arguments):
         engine.prepare("infer", loaded)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_settings_that_are_newer(arguments, tmp_path):
     engine.prepare("train", load(arguments))
     (tmp_path / "run/checkpoint_80").mkdir()
@@ -127,6 +128,7 @@ def test_a_run_goes_on_with_settings_that_are_newer(arguments, tmp_path):
     assert file.read_text() == "".join(lines)
 
 
+@pytest.mark.slow
 def test_another_experiment_in_model_dir_is_refused(arguments, tmp_path):
     engine.prepare("train", load(arguments))
     engine.prepare("train", load(arguments, "LEARNING_RATE=0.2"))  # nothing is trained yet

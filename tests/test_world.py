@@ -24,6 +24,7 @@ import tiny  # noqa: E402
 
 sys.path.pop()
 
+pytestmark = pytest.mark.slow
 MEGABYTE = 1_000_000
 LABELS = [word for task in generator.DEMO_TASKS.values() for word in task.label_words]
 
@@ -200,7 +201,6 @@ def test_probe_knows_the_attributes(
     assert accuracy >= 0.95
 
 
-@pytest.mark.slow
 def test_backbone_is_a_language_model_of_the_world(
     backbone: t5.Params, tokenizer: sentencepiece.SentencePieceProcessor
 ):
