@@ -335,7 +335,7 @@ def test_a_run_that_goes_on_is_one_that_was_not_stopped(name, values, checkpoint
 LEARNED = [
     ("prompt_tuning", {}, None),
     ("p_tuning", {}, None),
-    ("p_tuning", {"encoder": "lstm"}, 0.003),
+    ("p_tuning", {"encoder": "lstm", "hidden": 32}, 0.003),
     ("residual", {}, None),
     ("superpos", {}, None),
     ("low_rank", {}, 0.6),
