@@ -137,7 +137,10 @@ def train(
                 rows_per_step=experiment.data.batch_size,
             )
             numbers = range(loop.step - start, end - start)
-            with Prefetcher(work.batches(numbers), most=BATCHES) as batches:
+            with (
+                contextlib.closing(progress),
+                Prefetcher(work.batches(numbers), most=BATCHES) as batches,
+            ):
                 if loop.status.evaluation_due:
                     _finish_step(run, loop, progress, end)
                 while loop.step < end and not loop.status.stopped_early:
@@ -149,7 +152,6 @@ def train(
                     watch.unsaved = True
                     _finish_step(run, loop, progress, end)
             watch.check()
-            progress.close()
             if loop.status.stopped_early and not had_stopped:
                 print(runs.describe_early_stop(loop.status, experiment.eval), flush=True)
             store.wait()
