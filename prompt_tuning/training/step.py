@@ -174,6 +174,8 @@ def update(
     grads = {name: grads.get(name, jnp.zeros_like(v)) for name, v in state.trainable.items()}
     updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.trainable)
     trainable = cast(dict[str, Array], optax.apply_updates(state.trainable, updates))
+    # To the bit: adding a zero update would turn -0.0 into 0.0.
+    trainable |= {name: v for name, v in params.items() if name not in trained}
     # The norm of the trainable part only: frozen parameters have no gradient.
     metrics = total.metrics | {"gradient_norm": norm}
     return TrainState(state.step + 1, trainable, opt_state), metrics
