@@ -58,16 +58,14 @@ def model_config(name: str) -> ModelConfig:
 def train(experiment: Experiment) -> TrainResult:
     """The result of an experiment, run as by `t5x train`; see `training.loop.train`."""
     from prompt_tuning.config import gin_reader
-    from prompt_tuning.pretraining.run import Pretraining
+    from prompt_tuning.pretraining.run import find_objective
     from prompt_tuning.runtime import memory, threads
     from prompt_tuning.training import loop
-    from prompt_tuning.training.tasks import Tasks
 
     memory.keep_freed()
     threads.set_count()
-    objective = Tasks if experiment.corpus.objective == "task" else Pretraining
     text = gin_reader.to_gin(experiment)
-    return loop.train(experiment, objective=objective, config_text=text)
+    return loop.train(experiment, objective=find_objective(experiment), config_text=text)
 
 
 def evaluate(run: EvalRun) -> Matrix:

@@ -466,8 +466,8 @@ def test_eval_takes_a_runs_configuration(tmp_path):
     )
     assert (run.checkpoint_path, run.eval_output_dir, run.prompt_file) == ("tiny", "o", "best")
     assert (run.data.batch_size, run.class_labels) == (16, ("a",))
-    assert run.experiment.initial_checkpoint_path == "tiny"
-    assert run.experiment.prompt.class_labels == ("a",)
+    assert run.checkpoint == "tiny"
+    assert run.class_labels == ("a",)
     assert load([write(tmp_path / "eval.gin", gin_reader.to_gin(run))], run=EvalRun) == run
 
 

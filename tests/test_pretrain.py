@@ -1,6 +1,7 @@
 """The pre-training run, whole: it learns, resumes to the same bits, and leaves T5X checkpoints."""
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -34,6 +35,7 @@ from prompt_tuning.model import t5
 from prompt_tuning.pretraining import corpus, run, saved
 from prompt_tuning.runtime import signals
 from prompt_tuning.training import optim, step
+from prompt_tuning.training.loop import train
 from prompt_tuning.training.run import TrainResult
 from prompt_tuning.world import generator
 
@@ -82,9 +84,12 @@ def experiment(model_dir: Path, text: str, steps: int = 6, **changes) -> Experim
     return dataclasses.replace(base, **changes)
 
 
+pretrain = functools.partial(train, objective=run.Pretraining)
+
+
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory, text) -> TrainResult:
-    return run.pretrain(experiment(tmp_path_factory.mktemp("straight"), text))
+    return pretrain(experiment(tmp_path_factory.mktemp("straight"), text))
 
 
 def arrays(folder: Path) -> dict[str, np.ndarray]:
@@ -121,8 +126,8 @@ def test_tensorboard_shows_how_long_steps_took(straight):
 
 
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, text, straight):
-    run.pretrain(experiment(tmp_path, text, steps=3))
-    done = run.pretrain(experiment(tmp_path, text, steps=6))
+    pretrain(experiment(tmp_path, text, steps=3))
+    done = pretrain(experiment(tmp_path, text, steps=6))
     assert done.step == 6
     expected = arrays(straight.checkpoint)
     for name, value in arrays(done.checkpoint).items():
@@ -146,7 +151,7 @@ def test_a_loss_that_is_not_finite_names_step_and_documents(tmp_path, text, stra
     )
     said = r"step 7 \(.*loss nan.*--debug-nans.*from 0: \d+"
     with pytest.raises(FloatingPointError, match=said) as caught:
-        run.pretrain(diverges)
+        pretrain(diverges)
     assert "Nothing is saved yet." in str(caught.value)
     rows = str(caught.value).split("from 0: ")[1].split(". ")[0].split("; ")
     found = corpus.load_corpus(diverges, tmp_path).train
@@ -162,7 +167,7 @@ def test_a_loss_that_is_not_finite_names_step_and_documents(tmp_path, text, stra
 def test_a_damaged_checkpoint_costs_one_period(tmp_path, text, straight, capsys):
     shutil.copytree(straight.model_dir, tmp_path / "run")
     (tmp_path / "run" / "checkpoint_6" / "target.token_embedder.embedding" / "0.0").unlink()
-    done = run.pretrain(experiment(tmp_path / "run", text))
+    done = pretrain(experiment(tmp_path / "run", text))
     said = capsys.readouterr().out
     assert "cannot be read" in said
     assert "continuing at step 3" in said
@@ -182,17 +187,17 @@ def test_a_signal_saves_the_step_that_it_came_in(tmp_path, text, straight):
 
     changes = {"eval": EvalConfig(period=1000, num_examples=16)}
     changes["train"] = TrainConfig(trainable="model", train_steps=3, checkpoint_period=1)
-    run.pretrain(experiment(tmp_path, text, **changes))  # compiled, and something to wait for
+    pretrain(experiment(tmp_path, text, **changes))  # compiled, and something to wait for
     many = dataclasses.replace(changes["train"], train_steps=100_000, checkpoint_period=50_000)
     changes["eval"] = EvalConfig(period=20, num_examples=16)
     with signals.handled("t5x"):
         threading.Thread(target=send_soon).start()
         with pytest.raises(signals.Stopped):
-            run.pretrain(experiment(tmp_path, text, **(changes | {"train": many})))
+            pretrain(experiment(tmp_path, text, **(changes | {"train": many})))
     step = int(saved.find_checkpoints(tmp_path)[-1].name.removeprefix("checkpoint_"))
     assert step > 3
     more = dataclasses.replace(many, train_steps=step + 1)
-    assert run.pretrain(experiment(tmp_path, text, **(changes | {"train": more}))).step == step + 1
+    assert pretrain(experiment(tmp_path, text, **(changes | {"train": more}))).step == step + 1
 
 
 @pytest.mark.slow
@@ -200,7 +205,7 @@ def test_only_so_many_checkpoints_are_kept(tmp_path, text):
     keep_one = TrainConfig(
         trainable="model", train_steps=2, checkpoint_period=1, keep_checkpoints=1
     )
-    run.pretrain(experiment(tmp_path, text, train=keep_one))
+    pretrain(experiment(tmp_path, text, train=keep_one))
     assert [p.name for p in saved.find_checkpoints(tmp_path)] == ["checkpoint_2"]
 
 
@@ -216,7 +221,7 @@ def test_lm_adaptation_goes_on_from_the_checkpoint(tmp_path, text, straight):
         ),
         train=TrainConfig(trainable="model", train_steps_relative=2, restore_optimizer=True),
     )
-    done = run.pretrain(adapted)
+    done = pretrain(adapted)
     assert done.step == 8
     assert json.loads((done.checkpoint / saved.RUN_FILE).read_text())["start"] == 6
     assert not np.array_equal(
@@ -283,7 +288,7 @@ def test_the_learning_rate_is_t5s():
 )
 def test_what_does_not_fit_is_refused(tmp_path, text, changes, expected):
     with pytest.raises(ConfigError, match=expected):
-        run.pretrain(experiment(tmp_path, text, **changes))
+        pretrain(experiment(tmp_path, text, **changes))
 
 
 def test_another_corpus_in_the_same_folder_is_refused(tmp_path, text, straight):
@@ -291,12 +296,12 @@ def test_another_corpus_in_the_same_folder_is_refused(tmp_path, text, straight):
     other = tmp_path / "reviews.txt"
     other.write_text(Path(text).read_text() + "\nlovely soup.")
     with pytest.raises(ConfigError):
-        run.pretrain(experiment(tmp_path / "run", str(other)))
+        pretrain(experiment(tmp_path / "run", str(other)))
     before = Path(text).read_text()
     try:
         Path(text).write_text(before + "\nlovely soup.")
         with pytest.raises(ConfigError, match="corpus"):
-            run.pretrain(experiment(tmp_path / "run", text))
+            pretrain(experiment(tmp_path / "run", text))
     finally:
         Path(text).write_text(before)
 
@@ -308,12 +313,12 @@ def test_a_run_of_a_version_with_fewer_settings_goes_on(tmp_path, text, straight
         assert meta["experiment"]["data"].pop("sentinel_targets") is False
         assert meta["experiment"]["corpus"].pop("noise_density") == 0.15
         path.write_text(json.dumps(meta))
-    run.pretrain(experiment(tmp_path / "run", text))
+    pretrain(experiment(tmp_path / "run", text))
     corpus = CorpusConfig(
         objective="span_corruption", files=text, documents="line", noise_density=0.2
     )
     with pytest.raises(ConfigError, match=r"noise_density.*0\.15.*0\.2"):
-        run.pretrain(experiment(tmp_path / "run", text, corpus=corpus))
+        pretrain(experiment(tmp_path / "run", text, corpus=corpus))
 
 
 @pytest.mark.slow
@@ -327,12 +332,12 @@ def test_a_checkpoint_without_moments_is_named(tmp_path, text):
         train=TrainConfig(trainable="model", train_steps_relative=1, restore_optimizer=True),
     )
     with pytest.raises(ConfigError, match="RESTORE_OPTIMIZER = False"):
-        run.pretrain(adapted)
+        pretrain(adapted)
 
 
 @pytest.mark.slow
 def test_eight_devices_give_the_same_run(tmp_path, text, straight):
-    done = run.pretrain(experiment(tmp_path, text, steps=3, num_model_partitions=4))
+    done = pretrain(experiment(tmp_path, text, steps=3, num_model_partitions=4))
     expected = arrays(straight.model_dir / "checkpoint_3")
     for name, value in arrays(done.checkpoint).items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=1e-4, err_msg=name)

@@ -9,6 +9,7 @@ docs/tiny_backbone.md says how the files that are shipped were made.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -29,8 +30,9 @@ from prompt_tuning.config import (
     TrainConfig,
 )
 from prompt_tuning.model import t5
-from prompt_tuning.pretraining import run
+from prompt_tuning.pretraining.run import Pretraining
 from prompt_tuning.pretraining.train_vocabulary import write_vocabulary
+from prompt_tuning.training.loop import train
 from prompt_tuning.world import assets, generator
 
 INPUTS = 48  # the longest review
@@ -87,9 +89,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     pieces = assets.VOCABULARY_PIECES
     write_vocabulary(generator.corpus(), model, pieces, model_type="bpe")
 
-    first = run.pretrain(make_experiment(out, "span_corruption", None, steps=args.steps))
+    pretraining = functools.partial(make_experiment, out, steps=args.steps)
+    first = train(pretraining("span_corruption", None), objective=Pretraining)
     start = str(first.checkpoint)
-    last = run.pretrain(make_experiment(out, "prefix_lm", start, steps=args.steps))
+    last = train(pretraining("prefix_lm", start), objective=Pretraining)
 
     params, step = read_t5x(str(last.checkpoint), t5.param_shapes(assets.TINY_CONFIG))
     checkpoint = str(out / f"checkpoint_{step}")

@@ -44,7 +44,7 @@ def _plan(args: argparse.Namespace, rest: list[str]) -> int:
     from prompt_tuning.planning import plan as plans
 
     print(f"compiling the step for {topology.name} ...", file=sys.stderr, flush=True)
-    plan = plans.make_plan(loaded.experiment, topology, utilisation=args.utilisation)
+    plan = plans.make_plan(loaded.run, topology, utilisation=args.utilisation)
     values = json.dumps(dataclasses.asdict(plan), indent=2)
     if args.json == "-":
         print(values)

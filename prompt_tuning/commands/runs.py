@@ -168,7 +168,7 @@ def _start(args: argparse.Namespace, rest: list[str]) -> tuple[gin_reader.Loaded
             _join_processes(args)  # to print the devices of all processes
         print(gin_reader.to_gin(loaded.run, loaded.provenance), end="")
         if args.mode == "train":
-            _print_devices(loaded.experiment)
+            _print_devices(loaded.run)
         return None
     if args.engine == "t5x":
         from prompt_tuning.upstream import engine
@@ -201,13 +201,12 @@ def train(args: argparse.Namespace, rest: list[str]) -> int:
 
         with open_session(loaded.run) as session:  # reads the backbone in the background
             import_tensorflow()
-            from prompt_tuning.pretraining.run import Pretraining
+            from prompt_tuning.pretraining.run import find_objective
             from prompt_tuning.training import loop
-            from prompt_tuning.training.tasks import Tasks
 
             loop.train(
                 loaded.run,
-                objective=Tasks if loaded.run.corpus.objective == "task" else Pretraining,
+                objective=find_objective(loaded.run),
                 session=session,
                 config_text=text,
                 debug_nans=args.debug_nans,

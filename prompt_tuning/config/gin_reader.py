@@ -113,11 +113,6 @@ class Loaded(Generic[RunT]):
         places = [f"{name}: {place}" for name, place in places.items() if place != DEFAULT]
         return f" ({'; '.join(places)})" if places else ""
 
-    @property
-    def experiment(self) -> config.Experiment:
-        """The run, or what it shares with an experiment."""
-        return self.run.experiment
-
 
 def load(
     gin_files: Sequence[str],

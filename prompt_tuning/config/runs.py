@@ -69,11 +69,6 @@ class Experiment(ModelRun):
         """The checkpoint that the run begins with, or "scratch"."""
         return self.initial_checkpoint_path or SCRATCH
 
-    @property
-    def experiment(self) -> Experiment:
-        """Itself, as `EvalRun` and `InferRun` have one."""
-        return self
-
     def __post_init__(self) -> None:
         check(
             not (self.corpus.pack and self.model.attention == "cudnn"),
@@ -128,11 +123,6 @@ class EvalRun(ModelRun):
         """The checkpoint of the model."""
         return self.checkpoint_path
 
-    @property
-    def experiment(self) -> Experiment:
-        """The same settings, for what reads a backbone and rows of an experiment."""
-        return _as_experiment(self, self.eval_output_dir)
-
 
 @settings
 class InferRun(ModelRun):
@@ -164,24 +154,6 @@ class InferRun(ModelRun):
     def checkpoint(self) -> str:
         """The checkpoint of the model."""
         return self.checkpoint_path
-
-    @property
-    def experiment(self) -> Experiment:
-        """The same settings, for what reads a backbone and rows of an experiment."""
-        return _as_experiment(self, self.infer_output_dir)
-
-
-def _as_experiment(run: EvalRun | InferRun, directory: str) -> Experiment:
-    return Experiment(
-        model_dir=directory,
-        initial_checkpoint_path=run.checkpoint_path,
-        model=run.model,
-        data=run.data,
-        prompt=PromptConfig(class_labels=run.class_labels),
-        eval=run.eval,
-        num_model_partitions=run.num_model_partitions,
-        verify_checkpoint=run.verify_checkpoint,
-    )
 
 
 # The order in which settings are written; a run has some of these parts.

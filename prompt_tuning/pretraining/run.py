@@ -28,27 +28,10 @@ from prompt_tuning.runtime import processes, signals
 from prompt_tuning.session import setup
 from prompt_tuning.session.session import Backbone, Session
 from prompt_tuning.training import step as steps
-from prompt_tuning.training.loop import train
-from prompt_tuning.training.run import EvalStatus, LoopState, Run, TrainResult
+from prompt_tuning.training.run import EvalStatus, LoopState, Objective, Run, TrainResult
+from prompt_tuning.training.tasks import Tasks
 
 HELD_OUT = "held_out"
-
-
-def pretrain(
-    experiment: Experiment,
-    *,
-    session: Session | None = None,
-    config_text: str = "",
-    debug_nans: bool = False,
-) -> TrainResult:
-    """The result of `training.loop.train` on a corpus; trains all weights, saves checkpoints."""
-    return train(
-        experiment,
-        objective=Pretraining,
-        session=session,
-        config_text=config_text,
-        debug_nans=debug_nans,
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,3 +225,8 @@ def split_batch(batch: examples.Batch, parts: int) -> list[examples.Batch]:
     """
     cut = {name: np.split(array, parts) for name, array in batch.items()}
     return [{name: arrays[i] for name, arrays in cut.items()} for i in range(parts)]
+
+
+def find_objective(experiment: Experiment) -> type[Objective]:
+    """What an experiment trains on: its tasks, or with OBJECTIVE its corpus."""
+    return Tasks if experiment.corpus.objective == "task" else Pretraining

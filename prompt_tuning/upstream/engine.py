@@ -212,8 +212,8 @@ def _try_inputs(run: Run) -> None:
     if isinstance(run, Experiment):
         inputs.last_step(run)
     if not isinstance(run, InferRun):
-        labels = run.experiment.prompt.class_labels
         trains = isinstance(run, Experiment)
+        labels = run.prompt.class_labels if isinstance(run, Experiment) else run.class_labels
         data = setup.load_data(run.data, run.eval, run.model, class_labels=labels, train=trains)
         if data.train:
             lengths, split = run.data.task_feature_lengths, run.data.eval_split
