@@ -426,6 +426,7 @@ def test_a_method_of_the_users_own(own_module):
         ("(), settings.start, jnp.float32", "(), 2", "'prompt/scale' as int32"),
         ("jnp.full((), settings.start, jnp.float32)", "2.0", "'prompt/scale' as float"),
         ("Prompt(rows=", "(", "Expected a Prompt"),
+        ("Prompt(rows=", "Prompt(memory=jnp.zeros((1, 32)), rows=", "memory"),
         ("start.draw_rows(start.length)", "start.draw_rows(2)", r"\(2, 32\)"),
         ('* params["prompt/scale"]', "[:, :3]", r"\(5, 3\)"),
         ("Prompt(rows=", "Prompt(rows=jnp.float16(1) + 0 * jnp.float16(", "float16"),

@@ -113,6 +113,12 @@ def check_prompt(name: str, prompt: Any, shape: tuple[int, int]) -> None:
             f"{problem} returns {type(prompt).__name__}. Expected a Prompt. "
             "Return Prompt(rows=rows)."
         )
+    others = [field for field in Prompt._fields[1:] if getattr(prompt, field) is not None]
+    if others:
+        raise ConfigError(
+            f"{problem} returns {', '.join(others)} beside rows, which no engine computes. "
+            "Expected rows alone. Return Prompt(rows=rows)."
+        )
     rows = prompt.rows
     if tuple(rows.shape) != shape or rows.dtype != jnp.float32:
         raise ConfigError(

@@ -133,7 +133,7 @@ class Pretraining:
     def first_params(self, backbone: Backbone) -> tuple[dict[str, np.ndarray], str]:
         """An empty prompt, and a description of it."""
         rows = np.asarray(no_prompt(self.model.config).rows)
-        return {"prompt": rows}, "none: the model itself is trained"
+        return {"prompt": rows}, "no prompt: the model itself is trained"
 
     def restore_optimizer(self, state: steps.TrainState) -> steps.TrainState:
         """The state with the optimiser of the checkpoint, if RESTORE_OPTIMIZER is set."""

@@ -113,10 +113,10 @@ def vocabulary_identity(spec: str) -> str:
 def first_params(
     experiment: Experiment, backbone: Backbone, data: Data
 ) -> tuple[dict[str, np.ndarray], str]:
-    """The prompt method's parameters before the first step, and a description of them."""
+    """The prompt method's parameters before the first step, and how they begin, also printed."""
     config, model = experiment.prompt, experiment.model
     if experiment.train.trainable == "model":
-        return {"prompt": np.asarray(no_prompt(model).rows)}, "none: the model itself is tuned"
+        return {"prompt": np.asarray(no_prompt(model).rows)}, "no prompt: the model itself is tuned"
     method = find_method(config.method)
     settings = make_settings(method, config.method, config.settings)
     key = first_prompt_key(experiment.train.random_seed)
@@ -152,12 +152,12 @@ def first_params(
         tasks=tuple(rows.task for rows in data.train),
     )
     params = make_first_params(config.method, method, settings, start, backbone.params)
-    how = "; ".join(dict.fromkeys(drawn)) or "first values of the method's own"
-    description = f"{config.length} x {model.embed_dim}, {how}"
+    init = "; ".join(dict.fromkeys(drawn)) or "first values of the method's own"
     if config.method != "prompt_tuning":
         sizes = sum(v.size for leaf, v in params.items() if leaf not in method.fixed)
-        description += f"; {config.method}, {sizes:,} trained parameters"
-    return {name: np.asarray(value) for name, value in params.items()}, description
+        init += f"; {config.method}, {sizes:,} trained parameters"
+    print(f"prompt: {config.length} x {model.embed_dim}, {init}", flush=True)
+    return {name: np.asarray(value) for name, value in params.items()}, init
 
 
 def _load_first_prompt(

@@ -90,7 +90,6 @@ def train(
         # ---- prompt
         first, init = work.first_params(backbone)
         agreement.check("first prompt", b"".join(v.tobytes() for _, v in sorted(first.items())))
-        print(f"prompt: {init}", flush=True)
 
         # ---- state: the trainable parameters and the optimiser's
         params = {**backbone.params, **sharding.replicate(first, mesh)}

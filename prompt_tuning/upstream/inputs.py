@@ -33,7 +33,6 @@ from prompt_tuning.config import (
     ModelConfig,
     PromptConfig,
 )
-from prompt_tuning.methods import inits
 from prompt_tuning.methods.method import Frozen, Params
 from prompt_tuning.methods.table import find_method, make_settings
 from prompt_tuning.model import t5
@@ -200,6 +199,7 @@ class StartingPrompt(NamedTuple):
     params: Mapping[str, Float[np.ndarray, "..."]]  # by the method's own names
     length: int  # P
     fold: Fold
+    init: str = ""  # how they begin
 
 
 class _NoBackbone(Mapping[str, Array]):
@@ -278,15 +278,14 @@ def _first_prompt(experiment: Experiment) -> StartingPrompt:
     params: Any = {**t5.param_shapes(model), EMBEDDING: jnp.asarray(embedding, model.dtype)}
     identity = read_identity(checkpoint) if config.init == "file" else ""
     spec = experiment.data.vocabulary
-    first, description = setup.first_params(
+    first, init = setup.first_params(
         experiment,
         session.Backbone(params, t5x_checkpoint.read_step(checkpoint), identity),
         setup.Data((), (), (), load_vocabulary(spec), setup.vocabulary_identity(spec)),
     )
     fold = make_fold(PromptConfig() if experiment.train.trainable == "model" else config, model)
     length = jax.eval_shape(fold, first).shape[0]
-    print(f"prompt: {description}", flush=True)
-    return StartingPrompt(first, length, fold)
+    return StartingPrompt(first, length, fold, init)
 
 
 def _read_prompt(run: EvalRun | InferRun, file: str) -> Float[np.ndarray, "P D"]:
@@ -311,15 +310,11 @@ def choose_new(run: EvalRun | InferRun) -> tuple[tuple[str, None], ...]:
     return ((f".*/{PROMPT}", None),) if run.prompt_file else ()
 
 
-def describe_prompt(experiment: Experiment, *, backbone: str, step: int) -> PromptMetadata:
+def describe_prompt(
+    experiment: Experiment, *, backbone: str, init: str, step: int
+) -> PromptMetadata:
     """The metadata of a prompt of this run, without scores: those are in T5X's own files."""
-    name = register_task(experiment.data)
-    init = inits.describe_init(
-        experiment.prompt,
-        registry.label_words(name),
-        experiment.model.num_embeddings,
-        load_vocabulary(experiment.data.vocabulary).encode,
-    )
+    register_task(experiment.data)
     return setup.describe_prompt(
         experiment,
         backbone=backbone,

@@ -41,8 +41,8 @@ from prompt_tuning.upstream.inputs import (
     StartingPrompt,
     absolute_path,
     describe_prompt,
-    make_fold,
     start_step,
+    starting_prompt,
 )
 
 
@@ -174,7 +174,8 @@ def make_learning_rate(experiment: Experiment) -> Callable[[Any], Any]:
 def make_prompt_writer(experiment: Experiment) -> Callable[[Any, Any], tuple[Any, Any]]:
     """A `SaveCheckpointConfig.state_transformation_fns`: writes the prompt, changes nothing."""
     folder = Path(absolute_path(experiment.model_dir)) / "prompts"
-    fold = jax.jit(make_fold(experiment.prompt, experiment.model))
+    start = starting_prompt(experiment)
+    fold = jax.jit(start.fold)
 
     def write(state: Any, infos: Any) -> tuple[Any, Any]:
         params: dict[Any, Any] = flatten_dict(state["target"], sep="/")
@@ -182,7 +183,7 @@ def make_prompt_writer(experiment: Experiment) -> Callable[[Any, Any], tuple[Any
         identity = backbone_identity(params)  # every process takes part where it is sharded
         if leaves and jax.process_index() == 0:
             step = int(np.asarray(state["state"]["step"]))
-            metadata = describe_prompt(experiment, backbone=identity, step=step)
+            metadata = describe_prompt(experiment, backbone=identity, init=start.init, step=step)
             rows = fold({n.removeprefix(SCOPE): np.asarray(v) for n, v in leaves.items()})
             save_prompt(folder / f"step_{step:06d}", Prompt(jax.device_get(rows)), metadata)
         return state, infos
