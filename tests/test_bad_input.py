@@ -5,7 +5,9 @@ that find them.
 """
 
 import contextlib
+import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -13,17 +15,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import seqio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_models import as_prompt, random_params
 
 from prompt_tuning import cli
+from prompt_tuning.checkpoints import load
+from prompt_tuning.checkpoints.conversion import convert
 from prompt_tuning.checkpoints.t5x import read_step, read_t5x, write_t5x
 from prompt_tuning.config import ConfigError, gin_reader
 from prompt_tuning.prompts.prompt_file import PromptMetadata, load_prompt, save_prompt
 from prompt_tuning.runtime.replace_folder import replace_text
 from prompt_tuning.serving.lines import read_lines
+from prompt_tuning.tasks import registry
+from prompt_tuning.tasks.prepare import prepare_superglue
+from prompt_tuning.tasks.vocabulary import load_seqio_vocabulary
 from prompt_tuning.training.model_dir import repair_best
+from prompt_tuning.vocabularies.vocabulary import load_vocabulary
+from prompt_tuning.world.assets import tiny_checkpoint, tiny_vocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
 DEMO = ("train", "--gin_file=demo.gin")
@@ -193,6 +203,71 @@ def test_damaged_checkpoints_are_refused_or_are_other_numbers(tmp_path):
             params, _ = read_t5x(tmp_path / "c", shapes)
             assert all(params[name].shape == shapes[name].shape for name in shapes)
         file.write_bytes(whole)
+
+
+LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 52\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        (tiny_checkpoint(), ["target.token_embedder.embedding/0.0", "checkpoint"]),
+        (ROOT / "tests" / "golden" / "hf" / "t5_1_1", ["model.safetensors", "config.json"]),
+    ],
+)
+def test_a_git_lfs_pointer_in_place_of_weights_is_named(tmp_path, source, names):
+    model = load.read_model(source)
+    shutil.copytree(source, tmp_path / "model")
+    for name in names:
+        (tmp_path / "model" / name).write_text(LFS)
+        with pytest.raises(ConfigError, match=rf"{re.escape(name)} is a pointer of Git LFS"):
+            dict(load.iter_backbone(tmp_path / "model", model))
+        (tmp_path / "model" / name).unlink()
+
+
+def test_a_git_lfs_pointer_in_place_of_a_prompt_or_a_vocabulary_is_named(tmp_path):
+    save_prompt(tmp_path / "p", as_prompt(np.ones((4, 8), np.float32)), PromptMetadata())
+    pointers = ("p/adapter_model.safetensors", "a.npy", "b/a.npy")
+    (tmp_path / "b").mkdir()
+    for file in pointers:
+        (tmp_path / file).write_text(LFS)
+    for place in ("p", "a.npy", "b"):
+        with pytest.raises(ConfigError, match="is a pointer of Git LFS"):
+            load_prompt(tmp_path / place)
+    for file in ("spiece.model", "tokenizer.json"):
+        (tmp_path / file).write_text(LFS)
+        with pytest.raises(ConfigError, match=rf"VOCABULARY: .*{file} is a pointer of Git LFS"):
+            load_vocabulary(str(tmp_path / file))
+
+
+@pytest.mark.parametrize(
+    ("method", "cure"), [("PROMPT_TUNING", "PROMPT_FILE"), ("LORA", "merge_and_unload")]
+)
+def test_an_adapter_in_place_of_a_model_is_named(tmp_path, method, cure):
+    config = {"peft_type": method, "base_model_name_or_path": "google/t5-small"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    for read in (load.read_step, load.read_model):
+        with pytest.raises(ConfigError, match=rf"peft_type {method}.*google/t5-small.*{cure}"):
+            read(tmp_path)
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copy(tiny_vocabulary(), tmp_path / "t5.model")
+    assert load_vocabulary("~/t5.model").sha256 == load_vocabulary("tiny").sha256
+    assert load_seqio_vocabulary("~/t5.model").sentencepiece_model_file == str(
+        tmp_path / "t5.model"
+    )
+    registry.register("tiny", tfds_data_dir="~/data")
+    assert str(tmp_path / "data") == seqio.utils._TFDS_DATA_DIR_OVERRIDE
+    (tmp_path / "superglue").mkdir()
+    with pytest.raises(ConfigError, match=str(tmp_path / "superglue")):
+        prepare_superglue("~/superglue", "~/data")
+    shutil.copytree(tiny_checkpoint(), tmp_path / "tiny")
+    (tmp_path / "tiny" / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=str(tmp_path / "tiny" / "config.json")):
+        convert("~/tiny", "~/converted")
+    registry.register("tiny")
 
 
 @pytest.mark.parametrize(

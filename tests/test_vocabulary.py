@@ -87,6 +87,29 @@ def test_a_model_that_cannot_be_read(tmp_path):
         vocabulary.load_seqio_vocabulary("nosuch://x.model")
 
 
+@pytest.mark.parametrize(
+    "ids",
+    [
+        {},
+        {"pad_id": 0, "eos_id": 2, "unk_id": 1, "bos_id": -1},
+        {"pad_id": -1, "eos_id": 1, "unk_id": 0, "bos_id": -1},
+    ],
+)
+def test_other_special_ids_than_a_t5s_are_refused(tmp_path, ids):
+    (tmp_path / "a.txt").write_text(TEXT * 20)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "a.txt"),
+        model_prefix=str(tmp_path / "a"),
+        vocab_size=40,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **ids,  # by default: unknown 0, begin 1, end 2, no padding
+    )
+    for load in (load_vocabulary, vocabulary.load_seqio_vocabulary):
+        with pytest.raises(ConfigError, match=r"a\.model.*pad_id=0, eos_id=1, unk_id=2"):
+            load(str(tmp_path / "a.model"))
+
+
 def test_the_real_vocabulary(shared_dir):
     loaded = vocabulary.load_seqio_vocabulary(
         str(shared_dir / "data" / "t5_vocab" / "sentencepiece.model")

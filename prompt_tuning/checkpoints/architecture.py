@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from prompt_tuning.config import Activation, ConfigError, ModelConfig
+from prompt_tuning.runtime.storage import describe_lfs_pointer
 
 CONFIG = "config.json"
+_ADAPTER = "adapter_config.json"  # of Hugging Face PEFT
 STEP = "t5x_step"  # a key of this project in config.json: the step of a converted T5X checkpoint
 # config.json's feed_forward_proj <-> T5X's mlp_activations. gated-gelu is the tanh approximation.
 ACTIVATIONS: Mapping[str, tuple[Activation, ...]] = {
@@ -62,13 +64,39 @@ def read_json(folder: Path) -> dict[str, Any]:
         raw = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise ConfigError(
-            f"{folder} has no {CONFIG}, which describes the model. Copy it from the model's page."
+            describe_adapter(folder)
+            or f"{folder} has no {CONFIG}, which describes the model. Copy it from the model's "
+            "page."
         ) from error
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}). Copy it again.") from error
+        raise ConfigError(
+            describe_lfs_pointer(path) or f"{path} cannot be read ({error}). Copy it again."
+        ) from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a JSON object, found {type(raw).__name__}.")
     return raw
+
+
+def describe_adapter(folder: Path) -> str:
+    """A message on a folder of Hugging Face PEFT's, which is no model; "" for other folders."""
+    if not (folder / _ADAPTER).is_file():
+        return ""
+    try:
+        config = json.loads((folder / _ADAPTER).read_bytes())
+        method, base = str(config["peft_type"]), config.get("base_model_name_or_path")
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        method, base = "unknown", None
+    model = f"its base model ({base})" if base else "the model that it was trained for"
+    cure = (
+        f"Give {model} as the checkpoint and this folder as PROMPT_FILE."
+        if method == "PROMPT_TUNING"
+        else f"Give {model}, or merge the adapter into it (PEFT's merge_and_unload), save the "
+        "result with save_pretrained and give that folder."
+    )
+    return (
+        f"{folder} is an adapter of Hugging Face PEFT (peft_type {method}), not a model: expected "
+        f"the folder of a whole T5. {cure}"
+    )
 
 
 def is_scaled(raw: Mapping[str, Any]) -> bool:

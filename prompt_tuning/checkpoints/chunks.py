@@ -16,6 +16,7 @@ from typing import Any
 import tensorstore as ts
 
 from prompt_tuning.config import ConfigError
+from prompt_tuning.runtime.storage import describe_lfs_pointer
 
 LARGE = 2**26  # bytes of a chunk
 
@@ -63,6 +64,7 @@ def check_gzipped(store: ts.TensorStore, what: str) -> None:
                     pass
         except (OSError, EOFError, zlib.error) as error:
             raise ConfigError(
-                f"cannot read {what}: {os.fspath(file)} is truncated, or its checksum differs. "
+                describe_lfs_pointer(file)
+                or f"cannot read {what}: {os.fspath(file)} is truncated, or its checksum differs. "
                 "The checkpoint is damaged, or was copied incompletely: copy it again."
             ) from error

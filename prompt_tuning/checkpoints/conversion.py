@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -151,7 +150,8 @@ def _to_huggingface(
     checkpoint = layouts.find_checkpoint(path)
     params = {n: leaf for n, leaf in checkpoint.params.items() if not is_prompt_leaf(n)}
     stores = layouts.open_leaves(params, ts.Context())
-    source_folder = Path(path) if os.path.isdir(path) else None
+    folder = Path(path).expanduser()
+    source_folder = folder if folder.is_dir() else None
     raw, model = _describe(checkpoint.folder.url, source_folder, stores)
     step = t5x.read_step(path) if choices[0] is None else choices[0]
     wanted = {name: names.to_huggingface(name) for name in t5.param_shapes(model)}

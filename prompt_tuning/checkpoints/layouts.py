@@ -18,6 +18,7 @@ import json
 import os
 import posixpath
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -25,9 +26,16 @@ import numpy as np
 import tensorstore as ts
 from flax import serialization
 
+from prompt_tuning.checkpoints.architecture import describe_adapter
 from prompt_tuning.checkpoints.chunks import check_chunk_size
 from prompt_tuning.config import ConfigError
-from prompt_tuning.runtime.storage import Folder, explain, open_folder, reason_of
+from prompt_tuning.runtime.storage import (
+    Folder,
+    describe_lfs_pointer,
+    explain,
+    open_folder,
+    reason_of,
+)
 
 INDEX = "checkpoint"  # T5X's msgpack file
 METADATA = "_METADATA"  # Orbax's list of leaves
@@ -93,7 +101,13 @@ def _join(*parts: str) -> str:
     return "/".join(part for part in parts if part)
 
 
+def _pointer(folder: Folder) -> str:
+    return describe_lfs_pointer(folder.path) if folder.bucket is None else ""
+
+
 def _absent(folder: Folder) -> str:
+    if folder.bucket is None and (adapter := describe_adapter(Path(folder.path))):
+        return adapter
     steps = folder.numbered("checkpoint_")
     message = (
         f"there is no T5X checkpoint at {folder.url}: it has neither {INDEX!r} (T5X's msgpack "
@@ -119,7 +133,8 @@ def _from_msgpack(data: bytes, folder: Folder, name: str = INDEX) -> Checkpoint:
         flat = _flatten(target)
     except (*_MALFORMED, msgpack.exceptions.UnpackException) as error:
         raise ConfigError(
-            f"{where} is not the index of a T5X checkpoint, or it is truncated or damaged "
+            _pointer(folder)
+            or f"{where} is not the index of a T5X checkpoint, or it is truncated or damaged "
             f"({_describe_error(error)}). Copy the checkpoint again."
         ) from error
     database = _uses_database(flat, folder)
@@ -210,7 +225,8 @@ def _from_orbax(data: bytes, folder: Folder) -> Checkpoint:
         database = metadata.get("use_ocdbt", True)
     except _MALFORMED as error:
         raise ConfigError(
-            f"{folder.url}/{METADATA} is not Orbax's list of a checkpoint's arrays, or it is "
+            _pointer(folder)
+            or f"{folder.url}/{METADATA} is not Orbax's list of a checkpoint's arrays, or it is "
             f"truncated or damaged ({_describe_error(error)}). Copy the checkpoint again."
         ) from error
 

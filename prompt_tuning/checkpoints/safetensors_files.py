@@ -21,6 +21,7 @@ from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 
 from prompt_tuning.config import ConfigError
+from prompt_tuning.runtime.storage import describe_lfs_pointer
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES: Mapping[str, np.dtype] = {
@@ -127,7 +128,8 @@ def _read_index(folder: Path) -> Mapping[str, str]:
         return weight_map
     except (*_MALFORMED, OSError) as error:
         raise ConfigError(
-            f"{folder / INDEX} cannot be read as the index of a checkpoint ({error!r}). "
+            describe_lfs_pointer(folder / INDEX)
+            or f"{folder / INDEX} cannot be read as the index of a checkpoint ({error!r}). "
             "Copy it again."
         ) from error
 
@@ -151,7 +153,8 @@ def _opened(file: Path) -> Iterator[Any]:
             yield opened
     except (SafetensorError, OSError) as error:
         raise ConfigError(
-            f"{file} cannot be read as safetensors ({error}). It is damaged, or was copied "
+            describe_lfs_pointer(file)
+            or f"{file} cannot be read as safetensors ({error}). It is damaged, or was copied "
             "incompletely: copy it again."
         ) from error
 

@@ -194,7 +194,8 @@ class Pretraining:
 
     def save_last_good(self, run: Run, state: steps.TrainState, step: int) -> str:
         """A sentence on the newest checkpoint, which is the last good state."""
-        return saved.describe_saved(Path(self.experiment.model_dir), resumable=False)
+        folder = Path(self.experiment.model_dir).expanduser()
+        return saved.describe_saved(folder, resumable=False)
 
     # ---- at the end
 

@@ -23,6 +23,7 @@ from jaxtyping import Shaped
 from prompt_tuning.config import ConfigError
 from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.prompts.rows import make_prompt
+from prompt_tuning.runtime.storage import describe_lfs_pointer
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -172,7 +173,10 @@ def _read_safetensors(file: Path) -> tuple[Shaped[np.ndarray, "..."], Mapping[st
         size = int.from_bytes(data[:8], "little")
         described = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
     except (safetensors.SafetensorError, ValueError, TypeError, RecursionError) as error:
-        raise ConfigError(f"the prompt file {file} is damaged: {error}. Copy it again.") from error
+        raise ConfigError(
+            describe_lfs_pointer(file)
+            or f"the prompt file {file} is damaged: {error}. Copy it again."
+        ) from error
     if set(tensors) != {TENSOR} or tensors[TENSOR]["dtype"] not in _DTYPES:
         dtypes = {name: tensor["dtype"] for name, tensor in sorted(tensors.items())}
         raise ConfigError(

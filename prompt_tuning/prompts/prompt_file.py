@@ -30,6 +30,7 @@ from prompt_tuning.prompts import peft
 from prompt_tuning.prompts.peft import parse_object, to_json
 from prompt_tuning.prompts.rows import check_rows, make_prompt
 from prompt_tuning.runtime.replace_folder import replace_folder
+from prompt_tuning.runtime.storage import describe_lfs_pointer
 
 METADATA = "prompt_tuning.json"
 NO_FILES: Mapping[str, str] = types.MappingProxyType({})
@@ -190,7 +191,8 @@ def recognise(place: Path) -> tuple[Form, Path]:
     if len(arrays) == 1:
         return "npy", arrays[0]
     raise ConfigError(
-        f"there is no prompt at {place}: expected a folder of ours or of PEFT's "
+        describe_lfs_pointer(place)
+        or f"there is no prompt at {place}: expected a folder of ours or of PEFT's "
         f"({peft.WEIGHTS}), a .npy file, or a T5X checkpoint.{_nearby(place, arrays)}"
     )
 
@@ -205,7 +207,8 @@ def _recognise_file(file: Path) -> tuple[Form, Path]:
     if first and (0x81 <= first[0] <= 0x8F or first[0] in (0xDE, 0xDF)):  # a msgpack map
         return "t5x", file
     raise ConfigError(
-        f"expected a prompt folder, a .npy file or a T5X checkpoint, found {file}, which is "
+        describe_lfs_pointer(file)
+        or f"expected a prompt folder, a .npy file or a T5X checkpoint, found {file}, which is "
         "neither. (Pickles, .pt, .bin and .npz files are not read.)"
     )
 

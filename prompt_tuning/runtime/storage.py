@@ -10,6 +10,7 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import tensorstore as ts
@@ -23,6 +24,7 @@ STORAGE_ERRORS = (ValueError, OSError, RuntimeError, NotImplementedError, Memory
 # For reads of the index: an unreachable bucket is reported within seconds.
 _PROBE = ts.Context({"gcs_request_retries": {"max_retries": 3, "max_delay": "1s"}})
 LIST_SECONDS = 10.0
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,9 +104,28 @@ def explain(action: Callable[[], ValueT], folder: Folder, what: str) -> ValueT:
     except ConfigError:
         raise
     except STORAGE_ERRORS as error:
+        pointer = folder.bucket is None and describe_lfs_pointer(folder.path)
         raise ConfigError(
-            f"cannot read {what}: {reason_of(error)}. {_cure(folder, error)}"
+            pointer or f"cannot read {what}: {reason_of(error)}. {_cure(folder, error)}"
         ) from error
+
+
+def describe_lfs_pointer(path: str | os.PathLike[str]) -> str:
+    """A message that names the first Git LFS pointer at a path, a local file or folder; else "".
+
+    A repository that was cloned without Git LFS has these few lines of text in place of each large
+    file. Readers ask here once a file could not be read.
+    """
+    place = Path(path)
+    for file in [place] if place.is_file() else sorted(place.rglob("*")):
+        if not file.is_file() or file.stat().st_size > 1024:  # the size that its format allows
+            continue
+        if file.read_bytes().startswith(_LFS_POINTER):
+            return (
+                f"{file} is a pointer of Git LFS, not the file itself: its repository was cloned "
+                "without the large files. Run `git lfs pull` there, or copy the file itself."
+            )
+    return ""
 
 
 def reason_of(error: Exception) -> str:

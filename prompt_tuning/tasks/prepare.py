@@ -84,7 +84,7 @@ def prepare_superglue(
             f"--tfds_data_dir: {tfds_data_dir} is not a local directory. Prepare the data locally "
             "and copy the directory there."
         )
-    source, target = Path(jsonl_dir), Path(tfds_data_dir)
+    source, target = Path(jsonl_dir).expanduser(), Path(tfds_data_dir).expanduser()
     with tempfile.TemporaryDirectory(prefix="superglue-") as unpacked:
         release = {task: _find(source, task, Path(unpacked)) for task in RELEASE}
         release = {task: files for task, files in release.items() if files}

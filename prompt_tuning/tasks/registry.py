@@ -97,6 +97,7 @@ def _keep_accelerators_for_jax() -> None:
 
 def _point_tfds_at(directory: str | None) -> None:
     """Makes seqio read TFDS from `directory`, tasks that have been read before included."""
+    directory = directory and os.path.expanduser(directory)
     seqio.set_tfds_data_dir_override(directory)
     for name in seqio.TaskRegistry.names():
         source = seqio.TaskRegistry.get(name).source

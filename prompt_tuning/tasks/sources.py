@@ -6,6 +6,7 @@ within seconds. TFDS by itself retries for minutes.
 
 from __future__ import annotations
 
+import os
 import re
 import urllib.error
 import urllib.request
@@ -133,7 +134,7 @@ def describe_tfds(name: str, directory: str | None) -> str:
       ConfigError: TFDS does not know it.
     """
     try:
-        builder: Any = tfds.builder(name, data_dir=directory)
+        builder: Any = tfds.builder(name, data_dir=directory and os.path.expanduser(directory))
     except Exception as error:  # whatever TFDS raises, the cure is the same
         raise ConfigError(_unreadable(f"{name!r}", error)) from error
     return f"{builder.info.full_name} in {builder.data_dir}"
@@ -154,7 +155,7 @@ def read_tfds(name: str, split: str, field: str, directory: str | None) -> Itera
       ConfigError: the data set, the split or the field is not there.
     """
     try:
-        builder: Any = tfds.builder(name, data_dir=directory)
+        builder: Any = tfds.builder(name, data_dir=directory and os.path.expanduser(directory))
         if not builder.is_prepared():
             builder.download_and_prepare()
         rows = builder.as_dataset(split=split, shuffle_files=False)

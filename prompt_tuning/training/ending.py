@@ -52,7 +52,7 @@ def _save(run: Run, loop: LoopState) -> str:
     """A sentence on what is saved, after trying to save the loop state."""
     describe_saved = run.work.describe_saved
     if processes.count() > 1:  # the others may be at another step or have ended
-        return describe_saved(Path(run.experiment.model_dir))
+        return describe_saved(Path(run.experiment.model_dir).expanduser())
     if loop.last_saved is None and not loop.sums:  # before the first step
         return describe_saved(run.log.model_dir)
     try:

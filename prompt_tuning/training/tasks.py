@@ -66,7 +66,7 @@ class Tasks:
     @staticmethod
     def check(experiment: Experiment, mesh: Mesh) -> None:
         """Raises ConfigError for invalid settings, before anything is read."""
-        if not run_state.saved_steps(Path(experiment.model_dir) / "checkpoints"):
+        if not run_state.saved_steps(Path(experiment.model_dir).expanduser() / "checkpoints"):
             _make_cutting(experiment, mesh)
         if processes.count() > 1:
             refuse_many_processes(experiment)

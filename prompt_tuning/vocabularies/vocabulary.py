@@ -18,7 +18,7 @@ import sentencepiece
 from google.protobuf.message import DecodeError
 
 from prompt_tuning.config import OFFICIAL_VOCABULARY, TINY, ConfigError
-from prompt_tuning.runtime.storage import open_folder
+from prompt_tuning.runtime.storage import describe_lfs_pointer, open_folder
 from prompt_tuning.vocabularies.identity import vocabulary_identity
 from prompt_tuning.vocabularies.tokenizer_json import (
     ModelProto,
@@ -29,6 +29,7 @@ from prompt_tuning.vocabularies.tokenizer_json import (
 from prompt_tuning.world import assets
 
 BYTES = "bytes"
+PAD_ID, EOS_ID = 0, 1
 EXTRA_IDS = 100  # T5's sentinels, the last ids of its vocabulary
 # The files of a Hugging Face folder.
 _MODELS = ("spiece.model", "sentencepiece.model")
@@ -208,12 +209,27 @@ def load_vocabulary(spec: str) -> Vocabulary:
         extra_ids = _add_sentinels(model)
         whole = model.SerializeToString(deterministic=True)
         processor = sentencepiece.SentencePieceProcessor(model_proto=whole)
+        _check_special_ids(processor, path)
     except (DecodeError, RuntimeError) as error:
-        raise ConfigError(
-            f"VOCABULARY: {path} ({len(data)} bytes) is not a SentencePiece model ({error}). T5's "
-            f"is {OFFICIAL_VOCABULARY}; copy it again if this is meant to be it."
-        ) from error
+        problem = describe_lfs_pointer(file) or (
+            f"{path} ({len(data)} bytes) is not a SentencePiece model ({error}). T5's is "
+            f"{OFFICIAL_VOCABULARY}; copy it again if this is meant to be it."
+        )
+        raise ConfigError(f"VOCABULARY: {problem}") from error
     return SentencePieceVocabulary(processor, whole, vocabulary_identity(data), file, extra_ids)
+
+
+def _check_special_ids(processor: sentencepiece.SentencePieceProcessor, path: str) -> None:
+    """Raises ConfigError unless 0 is padding, which no text has, and 1 is end-of-sequence."""
+    if processor.eos_id() == EOS_ID and processor.is_control(PAD_ID):
+        return
+    pieces = ", ".join(f"{i} = {processor.id_to_piece(i)}" for i in range(_SPECIAL_IDS))
+    raise ConfigError(
+        f"VOCABULARY: {path} has other special ids than a T5: expected {PAD_ID} = <pad>, "
+        f"{EOS_ID} = </s>, 2 = <unk>; its first pieces are {pieces}. A T5 pads with 0 and ends "
+        "an output at 1. Give the vocabulary that the model was trained with; to train a new one, "
+        "use `t5x train-vocabulary`, or SentencePiece with pad_id=0, eos_id=1, unk_id=2, bos_id=-1."
+    )
 
 
 def _add_sentinels(model: Any) -> int:
