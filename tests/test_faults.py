@@ -89,6 +89,7 @@ def test_a_run_with_label_words_is_the_same_experiment(tmp_path):
     meta = {"experiment": json.loads(json.dumps(to_dict(run)))}
     refuse_other_experiment(meta, run, tmp_path)
     del meta["experiment"]["data"]["files"]["eval_share"]  # of an older version
+    meta["experiment"]["data"]["files"]["quote_char"] = '"'  # its default
     refuse_other_experiment(meta, run, tmp_path)
     meta["experiment"]["data"]["files"]["label_words"]["1"] = "no"
     with pytest.raises(ConfigError, match=r"label_words\.1.*'no'.*'yes'"):

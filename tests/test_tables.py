@@ -53,7 +53,7 @@ def test_every_cell_of_a_csv_comes_back(tmp_path_factory, data, names, delimiter
     writer = csv.writer(file, delimiter=delimiter, lineterminator=end, quoting=csv.QUOTE_ALL)
     writer.writerows([names, *table])
     path = write(tmp_path_factory.mktemp("csv"), "table.csv", file.getvalue())
-    rows = read_rows(path, FileTask(delimiter=delimiter))
+    rows = read_rows(path, FileTask(delimiter=delimiter, quote_char='"'))
     assert [list(row.fields) for row in rows] == [names] * len(table)
     assert [list(row.fields.values()) for row in rows] == table
     lines = [int(row.where.removeprefix(f"{path}:")) for row in rows]
@@ -122,11 +122,72 @@ def test_a_spreadsheets_csv(tmp_path):
     assert rows[1].fields["text"] == " spaces "
 
 
-def test_tabs_and_quotes_that_mean_nothing(tmp_path):
-    path = write(tmp_path, "t.tsv", 'text\tlabel\n"so" he said\t1\n"\t0\n')
-    assert "QUOTE_CHAR = ''" in refusal(read_rows, path, TASK)
-    rows = read_rows(path, FileTask(quote_char=""))
-    assert [row.fields["text"] for row in rows] == ['"so" he said', '"']
+def test_a_quote_in_a_tsv_joins_no_rows(tmp_path):
+    lines = ["text\tlabel", '"so" he said\t1', '"\t0', '"open\t1', 'end"\t0']
+    lines += ['"a\tb"\t1', '"say ""a"""\t0', '"text\t1"', ""]
+    expected = ['"so" he said', '"', '"open', 'end"', "a\tb", 'say "a"', '"text']
+    for end in ("\n", "\r\n", "\r"):
+        path = write(tmp_path, "t.tsv", end.join(lines))
+        rows = read_rows(path, TASK)
+        assert [row.fields["text"] for row in rows] == expected
+        assert rows[-1] == Row(f"{path}:8", {"text": '"text', "label": '1"'}, header=True)
+
+
+def test_quotes_of_a_tsv_go_over_lines_where_that_is_asked_for(tmp_path):
+    path = write(tmp_path, "t.tsv", 'text\tlabel\n"one\ntwo"\t1\n')
+    assert "t.tsv:2: found 1 fields" in (text := refusal(read_rows, path, TASK))
+    assert "set QUOTE_CHAR = '\"'" in text
+    (row,) = read_rows(path, FileTask(quote_char='"'))
+    assert row.fields["text"] == "one\ntwo"
+
+
+def test_a_quote_in_a_csv_that_joins_rows_is_refused(tmp_path, capsys):
+    swallowed = ['"so it was,1', *["what,0"] * 3, 'end",1']
+    for lines in (swallowed, ['"so, so,1', *swallowed[1:]], swallowed[:1] + swallowed[-1:]):
+        path = write(tmp_path, "t.csv", "\n".join(["text,label", "fine,0", *lines]))
+        assert f"t.csv:3: a field that begins with a quote goes on to line {len(lines) + 2}" in (
+            refusal(read_rows, path, TASK)
+        )
+    path = write(tmp_path, "t.csv", "\n".join(["text,label", '"so,1', "what,0", 'end",1', ""]))
+    assert [row.fields["label"] for row in read_rows(path, FileTask(quote_char=""))] == list("101")
+    capsys.readouterr()
+    (row,) = read_rows(path, FileTask(quote_char='"'))
+    assert row.fields == {"text": "so,1\nwhat,0\nend", "label": "1"}
+    assert f"note: {path}:2: " in capsys.readouterr().err
+    path = write(tmp_path, "one.csv", 'text\n"so\nwhat"\nfine\n')  # a single column
+    assert "one.csv:2" in refusal(read_rows, path, TASK)
+
+
+def test_paragraphs_in_quotes_are_text(tmp_path, capsys):
+    text = "First, this.\n\nThen that, that, that, that.\nThe end"
+    path = write(tmp_path, "t.csv", f'id,text,label\n1,"{text}",1\n2,b,0\n')
+    assert [row.fields["text"] for row in read_rows(path, TASK)] == [text, "b"]
+    assert capsys.readouterr().err == ""
+
+
+def test_excels_line_names_the_delimiter(tmp_path):
+    for text in ("sep=;\r\ntext;label\r\na,b;1\r\n", '\ufeff"sep=;"\ntext;label\na,b;1\n'):
+        path = write(tmp_path, "t.csv", text)
+        expected = [Row(f"{path}:3", {"text": "a,b", "label": "1"}, header=True)]
+        assert read_rows(path, TASK) == read_rows(path, FileTask(delimiter=";")) == expected
+    assert "t.csv:1: the file says that ';'" in refusal(read_rows, path, FileTask(delimiter="|"))
+
+
+def test_lines_that_end_in_cr(tmp_path):
+    for name, text in (("t.csv", "text,label\ra,1\rb,0\r"), ("t.tsv", "text\tlabel\ra\t1\rb\t0")):
+        rows = read_rows(write(tmp_path, name, text), TASK)
+        assert [row.fields["text"] for row in rows] == ["a", "b"]
+    path = write(tmp_path, "t.jsonl", '{"text": "a"}\r{"text": "b"}\r')
+    assert [row.where for row in read_rows(path, TASK)] == [f"{path}:1", f"{path}:2"]
+
+
+def test_the_inputs_on_which_rows_were_lost(shared_dir):
+    for name, delimiter in (("01-stray-quotes.tsv", "\t"), ("08-sep-line.csv", ";")):
+        path = shared_dir / "cases" / name
+        lines = path.read_text().splitlines()
+        lines = lines[lines[0].startswith("sep=") + 1 :]
+        rows = read_rows(str(path), TASK)
+        assert [delimiter.join(row.fields.values()) for row in rows] == lines
 
 
 def test_huge_fields_are_read_and_the_limit_of_the_program_stays(tmp_path):

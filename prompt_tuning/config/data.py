@@ -47,13 +47,17 @@ class FileTask:
     delimiter: str = setting(
         "DELIMITER", "between the columns; empty: a tab in .tsv files, else a comma", default=""
     )
-    quote_char: str = setting(
-        "QUOTE_CHAR", "around fields; empty: quotes are characters like any other", default='"'
+    quote_char: str | None = setting(
+        "QUOTE_CHAR",
+        "around fields; empty: quotes are characters like any other; None: '\"' where it joins no "
+        "rows",
+        default=None,
     )
 
     def __post_init__(self) -> None:
         check(bool(self.target_field), "TARGET_FIELD is empty: name the column of the answers.")
-        for macro, mark in (("DELIMITER", self.delimiter), ("QUOTE_CHAR", self.quote_char)):
+        marks = {"DELIMITER": self.delimiter, "QUOTE_CHAR": self.quote_char or ""}
+        for macro, mark in marks.items():
             check(
                 len(mark) <= 1 and mark not in ("\n", "\r"),
                 f"{macro} must be one character or '', found {mark!r}.",

@@ -1,16 +1,18 @@
 """The user's own files as rows: CSV, TSV, JSON lines, or one JSON list.
 
 `file_examples.py` makes examples of the rows. A mistake in a file is an error that names file, line
-and column: no row is dropped, guessed or repaired.
+and column: no row is dropped, guessed or repaired. Quotes that would join rows are refused.
 """
 
 from __future__ import annotations
 
 import csv
 import difflib
+import functools
 import io
 import json
 import math
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,30 +37,26 @@ def read_rows(path: str, config: FileTask) -> list[Row]:
     Raises:
       ConfigError: the file is missing, holds no rows, or is malformed somewhere.
     """
-    text = _read_text(path)
-    if not text.strip():
-        raise ConfigError(f"{path} is empty: expected rows of data.")
-    if Path(path).suffix.lower() in (".csv", ".tsv"):
-        rows = list(_read_table(path, text, config))
-    elif text.lstrip().startswith("["):
-        rows = _read_list(path, text)
-    else:
-        rows = list(_read_lines(path, text))
-    if not rows:
-        raise ConfigError(f"{path} has no rows{' but its header' if text[0] != '[' else ''}.")
-    return rows
-
-
-def _read_text(path: str) -> str:
-    place = Path(path).expanduser()
-    if place.suffix.lower() not in SUFFIXES:
+    if (suffix := Path(path).suffix.lower()) not in SUFFIXES:
         raise ConfigError(
             f"{path}: expected a file that ends in {', '.join(SUFFIXES)}. Spreadsheets and Parquet "
             "files can be saved as CSV (UTF-8)."
         )
+    text = read_text(path)
+    usual = {".csv": ",", ".tsv": "\t"}.get(suffix)
+    return read_table(path, text, config, usual) if usual else read_json(path, text)
+
+
+def read_text(path: str) -> str:
+    """The text of a UTF-8 file, without its byte order mark.
+
+    Raises:
+      ConfigError: the file is missing, cannot be read, or is not UTF-8.
+    """
+    place = Path(path).expanduser()
     if "://" in path:
         raise ConfigError(f"{path}: only local files are read. Copy it here.")
-    if not place.is_file():
+    if not place.exists():
         folder = place.parent
         names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
         there = f"{folder.resolve()} has" if names else f"there is nothing in {folder.resolve()}"
@@ -69,7 +67,7 @@ def _read_text(path: str) -> str:
         data = place.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}).") from error
-    return _decode(path, data)
+    return decode(path, data)
 
 
 def _some(names: Sequence[str]) -> str:
@@ -77,7 +75,12 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(shown) if shown else "no such files" if names else ""
 
 
-def _decode(path: str, data: bytes) -> str:
+def decode(path: str, data: bytes) -> str:
+    """The text of UTF-8 bytes, without the byte order mark.
+
+    Raises:
+      ConfigError: they are not UTF-8; `path` and the line are named.
+    """
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise ConfigError(f"{path} is UTF-16, not UTF-8: save it as CSV UTF-8.")
     data = data.removeprefix(b"\xef\xbb\xbf")  # the mark that Excel writes
@@ -92,11 +95,46 @@ def _decode(path: str, data: bytes) -> str:
         ) from error
 
 
+def split_lines(text: str) -> list[str]:
+    r"""The lines of a text, which end in \n, \r\n or, if there is no \n at all, in \r.
+
+    >>> split_lines("a\r\nb\n"), split_lines("a\rb"), split_lines("")
+    (['a', 'b'], ['a', 'b'], [])
+    """
+    lines = text.split("\n" if "\n" in text else "\r")
+    lines = [line.removesuffix("\r") for line in lines]
+    return lines if lines[-1] else lines[:-1]
+
+
 # Tables -----------------------------------------------------------------------------------------
 
 
-def _read_table(path: str, text: str, config: FileTask) -> Iterator[Row]:
-    records = _read_records(path, text, config)
+def read_table(path: str, text: str, config: FileTask, usual: str) -> list[Row]:
+    """The rows of a table, whose first line names the fields; `usual` is its delimiter if
+    neither DELIMITER nor Excel's line `sep=;` names one.
+
+    Raises:
+      ConfigError: the table is malformed somewhere, or has no rows.
+    """
+    if not text.strip():
+        raise ConfigError(f"{path} is empty: expected rows of data.")
+    rows = list(_read_table(path, text, config, usual))
+    if not rows:
+        raise ConfigError(f"{path} has no rows but its header.")
+    return rows
+
+
+def read_header(text: str, config: FileTask, usual: str) -> list[str]:
+    """The names in the first line of a table; what is no table has names that nothing asks for."""
+    try:
+        _, names = next(_read_records("", text.lstrip("\r\n"), config, usual))
+    except (ConfigError, StopIteration):
+        return []
+    return [name.strip() for name in names]
+
+
+def _read_table(path: str, text: str, config: FileTask, usual: str) -> Iterator[Row]:
+    records = _read_records(path, text, config, usual)
     where, names = next(records)
     names = [name.strip() for name in names]
     twice = sorted({name for name in names if name and names.count(name) > 1})
@@ -106,6 +144,8 @@ def _read_table(path: str, text: str, config: FileTask) -> Iterator[Row]:
         if len(values) != len(names):
             cure = _separator(names)
             cure = cure or " A field that holds the delimiter or a line break must be in quotes."
+            if config.quote_char is None and any('"' in value for value in values):
+                cure += " If quotes go on over tabs and line breaks, set QUOTE_CHAR = '\"'."
             raise ConfigError(
                 f"{where}: found {len(values)} fields where the header has {len(names)} "
                 f"({_quoted(names)}); the line begins {_short(values[0])}.{cure}"
@@ -113,31 +153,114 @@ def _read_table(path: str, text: str, config: FileTask) -> Iterator[Row]:
         yield Row(where, dict(zip(names, values, strict=True)), header=True)
 
 
-def _read_records(path: str, text: str, config: FileTask) -> Iterator[tuple[str, list[str]]]:
+def _read_records(
+    path: str, text: str, config: FileTask, usual: str
+) -> Iterator[tuple[str, list[str]]]:
     """The place and the fields of every record; the first one is the header."""
-    usual = "\t" if Path(path).suffix.lower() == ".tsv" else ","
-    style: dict[str, Any] = {"delimiter": config.delimiter or usual, "strict": True}
-    if config.quote_char:
-        style |= {"quotechar": config.quote_char}
-    else:
-        style |= {"quoting": csv.QUOTE_NONE, "quotechar": None}
-    reader = csv.reader(io.StringIO(text, newline=""), **style)
-    line = 1
+    lines = list(io.StringIO(text, newline=""))
+    delimiter, first = _find_delimiter(path, lines, config, usual)
     limit = csv.field_size_limit(sys.maxsize)  # of the whole program: put back below
     try:
-        while True:
-            where = f"{path}:{line}"
-            try:
-                values = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                raise ConfigError(f"{where}: {_explain(error, where, reader.line_num)}") from error
-            line = reader.line_num + 1
-            if values:
-                yield where, values
+        if delimiter == "\t" and config.quote_char is None:
+            yield from _read_tsv(path, lines, first)
+        else:
+            yield from _read_csv(path, lines, first, config, delimiter)
     finally:
         csv.field_size_limit(limit)
+
+
+def _find_delimiter(
+    path: str, lines: Sequence[str], config: FileTask, usual: str
+) -> tuple[str, int]:
+    """The delimiter, and the number of lines before the header: 1 if Excel's `sep=;` is there."""
+    named = re.fullmatch(r'"?sep=([^\r\n])"?[\r\n]*', lines[0] if lines else "")
+    if named is None:
+        return config.delimiter or usual, 0
+    if config.delimiter not in ("", named[1]):
+        raise ConfigError(
+            f"{path}:1: the file says that {named[1]!r} separates its columns, and DELIMITER = "
+            f"{config.delimiter!r}. Leave DELIMITER empty, or remove the line."
+        )
+    return named[1], 1
+
+
+def _read_tsv(path: str, lines: Sequence[str], first: int) -> Iterator[tuple[str, list[str]]]:
+    """The records of tab-separated lines: a line break always ends one.
+
+    Quotes belong to the text, unless a line read with them has as many fields as the header.
+    """
+    count = None
+    for number, line in enumerate(lines[first:], first + 1):
+        if line := line.rstrip("\r\n"):
+            values = line.split("\t")
+            try:
+                quoted = next(csv.reader([line], delimiter="\t", strict=True))
+            except csv.Error:  # not balanced
+                quoted = values
+            if count in (None, len(quoted)):
+                values = quoted
+            count = count or len(values)
+            yield f"{path}:{number}", values
+
+
+def _read_csv(
+    path: str, lines: Sequence[str], first: int, config: FileTask, delimiter: str
+) -> Iterator[tuple[str, list[str]]]:
+    style: dict[str, Any] = {"delimiter": delimiter, "strict": True}
+    quote = '"' if config.quote_char is None else config.quote_char
+    style |= {"quotechar": quote} if quote else {"quoting": csv.QUOTE_NONE, "quotechar": None}
+    reader = csv.reader(lines[first:], **style)
+    start, count = first, 0
+    while True:
+        where = f"{path}:{start + 1}"
+        try:
+            values = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            last = first + reader.line_num
+            raise ConfigError(f"{where}: {_explain(error, where, last)}") from error
+        end = first + reader.line_num
+        if values:
+            if end > start + 1:  # of the header its first line says how many fields there are
+                fields = count or lines[start].count(delimiter) + 1
+                _check_line_breaks(where, lines[start:end], delimiter, fields, config)
+            count = count or len(values)
+            yield where, values
+        start = end
+
+
+def _check_line_breaks(
+    where: str, lines: Sequence[str], delimiter: str, count: int, config: FileTask
+) -> None:
+    """Checks the lines of one record for rows that a stray quote has joined.
+
+    They are rows if each has `count` fields, as the header has, when quotes mean nothing. The
+    commas of a text that was quoted on purpose hardly ever fall like that.
+
+    Raises:
+      ConfigError: they look like rows, and QUOTE_CHAR does not say that quotes are meant.
+    """
+    like = [bool(x.strip("\r\n")) and x.count(delimiter) + 1 == count for x in lines]
+    joined = all(like) or (len(like) >= 5 and all(like[1:-1]))
+    if not joined and not (count > 1 and any(like[1:-1])):
+        return
+    last = int(where.rpartition(":")[2]) + len(lines) - 1
+    what = (
+        f"{where}: a field that begins with a quote goes on to line {last}, over lines that look "
+        f"like rows ({count} fields each)"
+    )
+    if joined and config.quote_char is None:
+        raise ConfigError(
+            f"{what}. If quotes are characters like any other, set QUOTE_CHAR = ''; if the line "
+            "breaks belong to the field, set QUOTE_CHAR = '\"'."
+        )
+    _note(f"note: {what}; they are read as one field")
+
+
+@functools.cache  # a file is read once for each split
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _explain(error: csv.Error, where: str, last: int) -> str:
@@ -155,17 +278,23 @@ def _explain(error: csv.Error, where: str, last: int) -> str:
 # JSON -------------------------------------------------------------------------------------------
 
 
-def _read_lines(path: str, text: str) -> Iterator[Row]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            where = f"{path}:{number}"
-            yield Row(where, _object(where, _parse(where, line)))
+def read_json(path: str, text: str) -> list[Row]:
+    """The rows of JSON: an object a line, or one list of them.
 
-
-def _read_list(path: str, text: str) -> list[Row]:
-    values = _parse(path, text)
-    places = [f"{path}, item {number}" for number in range(1, len(values) + 1)]
-    return [Row(place, _object(place, value)) for place, value in zip(places, values, strict=True)]
+    Raises:
+      ConfigError: it is malformed somewhere, or has no rows.
+    """
+    if not text.strip():
+        raise ConfigError(f"{path} is empty: expected rows of data.")
+    if text.lstrip().startswith("["):
+        values = _parse(path, text)
+        rows = [(f"{path}, item {number}", value) for number, value in enumerate(values, 1)]
+    else:
+        lines = [(f"{path}:{n}", line) for n, line in enumerate(split_lines(text), 1)]
+        rows = [(where, _parse(where, line)) for where, line in lines if line.strip()]
+    if not rows:
+        raise ConfigError(f"{path} has no rows.")
+    return [Row(where, _object(where, value)) for where, value in rows]
 
 
 def _parse(where: str, text: str) -> Any:

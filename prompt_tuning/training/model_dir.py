@@ -42,6 +42,8 @@ _MAY_CHANGE = frozenset(
         "eval.bootstrap",
     }
 )
+# Settings with another default than in an older version, whose runs go on with today's.
+_FORMER_DEFAULTS = {"data.files.quote_char": '"'}
 
 
 def refuse_other_experiment(
@@ -64,7 +66,13 @@ def refuse_other_experiment(
     # An older version did not save settings that it did not have: they were at today's default.
     old = flatten(meta["experiment"])
     known = {key[:end] for key in old for end in _ends(key)}  # "x.label_words" of ".label_words.1"
-    old |= {key: value for key, value in _defaults(experiment).items() if key not in known}
+    defaults = _defaults(experiment)
+    old |= {key: value for key, value in defaults.items() if key not in known}
+    old |= {
+        key: defaults[key]
+        for key, former in _FORMER_DEFAULTS.items()
+        if old[key] == former and new[key] == defaults[key]
+    }
     changed = [
         f"{key}: {old.get(key)!r} there, {new.get(key)!r} now"
         for key in sorted(old.keys() | new.keys())
