@@ -6,6 +6,7 @@ import numpy as np
 
 from prompt_tuning.tasks import glue, qa, superglue
 from prompt_tuning.tasks import spec as tasks
+from prompt_tuning.tasks.release import AFTER_PRONOUN
 from prompt_tuning.tasks.spec import TaskSpec
 
 
@@ -69,7 +70,7 @@ def mark_pronoun(text: str, number: int, pronoun: str) -> str:
 
 def is_pronoun(word: str, pronoun: str) -> bool:
     rest = word[len(pronoun) :]
-    return word.startswith(pronoun) and re.fullmatch(superglue.AFTER_PRONOUN, rest) is not None
+    return word.startswith(pronoun) and re.fullmatch(AFTER_PRONOUN, rest) is not None
 
 
 def dpr(spec: TaskSpec, row: dict, pieces: list[str]) -> list[dict]:

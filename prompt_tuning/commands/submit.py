@@ -15,7 +15,7 @@ def _add_flags(command: argparse.ArgumentParser) -> None:
     command.add_argument("--zip", action="store_true", help="also write submission.zip there")
     command.add_argument("--check", metavar="FOLDER|ZIP", help="check a submission and stop")
     command.add_argument(
-        "--jsonl_dir", default="", help="for --check: folder of the official release, with its idx"
+        "--jsonl_dir", default="", help="for --check: the release, in folders or archives"
     )
 
 

@@ -11,6 +11,7 @@ import collections
 import dataclasses
 import json
 import os
+import reprlib
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,8 +19,9 @@ from types import MappingProxyType
 from typing import Any
 
 from prompt_tuning.config import ConfigError
+from prompt_tuning.tasks import release
+from prompt_tuning.tasks.release import COMMITMENT, ENTAILMENT, Key
 
-Key = tuple[int, ...]  # idx, or passage, question and answer
 Answers = Mapping[Key, Any]  # the label of each key
 
 
@@ -33,19 +35,18 @@ class FileFormat:
     required: bool = True  # False for the diagnostics
 
 
-_ENTAILMENT = ("entailment", "not_entailment")
 FILES: Mapping[str, FileFormat] = MappingProxyType(
     {
         "boolq": FileFormat("BoolQ", ("false", "true"), 3_245),
-        "cb": FileFormat("CB", ("entailment", "contradiction", "neutral"), 250),
+        "cb": FileFormat("CB", COMMITMENT, 250),
         "copa": FileFormat("COPA", (0, 1), 500),
         "multirc": FileFormat("MultiRC", (0, 1), 9_693),
         "record": FileFormat("ReCoRD", (), 10_000),
-        "rte": FileFormat("RTE", _ENTAILMENT, 3_000),
+        "rte": FileFormat("RTE", ENTAILMENT, 3_000),
         "wic": FileFormat("WiC", ("false", "true"), 1_400),
         "wsc": FileFormat("WSC", ("False", "True"), 146),
-        "axb": FileFormat("AX-b", _ENTAILMENT, 1_104, required=False),
-        "axg": FileFormat("AX-g", _ENTAILMENT, 356, required=False),
+        "axb": FileFormat("AX-b", ENTAILMENT, 1_104, required=False),
+        "axg": FileFormat("AX-g", ENTAILMENT, 356, required=False),
     }
 )
 
@@ -75,54 +76,76 @@ def to_lines(task: str, answers: Answers) -> list[str]:
 def check(place: str | os.PathLike[str], jsonl_dir: str | os.PathLike[str] = "") -> list[str]:
     """A line on each file of a correct submission, a folder or a zip.
 
-    With the official test files (`<jsonl_dir>/<Task>/test.jsonl`), every idx in them must be
-    answered. Without them, only the number of answers is checked.
+    With the official test files, folders or archives as `prepare-superglue` takes them, every idx
+    in them must be answered, ReCoRD's with an entity of its row. Without them, only the number of
+    answers is checked.
 
     Raises:
       ConfigError: the submission has errors; the message names every file and line.
     """
-    files = _read(Path(place).expanduser())
-    notes, problems = [], []
+    files, problems = _read(Path(place).expanduser())
+    expected = _read_test_keys(jsonl_dir) if jsonl_dir else None
+    in_order, missing = [], []
     for task, form in FILES.items():
         file = f"{form.name}.jsonl"
-        if file not in files:
-            (problems if form.required else notes).append(f"{file}: missing")
-            continue
-        wrong = check_file(task, files[file], expected_keys(task, jsonl_dir) if jsonl_dir else None)
-        problems += [f"{file}: {problem}" for problem in wrong]
-        notes += [] if wrong else [f"{file}: in order"]
+        if file not in files and form.required:
+            problems.append(f"{file}: missing")
+        elif file not in files:
+            missing.append(f"{file}: missing: it is a diagnostic, which the score does not count")
+        elif expected is not None and task not in expected:
+            problems.append(f"{file}: neither its test file nor {form.name}.zip is in --jsonl_dir")
+        else:
+            wrong = check_file(task, files[file], None if expected is None else expected[task])
+            problems += [f"{file}: {problem}" for problem in wrong]
+            in_order += [] if wrong else [f"{file}: in order"]
     known = {f"{form.name}.jsonl" for form in FILES.values()}
     problems += [f"{name}: no file of a submission" for name in sorted(set(files) - known)]
     if problems:
-        text = "\n  ".join(problems)
+        text = "\n  ".join(problems + missing)
         raise ConfigError(f"the submission {place} has errors:\n  {text}")
-    return notes
+    return in_order + missing
 
 
-def check_file(task: str, text: str, expected: set[Key] | None = None) -> list[str]:
-    """The problems of a task's file, at most 20."""
+def check_file(
+    task: str, data: bytes, expected: Mapping[Key, Sequence[str]] | None = None
+) -> list[str]:
+    """The problems of a task's file, at most 20.
+
+    `expected` has the keys of the test set, each with the texts that may answer it; () where
+    FILES has the labels.
+    """
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        return [f"line {line}: not UTF-8 ({error.reason}). Write the file in UTF-8."]
     form = FILES[task]
     problems: list[str] = []
     seen: dict[Key, int] = {}
+    highest: Key = ()
     for number, line in enumerate(_lines(text), start=1):
         try:
             answers = list(_parse(task, line))
-        except (ValueError, KeyError, TypeError) as error:
-            kind = type(error).__name__
-            problems.append(f"line {number}: not a line of this file ({kind}: {error})")
+        except (ValueError, RecursionError) as error:
+            problems.append(f"line {number}: not a line of this file ({error})")
             continue
         for key, label in answers:
+            words = form.labels or (expected or {}).get(key, ())
             if key in seen:
                 problems.append(f"line {number}: idx {_show(key)} repeats line {seen[key]}")
-            seen[key] = number
-            if not _is_legal(form, label):
-                wanted = ", ".join(map(repr, form.labels)) or "a text that is not empty"
-                problems.append(f"line {number}: label {label!r}, expected {wanted}")
+            elif key < highest:
+                shown = f"idx {_show(key)} comes after {_show(highest)}"
+                problems.append(f"line {number}: {shown}. Sort the lines by idx")
+            seen[key], highest = number, max(key, highest)
+            if not _is_legal(words, label):
+                wanted = ", ".join(map(repr, words[:5])) or "a text that is not empty"
+                wanted = wanted if form.labels or not words else f"an entity of its row: {wanted}"
+                problems.append(f"line {number}: label {reprlib.repr(label)}, expected {wanted}")
     if expected is None and len(seen) != form.rows:
         problems.append(f"{len(seen)} answers, expected {form.rows}")
     if expected is not None:
-        problems += _describe_keys("not answered", expected - set(seen))
-        problems += _describe_keys("not of the test set", set(seen) - expected)
+        problems += _describe_keys("not answered", set(expected) - set(seen))
+        problems += _describe_keys("not of the test set", set(seen) - set(expected))
     return problems[:20]
 
 
@@ -136,10 +159,10 @@ def _describe_keys(what: str, keys: set[Key]) -> list[str]:
     return [f"{len(keys)} idx {what}: {shown}"] if keys else []
 
 
-def _is_legal(form: FileFormat, label: Any) -> bool:
-    if not form.labels:
+def _is_legal(words: Sequence[Any], label: Any) -> bool:
+    if not words:
         return isinstance(label, str) and bool(label.strip())
-    return any(label == wanted and type(label) is type(wanted) for wanted in form.labels)
+    return any(label == wanted and type(label) is type(wanted) for wanted in words)
 
 
 def _show(key: Key) -> str:
@@ -147,65 +170,64 @@ def _show(key: Key) -> str:
 
 
 def _parse(task: str, line: str) -> Iterator[tuple[Key, Any]]:
-    row = json.loads(line)
+    row = json.loads(line, object_pairs_hook=_object)
+    if not isinstance(row, dict):
+        raise ValueError("expected a JSON object")
+    fields = release.Fields(row)
     if task != "multirc":
-        if set(row) != {"idx", "label"}:
-            raise ValueError(f"the fields are {sorted(row)}, expected idx and label")
-        yield (_whole(row["idx"]),), row["label"]
+        _expect(fields, "idx", "label")
+        yield (fields.whole("idx", or_text=task == "axb"),), row["label"]
         return
-    for question in row["passage"]["questions"]:
-        for answer in question["answers"]:
-            key = (_whole(row["idx"]), _whole(question["idx"]), _whole(answer["idx"]))
-            yield key, answer["label"]
+    _expect(fields, "idx", "passage")
+    passage = fields.object("passage")
+    _expect(passage, "questions")
+    for question in passage.objects("questions"):
+        _expect(question, "idx", "answers")
+        for answer in question.objects("answers"):
+            _expect(answer, "idx", "label")
+            key = (fields.whole("idx"), question.whole("idx"), answer.whole("idx"))
+            yield key, answer.values["label"]
 
 
-def _whole(value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ValueError(f"idx {value!r} is not a whole number")
-    return value
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, each field of which stands there once: readers differ in which one counts."""
+    names = [name for name, _ in pairs]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"the fields {repeated} are repeated")
+    return dict(pairs)
 
 
-def expected_keys(task: str, jsonl_dir: str | os.PathLike[str]) -> set[Key]:
-    """The keys of a task's official test file.
-
-    Raises:
-      ConfigError: there is no such file, or it has another format.
-    """
-    form = FILES[task]
-    folder = Path(jsonl_dir).expanduser() / form.name
-    paths = [folder / name for name in ("test.jsonl", f"{form.name}.jsonl")]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
-        raise ConfigError(f"--jsonl_dir: there is no test.jsonl in {folder}.")
-    keys: collections.Counter[Key] = collections.Counter()
-    try:
-        for line in _lines(path.read_text(encoding="utf-8")):
-            keys.update(_test_keys(task, json.loads(line)))
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is not the test file of {form.name}: {error!r}.") from error
-    return set(keys)
+def _expect(fields: release.Fields, *names: str) -> None:
+    """Raises ValueError if these are not all fields of an object."""
+    if set(fields.values) != set(names):
+        where = f" of {fields.path!r}" if fields.path else ""
+        raise ValueError(
+            f"the fields{where} are {sorted(fields.values)}, expected {' and '.join(names)}"
+        )
 
 
-def _test_keys(task: str, row: Mapping[str, Any]) -> Sequence[Key]:
-    if task == "record":
-        return [(question["idx"],) for question in row["qas"]]
-    if task != "multirc":
-        return [(row["idx"],)]
-    return [
-        (row["idx"], question["idx"], answer["idx"])
-        for question in row["passage"]["questions"]
-        for answer in question["answers"]
-    ]
+def _read_test_keys(
+    jsonl_dir: str | os.PathLike[str],
+) -> dict[str, dict[Key, tuple[str, ...]]]:
+    """By task the keys of the official test file, of ReCoRD with the entities that may answer."""
+    with release.open_release(jsonl_dir, ["test"]) as tasks:
+        return {
+            task: release.read_keys(files["test"], task, "test")
+            for task, files in tasks.items()
+            if task in FILES
+        }
 
 
-def _read(place: Path) -> dict[str, str]:
-    """The JSON-lines files of a folder or a zip, by name."""
+def _read(place: Path) -> tuple[dict[str, bytes], list[str]]:
+    """The files of a submission by name, and names that a zip has more than once as problems."""
     try:
         if place.is_dir():
-            return {p.name: p.read_text(encoding="utf-8") for p in sorted(place.glob("*.jsonl"))}
+            return {path.name: path.read_bytes() for path in sorted(place.glob("*.jsonl"))}, []
         with zipfile.ZipFile(place) as archive:
-            return {name: archive.read(name).decode("utf-8") for name in archive.namelist()}
-    except (OSError, zipfile.BadZipFile, UnicodeDecodeError) as error:
+            names = collections.Counter(archive.namelist())
+            repeated = [f"{name}: {n} files of this name" for name, n in names.items() if n > 1]
+            return {name: archive.read(name) for name in names}, repeated
+    except release.NOT_UNPACKED as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
             f"{place} is neither a folder nor a zip of a submission ({reason}). Give the folder or "

@@ -59,9 +59,10 @@ def run_submit(run: EvalRun, submission_dir: str, *, make_zip: bool = False) -> 
             note = f"; {replaced} were no label: replaced by the most probable" if replaced else ""
             print(f"{written[-1].name}: {len(answers)} answers of {prompt.name}{note}", flush=True)
     names = {path.stem for path in written}
-    missing = [f.name for f in form.FILES.values() if f.required and f.name not in names]
-    if missing:
-        print(f"no answers for {', '.join(missing)}: the server needs all eight", flush=True)
+    missing = [file for file in form.FILES.values() if file.name not in names]
+    for required, reason in ((True, "the server needs all eight"), (False, "diagnostics")):
+        if listed := ", ".join(file.name for file in missing if file.required is required):
+            print(f"no answers for {listed}: {reason}", flush=True)
     if make_zip:
         with (
             replace_file(folder / "submission.zip") as new,
@@ -76,7 +77,7 @@ def run_submit(run: EvalRun, submission_dir: str, *, make_zip: bool = False) -> 
 def _write(folder: Path, key: str, answers: form.Answers) -> Path:
     path = folder / f"{form.FILES[key].name}.jsonl"
     text = "".join(line + "\n" for line in form.to_lines(key, answers))
-    if problems := form.check_file(key, text, set(answers)):
+    if problems := form.check_file(key, text.encode(), dict.fromkeys(answers, ())):
         raise ConfigError(f"{path.name} would be rejected: " + "; ".join(problems))
     replace_text(path, text)
     return path

@@ -12,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from prompt_tuning.tasks import answers, metrics
+from prompt_tuning.tasks.release import AFTER_PRONOUN, COMMITMENT, ENTAILMENT
 from prompt_tuning.tasks.spec import (
     UNLABELLED,
     Example,
@@ -23,13 +24,10 @@ from prompt_tuning.tasks.spec import (
     join,
 )
 
-ENTAILMENT = ("entailment", "not_entailment")
 BOOLEAN = ("False", "True")
 
 # Where the passages of ReCoRD have a highlight, a sentence begins.
 HIGHLIGHTS = ((r"([.?!\"'])\n@highlight\n", r"\1 "), (r"\n@highlight\n", ". "))
-# What may follow a pronoun within its word: something that is no letter, and what comes after it.
-AFTER_PRONOUN = "(?s)([^0-9A-Za-z\u00c0-\u1fff].*)?"
 
 
 def record(dataset: tf.data.Dataset, spec: TaskSpec, word: str) -> tf.data.Dataset:
@@ -156,7 +154,7 @@ BOOLQ = _super_glue("boolq", features=("passage", "question"), labels=BOOLEAN, r
 CB = _super_glue(
     "cb",
     features=("hypothesis", "premise"),
-    labels=("entailment", "contradiction", "neutral"),
+    labels=COMMITMENT,
     rows=250.0,
     metrics=(metrics.mean_multiclass_f1(3), metrics.accuracy),
 )
