@@ -13,6 +13,7 @@ from tiny_models import load_data
 
 from prompt_tuning import cli
 from prompt_tuning.config import ConfigError, DataConfig, EvalConfig, Experiment, FileTask
+from prompt_tuning.evaluation.evaluate import describe_choice, mean_score
 from prompt_tuning.session import overview
 from prompt_tuning.tasks import registry, task_rows
 from prompt_tuning.tasks.file_tasks import check_label_words, register_files
@@ -109,6 +110,18 @@ def test_free_text_is_scored_by_exact_match_and_f1(folder):
     assert task.label_words == ()
 
 
+def test_task_metric_chooses_the_best_prompt(folder):
+    config = data_config(folder)
+    (task,) = load_data(experiment(config)).eval_tasks
+    assert "mean of accuracy/generate, macro_f1/generate" in describe_choice([task], EvalConfig())
+    by_f1 = EvalConfig(metric="macro_f1")
+    assert "by macro_f1/generate" in describe_choice([task], by_f1)
+    scores = [{"accuracy/generate": 10.0, "macro_f1/generate": 30.0}]
+    assert (mean_score(scores, EvalConfig()), mean_score(scores, by_f1)) == (20.0, 30.0)
+    with pytest.raises(ConfigError, match=r"TASK_METRIC = 'f1'.*accuracy, macro_f1"):
+        describe_choice([task], EvalConfig(metric="f1"))
+
+
 def test_rows_without_labels_are_answered_and_not_scored(folder, tmp_path):
     config = data_config(folder, eval_file=str(folder / "new.csv"))
     (found,) = task_rows.load_eval_rows(config)
@@ -174,7 +187,8 @@ def test_overview(tmp_path):
     assert "train       answers: 'up' 4 (66.7%), 'down' 2 (33.3%)" in lines
     assert "validation  answers: 'up' 2 (100.0%)" in lines
     assert f"note: 1 rows of train have an empty text (the first: {tmp_path / 't.csv'}:6)" in lines
-    assert "note: no row of validation has the answer 'down'" in lines
+    left_out = "macro_f1 is over the classes that occur"
+    assert f"note: no row of validation has the answer 'down'; {left_out}" in lines
     assert (
         "note: 2 rows of train repeat the text of another; 1 texts have more than one answer"
     ) in lines

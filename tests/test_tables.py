@@ -19,7 +19,7 @@ from prompt_tuning.tasks.file_examples import (
     parse_template,
 )
 from prompt_tuning.tasks.file_reader import Row, read_rows
-from prompt_tuning.tasks.metrics import exact_match_and_f1, macro_f1
+from prompt_tuning.tasks.metrics import macro_f1, score_texts
 
 TASK = FileTask(label_words=("bad", "good"))
 # No halves of surrogate pairs, which are no text; everything else, line breaks and quotes included.
@@ -352,6 +352,29 @@ def test_metrics_of_classes_and_of_free_text():
 
     targets, predictions = [0, 1, 2, 2], [0, 2, 2, -1]
     expected = 100 * f1_score(targets, predictions, labels=[0, 1, 2], average="macro")
-    assert macro_f1(3)(targets, predictions) == {"macro_f1": pytest.approx(expected)}
-    found = exact_match_and_f1(["a b c", "", "\ufb01n"], ["a c d", "", "fin"])
+    assert macro_f1(targets, predictions) == {"macro_f1": pytest.approx(expected)}
+    found = score_texts(["a b c", "", "\ufb01n"], ["a c d", "", "fin"])
     assert found == {"exact_match": pytest.approx(200 / 3), "f1": pytest.approx(800 / 9)}
+
+
+def test_macro_f1_leaves_out_classes_that_no_row_has():
+    assert macro_f1([0, 1, 0], [0, 1, 0]) == {"macro_f1": 100.0}  # classes 2, 3, ... of 77
+    expected = pytest.approx(100 * (2 / 3 + 0) / 2)  # a class that is only predicted is wrong
+    assert macro_f1([0, 0], [0, 2]) == {"macro_f1": expected}
+
+
+def test_numbers_have_correlations():
+    targets = ["0", "1.5", "3", "5"]
+    assert score_texts(targets, ["0", "2", "3", "5"]) == {
+        "exact_match": 75.0,
+        "pearson_corrcoef": pytest.approx(99.3304, abs=1e-3),
+        "spearman_corrcoef": pytest.approx(100.0),
+    }
+    for constant in (["2"] * 4, ["two"] * 4):
+        found = score_texts(targets, constant)
+        assert found["pearson_corrcoef"] == found["spearman_corrcoef"] == 0.0
+    # An answer that is no number counts as the mean of the targets, 2.375.
+    filled = score_texts(targets, ["0", "?", "3", "5"])
+    assert filled["spearman_corrcoef"] == pytest.approx(100.0)
+    assert filled["pearson_corrcoef"] == pytest.approx(97.8907, abs=1e-3)
+    assert set(score_texts([*targets, "five"], [*targets, "5"])) == {"exact_match", "f1"}

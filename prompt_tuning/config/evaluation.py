@@ -77,6 +77,11 @@ class EvalConfig:
     method: EvalMethod = setting(
         "EVAL_METHOD", "'generate', 'rank' (the most likely label) or 'both'", default="generate"
     )
+    metric: str = setting(
+        "TASK_METRIC",
+        "the metric that chooses the best prompt, e.g. 'f1'; empty: the mean of a task's metrics",
+        default="",
+    )
     rank_score: RankScore = setting(
         "RANK_SCORE",
         "what ranks: 'sum' of log p over a word's tokens, or the 'mean' over them",

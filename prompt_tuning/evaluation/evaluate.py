@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from prompt_tuning.batches import batching
-from prompt_tuning.config import DataConfig, EvalConfig
+from prompt_tuning.config import ConfigError, DataConfig, EvalConfig
 from prompt_tuning.decoding import decode
 from prompt_tuning.decoding.sample import row_keys
 from prompt_tuning.evaluation import ranking
@@ -199,7 +199,7 @@ def best_constant(task: EvalTask, config: EvalConfig) -> float | None:
     scores = []
     for text in dict.fromkeys(task.rows.target_texts):
         metrics = _score_texts(task, config, [text] * len(task.rows))
-        score = task_score(metrics, methods(config)[0])
+        score = task_score(metrics, methods(config)[0], config.metric)
         if score is not None and np.isfinite(score):
             scores.append(score)
     return max(scores, default=None)
@@ -216,27 +216,67 @@ def methods(config: EvalConfig) -> tuple[str, ...]:
     return ("generate", "rank") if config.method == "both" else (config.method,)
 
 
-def task_score(metrics: Mapping[str, float], method: str) -> float | None:
-    """The mean of a task's metrics by one method, as on SuperGLUE's leaderboard.
+def task_score(metrics: Mapping[str, float], method: str, metric: str = "") -> float | None:
+    """The mean of a task's metrics by one method, as on SuperGLUE's leaderboard; or one `metric`.
 
     None if the task was not scored by that method.
 
     >>> task_score({"f1/rank": 50.0, "accuracy/rank": 70.0, "f1/generate": 0.0}, "rank")
     60.0
     """
-    values = [value for name, value in metrics.items() if name.endswith(f"/{method}")]
+    values = [
+        value
+        for name, value in metrics.items()
+        if (name == f"{metric}/{method}" if metric else name.endswith(f"/{method}"))
+    ]
     return float(np.mean(values)) if values else None
 
 
 def mean_score(scores: Iterable[Mapping[str, float]], config: EvalConfig) -> float:
-    """The mean over tasks of the mean of each task's metrics (the paper's criterion, 3).
+    """The mean over tasks of each task's score: the mean of its metrics (the paper's criterion, 3),
+    or its metric TASK_METRIC.
 
     If a metric is NaN, for instance without predictions, the mean is minus infinity.
     """
     method = methods(config)[0]
-    means = [task_score(metrics, method) for metrics in scores]
+    means = [task_score(metrics, method, config.metric) for metrics in scores]
     means = [mean for mean in means if mean is not None]
     return float(np.nan_to_num(np.mean(means), nan=-np.inf))
+
+
+def describe_choice(tasks: Sequence[EvalTask], config: EvalConfig) -> str:
+    """A line on what chooses the best prompt; "" if each task has a single metric.
+
+    Raises:
+      ConfigError: a task does not have the metric that TASK_METRIC names.
+    """
+    method = methods(config)[0]
+    try:
+        scores = {task.name: majority(task, config) for task in tasks}
+    except ConfigError:  # a user's metric may not accept constant answers
+        if config.metric:
+            raise
+        return ""
+    names = {
+        task: [name for name in values if name.endswith(f"/{method}")]
+        for task, values in scores.items()
+    }
+    if config.metric:
+        for task, metrics in names.items():
+            if metrics and f"{config.metric}/{method}" not in metrics:
+                known = ", ".join(name.rsplit("/", 1)[0] for name in metrics)
+                raise ConfigError(
+                    f"TASK_METRIC = {config.metric!r}: the task {task} has no such metric. "
+                    f"Expected one of its metrics, {known}, or '' for their mean."
+                )
+        return f"the best prompt is chosen by {config.metric}/{method} (TASK_METRIC)"
+    if max(map(len, names.values()), default=0) < 2:
+        return ""
+    of = "; ".join(
+        ", ".join(metrics) if len(names) == 1 else f"{task}: {', '.join(metrics)}"
+        for task, metrics in names.items()
+    )
+    return f"the best prompt is chosen by the mean of {of} (TASK_METRIC names one of them)"
 
 
 def _record(task: EvalTask, row: int) -> dict[str, Any]:

@@ -87,6 +87,7 @@ def _describe_answers(rows: batching.Rows, words: Sequence[str]) -> str:
 
 def _find_problems(splits: Mapping[str, batching.Rows], words: Sequence[str]) -> Iterable[str]:
     """A line on each problem of the rows."""
+    of_files = "row" in next(iter(splits.values())).examples[0]
     for split, rows in splits.items():
         empty = [i for i in range(len(rows)) if _is_empty(rows, i)]
         if empty:
@@ -94,12 +95,15 @@ def _find_problems(splits: Mapping[str, batching.Rows], words: Sequence[str]) ->
             where = f" (the first: {place.decode()})" if place else ""
             yield f"note: {len(empty)} rows of {split} have an empty text{where}"
         if absent := [word for word in words if word not in rows.target_texts]:
-            yield f"note: no row of {split} has the answer {', '.join(map(repr, absent))}"
+            left_out = "; macro_f1 is over the classes that occur" if of_files else ""
+            yield (
+                f"note: no row of {split} has the answer {', '.join(map(repr, absent))}"
+                f"{left_out if split != 'train' else ''}"
+            )
     yield from _find_bad_targets(splits, words)
     if "train" not in splits:
         return
     different = len(set(splits["train"].target_texts))
-    of_files = "row" in splits["train"].examples[0]
     if of_files and not words and different <= min(CLASSES, len(splits["train"]) // 3):
         yield f"note: only {different} different answers; LABEL_WORDS would make classes of them"
     answers: dict[str, set[str]] = collections.defaultdict(set)

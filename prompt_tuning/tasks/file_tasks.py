@@ -17,7 +17,6 @@ from seqio.utils import Feature
 from prompt_tuning.config import ConfigError, DataConfig
 from prompt_tuning.tasks import answers, metrics, registry
 from prompt_tuning.tasks.file_examples import EVAL, TRAIN, as_columns, load_split
-from prompt_tuning.tasks.metrics import exact_match_and_f1, macro_f1
 from prompt_tuning.tasks.spec import UNLABELLED
 from prompt_tuning.tasks.vocabulary import seqio_vocabulary, target_vocabulary
 from prompt_tuning.vocabularies.vocabulary import Vocabulary
@@ -79,7 +78,7 @@ def _make_task(config: DataConfig) -> seqio.Task:
             "targets": Feature(targets, add_eos=True),
         },
         postprocess_fn=functools.partial(_postprocess, words=words),
-        metric_fns=[metrics.accuracy, macro_f1(len(words))] if words else [exact_match_and_f1],
+        metric_fns=[metrics.accuracy, metrics.macro_f1] if words else [metrics.score_texts],
     )
 
 

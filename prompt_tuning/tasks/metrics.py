@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
+from jaxtyping import Float
 
 Metric = Callable[[Sequence[Any], Sequence[Any]], dict[str, float]]
 T = TypeVar("T")
@@ -158,29 +159,63 @@ def spearman_corrcoef(targets: Sequence[float], predictions: Sequence[float]) ->
 # Of the user's own files ----------------------------------------------------------------------
 
 
-def macro_f1(num_classes: int) -> Metric:
-    """The unweighted mean of the classes' F1; an answer that is no label counts as a miss."""
-    mean_f1 = mean_multiclass_f1(num_classes)
+def macro_f1(targets: Sequence[int], predictions: Sequence[int]) -> dict[str, float]:
+    """The unweighted mean of the F1 of the classes that occur in targets or predictions.
 
-    def macro(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
-        return {"macro_f1": next(iter(mean_f1(targets, predictions).values()))}
+    A class that no row has is left out, unlike in T5's own metric: in a small split it would cap
+    the score. An answer that is no label (-1) counts against the class of its target.
 
-    return macro
+    >>> macro_f1([0, 2], [0, 2]), macro_f1([0, 0], [0, -1])
+    ({'macro_f1': 100.0}, {'macro_f1': 66.66666666666666})
+    """
+    from sklearn.metrics import f1_score
+
+    labels = sorted({*targets, *predictions} - {-1})
+    value = f1_score(targets, predictions, labels=labels, average="macro", zero_division=0)  # type: ignore
+    return {"macro_f1": 100.0 * float(value)}
 
 
-def exact_match_and_f1(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
+def score_texts(targets: Sequence[str], predictions: Sequence[str]) -> dict[str, float]:
     """The share of answers that are the target, and the mean F1 of their words.
 
     Only what SentencePiece itself does away with is not counted: forms of one character, and how
-    much white space there is.
+    much white space there is. If all targets are numbers, the F1 gives way to Pearson's and
+    Spearman's correlation: see `_correlations`.
 
-    >>> exact_match_and_f1(["in the hall", "a b"], ["in  the hall", "b c"])
+    >>> score_texts(["in the hall", "a b"], ["in  the hall", "b c"])
     {'exact_match': 50.0, 'f1': 75.0}
     """
     pairs = [(_words(t), _words(p)) for t, p in zip(targets, predictions, strict=True)]
     exact = sum(target == prediction for target, prediction in pairs)
+    scores = {"exact_match": 100.0 * exact / len(pairs)}
+    numbers = [parse_number(target) for target in targets]
+    if all(number is not None for number in numbers):
+        return scores | _correlations(np.asarray(numbers, float), predictions)
     overlap = sum(_overlap(target, prediction) for target, prediction in pairs)
-    return {"exact_match": 100.0 * exact / len(pairs), "f1": 100.0 * overlap / len(pairs)}
+    return scores | {"f1": 100.0 * overlap / len(pairs)}
+
+
+def parse_number(text: str) -> float | None:
+    """The number that a text is; None if it is no number.
+
+    >>> [parse_number(text) for text in ("3.5", " -1e2 ", "nan", "1_000", "three")]
+    [3.5, -100.0, None, None, None]
+    """
+    number = r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?"
+    return float(text) if re.fullmatch(number, text.strip(), re.ASCII) else None
+
+
+def _correlations(targets: Float[np.ndarray, "N"], predictions: Sequence[str]) -> dict[str, float]:
+    """Pearson's and Spearman's correlation; 0 where one side is constant.
+
+    A prediction that is no number counts as the mean of the targets: as one that knows nothing.
+    """
+    numbers = [parse_number(text) for text in predictions]
+    mean = float(np.mean(targets))
+    predicted = np.asarray([mean if number is None else number for number in numbers])
+    if np.ptp(targets) == 0 or np.ptp(predicted) == 0:
+        return {"pearson_corrcoef": 0.0, "spearman_corrcoef": 0.0}
+    return pearson_corrcoef(targets, predicted) | spearman_corrcoef(targets, predicted)  # type: ignore
 
 
 def _words(text: str) -> list[str]:

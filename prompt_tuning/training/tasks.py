@@ -22,6 +22,7 @@ from prompt_tuning.evaluation.analysis import analyse, describe, illegal_line, t
 from prompt_tuning.evaluation.evaluate import (
     Evaluator,
     best_constant,
+    describe_choice,
     evaluate,
     from_records,
     majority,
@@ -102,6 +103,8 @@ class Tasks:
         data = setup.load_data(
             config, experiment.eval, experiment.model, class_labels=experiment.prompt.class_labels
         )
+        description = describe_data(data, config.task_feature_lengths, config.eval_split)
+        choice = describe_choice(data.eval_tasks, experiment.eval)
         return cls(
             experiment=experiment,
             mesh=session.mesh,
@@ -109,7 +112,7 @@ class Tasks:
             evaluator=Evaluator(session.model, session.mesh, experiment.eval, config),
             cutting=_make_cutting(experiment, session.mesh, (meta or {}).get("cutting")),
             entropy=health.target_entropy(data.train, data.rates),
-            description=describe_data(data, config.task_feature_lengths, config.eval_split),
+            description="\n".join(filter(None, (description, choice))),
         )
 
     @property

@@ -155,6 +155,8 @@ def _refuse_unknown_to_t5x(run: Run) -> None:
         problems += _compare_periods(config.period, run.train.checkpoint_period)
     if config.early_stopping_evals != default.early_stopping_evals:
         problems.append("EARLY_STOPPING_EVALS: it trains to the last step")
+    if config.metric != default.metric:
+        problems.append("TASK_METRIC: it chooses no best prompt")
     if run.verify_checkpoint:
         problems.append("VERIFY_CHECKPOINT: hold it against its manifest with `t5x verify`")
     problems += _compare_attention(model)
