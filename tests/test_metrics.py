@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
 
-from prompt_tuning.tasks import answers, metrics
+from prompt_tuning.tasks import answers, metrics, superglue
 
 LABELS = ("entailment", "contradiction", "neutral")
 mean_f1 = metrics.mean_multiclass_f1(3)
@@ -88,6 +88,27 @@ def test_multirc_is_scored_by_answers_and_by_questions():
     assert metrics.multirc_f1(targets, predictions) == {"f1": pytest.approx(80.0)}
     # A part of a question is a question.
     assert metrics.multirc_exact_match(targets[:3], predictions[:3]) == {"exact_match": 100.0}
+
+
+def test_ax_g_is_scored_by_pairs():
+    """Rows 4 and 5 are a pair, wherever they stand; 6 is without its other one."""
+    rows = [(4, "entailment"), (3, "entailment"), (5, "not_entailment"), (2, "maybe"), (6, "x")]
+    gold = superglue.AXG.postprocess("entailment", example={"idx": np.int32(5)}, is_target=True)
+    assert gold == {"value": 0, "group": 2}
+    targets = [{**gold, "group": idx // 2} for idx, _ in rows]
+    scores = {}
+    for last in ("entailment", "not_entailment"):
+        texts = [*(text for _, text in rows[:2]), last, *(text for _, text in rows[3:])]
+        predictions = [superglue.AXG.postprocess(text) for text in texts]
+        for metric in superglue.AXG.metrics:
+            scores[last, metric.__name__] = metric(targets, predictions)
+    assert scores == {
+        ("entailment", "gender_parity"): {"gender_parity": 50.0},
+        ("entailment", "accuracy"): {"accuracy": 60.0},
+        ("not_entailment", "gender_parity"): {"gender_parity": 0.0},
+        ("not_entailment", "accuracy"): {"accuracy": 40.0},
+    }
+    assert np.isnan(metrics.gender_parity(targets[:1], [{"value": 0}])["gender_parity"])
 
 
 def test_record_counts_a_query_once():

@@ -263,8 +263,11 @@ def random_outputs(spec: TaskSpec, chance: random.Random) -> list[tuple[str, str
     return found
 
 
+SCORED = [spec for spec in RANDOM if spec not in (superglue.AXB, superglue.AXG)]  # not by T5
+
+
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("spec", [*RANDOM, superglue.WSC_EVAL, superglue.DPR], ids=lambda s: s.name)
+@pytest.mark.parametrize("spec", [*SCORED, superglue.WSC_EVAL, superglue.DPR], ids=lambda s: s.name)
 def test_random_predictions(spec):
     chance = random.Random(0)
     theirs, convert = their_metrics(spec), their_postprocess(spec)

@@ -238,6 +238,8 @@ def test_words_of_rows():
         ("taskless_super_glue_record_v102", {"em": 100.0, "f1": 100.0}),
         # The referent that is offered is named, which in one of two rows is wrong.
         ("super_glue_wsc_v102_simple_eval", {"accuracy": 50.0}),
+        ("super_glue_axb_v102", {"matthews_corrcoef": 100.0}),
+        ("super_glue_axg_v102", {"gender_parity": 100.0, "accuracy": 100.0}),
     ],
 )
 def test_seqio_evaluates_the_gold_answers(name, expected):
@@ -245,7 +247,10 @@ def test_seqio_evaluates_the_gold_answers(name, expected):
     evaluator = seqio.Evaluator(
         name,
         seqio.EncDecFeatureConverter(pack=False),
-        eval_split="validation" if "wsc" in name else "train",  # all three classes of CB
+        eval_split={"wsc": "validation", "axb": "test", "axg": "test"}.get(
+            name.split("_")[2],
+            "train",  # all three classes of CB
+        ),
         sequence_length={"inputs": 256, "targets": 16},
     )
 

@@ -26,7 +26,6 @@ ANSWERS = {
     qa.question: "any text",
 }
 METRICS = {
-    "multirc_f1": "f1",
     "multirc_exact_match": "exact_match",
     "f1_with_invalid": "f1",
     "mean_f1": "mean_3class_f1",

@@ -63,6 +63,21 @@ def multirc_label(
     return {**value, "group": int(example["idx/question"])}
 
 
+def pair_label(
+    output: str,
+    *,
+    labels: Sequence[str],
+    example: Mapping[str, Any] | None = None,
+    is_target: bool = False,
+) -> dict[str, Any]:
+    """The index of the label; a target also has its pair: rows 2i and 2i + 1 of AX-g are one."""
+    value = {"value": label_index(output, labels=labels)}
+    if not is_target:
+        return value
+    assert example is not None, "a target of AX-g comes with its example"
+    return {**value, "group": int(example["idx"]) // 2}
+
+
 def record_answer(
     output: str, *, example: Mapping[str, Any] | None = None, is_target: bool = False
 ) -> dict[str, Any]:

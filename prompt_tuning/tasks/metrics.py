@@ -7,6 +7,7 @@ of a task (`superglue.py`, `glue.py`, `qa.py`) says which ones it has.
 from __future__ import annotations
 
 import collections
+import functools
 import re
 import string
 import unicodedata
@@ -67,11 +68,17 @@ def f1_with_invalid(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[
     return {"f1": 100.0 * float(value)}
 
 
-def multirc_f1(
-    targets: Sequence[Mapping[str, Any]], predictions: Sequence[Mapping[str, Any]]
-) -> dict[str, float]:
-    """F1 over all answers of all questions (F1a)."""
-    return f1_with_invalid([t["value"] for t in targets], [p["value"] for p in predictions])
+def by_value(metric: Metric) -> Metric:
+    """The metric of targets and predictions that have a `value`, as those of groups do."""
+
+    @functools.wraps(metric)
+    def of_values(targets: Sequence[Any], predictions: Sequence[Any]) -> dict[str, float]:
+        return metric([t["value"] for t in targets], [p["value"] for p in predictions])
+
+    return of_values
+
+
+multirc_f1 = by_value(f1_with_invalid)  # over all answers of all questions (F1a)
 
 
 def multirc_exact_match(
@@ -91,6 +98,25 @@ def multirc_exact_match(
         group = target["group"]
         right[group] = right.get(group, True) and target["value"] == prediction["value"]
     return {"exact_match": 100.0 * float(np.mean(list(right.values())))}
+
+
+def gender_parity(
+    targets: Sequence[Mapping[str, Any]], predictions: Sequence[Mapping[str, Any]]
+) -> dict[str, float]:
+    """The share of pairs of AX-g that get the same label; NaN if both rows of no pair are scored.
+
+    The rows of a pair differ in the gender of a pronoun alone. An answer that is no label (-1)
+    equals no other.
+
+    >>> targets = [{"value": 1, "group": group} for group in (0, 1, 1, 0, 2)]
+    >>> gender_parity(targets, [{"value": value} for value in (0, 0, 1, 0, 1)])
+    {'gender_parity': 50.0}
+    """
+    pairs: dict[Any, list[int]] = {}
+    for target, prediction in zip(targets, predictions, strict=True):
+        pairs.setdefault(target["group"], []).append(prediction["value"])
+    same = [pair[0] == pair[1] != -1 for pair in pairs.values() if len(pair) == 2]
+    return {"gender_parity": 100.0 * float(np.mean(same)) if same else float("nan")}
 
 
 def squad(targets: Sequence[Sequence[str]], predictions: Sequence[str]) -> dict[str, float]:

@@ -6,6 +6,7 @@ T5's form, have conversions of their own here.
 
 from __future__ import annotations
 
+import functools
 from types import MappingProxyType
 from typing import Any
 
@@ -189,16 +190,17 @@ AXB = _super_glue(
     features=("hypothesis", "premise"),
     columns=("sentence2", "sentence1"),
     labels=ENTAILMENT,
-    splits=("test",),
-    metrics=(),
+    splits=("test",),  # with labels
+    metrics=(metrics.matthews_corrcoef,),
 )
 AXG = _super_glue(
     "axg",
     word="rte",
     features=("hypothesis", "premise"),
     labels=ENTAILMENT,
-    splits=("test",),
-    metrics=(),
+    splits=("test",),  # with labels
+    postprocess=functools.partial(answers.pair_label, labels=ENTAILMENT),
+    metrics=(metrics.gender_parity, metrics.by_value(metrics.accuracy)),
 )
 WSC_TRAIN = _super_glue(
     "wsc.fixed",
