@@ -1,4 +1,4 @@
-"""The commands as Python functions, without gin: `train`, `evaluate`, `load_prompt`.
+"""The commands as Python functions, without gin: `train`, `evaluate`, `load_prompt`, `read_inputs`.
 
     import prompt_tuning as pt
     from prompt_tuning.config import DataConfig, Experiment, PromptConfig, TrainConfig
@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 
-from prompt_tuning.config import EvalRun, Experiment, ModelConfig
+from prompt_tuning.config import EvalRun, Experiment, FileTask, ModelConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,6 +74,18 @@ def evaluate(run: EvalRun) -> Matrix:
     from prompt_tuning.evaluation import matrix
 
     return matrix.run_eval(run, config_text=gin_reader.to_gin(run))
+
+
+def read_inputs(path: str, files: FileTask) -> list[str]:
+    """The texts of a file's rows, in order, as training on `files` and `t5x infer` make them.
+
+    Raises:
+      ConfigError: the file is malformed, or a row lacks a field that INPUT_TEMPLATE names.
+    """
+    from prompt_tuning.tasks import file_examples, file_reader
+
+    source = file_reader.read_source(path, file_examples.field_names(files), files)
+    return file_examples.fill_inputs(file_examples.rows_to_answer(source, files), files)
 
 
 def load_prompt(

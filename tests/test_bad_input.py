@@ -24,11 +24,12 @@ from prompt_tuning import cli
 from prompt_tuning.checkpoints import load
 from prompt_tuning.checkpoints.conversion import convert
 from prompt_tuning.checkpoints.t5x import read_step, read_t5x, write_t5x
-from prompt_tuning.config import ConfigError, gin_reader
+from prompt_tuning.config import ConfigError, FileTask, gin_reader
 from prompt_tuning.prompts.prompt_file import PromptMetadata, load_prompt, save_prompt
 from prompt_tuning.runtime.replace_folder import replace_text
-from prompt_tuning.serving.lines import read_lines
+from prompt_tuning.serving.lines import Line, read_lines
 from prompt_tuning.tasks import registry
+from prompt_tuning.tasks.file_reader import read_source
 from prompt_tuning.tasks.prepare import prepare_superglue
 from prompt_tuning.tasks.vocabulary import load_seqio_vocabulary
 from prompt_tuning.training.model_dir import repair_best
@@ -146,16 +147,20 @@ def test_any_file_of_lines(tmp_path, data, suffix):
     file = tmp_path / f"fuzz.{suffix}"
     file.write_bytes(data)
     with contextlib.suppress(ConfigError):
-        assert all(isinstance(line.text, str) for line in read_lines(str(file), prompt=None))
+        assert all(isinstance(line.text, str) for line in read_lines_of(file))
+
+
+def read_lines_of(file: Path) -> list[Line]:
+    return read_lines(read_source(str(file), ["text"], FileTask()), prompt=None)
 
 
 def test_lines_that_are_large_or_deep_are_no_more_than_that(tmp_path):
     file = tmp_path / "hostile.jsonl"
     file.write_text('{"inputs": "' + "a" * 10_000_000 + '"}\n')
-    assert len(read_lines(str(file), prompt=None)[0].text) == 10_000_000
+    assert len(read_lines_of(file)[0].text) == 10_000_000
     file.write_text('{"inputs": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
     with pytest.raises(ConfigError, match=r"hostile\.jsonl:1"):
-        read_lines(str(file), prompt=None)
+        read_lines_of(file)
 
 
 def damage(data: bytes, draw: random.Random) -> bytes:

@@ -2,20 +2,28 @@
 
 import csv
 import dataclasses
+import io
 import json
 import re
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import seqio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_models import load_data
 
+import prompt_tuning as pt
 from prompt_tuning import cli
-from prompt_tuning.config import ConfigError, DataConfig, EvalConfig, Experiment, FileTask
+from prompt_tuning.config import ConfigError, DataConfig, EvalConfig, Experiment, FileTask, InferRun
 from prompt_tuning.evaluation.evaluate import describe_choice, mean_score
+from prompt_tuning.serving.infer import read_file
+from prompt_tuning.serving.predictor import Predictor
 from prompt_tuning.session import overview
 from prompt_tuning.tasks import registry, task_rows
+from prompt_tuning.tasks.file_examples import EVAL, TRAIN, load_split
 from prompt_tuning.tasks.file_tasks import check_label_words, register_files
 from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 from prompt_tuning.world import generator
@@ -162,6 +170,151 @@ def test_mistakes_in_a_file_reach_the_user_whole(folder, tmp_path):
     (tmp_path / "bad.csv").write_text("review,mood\nlovely soup.,god\n")
     with pytest.raises(ConfigError, match=r"bad\.csv:2.*'mood'"):
         task_rows.load_eval_rows(data_config(folder, train_file=str(tmp_path / "bad.csv")))
+
+
+# One way from a row to the model's input
+
+# Names that have a meaning of their own elsewhere, and values that other formats would read.
+FIELD = st.sampled_from(["text", "inputs", "prompt", "targets", "row", "a b", "caf\u00e9"])
+VALUE = st.text(st.sampled_from("ab ,;\"'{}[]\u00e9\u2028\\"), max_size=8) | st.sampled_from(
+    ["inputs", '"inputs"', "sep=;", "text,label", '{"inputs": "b"}', "\ufeff", "1.0", "\x0b"]
+)
+FORMS = (".csv", ".tsv", ".jsonl", ".json")
+
+
+def write_table(path: Path, rows: list[dict[str, str]]) -> None:
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows), encoding="utf-8")
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    else:
+        with path.open("w", newline="", encoding="utf-8-sig") as file:
+            tabs = {"delimiter": "\t"} if path.suffix == ".tsv" else {}
+            writer = csv.DictWriter(file, list(rows[0]), quoting=csv.QUOTE_ALL, **tabs)
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+@st.composite
+def own_rows(draw):
+    names = draw(st.lists(FIELD, min_size=1, max_size=3, unique=True))
+    used = draw(st.lists(st.sampled_from(names), min_size=1, max_size=3))
+    rows = draw(st.lists(st.tuples(*[VALUE] * len(names)), min_size=1, max_size=4))
+    rows = [dict(zip(names, row, strict=True)) | {"label": "yes"} for row in rows]
+    return rows, "q: " + " / ".join(f"{{{name}}}" for name in used)
+
+
+def check_one_way(
+    folder: Path, rows: list[dict[str, str]], template: str, predictor: Predictor | None = None
+) -> None:
+    """Training, evaluation and `infer` (of a file and of a pipe) read the same rows.
+
+    With a predictor, their tokens are the predictor's.
+    """
+    expected = [template.format(**row) for row in rows]
+    breaks = any(mark in value for row in rows for value in row.values() for mark in "\n\t")
+    for form in FORMS:
+        if breaks and form == ".tsv":  # where it cannot be written
+            continue
+        path = folder / f"rows{form}"
+        write_table(path, rows)
+        files = FileTask(train_file=str(path), eval_file=str(path), input_template=template)
+        files = dataclasses.replace(files, quote_char='"' if breaks else None)
+        for split in (TRAIN, EVAL):
+            assert [example.inputs for example in load_split(files, split)] == expected
+        run = InferRun(
+            checkpoint_path="tiny",
+            infer_output_dir="",
+            model=TINY_CONFIG,
+            data=DataConfig(
+                mixture_or_task_name=(), task_feature_lengths=FULL, vocabulary="tiny", files=files
+            ),
+        )
+        answered = read_file(run, str(path))
+        assert [record["inputs"] for record in answered.records] == expected
+        assert [record["row"] for record in answered.records] == rows
+        with mock.patch("sys.stdin", io.TextIOWrapper(path.open("rb"))):
+            piped = read_file(run, "-")
+        assert piped.records == answered.records
+        if predictor is not None and form == ".csv":
+            data = dataclasses.replace(run.data, mixture_or_task_name="own")
+            (loaded,) = task_rows.load_eval_rows(data)
+            train = task_rows.load_rows("own", "train", FULL)
+            assert loaded.rows.input_texts == train.input_texts == expected
+            ids, _ = predictor.tokenize(expected)
+            for rows_of in (loaded.rows, train):
+                assert [row.tolist() for row in rows_of.inputs] == ids
+
+
+@settings(max_examples=30, deadline=None)
+@given(own_rows())
+def test_every_command_reads_a_row_alike(tmp_path_factory, drawn):
+    check_one_way(tmp_path_factory.mktemp("own"), *drawn)
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    return Predictor.from_checkpoint(
+        "tiny", TINY_CONFIG, "tiny", {}, max_input_length=FULL["inputs"]
+    )
+
+
+@settings(max_examples=3, deadline=None)
+@given(own_rows())
+def test_every_command_makes_the_same_tokens_of_a_row(tmp_path_factory, predictor, drawn):
+    check_one_way(tmp_path_factory.mktemp("own"), *drawn, predictor)
+
+
+def infer_run(folder, **options) -> InferRun:
+    data = dataclasses.replace(data_config(folder, **options), mixture_or_task_name=())
+    return InferRun(checkpoint_path="tiny", infer_output_dir="", model=TINY_CONFIG, data=data)
+
+
+def answered_texts(run: InferRun, path: str, standard_input: str = "") -> list[str]:
+    with mock.patch("sys.stdin", io.TextIOWrapper(io.BytesIO(standard_input.encode()))):
+        texts = [record["inputs"] for record in read_file(run, path).records]
+    if not standard_input:
+        assert pt.read_inputs(path, run.data.files) == texts
+    return texts
+
+
+def test_lines_of_text_are_the_field_of_the_template(folder, tmp_path, capsys):
+    run = infer_run(folder, input_template="so: {review}")
+    expected = ["so: a, b", "so: "]
+    assert answered_texts(run, "-", "a, b\n\n") == expected
+    assert "standard input: each line is the field 'review'" in capsys.readouterr().err
+    (tmp_path / "t.txt").write_text("a, b\n\n")
+    assert answered_texts(run, str(tmp_path / "t.txt")) == expected
+    assert answered_texts(run, "-", "mood,review\ngood,a\n") == ["so: a"]
+    assert answered_texts(run, "-", "mood\treview\ngood\ta, b\n") == ["so: a, b"]
+    assert answered_texts(run, "-", '[{"review": "a"},\n {"review": "{b}"}]') == [
+        "so: a",
+        "so: {b}",
+    ]
+    run = infer_run(folder, input_template="{id} {review}")
+    with pytest.raises(ConfigError, match="standard input: found lines of text"):
+        answered_texts(run, "-", "a, b\n")
+
+
+def test_a_template_without_files_is_filled_in_as_well(folder, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"review": "a", "inputs": "b"}\n')
+    run = infer_run(folder, train_file="", input_template="so: {review}")
+    assert answered_texts(run, str(path)) == ["so: a"]
+    run = infer_run(folder, train_file="", input_template="{text}")
+    assert [record["inputs"] for record in read_file(run, str(path)).records] == ["b"]
+    path.write_text('{"text": "a", "inputs": "b"}\n')  # a CSV of this row is answered for "a"
+    with pytest.raises(ConfigError, match=r"rows.jsonl:1: found \"inputs\" and \"text\""):
+        read_file(run, str(path))
+
+
+def test_a_column_of_inputs_is_a_column(folder, shared_dir):
+    run = infer_run(folder, input_template="{text}")
+    texts = [
+        answered_texts(run, str(shared_dir / "cases" / f"06-inputs-column.{suffix}"))
+        for suffix in ("csv", "jsonl")
+    ]
+    assert texts == [["i loved the soup. loved the soup.", "we enjoyed the cake."]] * 2
 
 
 # What is shown before the first step

@@ -10,13 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prompt_tuning.config import ConfigError
-from prompt_tuning.serving.lines import read_lines, replace_file, write_line
+from prompt_tuning.config import ConfigError, FileTask
+from prompt_tuning.serving.lines import Line, replace_file, write_line
+from prompt_tuning.serving.lines import read_lines as read_lines_of
+from prompt_tuning.tasks.file_reader import read_source
 
 
 def write(path, content):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return str(path)
+
+
+def read_lines(path: str, *, prompt: str | None) -> list[Line]:
+    return read_lines_of(read_source(path, ["text"], FileTask()), prompt=prompt)
 
 
 def test_lines_of_text(tmp_path):
@@ -54,7 +60,9 @@ def test_json_lines(tmp_path):
         ("rows", '\n{"inputs": "a"}', ["a"]),
         ("rows.txt", '{"inputs": "a"}', ['{"inputs": "a"}']),
         ("rows.TXT", "{a}\nb", ["{a}", "b"]),
-        ("rows.tsv", "a\tb", ["a\tb"]),
+        ("rows", "a\rb\r", ["a", "b"]),
+        ("rows", '[{"inputs": "a"},\n{"inputs": "b"}]', ["a", "b"]),
+        ("rows", "[a]\nb", ["[a]", "b"]),
     ],
 )
 def test_what_kind_of_lines_a_file_holds(tmp_path, name, content, texts):
@@ -75,7 +83,9 @@ GOOD = '{"inputs": "a"}\n'
         ),
         (GOOD + "[" * 100_000, "rows.jsonl:2: not valid JSON"),
         (GOOD + r'{"inputs": "\ud800"}', "rows.jsonl:2: not valid JSON .*surrogates"),
-        (GOOD + '["a"]', "rows.jsonl:2: .*list"),
+        (GOOD + '["a"]', "rows.jsonl:2: expected an object"),
+        (GOOD + '{"inputs": "b", "inputs": "c"}', "rows.jsonl:2: 'inputs' is there twice"),
+        (GOOD + '{"inputs": "b", "text": "c"}', 'rows.jsonl:2: found "inputs" and "text"'),
         (GOOD + '{"input": "b"}', r"rows.jsonl:2: .*\"inputs\".* \['input'\]"),
         (GOOD + '{"inputs": 3}', 'rows.jsonl:2: .*"inputs".*int'),
         (GOOD + '{"inputs": "b", "prompt": 3}', 'rows.jsonl:2: "prompt" is 3'),
@@ -90,7 +100,7 @@ def test_a_bad_line_is_named(tmp_path, content, message):
 
 
 def test_a_file_that_cannot_be_read(tmp_path):
-    with pytest.raises(ConfigError, match=r"--input.*/nothing .*No such file"):
+    with pytest.raises(ConfigError, match=r"there is no file .*/nothing"):
         read_lines(str(tmp_path / "nothing"), prompt=None)
     with pytest.raises(ConfigError, match="Is a directory"):
         read_lines(str(tmp_path), prompt=None)

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from prompt_tuning.config import gin_reader
 
 RUNS = {"train": Experiment, "eval": EvalRun, "infer": InferRun}
-_INPUT = "rows to answer, a text or a JSON object a line, instead of a task; - is standard input"
+_INPUT = (
+    "rows to answer, instead of a task: those of a file that TRAIN_FILE could name, which "
+    "INPUT_TEMPLATE fills in, or a text or a JSON object a line; - is standard input"
+)
 _OUTPUT = "file of the answers, JSON lines, instead of INFER_OUTPUT_DIR; - is standard output"
 
 

@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 import tqdm
 
 from prompt_tuning.checkpoints import load, manifest
-from prompt_tuning.config import ConfigError, InferRun, RankScore
+from prompt_tuning.config import ConfigError, FileTask, InferRun, RankScore
 from prompt_tuning.model import sharding
 from prompt_tuning.prompts import prompt_file
 from prompt_tuning.runtime.replace_folder import local_folder, replace_text, writing
 from prompt_tuning.serving import lines
 from prompt_tuning.serving.predictor import Predictor
-from prompt_tuning.tasks.file_examples import fill_inputs
-from prompt_tuning.tasks.file_reader import read_rows
+from prompt_tuning.tasks.file_examples import field_names, fill_inputs, rows_to_answer
+from prompt_tuning.tasks.file_reader import STANDARD, Source, read_source
 
 BATCHES_PER_CALL = 8  # rows are sorted by length within this many batches
 
@@ -61,7 +61,7 @@ def run_infer(
       ConfigError: a row, a prompt, the model or the output path is wrong.
     """
     _check_memory(run)
-    sources = [_read_file(run, input)] if input else _read_tasks(run)
+    sources = [read_file(run, input)] if input else _read_tasks(run)
     prompts = {name: name for rows in sources for name in rows.prompts if name}
     if note := load.describe_unused_prompt(run.checkpoint_path, prompts):
         print(note, file=sys.stderr)
@@ -89,7 +89,7 @@ def run_infer(
         config = local_folder(run.infer_output_dir, "INFER_OUTPUT_DIR") / "config.gin"
         with writing(str(config)):
             replace_text(config, config_text)
-    if output != lines.STANDARD:
+    if output != STANDARD:
         suffix = "" if prompts else ", without a prompt"
         print(f"{len(answers)} answers{suffix}: {output or run.infer_output_dir}", flush=True)
     return answers
@@ -105,32 +105,40 @@ def _check_memory(run: InferRun) -> None:
     sharding.check_memory(mesh, 4 * rows * sum(sizes), f"{name} = {rows}", sizes)
 
 
-def _read_file(run: InferRun, path: str) -> InferRows:
+def read_file(run: InferRun, path: str) -> InferRows:
+    """The rows of a file: those of a table are read as training reads them.
+
+    So are all rows if there is a task of the user's own files, or an INPUT_TEMPLATE. Otherwise a
+    line, or what JSON has under "inputs", is the whole text.
+    """
     files = run.data.files
-    if lines.is_table(path) or (files.given and lines.has_table_rows(path)):
-        return _read_table(run, path)
-    inputs = lines.read_lines(path, prompt=run.prompt_file or None)
+    is_own = files.given or files.input_template != FileTask().input_template
+    source = read_source(path, field_names(files), files)
+    name = "stdin" if path == STANDARD else Path(path).stem
+    if not is_own and source.form in ("json", "lines"):
+        return _read_lines(run, name, source)
+    rows = rows_to_answer(source, files)
+    if source.form == "lines":
+        print(
+            f"{source.name}: each line is the field {field_names(files)[0]!r} of INPUT_TEMPLATE = "
+            f"{files.input_template!r}",
+            file=sys.stderr,
+        )
+    inputs = zip(fill_inputs(rows, files), rows, strict=True)
+    records = [{"inputs": text, "row": dict(row.fields)} for text, row in inputs]
+    return InferRows(name, records, [run.prompt_file or None] * len(rows), label_words=files.words)
+
+
+def _read_lines(run: InferRun, name: str, source: Source) -> InferRows:
+    inputs = lines.read_lines(source, prompt=run.prompt_file or None)
     for prompt, line in {line.prompt: line for line in reversed(inputs)}.items():
         if prompt and prompt != run.prompt_file:
             try:
                 prompt_file.load_prompt(prompt)
             except ConfigError as error:
                 raise ConfigError(f"{line.where}: {error}") from error
-    name = "stdin" if path == lines.STANDARD else Path(path).stem
     records = [{"inputs": line.text, **line.rest} for line in inputs]
     return InferRows(name, records, [line.prompt for line in inputs])
-
-
-def _read_table(run: InferRun, path: str) -> InferRows:
-    """The rows of a table with the fields of the training files; INPUT_TEMPLATE makes the texts."""
-    files = run.data.files
-    rows = read_rows(path, files)
-    records = [
-        {"inputs": text, "row": dict(row.fields)}
-        for text, row in zip(fill_inputs(rows, files), rows, strict=True)
-    ]
-    prompts = [run.prompt_file or None] * len(rows)
-    return InferRows(Path(path).stem, records, prompts, label_words=files.words)
 
 
 def _read_tasks(run: InferRun) -> list[InferRows]:

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from prompt_tuning.config import ConfigError
+from prompt_tuning.config import ConfigError, FileTask
 from prompt_tuning.runtime.replace_folder import writing
+from prompt_tuning.tasks.file_reader import STANDARD, Row, Source, parse_rows, split_lines
 
-STANDARD = "-"  # standard input, standard output
 _FORM = 'Write each line as {"inputs": "the text"}, optionally with "prompt": "a prompt folder".'
 
 
@@ -28,85 +28,39 @@ class Line(NamedTuple):
     rest: dict[str, Any]  # the other fields of the object, which are copied to the answer
 
 
-def is_table(path: str) -> bool:
-    """Whether a file is a table by its name; INPUT_TEMPLATE makes the texts from its columns."""
-    return Path(path).suffix.lower() in (".csv", ".tsv")
+def read_lines(source: Source, *, prompt: str | None) -> list[Line]:
+    """The whole texts of a source, one a line or under "inputs" in JSON.
 
-
-def has_table_rows(path: str) -> bool:
-    """Whether a file is JSON by its name and its first object has no "inputs"."""
-    if Path(path).suffix.lower() not in (".json", ".jsonl"):
-        return False
-    first = next((line for line in _read(path) if line.strip()), b"")
-    return b'"inputs"' not in first
-
-
-def read_lines(path: str, *, prompt: str | None) -> list[Line]:
-    """The texts of a file, or of standard input for "-"; `prompt` is the default of each line.
-
-    A file contains JSON objects if its name ends in .json or .jsonl, or if its first line begins
-    with a brace and the name does not end in .txt. Otherwise every line is a text, even an empty
-    line.
+    `prompt` is the default of each. An empty line of text is a text, too.
 
     Raises:
-      ConfigError: the file cannot be read, or a line has another format.
+      ConfigError: a line has another form.
     """
-    name = "standard input" if path == STANDARD else path
-    places = [(f"{name}:{n}", data) for n, data in enumerate(_read(path), 1)]
-    lines = [(where, _decode(data, where)) for where, data in places]
-    filled = [(where, text) for where, text in lines if text.strip()]
-    if not filled:
-        raise ConfigError(f"{name} has no rows to answer.")
-    if _is_json(path, filled[0][1]):
-        return [_from_json(where, text, prompt) for where, text in filled]
-    return [Line(where, text, prompt, {}) for where, text in lines]
+    if source.form == "json":
+        return [_to_line(row, prompt) for row in parse_rows(source, FileTask())]
+    texts = enumerate(split_lines(source.text), 1)
+    return [Line(f"{source.name}:{number}", text, prompt, {}) for number, text in texts]
 
 
-def _read(path: str) -> list[bytes]:
-    try:
-        file = None if path == STANDARD else Path(path).expanduser()
-        data = sys.stdin.buffer.read() if file is None else file.read_bytes()
-    except OSError as error:
+def _to_line(row: Row, prompt: str | None) -> Line:
+    rest = dict(row.fields)
+    if not isinstance(rest.get("inputs"), str):
+        problem = type(rest["inputs"]).__name__ if "inputs" in rest else f"only {sorted(rest)}"
         raise ConfigError(
-            f"--input: {path} cannot be read ({error.strerror}). Give a file of texts or JSON "
-            "lines, or - for standard input."
-        ) from error
-    lines = data.removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    return [line.removesuffix(b"\r") for line in (lines if lines[-1] else lines[:-1])]
-
-
-def _decode(data: bytes, where: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{where}: not UTF-8 ({error.reason}, byte {error.start}).") from error
-
-
-def _is_json(path: str, first: str) -> bool:
-    suffix = Path(path).suffix.lower()
-    if suffix in (".json", ".jsonl", ".txt"):
-        return suffix != ".txt"
-    return first.lstrip().startswith("{")
-
-
-def _from_json(where: str, text: str, prompt: str | None) -> Line:
-    try:
-        value = json.loads(text)
-        # Half of a surrogate pair is valid JSON, but it cannot be tokenised or written.
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{where}: not valid JSON ({error}). {_FORM}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{where}: found JSON of type {type(value).__name__}. {_FORM}")
-    if not isinstance(value.get("inputs"), str):
-        problem = type(value["inputs"]).__name__ if "inputs" in value else f"only {sorted(value)}"
-        raise ConfigError(f'{where}: expected a text under "inputs", found {problem}. {_FORM}')
-    named = value.pop("prompt", prompt)
+            f'{row.where}: expected a text under "inputs", found {problem}. {_FORM} Of rows with '
+            "fields INPUT_TEMPLATE makes the text, where it or TRAIN_FILE is set."
+        )
+    if "text" in rest:  # what INPUT_TEMPLATE names by default, and takes of a table
+        raise ConfigError(
+            f'{row.where}: found "inputs" and "text": which one is the text? Remove the other, or '
+            "set INPUT_TEMPLATE = '{inputs}'."
+        )
+    named = rest.pop("prompt", prompt)
     if named is not None and not isinstance(named, str):
         raise ConfigError(
-            f'{where}: "prompt" is {named!r}. Expected the path of a prompt, or null.'
+            f'{row.where}: "prompt" is {named!r}. Expected the path of a prompt, or null.'
         )
-    return Line(where, value.pop("inputs"), named or None, value)
+    return Line(row.where, rest.pop("inputs"), named or None, rest)
 
 
 def write_line(file: TextIO, record: Mapping[str, Any]) -> None:

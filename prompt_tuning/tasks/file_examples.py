@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prompt_tuning.config import ConfigError, FileTask, label_key
-from prompt_tuning.tasks.file_reader import Row, read_rows, text_of, value_of
+from prompt_tuning.tasks.file_reader import (
+    Row,
+    Source,
+    parse_rows,
+    read_rows,
+    split_lines,
+    text_of,
+    value_of,
+)
 
 TRAIN, EVAL = "train", "validation"
 SHOWN = 5  # values of a list in a message
@@ -68,11 +76,41 @@ def make_examples(rows: Sequence[Row], config: FileTask, *, labelled: bool) -> l
         _refuse_unlabelled([row for row, a in zip(rows, answers, strict=True) if a is None], config)
     if config.words:
         answers = _find_words(rows, answers, config)
-    named = [name for _, name in parse_template(config.input_template) if name]
+    named = field_names(config)
     return [
         Example(text, answer, row.where, not any(str(row.fields[n]).strip() for n in named))
         for text, answer, row in zip(inputs, answers, rows, strict=True)
     ]
+
+
+def rows_to_answer(source: Source, config: FileTask) -> list[Row]:
+    """The rows of a source, without their answers.
+
+    A line of text is the field that INPUT_TEMPLATE names, which can only be one then.
+
+    Raises:
+      ConfigError: it holds no rows or other fields, or is malformed somewhere.
+    """
+    if source.form != "lines":
+        return parse_rows(source, config)
+    names, lines = field_names(config), split_lines(source.text)
+    if len(names) > 1:
+        raise ConfigError(
+            f"{source.name}: found lines of text (the first: {lines[0][:40]!r}), and "
+            f"INPUT_TEMPLATE = {config.input_template!r} names {len(names)} fields. Give a table "
+            "whose first line names them, or JSON lines."
+        )
+    return [Row(f"{source.name}:{n}", {names[0]: line}) for n, line in enumerate(lines, 1)]
+
+
+def field_names(config: FileTask) -> list[str]:
+    """The fields that INPUT_TEMPLATE names, each once.
+
+    Raises:
+      ConfigError: the template is malformed.
+    """
+    names = [name for _, name in parse_template(config.input_template) if name]
+    return list(dict.fromkeys(names))
 
 
 def fill_inputs(rows: Sequence[Row], config: FileTask) -> list[str]:

@@ -16,11 +16,20 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from prompt_tuning.config import ConfigError, FileTask
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
+STANDARD = "-"  # standard input
+Form = Literal["csv", "tsv", "json", "lines"]
+_FORMS: Mapping[str, Form] = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "json",
+    ".json": "json",
+    ".txt": "lines",
+}
 
 
 class Row(NamedTuple):
@@ -29,6 +38,14 @@ class Row(NamedTuple):
     where: str  # file:line, for messages
     fields: Mapping[str, Any]  # text in CSV; what JSON can hold in JSON
     header: bool = False  # a first line named the fields
+
+
+class Source(NamedTuple):
+    """The text of a file, and what it is."""
+
+    name: str  # for messages
+    text: str
+    form: Form
 
 
 def read_rows(path: str, config: FileTask) -> list[Row]:
@@ -42,17 +59,56 @@ def read_rows(path: str, config: FileTask) -> list[Row]:
             f"{path}: expected a file that ends in {', '.join(SUFFIXES)}. Spreadsheets and Parquet "
             "files can be saved as CSV (UTF-8)."
         )
-    text = read_text(path)
-    usual = {".csv": ",", ".tsv": "\t"}.get(suffix)
-    return read_table(path, text, config, usual) if usual else read_json(path, text)
+    return parse_rows(Source(path, read_text(path), _FORMS[suffix]), config)
+
+
+def read_source(path: str, names: Sequence[str], config: FileTask) -> Source:
+    """What a file holds, or standard input for "-": its name says so, else its beginning.
+
+    It is JSON if an object comes first, and a table if its first line has all of `names`.
+
+    Raises:
+      ConfigError: it is missing, cannot be read, or holds nothing.
+    """
+    text, name = read_text(path), "standard input" if path == STANDARD else path
+    if not text.strip():
+        raise ConfigError(f"{name} is empty: expected rows.")
+    if form := _FORMS.get(Path(path).suffix.lower()):
+        return Source(name, text, form)
+    if re.match(r"\s*(\[\s*)?\{", text):
+        return Source(name, text, "json")
+    first = text.partition("\n")[0]
+    has_tabs = "\t" in first or config.train_file.lower().endswith(".tsv")
+    forms: tuple[Form, ...] = ("tsv", "csv") if has_tabs else ("csv", "tsv")
+    for form in forms:
+        if set(names) <= set(_read_header(Source(name, text, form), config)):
+            return Source(name, text, form)
+    return Source(name, text, "lines")
+
+
+def parse_rows(source: Source, config: FileTask) -> list[Row]:
+    """The rows of a table or of JSON.
+
+    Raises:
+      ConfigError: it holds no rows, or is malformed somewhere.
+    """
+    name, text, form = source
+    if not text.strip():
+        raise ConfigError(f"{name} is empty: expected rows of data.")
+    rows = list(_read_json(name, text) if form == "json" else _read_table(source, config))
+    if not rows:
+        raise ConfigError(f"{name} has no rows{'' if form == 'json' else ' but its header'}.")
+    return rows
 
 
 def read_text(path: str) -> str:
-    """The text of a UTF-8 file, without its byte order mark.
+    """The text of a UTF-8 file, or of standard input for "-", without its byte order mark.
 
     Raises:
       ConfigError: the file is missing, cannot be read, or is not UTF-8.
     """
+    if path == STANDARD:
+        return decode("standard input", sys.stdin.buffer.read())
     place = Path(path).expanduser()
     if "://" in path:
         raise ConfigError(f"{path}: only local files are read. Copy it here.")
@@ -109,32 +165,17 @@ def split_lines(text: str) -> list[str]:
 # Tables -----------------------------------------------------------------------------------------
 
 
-def read_table(path: str, text: str, config: FileTask, usual: str) -> list[Row]:
-    """The rows of a table, whose first line names the fields; `usual` is its delimiter if
-    neither DELIMITER nor Excel's line `sep=;` names one.
-
-    Raises:
-      ConfigError: the table is malformed somewhere, or has no rows.
-    """
-    if not text.strip():
-        raise ConfigError(f"{path} is empty: expected rows of data.")
-    rows = list(_read_table(path, text, config, usual))
-    if not rows:
-        raise ConfigError(f"{path} has no rows but its header.")
-    return rows
-
-
-def read_header(text: str, config: FileTask, usual: str) -> list[str]:
-    """The names in the first line of a table; what is no table has names that nothing asks for."""
+def _read_header(source: Source, config: FileTask) -> list[str]:
+    """The names in the first line of what may be a table."""
     try:
-        _, names = next(_read_records("", text.lstrip("\r\n"), config, usual))
+        _, names = next(_read_records(source, config))
     except (ConfigError, StopIteration):
         return []
     return [name.strip() for name in names]
 
 
-def _read_table(path: str, text: str, config: FileTask, usual: str) -> Iterator[Row]:
-    records = _read_records(path, text, config, usual)
+def _read_table(source: Source, config: FileTask) -> Iterator[Row]:
+    records = _read_records(source, config)
     where, names = next(records)
     names = [name.strip() for name in names]
     twice = sorted({name for name in names if name and names.count(name) > 1})
@@ -153,11 +194,10 @@ def _read_table(path: str, text: str, config: FileTask, usual: str) -> Iterator[
         yield Row(where, dict(zip(names, values, strict=True)), header=True)
 
 
-def _read_records(
-    path: str, text: str, config: FileTask, usual: str
-) -> Iterator[tuple[str, list[str]]]:
+def _read_records(source: Source, config: FileTask) -> Iterator[tuple[str, list[str]]]:
     """The place and the fields of every record; the first one is the header."""
-    lines = list(io.StringIO(text, newline=""))
+    path, lines = source.name, list(io.StringIO(source.text, newline=""))
+    usual = "\t" if source.form == "tsv" else ","
     delimiter, first = _find_delimiter(path, lines, config, usual)
     limit = csv.field_size_limit(sys.maxsize)  # of the whole program: put back below
     try:
@@ -278,23 +318,16 @@ def _explain(error: csv.Error, where: str, last: int) -> str:
 # JSON -------------------------------------------------------------------------------------------
 
 
-def read_json(path: str, text: str) -> list[Row]:
-    """The rows of JSON: an object a line, or one list of them.
-
-    Raises:
-      ConfigError: it is malformed somewhere, or has no rows.
-    """
-    if not text.strip():
-        raise ConfigError(f"{path} is empty: expected rows of data.")
+def _read_json(path: str, text: str) -> Iterator[Row]:
+    """The rows of an object a line, or of one list of them."""
     if text.lstrip().startswith("["):
         values = _parse(path, text)
-        rows = [(f"{path}, item {number}", value) for number, value in enumerate(values, 1)]
+        parsed = ((f"{path}, item {number}", value) for number, value in enumerate(values, 1))
     else:
-        lines = [(f"{path}:{n}", line) for n, line in enumerate(split_lines(text), 1)]
-        rows = [(where, _parse(where, line)) for where, line in lines if line.strip()]
-    if not rows:
-        raise ConfigError(f"{path} has no rows.")
-    return [Row(where, _object(where, value)) for where, value in rows]
+        lines = ((f"{path}:{number}", line) for number, line in enumerate(split_lines(text), 1))
+        parsed = ((where, _parse(where, line)) for where, line in lines if line.strip())
+    for where, value in parsed:
+        yield Row(where, _object(where, value))
 
 
 def _parse(where: str, text: str) -> Any:
