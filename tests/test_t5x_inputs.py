@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import seqio
 from tiny_models import CONFIG, as_prompt, load_data, random_params, random_prompt
 
 from prompt_tuning.checkpoints import load
@@ -220,6 +221,30 @@ def test_only_a_prompt_file_takes_the_checkpoints_place(checkpoint):
     assert replacement is None
     assert re.fullmatch(pattern, f"target/{inputs.PROMPT}")
     assert not re.fullmatch(pattern, "target/encoder/layers_0/mlp/wo/kernel")
+
+
+def test_an_evaluation_is_recorded_at_the_prompts_step(checkpoint, tmp_path):
+    """T5X hands over the backbone's step: two prompts in one folder would share their files."""
+    run = eval_run(checkpoint, prompt_file=str(tmp_path / "prompt"))
+    save_prompt(tmp_path / "prompt", as_prompt(random_prompt(6)), PromptMetadata(step=STEP + 20))
+    inputs.register_task(run.data)
+    (tmp_path / "out").mkdir()
+    evaluator = inputs.make_evaluator(run)(
+        mixture_or_task_name="tiny_mood",
+        feature_converter=seqio.EncDecFeatureConverter(pack=False),
+        eval_split="validation",
+        num_examples=2,
+        logger_cls=[seqio.JSONLogger],
+        log_dir=str(tmp_path / "out"),
+    )
+    metrics, _ = evaluator.evaluate(
+        compute_metrics=True, step=STEP, predict_fn=lambda rows: [(0, [1]), (1, [1])]
+    )
+    metrics.result()
+    evaluator.close()
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert files == {"tiny_mood-metrics.jsonl", f"tiny_mood-{STEP + 20:06d}.jsonl"}
+    assert inputs.make_evaluator(eval_run(checkpoint)) is seqio.Evaluator
 
 
 def test_a_prompt_folder_says_where_it_comes_from(experiment):

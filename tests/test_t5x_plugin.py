@@ -471,7 +471,17 @@ def test_eval_and_infer_use_the_prompt(work, runs):
         **({} if method == "prompt_tuning" else of_method),
     )
     assert predictions(work / method / "eval" / answers) == expected
-    # ... and the frozen backbone with a prompt folder.
+    # ... and the frozen backbone with a prompt folder, whose step is in the names of the files.
+    if method == "prompt_tuning":
+        upstream(
+            work,
+            "eval",
+            "eval.gin",
+            CHECKPOINT_PATH=str(work / f"checkpoint_{START}"),
+            EVAL_OUTPUT_DIR=str(work / method / "eval_backbone"),
+            **of_method,
+        )
+        assert predictions(work / method / "eval_backbone" / answers) == expected
     ours(
         work,
         "infer",

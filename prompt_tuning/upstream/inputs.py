@@ -302,6 +302,28 @@ def _read_prompt(run: EvalRun | InferRun, file: str) -> Float[np.ndarray, "P D"]
     return np.asarray(prompt.rows)
 
 
+def make_evaluator(
+    run: EvalRun, evaluator: Callable[..., seqio.Evaluator] = seqio.Evaluator
+) -> Callable[..., seqio.Evaluator]:
+    """T5X's `inference_evaluator_cls`: its files and records have the step of PROMPT_FILE.
+
+    T5X hands over the step of its state, which is the backbone's, so the files of a second prompt
+    would replace those of the first.
+    """
+    if not run.prompt_file:
+        return evaluator
+    _, metadata = load_prompt(_only(run.prompt_file, "PROMPT_FILE"))
+    step = metadata.step if metadata else 0  # as in the embedded engine
+
+    def make(**settings: Any) -> seqio.Evaluator:
+        made = evaluator(**settings)
+        evaluate = made.evaluate
+        made.evaluate = lambda **functions: evaluate(**{**functions, "step": step})
+        return made
+
+    return make
+
+
 def choose_new(run: EvalRun | InferRun) -> tuple[tuple[str, None], ...]:
     """T5X's `assignment_map` for evaluation: what does not come from the checkpoint.
 
