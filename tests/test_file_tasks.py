@@ -379,6 +379,42 @@ def test_overview_of_free_text(folder):
     assert re.search(r"train +answers: \d+ different, '.*' the most frequent \(\d+\)", text)
 
 
+def write_rows(path: Path, rows: list[tuple[str, str]]) -> str:
+    path.write_text("\n".join(json.dumps({"review": a, "mood": b}) for a, b in rows) + "\n")
+    return str(path)
+
+
+def test_overview_counts_what_the_vocabulary_cannot_write(tmp_path):
+    answers = ["a \u2192 b", "b \u2190 a", "a cake"]
+    rows = [(f"\u6c64 {i}" if i < 2 else f"soup {i}", answers[i % 3]) for i in range(6)]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    config = data_config(tmp_path, train_file=file, eval_file=file, label_words=())
+    config = dataclasses.replace(config, task_feature_lengths={"inputs": 64, "targets": 16})
+    data = load_data(experiment(config))
+    assert data.vocabulary.lost(answers[0]) == ["\u2192"]
+    text = overview.describe_data(data, config.task_feature_lengths, "validation")
+    for split in ("train", "validation"):
+        assert re.search(rf"inputs of {split}: 2 of 6 .*'\u6c64' in 2 rows", text)
+        assert re.search(
+            rf"answers of {split}: 4 of 6 .*'\u2192' in 2 rows, '\u2190' in 2 rows", text
+        )
+    assert "The best score that is left: exact_match 33.3" in text
+
+
+def test_a_class_whose_rows_become_alike_is_refused(tmp_path):
+    rows = [("\u6c64", "good"), ("\u997a", "good"), ("dull cake.", "bad"), ("horrid soup.", "bad")]
+    new = write_rows(tmp_path / "new.jsonl", rows[2:])
+    for words in ({"good": "up", "bad": "down"}, ()):
+        file = write_rows(tmp_path / "rows.jsonl", rows)
+        config = data_config(tmp_path, train_file=file, eval_file=new, label_words=words)
+        with pytest.raises(ConfigError, match=r"2 inputs of reviews .*2 different.*'\u6c64' in 1"):
+            load_data(experiment(config))
+        # One that the model can tell from the others is enough; so are equal texts.
+        for more in ([*rows, ("lovely", "good")], [rows[0], *rows[:1], *rows[2:]]):
+            write_rows(tmp_path / "rows.jsonl", more)
+            assert len(load_data(experiment(config)).train[0]) == len(more)
+
+
 # The worked example of the documentation
 
 

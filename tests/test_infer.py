@@ -21,6 +21,7 @@ from prompt_tuning.prompts import prompt_file
 from prompt_tuning.serving.infer import run_infer
 from prompt_tuning.serving.predictor import Predictor
 from prompt_tuning.vocabularies.vocabulary import ByteVocabulary
+from prompt_tuning.world.assets import TINY_CONFIG
 
 CONFIG = dataclasses.replace(TWO_LAYERS, num_encoder_layers=1, num_decoder_layers=1)
 TEXTS = ["a first text", "", "zwei: äöü", "d"]
@@ -124,6 +125,27 @@ def test_standard_input_and_output(folder, predictor, monkeypatch, capsys):
     expected = predictor.generate(TEXTS, None, num_decodes=2)
     assert [a["prediction"] for a in answers] == expected
     assert [a["prompt"] for a in answers] == [None] * 4
+
+
+def test_inputs_that_the_vocabulary_cannot_write(tmp_path, capsys):
+    lengths = {"inputs": 32, "targets": 6}
+    data = DataConfig(mixture_or_task_name=(), task_feature_lengths=lengths, vocabulary="tiny")
+    run = InferRun(
+        checkpoint_path="tiny",
+        infer_output_dir="",
+        model=TINY_CONFIG,
+        data=data,
+        eval=EvalConfig(method="rank"),  # without words: it stops before anything is answered
+    )
+    rows = [{"inputs": text} for text in ("\u6c64", "\u997a", "soup")]
+    for count, message in ((2, "2 different texts, become the same"), (3, "needs label words")):
+        file = write_rows(tmp_path / "rows.jsonl", rows[:count])
+        with pytest.raises(ConfigError, match=message):
+            run_infer(run, input=file, output=str(tmp_path / "answers"))
+    note = (
+        "rows: inputs: 2 of 3 have characters that the vocabulary does not know: '\u6c64' in 1 rows"
+    )
+    assert note in capsys.readouterr().err
 
 
 def test_answers_without_a_prompt_say_so(folder, tmp_path, capsys):

@@ -30,6 +30,7 @@ from prompt_tuning.model.prompt import no_prompt
 from prompt_tuning.runtime import agreement, processes
 from prompt_tuning.runtime.replace_folder import replace_text, writing
 from prompt_tuning.session import setup
+from prompt_tuning.session.overview import find_lost
 from prompt_tuning.session.session import Session, make_dir, open_session
 from prompt_tuning.tasks.eval_task import EvalTask
 
@@ -53,6 +54,9 @@ def run_eval(run: EvalRun, *, session: Session | None = None, config_text: str =
         files = find_prompts(run.prompt_file)
         labels = run.class_labels
         data = setup.load_data(run.data, run.eval, run.model, class_labels=labels, train=False)
+        for task in data.eval_tasks:
+            for line in find_lost(run.data.eval_split, task.rows, task, data.vocabulary):
+                print(f"{task.name}: {line}", flush=True)
         backbone = session.load_backbone()
     if unused := load.describe_unused_prompt(run.checkpoint_path, files):
         print(unused, flush=True)

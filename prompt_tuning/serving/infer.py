@@ -24,6 +24,8 @@ from prompt_tuning.serving import lines
 from prompt_tuning.serving.predictor import Predictor
 from prompt_tuning.tasks.file_examples import field_names, fill_inputs, rows_to_answer
 from prompt_tuning.tasks.file_reader import STANDARD, Source, read_source
+from prompt_tuning.vocabularies.coverage import CURE, describe_lost, refuse_alike
+from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 
 BATCHES_PER_CALL = 8  # rows are sorted by length within this many batches
 
@@ -143,7 +145,9 @@ def _read_lines(run: InferRun, name: str, source: Source) -> InferRows:
 
 def _read_tasks(run: InferRun) -> list[InferRows]:
     """The rows of the run's tasks, tokenised by seqio; a mixture counts as its tasks."""
+    from prompt_tuning.session.overview import find_lost
     from prompt_tuning.tasks import task_rows
+    from prompt_tuning.tasks.eval_task import make_eval_task
 
     if not run.data.names:
         raise ConfigError(
@@ -152,8 +156,15 @@ def _read_tasks(run: InferRun) -> list[InferRows]:
     loaded = task_rows.load_eval_rows(
         run.data, class_labels=run.class_labels, limit=run.eval.num_examples
     )
+    vocabulary = load_vocabulary(run.data.vocabulary)
     sources = []
-    for task, rows, words in loaded:
+    for part in loaded:
+        task, rows, words = part
+        refuse_alike(rows.input_texts, rows.inputs, vocabulary, f"the inputs of {task.name}")
+        is_scored = task.predict_metric_fns and all(map(part.is_labelled, range(len(rows))))
+        scored = make_eval_task(part, run.eval) if is_scored else None
+        for line in find_lost(run.data.eval_split, rows, scored, vocabulary):
+            print(f"{task.name}: {line}", file=sys.stderr)
         name = {"task": task.name} if len(loaded) > 1 else {}
         sources.append(
             InferRows(
@@ -198,8 +209,15 @@ def _answer(predictor: Predictor, rows: InferRows, run: InferRun) -> Iterator[di
     """The record of every row with its answer, in order."""
     tokens, cut = rows.tokens, rows.cut
     if tokens is None:
-        tokens, numbers = predictor.tokenize([record["inputs"] for record in rows.records])
+        texts = [record["inputs"] for record in rows.records]
+        tokens, numbers = predictor.tokenize(texts)
         cut = len(numbers)
+        refuse_alike(texts, tokens, predictor.vocabulary, f"the inputs of {rows.name}")
+        if lost := describe_lost(texts, tokens, predictor.vocabulary):
+            print(
+                f"{rows.name}: inputs: {lost}. The model reads an unknown piece there. {CURE}",
+                file=sys.stderr,
+            )
     if cut:
         print(
             f"{rows.name}: {cut} of {len(tokens)} inputs are longer than "

@@ -11,9 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from prompt_tuning.batches import batching
+from prompt_tuning.config import ConfigError
 from prompt_tuning.session.setup import Data
+from prompt_tuning.tasks.eval_task import EvalTask
+from prompt_tuning.tasks.spec import UNLABELLED
+from prompt_tuning.tasks.task_rows import CLASSES
+from prompt_tuning.vocabularies.coverage import CURE, describe_lost
+from prompt_tuning.vocabularies.vocabulary import Vocabulary
 
-CLASSES = 10  # more different answers are regarded as free text
 LONG = 4  # a label word of this many tokens is reported
 SHOWN = 400  # characters shown of a text
 
@@ -45,6 +50,9 @@ def _describe_task(
     for split, rows in splits.items():
         lines.append(f"  {split:<{width}}  answers: {_describe_answers(rows, words)}")
     lines += [f"  {line}" for line in _find_problems(splits, words)]
+    for split, rows in splits.items():
+        task = next((task for task in data.eval_tasks if task.rows is rows), None)
+        lines += [f"  {line}" for line in find_lost(split, rows, task, data.vocabulary)]
     first = next(iter(splits.values()))
     seen = [data.vocabulary.decode(ids[0].tolist()) for ids in (first.inputs, first.targets)]
     lines.append(f"  the first row, as the model sees it: {_short(seen[0])} -> {_short(seen[1])}")
@@ -121,6 +129,33 @@ def _find_problems(splits: Mapping[str, batching.Rows], words: Sequence[str]) ->
                 f"note: {common} of the {len(rows)} texts of {split} are also training texts: its "
                 "scores are too high"
             )
+
+
+def find_lost(
+    split: str, rows: batching.Rows, task: EvalTask | None, vocabulary: Vocabulary
+) -> Iterable[str]:
+    """A line on the inputs, and one on the answers, that the vocabulary cannot write.
+
+    With the `task` that is scored on the rows, also the best scores that are left: those of a model
+    that writes exactly the tokens of every answer.
+    """
+    if lost := describe_lost(rows.input_texts, rows.inputs, vocabulary):
+        yield f"note: inputs of {split}: {lost}. The model reads an unknown piece there. {CURE}"
+    answered = [row for row, text in enumerate(rows.target_texts) if text != UNLABELLED]
+    texts = [rows.target_texts[row] for row in answered]
+    if lost := describe_lost(texts, [rows.targets[row] for row in answered], vocabulary):
+        best = "" if task is None else _describe_best(task)
+        yield f"note: answers of {split}: {lost}. The model cannot write them.{best} {CURE}"
+
+
+def _describe_best(task: EvalTask) -> str:
+    outputs = [task.vocabulary.decode(ids.tolist()) for ids in task.rows.targets]
+    try:
+        best = task.metrics([task.postprocess(row, text) for row, text in enumerate(outputs)])
+    except ConfigError:  # a user's metric may not accept every output
+        return ""
+    scores = ", ".join(f"{name} {value:.1f}" for name, value in best.items())
+    return f" The best score that is left: {scores}."
 
 
 def _find_bad_targets(splits: Mapping[str, batching.Rows], words: Sequence[str]) -> Iterable[str]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -34,7 +35,10 @@ from prompt_tuning.tasks.vocabulary import (
     read_vocabulary,
     same_vocabulary,
 )
+from prompt_tuning.vocabularies.coverage import refuse_alike
 from prompt_tuning.vocabularies.vocabulary import Vocabulary, load_vocabulary
+
+CLASSES = 10  # more different answers are regarded as free text
 
 
 def load_rows(
@@ -173,7 +177,23 @@ def load_training_rows(
             f"no task of the mixture {name} has the split {split!r}: set TRAIN_SPLIT."
         )
     rows = [load_rows(task, split, lengths, vocabulary=vocabulary) for task, _ in drawn]
+    if vocabulary is not None:
+        for part in rows:
+            _refuse_alike_classes(part, vocabulary)
     return rows, [rate for _, rate in drawn]
+
+
+def _refuse_alike_classes(rows: Rows, vocabulary: Vocabulary) -> None:
+    """Raises ConfigError if all rows of a class are the same tokens to the model."""
+    classes: dict[str, list[int]] = collections.defaultdict(list)
+    for row, answer in enumerate(rows.target_texts):
+        classes[answer].append(row)
+    if not label_words(rows.task) and len(classes) > CLASSES:
+        return  # free text
+    for answer, numbers in classes.items():
+        texts, tokens = [rows.input_texts[i] for i in numbers], [rows.inputs[i] for i in numbers]
+        what = f"the {len(numbers)} inputs of {rows.task} with the answer {answer!r}"
+        refuse_alike(texts, tokens, vocabulary, what)
 
 
 def _with_split(name: str, split: str) -> list[str]:

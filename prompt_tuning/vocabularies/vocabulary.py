@@ -54,12 +54,21 @@ class Vocabulary(Protocol):
         ...
 
     @property
+    def unk_id(self) -> int:
+        """The id of the piece that stands for unknown characters."""
+        ...
+
+    @property
     def sha256(self) -> str:
         """The fingerprint of the vocabulary that a prompt stores."""
         ...
 
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without end-of-sequence."""
+        ...
+
+    def lost(self, text: str) -> list[str]:
+        """The parts of a text that the unknown piece stands for."""
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -91,9 +100,19 @@ class SentencePieceVocabulary:
         """The id that ends a sequence."""
         return self.processor.eos_id()
 
+    @property
+    def unk_id(self) -> int:
+        """The id of the piece that stands for unknown characters."""
+        return self.processor.unk_id()
+
     def encode(self, text: str) -> list[int]:
         """The ids of a text, without end-of-sequence; `<extra_id_0>` is the last of all ids."""
         return self.processor.encode(text)
+
+    def lost(self, text: str) -> list[str]:
+        """The parts of a text that the unknown piece stands for."""
+        pieces = self.processor.encode(text, return_type="proto").pieces
+        return [piece.surface.strip() for piece in pieces if piece.id == self.unk_id]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids up to the first end-of-sequence; ids beyond the vocabulary are unknown.
@@ -115,7 +134,8 @@ class ByteVocabulary:
     """UTF-8 bytes behind the three special ids, as seqio's class of the same name."""
 
     vocab_size: int = _SPECIAL_IDS + _BYTES
-    eos_id: int = 1
+    eos_id: int = EOS_ID
+    unk_id: int = 2
     sha256: str = vocabulary_identity(BYTES.encode())
 
     def encode(self, text: str) -> list[int]:
@@ -125,6 +145,10 @@ class ByteVocabulary:
         [107, 198, 172]
         """
         return [byte + _SPECIAL_IDS for byte in text.encode("utf-8")]
+
+    def lost(self, text: str) -> list[str]:
+        """Nothing: every text is bytes."""
+        return []
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids up to the first end-of-sequence; bytes that are not UTF-8 are left out.
