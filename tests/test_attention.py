@@ -62,7 +62,8 @@ def test_attention_is_softmax_of_all_keys(keys, drops):
 
     for shared in (bias, bias[:1], bias[:, :1], bias[1:, 1:2]):
         (value, found), (same, wanted) = (
-            gradients(f, query, *source, shared, *dropped) for f in (function, plain)
+            gradients(f, query, *source, shared, *dropped)
+            for f in (lambda *given: function(*given).mean, plain)
         )
         np.testing.assert_allclose(value, same, rtol=1e-5)
         for one, other in zip(found, wanted, strict=True):
@@ -96,7 +97,9 @@ def test_little_is_kept_for_the_backward_pass():
 
     x, scale = draw(2, 5, 32), draw(32)
     query, key = draw(2, 5, 3, 4), draw(2, 7, 3, 4)
-    heads = kept(lambda query, key: attention.attend(query, key, key, draw(1, 1, 5, 7)), query, key)
+    heads = kept(
+        lambda query, key: attention.attend(query, key, key, draw(1, 1, 5, 7)).mean, query, key
+    )
     assert heads.count((2, 3, 5, 7)) == 1
     assert kept(layers.rms_norm, x, scale) == [(2, 5, 1), (2, 5, 32), (32,)]
     part = draw(2, 5, CONFIG.mlp_dim)
@@ -204,7 +207,7 @@ def test_attention_in_parts_is_that_of_all_rows(batch, heads):
             return attention.attend_in_parts(rows, given, bias)
 
         def whole(query, key, value, bias=bias):
-            return attention.attend(query, key, value, bias)
+            return attention.attend(query, key, value, bias).mean
 
         (one, found), (same, wanted) = (
             gradients(function, query, key, value) for function in (parts, whole)
@@ -239,7 +242,7 @@ def test_attention_to_lengths_is_attention_with_a_mask():
 
     def masked(query, key, value, bias):
         hidden = attention.attention_bias(attention.sees(valid, valid))
-        return valid[..., None, None] * attention.attend(query, key, value, bias + hidden)
+        return valid[..., None, None] * attention.attend(query, key, value, bias + hidden).mean
 
     (value, found), (same, wanted) = (gradients(f, *given, bias) for f in (by_length, masked))
     np.testing.assert_allclose(value, same, rtol=1e-5)

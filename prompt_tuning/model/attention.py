@@ -9,8 +9,8 @@ After `products.py`; `layers.py`, the next file, makes layers of it. Letters as 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,16 +29,78 @@ Valid = Bool[Array, "B S"] | Int[Array, "B S"]
 TargetValid = Bool[Array, "B L"] | Int[Array, "B L"]
 
 
+class Prefix(NamedTuple):
+    """Keys and values in front of those that the layers of a stack compute from their input.
+
+    They are the first of an attention's keys. R is 1 where they are the same for all rows.
+    """
+
+    keys_values: Float[Array, "R N 2 J H K"]
+    valid: Bool[Array, "R J"]
+
+
+def prefix_length(prefix: Prefix | None) -> int:
+    """How many keys it puts in front of those of the input: J, or 0."""
+    return 0 if prefix is None else prefix.valid.shape[1]
+
+
+def layer_prefix(prefix: Prefix | None, number: int, dtype: Any) -> Array | None:
+    """The keys and values [R, 2, J, H, K] of a layer, in the dtype of the model."""
+    return None if prefix is None else prefix.keys_values[:, number].astype(dtype)
+
+
+def put_in_front(
+    prefix: Float[Array, "R 2 J H K"] | None,
+    keys_values: tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]],
+) -> tuple[Float[Array, "B W H K"], Float[Array, "B W H K"]]:
+    """A layer's keys and values behind those of its prefix."""
+    if prefix is None:
+        return keys_values
+    front = of_rows(prefix, len(keys_values[0]))
+    key, value = (jnp.concatenate(pair, axis=1) for pair in zip(front, keys_values, strict=True))
+    return key, value
+
+
+def of_rows(
+    prefix: Float[Array, "R 2 J H K"], rows: int
+) -> tuple[Float[Array, "B J H K"], Float[Array, "B J H K"]]:
+    """The keys and the values of a layer's prefix for each of so many rows."""
+    each = jnp.broadcast_to(prefix, (rows, *prefix.shape[1:])) if len(prefix) == 1 else prefix
+    return each[:, 0], each[:, 1]
+
+
+def sees_prefix(
+    prefix: Prefix | None,
+    queries: Bool[Array, "B Q"] | Int[Array, "B Q"],
+    allowed: Bool[Array, "#B Q S"],
+) -> Bool[Array, "#B Q W"]:
+    """`allowed` with the positions of the prefix in front, which every valid query sees."""
+    if prefix is None:
+        return allowed
+    seen = (queries > 0)[:, :, None] & prefix.valid[:, None, :]
+    rows = max(len(seen), len(allowed))
+    parts = [jnp.broadcast_to(x, (rows, *x.shape[1:])) for x in (seen, allowed)]
+    return jnp.concatenate(parts, axis=2)
+
+
 def relative_position_buckets(
-    queries: int, keys: int, *, bidirectional: bool, num_buckets: int, max_distance: int
-) -> Int[np.ndarray, "queries keys"]:
+    queries: int,
+    keys: int,
+    *,
+    bidirectional: bool,
+    num_buckets: int,
+    max_distance: int,
+    before: int = 0,
+) -> Int[np.ndarray, "queries all_keys"]:
     """The bucket of every (query, key) distance (Raffel et al. 2020, 2.1).
+
+    `before` more keys come first, at the positions -before .. -1: those of a prefix.
 
     Half of the buckets hold one distance each; the other half grow with the logarithm up to
     `max_distance` and the last takes all beyond. Bidirectional attention spends half of both on
     keys that come after the query. Logarithms are in float32, as in T5X: they decide ties.
     """
-    distance = np.arange(keys)[None, :] - np.arange(queries)[:, None]
+    distance = np.arange(-before, keys)[None, :] - np.arange(queries)[:, None]
     offset = np.zeros_like(distance)
     if bidirectional:
         num_buckets //= 2
@@ -71,14 +133,21 @@ def attention_bias(allowed: Bool[Array, "B Q S"]) -> Float[Array, "B 1 Q S"]:
     return jnp.where(allowed, 0.0, MASKED)[:, None].astype(jnp.float32)
 
 
-def row_lengths(config: ModelConfig, device: Device, valid: Valid) -> Int[Array, "B"] | None:
+def row_lengths(
+    config: ModelConfig, device: Device, valid: Valid, before: int = 0
+) -> Int[Array, "B"] | None:
     """The lengths of the rows if attention takes lengths (cuDNN's): valid positions come first.
 
     Raises:
-      ConfigError: several examples share a row.
+      ConfigError: several examples share a row, or there are `before` keys of a prefix.
     """
     if device.kind != "gpu" or config.attention != "cudnn":
         return None
+    if before:
+        raise ConfigError(
+            "ATTENTION = 'cudnn' takes no keys and values in front of the input's: set "
+            "ATTENTION = 'xla', or a PROMPT_METHOD whose prompt is rows."
+        )
     if valid.dtype != bool:
         raise ConfigError(
             "ATTENTION = 'cudnn' takes rows of one example each: set PACK = False or "
@@ -115,6 +184,13 @@ def take_rows(x: Shaped[Array, "R *D"], rows: Int[Array, "G C"]) -> Shaped[Array
     return take(parts, rows).reshape(-1, *x.shape[1:])
 
 
+def take_prefix(prefix: Prefix | None, rows: Int[Array, "G C"] | None) -> Prefix | None:
+    """`take_rows` of a prefix; one that is the same for all rows stays as it is."""
+    if prefix is None or rows is None or len(prefix.valid) == 1:
+        return prefix
+    return Prefix(take_rows(prefix.keys_values, rows), take_rows(prefix.valid, rows))
+
+
 # Attention ---------------------------------------------------------------------------------------
 # With queries q, keys k, values v and a bias b, and with sums over the keys s:
 #
@@ -127,8 +203,18 @@ def take_rows(x: Shaped[Array, "R *D"], rows: Int[Array, "G C"]) -> Shaped[Array
 #     dL/dq = sum_s dL/dl_s k_s              dL/dk_s = sum_q dL/dl_s q
 #                                            dL/dv_s = sum_q w_s g
 #
+# The logarithm of the softmax's sum, log Z = log z + max_s l_s, is for `join`: what follows from it
+# adds w_s / z dL/dlogZ to dL/dl_s.
+#
 # w is saved for the backward pass, in the dtype of the model. Without the barriers XLA would save
 # the float32 copy of it that the forward pass makes.
+
+
+class Attended(NamedTuple):
+    """What queries read: a mean, and the logarithm of the sum that its weights are divided by."""
+
+    mean: Float[Array, "..."]  # [*B, Q, H, K], or [B, H, Q, D] of a source
+    log_z: Float[Array, "*B H Q 1"]
 
 
 @jax.custom_vjp
@@ -137,27 +223,28 @@ def attend(
     key: Float[Array, "*B S H K"],
     value: Float[Array, "*B S H K"],
     bias: Float[Array, "#*B #H Q S"],
-) -> Float[Array, "*B Q H K"]:
-    """Every query's mean of the values, weighted by softmax(query . key + bias)."""
+) -> Attended:
+    """Every query's mean of the values, weighted by softmax(query . key + bias), and log Z."""
     return _attend_forward(query, key, value, bias)[0]
 
 
-def _attend_forward(query: Array, key: Array, value: Array, bias: Array) -> tuple[Array, Any]:
+def _attend_forward(query: Array, key: Array, value: Array, bias: Array) -> tuple[Attended, Any]:
     with jax.named_scope("query-key"):
         logits = einsum("...QHK,...SHK->...HQS", query, key, jnp.float32) + bias
     with jax.named_scope("softmax"):
-        weights, scale = _exponentials(logits, query.dtype)
+        weights, scale, log_z = _exponentials(logits, query.dtype)
     with jax.named_scope("values"):
         total = einsum("...HQS,...SHK->...HQK", weights, value, jnp.float32)
         mean = (total * scale).astype(query.dtype).swapaxes(-3, -2)
-    return mean, (query, key, value, bias, weights, scale, mean)
+    return Attended(mean, log_z), (query, key, value, bias, weights, scale, mean)
 
 
-def _attend_backward(saved: Any, gradient: Float[Array, "*B Q H K"]) -> tuple[Array, ...]:
+def _attend_backward(saved: Any, gradients: Attended) -> tuple[Array, ...]:
     query, key, value, bias, weights, scale, mean = jax.lax.optimization_barrier(saved)
     with jax.named_scope("values"):
-        gradient = gradient * scale.swapaxes(-3, -2)
+        gradient = gradients.mean * scale.swapaxes(-3, -2)
         along = (gradient * mean).sum(axis=-1, keepdims=True).swapaxes(-3, -2)
+        along = along - scale * gradients.log_z
         gradient = gradient.astype(mean.dtype)
         d_weights = einsum("...QHK,...SHK->...HQS", gradient, value, jnp.float32)
         d_value = einsum("...QHK,...HQS->...HKS", gradient, weights)
@@ -180,10 +267,12 @@ attend.defvjp(_attend_forward, _attend_backward)
 
 def _exponentials(
     logits: Float[Array, "*B H Q S"], dtype: Any
-) -> tuple[Float[Array, "*B H Q S"], Float[Array, "*B H Q 1"]]:
-    """Exponentials in `dtype`, and 1 / their sum: the product of both is the softmax."""
-    weights = jnp.exp(logits - logits.max(axis=-1, keepdims=True)).astype(dtype)
-    return weights, 1.0 / weights.sum(axis=-1, keepdims=True, dtype=jnp.float32)
+) -> tuple[Float[Array, "*B H Q S"], Float[Array, "*B H Q 1"], Float[Array, "*B H Q 1"]]:
+    """Exponentials in `dtype`, 1 / their sum (the product of both is the softmax), and log Z."""
+    most = logits.max(axis=-1, keepdims=True)
+    weights = jnp.exp(logits - most).astype(dtype)
+    total = weights.sum(axis=-1, keepdims=True, dtype=jnp.float32)
+    return weights, 1.0 / total, jnp.log(total) + most
 
 
 def _sum_to(shape: tuple[int, ...], x: Array) -> Array:
@@ -206,7 +295,7 @@ def attend_to_source(
     source: Float[Array, "B S D"],
     bias: Float[Array, "#B #H Q S"],
     factor: Float[Array, "B H 1 S"] | None = None,
-) -> Float[Array, "B H Q D"]:
+) -> Attended:
     """`attend` where positions are their own keys and values, the same for every head.
 
     `factor` is what dropout multiplies a head's weights by. Backward, what a position gives as key
@@ -218,24 +307,22 @@ def attend_to_source(
 
 def _attend_to_source_forward(
     query: Array, source: Array, bias: Array, factor: Array | None
-) -> tuple[Array, Any]:
+) -> tuple[Attended, Any]:
     with jax.named_scope("query-key"):
         logits = einsum("BHQD,BSD->BHQS", query, source, jnp.float32) + bias
     with jax.named_scope("softmax"):
-        weights, scale = _exponentials(logits, query.dtype)
+        weights, scale, log_z = _exponentials(logits, query.dtype)
     with jax.named_scope("values"):
         total = einsum("BHQS,BSD->BHQD", _times(weights, factor), source, jnp.float32)
         mean = (total * scale).astype(query.dtype)
-    return mean, (query, source, bias, factor, weights, scale, mean)
+    return Attended(mean, log_z), (query, source, bias, factor, weights, scale, mean)
 
 
-def _attend_to_source_backward(
-    saved: Any, gradient: Float[Array, "B H Q D"]
-) -> tuple[Array | None, ...]:
+def _attend_to_source_backward(saved: Any, gradients: Attended) -> tuple[Array | None, ...]:
     query, source, bias, factor, weights, scale, mean = jax.lax.optimization_barrier(saved)
     with jax.named_scope("values"):
-        gradient = gradient * scale
-        along = (gradient * mean).sum(axis=-1, keepdims=True)
+        gradient = gradients.mean * scale
+        along = (gradient * mean).sum(axis=-1, keepdims=True) - scale * gradients.log_z
         gradient = gradient.astype(mean.dtype)
         d_weights = einsum("BHQD,BSD->BHQS", gradient, source, jnp.float32)
         d_factor = None
@@ -257,6 +344,18 @@ attend_to_source.defvjp(_attend_to_source_forward, _attend_to_source_backward)
 
 def _times(weights: Array, factor: Array | None) -> Array:
     return weights if factor is None else weights * factor
+
+
+def join(
+    first: Attended, second: Attended, shape: Callable[[Array], Array] = lambda x: x
+) -> Float[Array, "..."]:
+    """What queries read of two sets of keys whose weights have one sum, where each had its own.
+
+    The first set has a share of Z1 / (Z1 + Z2) in it. `shape` gives a share, [*B, H, Q, 1], the
+    order of the means' axes.
+    """
+    share = shape(jax.nn.sigmoid(first.log_z - second.log_z))
+    return (first.mean * share + second.mean * (1.0 - share)).astype(first.mean.dtype)
 
 
 def attend_to_lengths(
@@ -331,7 +430,7 @@ def attend_in_parts(
     query, key, value = heads
     batch = query.shape[0]
     if rows >= batch:
-        return attend(query, key, value, bias)
+        return attend(query, key, value, bias).mean
     sizes = [rows] * (batch // rows) + [batch % rows] * bool(batch % rows)
 
     def split(x: Array) -> Sequence[Array]:
@@ -341,5 +440,5 @@ def attend_in_parts(
         return parts if rows > 1 else [part[0] for part in parts]  # a batch of one is slower
 
     split_heads = [split(x) for x in (query, key, value, bias)]
-    parts = [attend(*part) for part in zip(*split_heads, strict=True)]
+    parts = [attend(*part).mean for part in zip(*split_heads, strict=True)]
     return jnp.concatenate(parts) if rows > 1 else jnp.stack(parts)

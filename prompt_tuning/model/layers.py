@@ -18,10 +18,15 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from prompt_tuning.config import ModelConfig
 from prompt_tuning.model.attention import (
+    Attended,
     absorbs,
+    attend,
     attend_in_parts,
     attend_to_lengths,
     attend_to_source,
+    join,
+    of_rows,
+    put_in_front,
     relative_position_buckets,
     rows_at_once,
     take_rows,
@@ -30,6 +35,7 @@ from prompt_tuning.model.device import ANY, Device
 from prompt_tuning.model.products import dense_product, narrow_heads, widen_heads
 
 NORM_EPSILON = 1e-6
+KEYS_VALUES = "keys_values"  # Flax's collection of those that layers compute from their input
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "gelu": functools.partial(nn.gelu, approximate=True),
     "relu": nn.relu,
@@ -158,8 +164,11 @@ class RelativePositionBias(nn.Module):
     bidirectional: bool
 
     @nn.compact
-    def __call__(self, queries: int, keys: int) -> Float[Array, "1 H Q S"]:
-        """The learned bias of every head for every pair of positions."""
+    def __call__(self, queries: int, keys: int, before: int = 0) -> Float[Array, "1 H Q S"]:
+        """The learned bias of every head for every pair of positions.
+
+        `before` more keys come first, those of a prefix, and end at position -1.
+        """
         c = self.config
         num_buckets = c.relative_attention_num_buckets
         table = self.param(
@@ -173,6 +182,7 @@ class RelativePositionBias(nn.Module):
             bidirectional=self.bidirectional,
             num_buckets=num_buckets,
             max_distance=c.relative_attention_max_distance,
+            before=before,
         )
         return jnp.take(table.astype(jnp.float32), buckets, axis=1)[None]
 
@@ -218,9 +228,7 @@ class Attention(nn.Module):
         """
         key, value = keys_values
         query = self.split_heads(self.query(x))
-        factor = self._dropout_factor(mask, value)
-        if factor is not None:  # the same for all queries: a dropped weight is a value of 0
-            value = value * factor[..., 0, :].swapaxes(1, 2)[..., None]
+        value = _times(value, self._dropout_factor(mask, value.shape[1], value.dtype))
         if lengths is not None:
             attended = attend_to_lengths(query, key, value, bias, lengths, self.device.kernel)
         else:
@@ -232,33 +240,49 @@ class Attention(nn.Module):
         self,
         x: Float[Array, "B Q D"],
         source: Float[Array, "B S D"],
-        bias: Float[Array, "#B #H Q S"],
+        bias: Float[Array, "#B #H Q W"],
         mask: Bool[Array, "B HS"] | None = None,
+        prefix: Float[Array, "R 2 J H K"] | None = None,
     ) -> Float[Array, "B Q D"]:
         """The same for few queries: the kernels of key and value are multiplied into these.
 
         A query times the key of a position is the query times the kernel, times the position. A
         mean of values is the mean of the positions, times the kernel. So positions of `source`
-        need no keys or values; see `absorbs`.
+        need no keys or values; see `absorbs`. Those of a `prefix` are read beside them: W is then
+        J + S.
         """
         query = self.split_heads(self.query(x))
-        factor = self._dropout_factor(mask, source)
-        query = widen_heads(query, self._kernel(self.key))
-        seen = attend_to_source(query, source, bias, factor)
-        attended = narrow_heads(seen, self._kernel(self.value))
-        return self.out(attended.reshape(*x.shape[:-1], -1))
+        factor = self._dropout_factor(mask, bias.shape[-1], x.dtype)
+        before = bias.shape[-1] - source.shape[1]
+        wide = widen_heads(query, self._kernel(self.key))
+        own = None if factor is None else factor[..., before:]
+        seen = attend_to_source(wide, source, bias[..., before:], own)
+        narrow = narrow_heads(seen.mean, self._kernel(self.value))
+        if prefix is not None:
+            key, value = of_rows(prefix, len(x))
+            value = _times(value, None if factor is None else factor[..., :before])
+            of_prefix = attend(query, key, value, bias[..., :before])
+            narrow = join(Attended(narrow, seen.log_z), of_prefix, lambda x: x.swapaxes(1, 2))
+        return self.out(narrow.reshape(*x.shape[:-1], -1))
 
-    def _dropout_factor(self, mask: Array | None, source: Array) -> Array | None:
+    def _dropout_factor(self, mask: Array | None, source: int, dtype: Any) -> Array | None:
         """What dropout multiplies the weights by, [B, H, 1, S]: the same for all queries."""
         if mask is None:
             return None
-        ones = jnp.ones((len(mask), 1, mask.shape[1]), source.dtype)
+        ones = jnp.ones((len(mask), 1, mask.shape[1]), dtype)
         ones = drop(ones, mask, self.config.dropout_rate)
-        return ones.reshape(len(mask), self.config.num_heads, 1, source.shape[1])
+        return ones.reshape(len(mask), self.config.num_heads, 1, source)
 
     def _kernel(self, projection: nn.Dense) -> Float[Array, "D H K"]:
         kernel: Array = projection.get_variable("params", "kernel")
         return self.split_heads(kernel.astype(self.config.dtype))
+
+
+def _times(
+    value: Float[Array, "B S H K"], factor: Float[Array, "B H 1 S"] | None
+) -> Float[Array, "B S H K"]:
+    """The values times a factor of their weights, which is the same for all queries."""
+    return value if factor is None else value * factor[..., 0, :].swapaxes(1, 2)[..., None]
 
 
 class Mlp(nn.Module):
@@ -315,14 +339,17 @@ class EncoderLayer(nn.Module):
     def __call__(
         self,
         x: Float[Array, "B S D"],
-        bias: Float[Array, "#B H S S"],
+        bias: Float[Array, "#B H S W"],
         lengths: Int[Array, "B"] | None,
         masks: DropoutMasks,
+        prefix: Float[Array, "R 2 J H K"] | None = None,
     ) -> Float[Array, "B S D"]:
         """The layer's output; `bias` and `lengths` as for `Attention`, masks as in `mask_sizes`."""
         rate = self.config.dropout_rate
         y, weights = self.pre_attention_layer_norm(x), masks.get("weights")
-        y = self.attention(y, self.attention.keys_values(y), bias, lengths, weights)
+        own = self.attention.keys_values(y)
+        self.sow(KEYS_VALUES, "own", own)
+        y = self.attention(y, put_in_front(prefix, own), bias, lengths, weights)
         x = x + drop(y, masks.get("attended"), rate)
         y = self.mlp(self.pre_mlp_layer_norm(x), masks)
         return x + drop(y, masks.get("output"), rate)
@@ -358,23 +385,33 @@ class DecoderLayer(nn.Module):
         self,
         x: Float[Array, "B L D"],
         encoded: Float[Array, "R S D"],
-        biases: tuple[Float[Array, "#B H L L"], Float[Array, "B 1 L S"]],
+        biases: tuple[Float[Array, "#B H L _"], Float[Array, "B 1 L _"]],
         rows: Int[Array, "G C"] | None,
         masks: DropoutMasks,
+        prefixes: tuple[Array | None, Array | None] = (None, None),
     ) -> Float[Array, "B L D"]:
-        """The layer's output for whole target sequences; `rows` as for `T5.decode`."""
-        self_bias, cross_bias = biases
+        """The layer's output for whole target sequences; `rows` as for `T5.decode`.
+
+        `prefixes` are those of self-attention, one for each target or the same for all, and of
+        cross-attention, one for each encoded row or the same for all.
+        """
+        (self_bias, cross_bias), (self_prefix, cross_prefix) = biases, prefixes
         rate, weights = self.config.dropout_rate, masks.get("cross_weights")
         y = self.pre_self_attention_layer_norm(x)
         own = self.self_attention.keys_values(y)
+        self.sow(KEYS_VALUES, "own", own)
+        own = put_in_front(self_prefix, own)
         y = self.self_attention(y, own, self_bias, mask=masks.get("self_weights"))
         x = x + drop(y, masks.get("self_attended"), rate)
         y = self.pre_cross_attention_layer_norm(x)
         alone = rows is None and not self.is_initializing()  # which has to make all kernels
         if alone and absorbs(self.config, x.shape[1], encoded.shape[1]):
-            y = self.encoder_decoder_attention.absorbed(y, encoded, cross_bias, weights)
+            y = self.encoder_decoder_attention.absorbed(
+                y, encoded, cross_bias, weights, cross_prefix
+            )
         else:
-            key, value = self.encoder_decoder_attention.keys_values(encoded)
+            read = self.encoder_decoder_attention.keys_values(encoded)
+            key, value = put_in_front(cross_prefix, read)
             if rows is not None:
                 key, value = take_rows(key, rows), take_rows(value, rows)
             y = self.encoder_decoder_attention(y, (key, value), cross_bias, mask=weights)
@@ -392,6 +429,7 @@ class DecoderLayer(nn.Module):
 
         `cache` holds the keys and values of the targets before, and those of the encoder (or its
         output, see `Decoder.init_cache`) once a row: the beams or samples of a row are its queries.
+        So are those of prefixes, of which self-attention takes one for each query.
         """
         self_bias, cross_bias = biases
         y = self.pre_self_attention_layer_norm(x)
@@ -399,11 +437,15 @@ class DecoderLayer(nn.Module):
         update = jax.lax.dynamic_update_slice_in_dim
         key = update(cache["self_key"], key, index, axis=1)
         value = update(cache["self_value"], value, index, axis=1)
-        x = x + self.self_attention(y, (key, value), self_bias)
+        prefix = cache.get("self_prefix")
+        if prefix is not None and len(prefix) > 1:
+            prefix = jnp.repeat(prefix, len(x) // len(prefix), axis=0)
+        x = x + self.self_attention(y, put_in_front(prefix, (key, value)), self_bias)
         y, cross = self.pre_cross_attention_layer_norm(x), self.encoder_decoder_attention
         y = y.reshape(cross_bias.shape[0], cross_bias.shape[2], -1)
         if "encoded" in cache:
-            y = cross.absorbed(y, cache["encoded"], cross_bias)
+            prefix = cache.get("cross_prefix")
+            y = cross.absorbed(y, cache["encoded"], cross_bias, prefix=prefix)
         else:
             y = cross(y, (cache["cross_key"], cache["cross_value"]), cross_bias)
         x = x + y.reshape(x.shape)

@@ -8,7 +8,7 @@ ranking and serving call them and never see a prompt length.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
 
 from prompt_tuning.config import ModelConfig
 from prompt_tuning.model import t5
-from prompt_tuning.model.attention import TargetValid, Valid
+from prompt_tuning.model.attention import Prefix, TargetValid, Valid
 from prompt_tuning.model.device import padded_length
 
 
@@ -26,7 +26,7 @@ class Prompt(NamedTuple):
     `*M` is nothing, or one axis of members: the tasks of a multi-task prompt, or prompts that are
     served together. `which`, int32[B], then names the member of each row of a batch. Rows are
     padded on the right, and the text follows a row's own prompt at once; prefixes are padded on the
-    left. J, the length of a prefix, may differ from field to field.
+    left: their last keys are at position -1. J, their length, may differ from field to field.
     """
 
     rows: Float[Array, "*M P D"]  # in front of the embedded encoder input
@@ -35,6 +35,10 @@ class Prompt(NamedTuple):
     cross: Float[Array, "*M N 2 J H K"] | None = None  # the same for cross-attention
     memory: Float[Array, "*M J D"] | None = None  # rows in front of the encoder's output
     lengths: Int[Array, "*M 5"] | None = None  # of each field; None: members are all full
+
+
+# Which axis of each field counts its positions, in the order of `lengths`.
+POSITIONS = {"rows": -2, "encoder": -3, "decoder": -3, "cross": -3, "memory": -2}
 
 
 class Encoded(NamedTuple):
@@ -57,22 +61,24 @@ def stack_prompts(prompts: Sequence[Prompt]) -> Prompt:
     >>> prompt.rows.shape, prompt.lengths[:, 0].tolist()
     ((2, 3, 4), [3, 1])
     """
-    for prompt in prompts:
-        _check_rows_alone(prompt)
-    lengths = [prompt.rows.shape[0] for prompt in prompts]
-    rows = [
-        jnp.pad(jnp.asarray(prompt.rows, jnp.float32), ((0, max(lengths) - length), (0, 0)))
-        for prompt, length in zip(prompts, lengths, strict=True)
-    ]
-    return Prompt(jnp.stack(rows), lengths=jnp.asarray([[n, 0, 0, 0, 0] for n in lengths]))
+    fields: dict[str, Any] = {}
+    lengths = np.zeros((len(prompts), len(POSITIONS)), np.int32)
+    for column, (field, axis) in enumerate(POSITIONS.items()):
+        given = [x for prompt in prompts if (x := getattr(prompt, field)) is not None]
+        if not given:
+            continue
+        none = np.take(given[0], [], axis)
+        members = [none if (x := getattr(p, field)) is None else x for p in prompts]
+        lengths[:, column] = [x.shape[axis] for x in members]
+        fields[field] = jnp.stack([_pad(field, x, int(lengths[:, column].max())) for x in members])
+    return Prompt(**fields, lengths=jnp.asarray(lengths))
 
 
-def _check_rows_alone(prompt: Prompt) -> None:
-    if any(field is not None for field in prompt[1:5]):
-        raise NotImplementedError(
-            "prompts of keys, values or memory are declared but not computed yet: use a method "
-            "whose prompt is rows."
-        )
+def _pad(field: str, x: Any, length: int) -> Float[Array, "..."]:
+    """A member's field, float32, with as many positions as the longest has."""
+    more, ends = length - x.shape[POSITIONS[field]], [(0, 0)] * x.ndim
+    ends[POSITIONS[field]] = (0, more) if field == "rows" else (more, 0)
+    return jnp.pad(jnp.asarray(x, jnp.float32), ends)
 
 
 def prepend_prompt(
@@ -93,11 +99,47 @@ def prepend_prompt(
     return jnp.concatenate([rows, x], axis=1), jnp.concatenate([seen, valid], axis=1)
 
 
-def member_lengths(prompt: Prompt, which: Int[Array, "B"]) -> Int[Array, "B"]:
-    """How many prompt rows stand in front of each row of a batch."""
+def member_lengths(prompt: Prompt, which: Int[Array, "B"], field: str = "rows") -> Int[Array, "B"]:
+    """How many positions of a field stand in front of each row of a batch."""
     if prompt.lengths is None:
-        return jnp.full(which.shape, prompt.rows.shape[-2], jnp.int32)
-    return prompt.lengths[which, 0]
+        return jnp.full(which.shape, getattr(prompt, field).shape[POSITIONS[field]], jnp.int32)
+    return prompt.lengths[which, [*POSITIONS].index(field)]
+
+
+def _prefix(
+    prompt: Prompt, field: str, which: Int[Array, "B"] | None, keys_values: Array | None = None
+) -> Prefix | None:
+    """What a stack reads of a field, or of its `keys_values`: for each row, or the same for all."""
+    array = getattr(prompt, field) if keys_values is None else keys_values
+    if array is None:
+        return None
+    array, places = jnp.asarray(array), jnp.arange(array.shape[-3])
+    if which is None:
+        return Prefix(array[None], jnp.ones((1, len(places)), bool))
+    padding = len(places) - member_lengths(prompt, which, field)
+    return Prefix(array[which], places >= padding[:, None])
+
+
+def _cross_prefix(
+    model: t5.T5, backbone: t5.Params, prompt: Prompt, which: Int[Array, "B"] | None
+) -> Prefix | None:
+    """What cross-attention reads in front of the encoder's output, the prompt's memory too.
+
+    Keys and values of the memory are computed once for each member, not for each row.
+    """
+    of_cross = _prefix(prompt, "cross", which)
+    if prompt.memory is None:
+        return of_cross
+    memory = jnp.asarray(prompt.memory, jnp.dtype(model.config.dtype))
+    members = memory if memory.ndim == 3 else memory[None]
+    read = t5.apply(model, backbone, "cross_keys_values", members)
+    read = read if memory.ndim == 3 else read[0]
+    of_memory = cast(Prefix, _prefix(prompt, "memory", which, read))
+    if of_cross is None:
+        return of_memory
+    arrays = of_memory.keys_values, of_cross.keys_values.astype(read.dtype)
+    valid = jnp.concatenate([of_memory.valid, of_cross.valid], axis=1)
+    return Prefix(jnp.concatenate(arrays, axis=3), valid)
 
 
 def shift_tokens(
@@ -134,7 +176,6 @@ def encode(
     `dropout_key` the encoder drops out. The `segments` of packed rows are for a model without a
     prompt: one prompt cannot precede several examples.
     """
-    _check_rows_alone(prompt)
     if segments is not None:
         assert prompt.rows.shape[-2] == 0, "packed rows take no prompt"
         x, valid = t5.apply(model, backbone, "embed", tokens), segments
@@ -152,7 +193,16 @@ def encode(
         x, valid = jnp.where(is_prompt[..., None], own.astype(x.dtype), x), is_prompt | (tokens > 0)
     x, valid = pad_sequence(model, x, valid)
     train = dropout_key is not None
-    states = t5.apply(model, backbone, "encode", x, valid, train=train, dropout_key=dropout_key)
+    states = t5.apply(
+        model,
+        backbone,
+        "encode",
+        x,
+        valid,
+        prefix=_prefix(prompt, "encoder", which),
+        train=train,
+        dropout_key=dropout_key,
+    )
     return Encoded(states, valid)
 
 
@@ -180,13 +230,14 @@ def decode(
 
     `which` names the member of each encoded row; `rows` is as for `T5.decode`.
     """
-    _check_rows_alone(prompt)
     return t5.apply(
         model,
         backbone,
         "decode",
         tokens,
         *encoded,
+        prefix=_prefix(prompt, "decoder", which),
+        cross=_cross_prefix(model, backbone, prompt, which),
         target_valid=target_valid,
         rows=rows,
         train=dropout_key is not None,
@@ -208,5 +259,13 @@ def init_cache(
 
     What the decoder is given by the prompt is put into it, so that `T5.decode_step` needs no more.
     """
-    _check_rows_alone(prompt)
-    return t5.apply(model, backbone, "init_cache", *encoded, length, num_decodes)
+    return t5.apply(
+        model,
+        backbone,
+        "init_cache",
+        *encoded,
+        length,
+        num_decodes,
+        prefix=_prefix(prompt, "decoder", which),
+        cross=_cross_prefix(model, backbone, prompt, which),
+    )

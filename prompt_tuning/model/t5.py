@@ -12,6 +12,7 @@ D embedding, H heads, K head size, F MLP width, V vocabulary, N layers.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -26,16 +27,23 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from prompt_tuning.config import ModelConfig
 from prompt_tuning.model.attention import (
+    Prefix,
     TargetValid,
     Valid,
     absorbs,
     attention_bias,
+    layer_prefix,
+    prefix_length,
+    put_in_front,
     row_lengths,
     sees,
+    sees_prefix,
+    take_prefix,
     take_rows,
 )
 from prompt_tuning.model.device import ANY, Device
 from prompt_tuning.model.layers import (
+    KEYS_VALUES,
     NO_MASKS,
     DecoderLayer,
     DropoutMasks,
@@ -52,7 +60,10 @@ from prompt_tuning.model.products import dense_product
 
 Params = Mapping[str, Array]  # flat: "encoder/layers_0/attention/query/kernel" -> [D, H*K]
 Cache = dict[str, Array]
-PER_ROW = frozenset({"encoded", "cross_key", "cross_value", "valid"})  # the same for all targets
+# Entries that are the same for all targets of a row; prefixes may be the same for all rows.
+PER_ROW = frozenset(
+    {"encoded", "cross_key", "cross_value", "valid", "cross_prefix", "self_prefix", "prefix_valid"}
+)
 
 
 def repeat_targets(cache: Cache, times: int) -> Cache:
@@ -116,21 +127,21 @@ class Encoder(nn.Module):
         self.encoder_norm = norm(c)
 
     def __call__(
-        self, x: Float[Array, "B S D"], valid: Valid, *, train: bool
+        self, x: Float[Array, "B S D"], valid: Valid, prefix: Prefix | None, *, train: bool
     ) -> Float[Array, "B S D"]:
-        """Encodes `x`; every valid position sees every valid position."""
+        """Encodes `x`; every valid position sees every valid position, those of the prefix too."""
+        c, before = self.config, prefix_length(prefix)
         # Invalid queries see nothing (a flat softmax), as in T5X: no valid position reads them.
-        bias = self.relpos_bias(x.shape[1], x.shape[1])
-        lengths = row_lengths(self.config, self.device, valid)
+        bias = self.relpos_bias(x.shape[1], x.shape[1], before)
+        lengths = row_lengths(c, self.device, valid, before)
         if lengths is None:
-            bias = bias + attention_bias(sees(valid, valid))
-        c = self.config
-        sizes = EncoderLayer.mask_sizes(c, x.shape[1])
+            bias = bias + attention_bias(sees_prefix(prefix, valid, sees(valid, valid)))
+        sizes = EncoderLayer.mask_sizes(c, before + x.shape[1])
         ends, masks = _draw_masks(self, len(x), sizes, train=train)
         x = drop(x, ends.get("first"), c.dropout_rate)
         call = _once(self, EncoderLayer.__call__, x)
-        for layer, own in zip(self.layers, masks, strict=True):
-            x = call(layer, x, bias, lengths, own)
+        for n, (layer, own) in enumerate(zip(self.layers, masks, strict=True)):
+            x = call(layer, x, bias, lengths, own, layer_prefix(prefix, n, x.dtype))
         return drop(self.encoder_norm(x), ends.get("last"), c.dropout_rate)
 
 
@@ -157,28 +168,34 @@ class Decoder(nn.Module):
         encoded: Float[Array, "R S D"],
         valid: Bool[Array, "R S"] | Int[Array, "R S"],
         *,
+        prefix: Prefix | None,
+        cross: Prefix | None,
         target_valid: TargetValid,
         rows: Int[Array, "G C"] | None,
         train: bool,
     ) -> Float[Array, "B L V"]:
         """Logits of every target position given the ones before it."""
-        length = x.shape[1]
+        c, length = self.config, x.shape[1]
         targets = -(-x.shape[0] * length // len(encoded))  # of an encoded row
-        if rows is not None and absorbs(self.config, targets, encoded.shape[1]):
+        prefix, of_targets = take_prefix(prefix, rows), take_prefix(cross, rows)
+        if rows is not None and absorbs(c, targets, encoded.shape[1]):
             # Less than to compute keys and values, though a row is there once for each target.
             encoded, valid, rows = take_rows(encoded, rows), take_rows(valid, rows), None
+            cross = of_targets
         causal = jnp.tri(length, dtype=bool)[None]
         self_allowed = causal & sees(target_valid, target_valid)
         cross_allowed = sees(target_valid, valid if rows is None else take_rows(valid, rows))
-        self_bias = self.relpos_bias(length, length) + attention_bias(self_allowed)
-        cross_bias = attention_bias(cross_allowed)
-        c = self.config
-        sizes = DecoderLayer.mask_sizes(c, length, encoded.shape[1])
+        before = prefix_length(prefix)
+        self_bias = self.relpos_bias(length, length, before)
+        self_bias = self_bias + attention_bias(sees_prefix(prefix, target_valid, self_allowed))
+        cross_bias = attention_bias(sees_prefix(of_targets, target_valid, cross_allowed))
+        sizes = DecoderLayer.mask_sizes(c, before + length, cross_bias.shape[-1])
         ends, masks = _draw_masks(self, len(x), sizes, train=train)
         x = drop(x, ends.get("first"), c.dropout_rate)
         call = _once(self, DecoderLayer.__call__, x)
-        for layer, own in zip(self.layers, masks, strict=True):
-            x = call(layer, x, encoded, (self_bias, cross_bias), rows, own)
+        for n, (layer, own) in enumerate(zip(self.layers, masks, strict=True)):
+            prefixes = layer_prefix(prefix, n, x.dtype), layer_prefix(cross, n, x.dtype)
+            x = call(layer, x, encoded, (self_bias, cross_bias), rows, own, prefixes)
         return self.logits(x, ends.get("last"))
 
     @jax.named_scope("logits")
@@ -199,38 +216,64 @@ class Decoder(nn.Module):
         encoded: Float[Array, "B S D"],
         valid: Bool[Array, "B S"],
         max_length: int,
-        num_decodes: int = 1,
+        num_decodes: int,
+        prefix: Prefix | None,
+        cross: Prefix | None,
     ) -> Cache:
         """The cache of decoding: what cross-attention reads, and room for the targets' own keys.
 
         Cross-attention reads the encoder's output, the same for all layers, or, if the targets are
         long or many (`absorbs`), its keys and values in every layer. Neither is repeated for the
-        targets of a row; `repeat_targets` makes room for those.
+        targets of a row; `repeat_targets` makes room for those. Prefixes are not repeated either.
         """
-        c = self.config
-        room = jnp.zeros((encoded.shape[0], max_length, c.num_heads, c.head_dim), encoded.dtype)
+        c, dtype = self.config, encoded.dtype
+        room = jnp.zeros((encoded.shape[0], max_length, c.num_heads, c.head_dim), dtype)
         own = jnp.stack([room] * len(self.layers), axis=1)
-        cache = {"self_key": own, "self_value": own, "valid": valid}
+        everywhere = jnp.ones((len(encoded), 1), jnp.int32)  # a query that sees every prefix
+        seen = sees_prefix(cross, everywhere, valid[:, None])[:, 0]
+        cache = {"self_key": own, "self_value": own, "valid": seen}
+        if prefix is not None:
+            cache["self_prefix"] = prefix.keys_values.astype(dtype)
+            cache["prefix_valid"] = prefix.valid
         if absorbs(c, max_length * num_decodes, encoded.shape[1]):
-            return cache | {"encoded": encoded}
-        cross = [layer.encoder_decoder_attention.keys_values(encoded) for layer in self.layers]
+            of_cross = {} if cross is None else {"cross_prefix": cross.keys_values.astype(dtype)}
+            return cache | {"encoded": encoded} | of_cross
+        read = [
+            put_in_front(
+                layer_prefix(cross, n, dtype), layer.encoder_decoder_attention.keys_values(encoded)
+            )
+            for n, layer in enumerate(self.layers)
+        ]
         return cache | {
-            "cross_key": jnp.stack([key for key, _ in cross], axis=1),
-            "cross_value": jnp.stack([value for _, value in cross], axis=1),
+            "cross_key": jnp.stack([key for key, _ in read], axis=1),
+            "cross_value": jnp.stack([value for _, value in read], axis=1),
         }
+
+    def cross_keys_values(self, memory: Float[Array, "B J D"]) -> Float[Array, "B N 2 J H K"]:
+        """The keys and values of cross-attention in every layer for these encoded positions."""
+        read = [layer.encoder_decoder_attention.keys_values(memory) for layer in self.layers]
+        return jnp.stack([jnp.stack(keys_values, axis=1) for keys_values in read], axis=1)
 
     def step(
         self, x: Float[Array, "BN 1 D"], cache: Cache, index: Int[Array, ""]
     ) -> tuple[Float[Array, "BN 1 V"], Cache]:
         """Logits of the position after `index`, and the cache with `index` filled in."""
         length = cache["self_key"].shape[2]
-        relative = jax.lax.dynamic_slice_in_dim(self.relpos_bias(length, length), index, 1, axis=2)
+        prefix = None
+        if "self_prefix" in cache:
+            prefix = Prefix(cache["self_prefix"], cache["prefix_valid"])
+            if len(prefix.valid) > 1:  # for each target of a row
+                valid = jnp.repeat(prefix.valid, len(x) // len(prefix.valid), axis=0)
+                prefix = prefix._replace(valid=valid)
+        bias = self.relpos_bias(length, length, prefix_length(prefix))
+        relative = jax.lax.dynamic_slice_in_dim(bias, index, 1, axis=2)
         seen = (jnp.arange(length) <= index)[None, None]
-        self_bias = relative + attention_bias(seen)
+        here = jnp.ones((1 if prefix is None else len(prefix.valid), 1), jnp.int32)
+        self_bias = relative + attention_bias(sees_prefix(prefix, here, seen))
         rows, source = cache["valid"].shape
         targets = jnp.broadcast_to(cache["valid"][:, None], (rows, x.shape[0] // rows, source))
         cross_bias = attention_bias(targets)
-        layered = cache.keys() - {"encoded", "valid"}
+        layered = cache.keys() - {"encoded", "valid", "prefix_valid"}
         filled, call = [], _once(self, DecoderLayer.step, x)
         for n, layer in enumerate(self.layers):
             own = {name: cache[name][:, n] if name in layered else cache[name] for name in cache}
@@ -266,10 +309,19 @@ class T5(nn.Module):
         return self.token_embedder(tokens)
 
     def encode(
-        self, x: Float[Array, "B S D"], valid: Valid, *, train: bool = False
+        self,
+        x: Float[Array, "B S D"],
+        valid: Valid,
+        *,
+        prefix: Prefix | None = None,
+        train: bool = False,
     ) -> Float[Array, "B S D"]:
         """The encoder's output for embedded input of which `valid` positions count."""
-        return self.encoder(x, valid, train=train)
+        return self.encoder(x, valid, prefix, train=train)
+
+    def cross_keys_values(self, memory: Float[Array, "B J D"]) -> Float[Array, "B N 2 J H K"]:
+        """The keys and values of cross-attention in every layer for these encoded positions."""
+        return self.decoder.cross_keys_values(memory)
 
     def decode(
         self,
@@ -277,21 +329,30 @@ class T5(nn.Module):
         encoded: Float[Array, "R S D"],
         valid: Bool[Array, "R S"] | Int[Array, "R S"],
         *,
+        prefix: Prefix | None = None,
+        cross: Prefix | None = None,
         target_valid: TargetValid | None = None,
         rows: Int[Array, "G C"] | None = None,
         train: bool = False,
     ) -> Float[Array, "B L V"]:
         """Logits of every target, given decoder inputs (the targets shifted right).
 
+        `prefix` is that of self-attention, `cross` that of cross-attention, for each encoded row.
+
         If several targets share an encoded row, `rows` has the row of each target, and keys and
         values of a row are computed once; without `rows`, target and row are one to one. Rows are
         split into G equal parts, each with C targets, and `rows` counts from a part's first row:
         with one part a device, no device needs the rows of another.
         """
-        if target_valid is None:
-            target_valid = jnp.ones(tokens.shape, bool)
         return self.decoder(
-            self.embed(tokens), encoded, valid, target_valid=target_valid, rows=rows, train=train
+            self.embed(tokens),
+            encoded,
+            valid,
+            prefix=prefix,
+            cross=cross,
+            target_valid=jnp.ones(tokens.shape, bool) if target_valid is None else target_valid,
+            rows=rows,
+            train=train,
         )
 
     def init_cache(
@@ -300,12 +361,15 @@ class T5(nn.Module):
         valid: Bool[Array, "B S"],
         max_length: int,
         num_decodes: int = 1,
+        *,
+        prefix: Prefix | None = None,
+        cross: Prefix | None = None,
     ) -> Cache:
         """The state of incremental decoding before the first token, with room for one target a row.
 
         `num_decodes` is how many each row will have (`repeat_targets`).
         """
-        return self.decoder.init_cache(encoded, valid, max_length, num_decodes)
+        return self.decoder.init_cache(encoded, valid, max_length, num_decodes, prefix, cross)
 
     def decode_step(
         self, tokens: Int[Array, "BN"], cache: Cache, index: Int[Array, ""]
@@ -320,7 +384,7 @@ class T5(nn.Module):
         return self.decode(tokens, self.encode(self.embed(tokens), valid), valid)
 
 
-# Flat parameters outside, Linen's nested ones inside: these three are the only places that know.
+# Flat parameters outside, Linen's nested ones inside: these four are the only places that know.
 
 
 def apply(
@@ -329,6 +393,7 @@ def apply(
     method: str,
     *args: Any,
     dropout_key: PRNGKeyArray | None = None,
+    mutable: Any = False,
     **kwargs: Any,
 ) -> Any:
     """Calls a method of `T5` with flat parameters.
@@ -337,7 +402,45 @@ def apply(
     """
     nested = flax.traverse_util.unflatten_dict(dict(params), sep="/")
     rngs = None if dropout_key is None else {"dropout": dropout_key}
-    return model.apply({"params": nested}, *args, method=method, rngs=rngs, **kwargs)
+    return model.apply(
+        {"params": nested}, *args, method=method, rngs=rngs, mutable=mutable, **kwargs
+    )
+
+
+def encode_keys_values(
+    model: T5,
+    params: Params,
+    x: Float[Array, "B S D"],
+    valid: Valid,
+    *,
+    dropout_key: PRNGKeyArray | None = None,
+) -> tuple[Float[Array, "B S D"], Float[Array, "B N 2 S H K"]]:
+    """The encoder's output, and the keys and values that its layers compute on the way.
+
+    As the prefix of another input they stand for `x`, where `x` does not see that input.
+    """
+    train = dropout_key is not None
+    states, kept = apply(
+        model, params, "encode", x, valid, train=train, dropout_key=dropout_key, mutable=KEYS_VALUES
+    )
+    return states, _stack_layers(kept[KEYS_VALUES]["encoder"])
+
+
+def decode_keys_values(
+    model: T5,
+    params: Params,
+    tokens: Int[Array, "B L"],
+    encoded: Float[Array, "B S D"],
+    valid: Bool[Array, "B S"],
+) -> Float[Array, "B N 2 L H K"]:
+    """The keys and values that the decoder's self-attention computes of these tokens."""
+    _, kept = apply(model, params, "decode", tokens, encoded, valid, mutable=KEYS_VALUES)
+    return _stack_layers(kept[KEYS_VALUES]["decoder"])
+
+
+def _stack_layers(kept: Mapping[str, Any]) -> Float[Array, "B N 2 S H K"]:
+    layers = [kept[f"layers_{n}"]["own"][0] for n in range(len(kept))]
+    return jnp.stack([jnp.stack(keys_values, axis=1) for keys_values in layers], axis=1)
 
 
 def init_params(config: ModelConfig, key: PRNGKeyArray) -> dict[str, Array]:
@@ -358,6 +461,14 @@ def param_shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
     return dict(_param_shapes(config))
 
 
-@functools.cache  # half a second for a large model, of which a run asks in several places
+@functools.cache  # a run asks in several places
 def _param_shapes(config: ModelConfig) -> dict[str, jax.ShapeDtypeStruct]:
-    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    # The layers of a stack are alike: one of each is traced, in 0.1 s where 24 would take 2.
+    one = dataclasses.replace(config, num_encoder_layers=1, num_decoder_layers=1)
+    shapes: dict[str, jax.ShapeDtypeStruct] = {}
+    for name, shape in jax.eval_shape(lambda: init_params(one, jax.random.key(0))).items():
+        stack = name.split("/")[0]
+        count = {"encoder": config.num_encoder_layers, "decoder": config.num_decoder_layers}
+        layers = range(count[stack] if "/layers_0/" in name else 1)
+        shapes |= {name.replace("layers_0", f"layers_{n}"): shape for n in layers}
+    return shapes
