@@ -22,7 +22,7 @@ from tiny_models import (
 
 from prompt_tuning.config import ConfigError
 from prompt_tuning.decoding import decode
-from prompt_tuning.model import prompt
+from prompt_tuning.model import prompt, t5
 from prompt_tuning.model.loss import forward as plain_forward
 from prompt_tuning.model.loss import loss_fn
 from prompt_tuning.model.prompt import Prompt, no_prompt
@@ -45,8 +45,6 @@ def test_a_prompt_of_token_embeddings_is_those_tokens(length, seed):
 def test_an_empty_prompt_is_no_prompt():
     params, batch = random_params(), random_batch()
     empty = plain_forward(MODEL, params, no_prompt(CONFIG), batch)
-    from prompt_tuning.model import t5
-
     valid = batch["encoder_input_tokens"] > 0
     x = t5.apply(t5.T5(CONFIG), params, "embed", batch["encoder_input_tokens"])
     encoded = t5.apply(t5.T5(CONFIG), params, "encode", x, valid)
@@ -75,6 +73,43 @@ def test_the_order_of_the_rows_matters():
     params, batch, rows = random_params(), random_batch(), random_prompt(5)
     turned = forward(CONFIG, params, rows[::-1], batch)
     assert np.abs(turned - forward(CONFIG, params, rows, batch)).max() > 1e-3
+
+
+def test_a_prompt_has_the_dtype_of_the_input_it_stands_before():
+    """One float32 array in front would run all of the encoder in float32."""
+    rows, tokens = random_prompt(3), random_batch()["encoder_input_tokens"]
+    text = jnp.zeros((*tokens.shape, CONFIG.embed_dim), jnp.bfloat16)
+    x, _ = prompt.prepend_prompt(rows, text, tokens > 0)
+    assert x.dtype == jnp.bfloat16
+    model = as_model(dataclasses.replace(CONFIG, dtype="bfloat16"))
+    encode = jax.jit(functools.partial(prompt.encode, model, random_params(model.config)))
+    alone, member = (
+        encode(Prompt(rows), tokens),
+        encode(Prompt(rows[None]), tokens, jnp.zeros(4, int)),
+    )
+    np.testing.assert_array_equal(alone.states[0], member.states[0])
+
+
+@pytest.mark.parametrize("members", [False, True])
+def test_the_prompt_drops_out_as_the_text_does(members):
+    """If layers add nothing, the output shows the masks: the same for all positions of a row."""
+    config = dataclasses.replace(CONFIG, dropout_rate=0.5)
+    params = {
+        name: jnp.zeros_like(value) if name.endswith(("out/kernel", "wo/kernel")) else value
+        for name, value in random_params(config).items()
+    }
+    rows, which = random_prompt(3), jnp.zeros(4, int) if members else None
+    states = prompt.encode(
+        as_model(config),
+        params,
+        Prompt(rows[None] if members else rows),
+        random_batch()["encoder_input_tokens"],
+        which,
+        dropout_key=jax.random.key(0),
+    ).states
+    stays = np.asarray(states != 0)
+    assert 0.1 < stays[:, 0].mean() < 0.4  # of two masks, a half each
+    np.testing.assert_array_equal(stays, np.broadcast_to(stays[:, :1], stays.shape))
 
 
 def test_equals_the_original_implementation(shared_dir):

@@ -2,12 +2,14 @@
 
 import dataclasses
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import seqio
 from tiny_models import CONFIG, as_prompt, load_data, random_params, random_prompt
 
+from prompt_tuning.batches import batching
 from prompt_tuning.checkpoints import load
 from prompt_tuning.checkpoints.identity import backbone_identity
 from prompt_tuning.checkpoints.t5x import write_t5x
@@ -24,6 +26,7 @@ from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.prompts.prompt_file import PromptMetadata, save_prompt
 from prompt_tuning.session import setup
 from prompt_tuning.session.session import open_session
+from prompt_tuning.tasks import task_rows
 from prompt_tuning.upstream import inputs
 
 STEP = 70
@@ -109,6 +112,39 @@ def test_steps_count_from_the_backbones(experiment):
     absolute = dataclasses.replace(experiment, train=TrainConfig(train_steps=STEP))
     with pytest.raises(ConfigError, match="TRAIN_STEPS = 70"):
         inputs.last_step(absolute)
+
+
+@pytest.mark.parametrize("done", [0, 7])
+def test_t5x_trains_on_the_rows_of_the_embedded_engine(experiment, tmp_path, done):
+    """From the step that it resumes at; each of two hosts gets its half of a batch."""
+    experiment = dataclasses.replace(experiment, model_dir=str(tmp_path))
+    (tmp_path / f"checkpoint_{STEP + done}").mkdir()
+    lengths = dict(DATA.task_feature_lengths)
+    config = SimpleNamespace(
+        mixture_or_task_name=inputs.register_task(DATA),
+        split="train",
+        batch_size=4,
+        task_feature_lengths=lengths,
+        shuffle=True,
+        pack=False,
+        use_cached=False,
+    )
+    hosts = [
+        inputs.training_batches(config, host, 2, None, experiment=experiment).as_numpy_iterator()
+        for host in range(2)
+    ]
+    rows, rates = task_rows.load_training_rows("tiny_mood", "train", lengths)
+    for step in (done, done + 1):
+        expected = batching.train_batch(
+            rows, rates, seed=3, step=step, batch_size=4, lengths=lengths
+        )
+        halves = [next(host) for host in hosts]
+        for name, values in expected.items():
+            width = values.shape[1]
+            both = np.concatenate([half[name] for half in halves])
+            np.testing.assert_array_equal(both[:, :width], values)
+            assert not both[:, width:].any()
+            assert both.shape[1] == lengths["inputs" if "encoder" in name else "targets"]
 
 
 def test_tasks_are_registered_with_the_vocabulary_of_the_run():
