@@ -126,6 +126,51 @@ def test_which_file_of_a_folder(folder: Path, tmp_path: Path) -> None:
         assert find_vocabulary(spec) == spec
 
 
+ADDED = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", {"added_tokens": [{"id": 126, "content": "{", **ADDED}]}),
+        ("tokenizer.json", {"added_tokens": [{"id": 9, "content": "s", **ADDED}]}),  # a plain piece
+        ("tokenizer.json", {"added_tokens": [{"id": 225, "content": "<extra_id_0>", **ADDED}]}),
+        ("added_tokens.json", {"<extra_id_0>": 125, "{": 126}),
+        ("tokenizer_config.json", {"added_tokens_decoder": {"126": {"content": "{"}}}),
+        ("tokenizer_config.json", {"extra_special_tokens": ["<pad>", "{"]}),
+        ("special_tokens_map.json", {"additional_special_tokens": [{"content": "{"}]}),
+        ("added_tokens.json", {"{": "first"}),
+        ("added_tokens.json", [1]),
+    ],
+)
+def test_a_folder_that_adds_tokens_is_refused(tmp_path: Path, name: str, content: Any) -> None:
+    (tmp_path / "spiece.model").write_bytes(SMALL.read_bytes())
+    (tmp_path / "added_tokens.json").write_text('{"<extra_id_0>": 125, "</s>": 1}')  # no additions
+    specs = [str(tmp_path), str(tmp_path / "spiece.model")]
+    for load in (load_vocabulary, training.load_seqio_vocabulary):
+        assert [load(spec).vocab_size for spec in specs] == [126, 126]
+    (tmp_path / name).write_text(json.dumps(content))
+    for load in (load_vocabulary, training.load_seqio_vocabulary):
+        with pytest.raises(ConfigError, match=r"VOCABULARY: .*('.+' \(|'{'|added_tokens)"):
+            load(specs[0])
+        assert load(specs[1]).vocab_size == 126  # the model itself, by its name
+
+
+def test_transformers_added_tokens_are_refused_by_name(shared_dir: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    model = (shared_dir / "data" / "t5_vocab" / "sentencepiece.model").read_bytes()
+    (tmp_path / "spiece.model").write_bytes(model)
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
+    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+    theirs.save_pretrained(str(tmp_path))
+    assert load_vocabulary(str(tmp_path)).vocab_size == len(theirs) == 32100
+    assert theirs.add_tokens(["{", "}", "<ORG>"]) == 3
+    theirs.save_pretrained(str(tmp_path))
+    for spec in (tmp_path, tmp_path / "tokenizer.json"):
+        with pytest.raises(ConfigError, match=r"'{' \(32100\), '}' \(32101\), '<ORG>' \(32102\)"):
+            load_vocabulary(str(spec))
+
+
 def test_byt5s_folder_is_bytes(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "ByT5Tokenizer"}')
     assert load_vocabulary(str(tmp_path)) == ByteVocabulary()

@@ -36,7 +36,7 @@ def seqio_vocabulary(spec: str) -> seqio.Vocabulary:
     if "://" in path and not path.endswith(".json"):
         # The official file, cc_all.32000.100extra, brings its sentinels along.
         return seqio.SentencePieceVocabulary(path, 0 if "100extra" in path else EXTRA_IDS)
-    vocabulary = load_vocabulary(path)
+    vocabulary = load_vocabulary(spec)
     if isinstance(vocabulary, ByteVocabulary):
         return seqio.ByteVocabulary()
     assert isinstance(vocabulary, SentencePieceVocabulary)

@@ -1,8 +1,8 @@
 """Hugging Face's vocabularies: a tokenizer.json becomes the SentencePiece model it was made of.
 
 T5 was trained with SentencePiece, so its ids are SentencePiece's. Hugging Face's own library gives
-other ids in places (docs/prompts.md lists them). `vocabulary.py` comes
-here first.
+other ids in places (docs/prompts.md lists them). Tokens that a folder adds to its model are
+refused. `vocabulary.py` calls this module.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from typing import Any
 from sentencepiece import sentencepiece_model_pb2
 
 from prompt_tuning.config import ConfigError
+from prompt_tuning.runtime.storage import describe_lfs_pointer
 
+TOKENIZER = "tokenizer.json"
+SHOWN = 10  # tokens in a message
 _SPECIAL = ("<pad>", "</s>", "<unk>")
 _SENTINEL = re.compile("\u2581?(<extra_id_[0-9]+>)")
 # Steps of a tokenizer.json that SentencePiece's own normalizer performs.
@@ -63,7 +66,8 @@ def parse_json(data: bytes, where: str | Path) -> dict[str, Any]:
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"VOCABULARY: {where} is not JSON: {error}. Copy it again.") from error
+        problem = describe_lfs_pointer(where) or f"{where} is not JSON: {error}. Copy it again."
+        raise ConfigError(f"VOCABULARY: {problem}") from error
     if not isinstance(value, dict):
         raise ConfigError(f"VOCABULARY: {where} must hold a JSON object.")
     return value
@@ -85,6 +89,9 @@ def _pieces(tokenizer: Mapping[str, Any], where: str | Path) -> list[tuple[str, 
             f"found {', '.join(piece for piece, _ in pieces[:3])}."
         )
     added = sorted((token["id"], token["content"]) for token in tokenizer.get("added_tokens") or [])
+    _refuse_added(
+        {c: n for n, c in added if c not in _SPECIAL and not _SENTINEL.fullmatch(c)}, where
+    )
     for number, content in added:
         if number == len(pieces):
             pieces.append((content, 0.0))
@@ -94,6 +101,68 @@ def _pieces(tokenizer: Mapping[str, Any], where: str | Path) -> list[tuple[str, 
                 f"the next one after {len(pieces)} pieces, nor the name of the piece there."
             )
     return pieces
+
+
+def check_added_tokens(folder: Path, model: Any) -> None:
+    """Checks that a Hugging Face folder adds no tokens to its SentencePiece `model`.
+
+    Special pieces and sentinels are no additions if transformers has the model's ids for them.
+
+    Raises:
+      ConfigError: it does, in one of its files, or a file is damaged.
+    """
+    pieces = {piece.piece: (number, piece.type) for number, piece in enumerate(model.pieces)}
+    others = {}
+    for token, number in _read_added(folder).items():
+        ours, kind = pieces.get(_spelled(token), pieces.get(token, (None, None)))
+        is_special = _SENTINEL.fullmatch(token) or kind != ModelProto.SentencePiece.NORMAL
+        if ours is None or not is_special or number not in (None, ours):
+            others[token] = number
+    _refuse_added(others, folder)
+
+
+def _read_added(folder: Path) -> dict[str, int | None]:
+    """The tokens that the files of a folder add, and the ids that they state."""
+    files = ("special_tokens_map.json", "tokenizer_config.json", "added_tokens.json", TOKENIZER)
+    parts = [
+        parse_json((folder / name).read_bytes(), folder / name) if (folder / name).is_file() else {}
+        for name in files
+    ]
+    *lists, added, tokenizer = parts
+    tokens: dict[str, int | None] = {}
+    try:
+        for part in lists:
+            for key in ("additional_special_tokens", "extra_special_tokens"):
+                listed = part.get(key) or []
+                values = listed.values() if isinstance(listed, Mapping) else listed
+                tokens |= dict.fromkeys(map(_content, values))
+            decoder = part.get("added_tokens_decoder") or {}
+            tokens |= {_content(token): int(number) for number, token in decoder.items()}
+        tokens |= {token: int(number) for token, number in added.items()}
+        listed = tokenizer.get("added_tokens") or []
+        return tokens | {_content(token): int(token["id"]) for token in listed}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            f"VOCABULARY: the added tokens of {folder} cannot be read from {', '.join(files)} "
+            f"({type(error).__name__}: {error}). Copy these files again."
+        ) from error
+
+
+def _content(token: str | Mapping[str, Any]) -> str:
+    return token if isinstance(token, str) else token["content"]
+
+
+def _refuse_added(tokens: Mapping[str, int | None], where: str | Path) -> None:
+    if not tokens:
+        return
+    shown = [f"{t!r}" if n is None else f"{t!r} ({n})" for t, n in list(tokens.items())[:SHOWN]]
+    more = f" and {len(tokens) - len(shown)} more" if len(tokens) > len(shown) else ""
+    raise ConfigError(
+        f"VOCABULARY: {where} adds tokens to its SentencePiece model: {', '.join(shown)}{more}. "
+        "Added tokens are not supported: transformers cuts a text at them, which gives other ids "
+        "than SentencePiece. Expected a tokenizer without them. If your rows need none of these "
+        "tokens, name the SentencePiece model alone: VOCABULARY = '.../spiece.model'."
+    )
 
 
 def _same(piece: str, content: str) -> bool:

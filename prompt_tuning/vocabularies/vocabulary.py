@@ -21,7 +21,9 @@ from prompt_tuning.config import OFFICIAL_VOCABULARY, TINY, ConfigError
 from prompt_tuning.runtime.storage import describe_lfs_pointer, open_folder
 from prompt_tuning.vocabularies.identity import vocabulary_identity
 from prompt_tuning.vocabularies.tokenizer_json import (
+    TOKENIZER,
     ModelProto,
+    check_added_tokens,
     is_tokenizer_json,
     parse_json,
     to_sentencepiece,
@@ -33,7 +35,6 @@ PAD_ID, EOS_ID = 0, 1
 EXTRA_IDS = 100  # T5's sentinels, the last ids of its vocabulary
 # The files of a Hugging Face folder.
 _MODELS = ("spiece.model", "sentencepiece.model")
-_JSON = "tokenizer.json"
 _CONFIG = "tokenizer_config.json"
 _SPECIAL_IDS = 3  # padding, end-of-sequence, unknown: the first ids of both kinds
 _BYTES = 256
@@ -191,7 +192,7 @@ def find_vocabulary(spec: str) -> str:
     folder = Path(spec).expanduser()
     if "://" in spec or not folder.is_dir():
         return spec
-    for name in (*_MODELS, _JSON):
+    for name in (*_MODELS, TOKENIZER):
         if (folder / name).is_file():
             return str(folder / name)
     kind = ""
@@ -204,7 +205,7 @@ def find_vocabulary(spec: str) -> str:
     names = f" Its {_CONFIG} names {kind}." if kind else ""
     raise ConfigError(
         f"VOCABULARY: the folder {spec!r} cannot be read: it holds none of "
-        f"{', '.join((*_MODELS, _JSON))}, and no {_CONFIG} of ByT5's.{names} VOCABULARY is a "
+        f"{', '.join((*_MODELS, TOKENIZER))}, and no {_CONFIG} of ByT5's.{names} VOCABULARY is a "
         f"Hugging Face folder of a T5, the path of a SentencePiece model, '{BYTES}' or '{TINY}'."
     )
 
@@ -216,7 +217,8 @@ def load_vocabulary(spec: str) -> Vocabulary:
     T5's 100 sentinels are added if the model has none.
 
     Raises:
-      ConfigError: the model cannot be read, or is none.
+      ConfigError: the model cannot be read, is none, or is not of T5's kind; or a folder adds
+        tokens to it.
     """
     path = find_vocabulary(spec)
     if path == BYTES:
@@ -240,6 +242,8 @@ def load_vocabulary(spec: str) -> Vocabulary:
             f"{OFFICIAL_VOCABULARY}; copy it again if this is meant to be it."
         )
         raise ConfigError(f"VOCABULARY: {problem}") from error
+    if path not in (spec, assets.tiny_vocabulary()):
+        check_added_tokens(Path(path).parent, model)
     return SentencePieceVocabulary(processor, whole, vocabulary_identity(data), file, extra_ids)
 
 
