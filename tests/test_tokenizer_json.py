@@ -203,8 +203,9 @@ def test_a_folder_without_a_vocabulary(tmp_path: Path) -> None:
 def test_other_tokenizers_are_refused(tmp_path: Path, changes: dict, message: str) -> None:
     file = write_tokenizer_json(tmp_path, SMALL.read_bytes(), **changes)
     for load in (load_vocabulary, training.load_seqio_vocabulary):
-        with pytest.raises(ConfigError, match=f"VOCABULARY: .*{message}"):
+        with pytest.raises(ConfigError, match=f"VOCABULARY: .*{message}") as error:
             load(str(file))
+        assert str(error.value).count("VOCABULARY: ") == 1
 
 
 def test_tokens_added_behind_the_pieces_are_pieces() -> None:

@@ -50,6 +50,8 @@ def to_sentencepiece(data: bytes, where: str | Path) -> bytes:
             model.pieces.add(piece=_spelled(piece), score=score, type=_kind(number, piece))
         _describe(model, tokenizer, where)
         return model.SerializeToString()
+    except ConfigError:  # it is a ValueError too
+        raise
     except (KeyError, TypeError, ValueError, AttributeError, binascii.Error) as error:
         raise ConfigError(
             f"VOCABULARY: {where} is not a tokenizer.json of T5's kind, or it is damaged "
