@@ -251,9 +251,13 @@ def test_a_git_lfs_pointer_in_place_of_a_prompt_or_a_vocabulary_is_named(tmp_pat
 def test_an_adapter_in_place_of_a_model_is_named(tmp_path, method, cure):
     config = {"peft_type": method, "base_model_name_or_path": "google/t5-small"}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    message = rf"peft_type {method}.*google/t5-small.*{cure}"
     for read in (load.read_step, load.read_model):
-        with pytest.raises(ConfigError, match=rf"peft_type {method}.*google/t5-small.*{cure}"):
+        with pytest.raises(ConfigError, match=message):
             read(tmp_path)
+    shutil.copy(ROOT / "tests" / "golden" / "hf" / "t5_1_1" / "config.json", tmp_path)
+    with pytest.raises(ConfigError, match=message):  # config.json may be there, too
+        dict(load.iter_backbone(tmp_path, load.read_model(tmp_path)))
 
 
 def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch, capsys):

@@ -401,6 +401,17 @@ def test_overview_counts_what_the_vocabulary_cannot_write(tmp_path):
     assert "The best score that is left: exact_match 33.3" in text
 
 
+def test_overview_names_answers_that_are_numbers(tmp_path):
+    file = write_rows(tmp_path / "rows.jsonl", [(f"soup {i}", f"{i / 2}") for i in range(6)])
+    config = data_config(tmp_path, train_file=file, eval_file=file, label_words=())
+    data = load_data(experiment(config))
+    (task,) = data.eval_tasks
+    text = overview.describe_data(data, config.task_feature_lengths, "validation")
+    assert "note: the answers of validation are numbers" in text
+    correlations = {"pearson_corrcoef": pytest.approx(100), "spearman_corrcoef": pytest.approx(100)}
+    assert task.metrics(task.targets) == {"exact_match": 100.0, **correlations}
+
+
 def test_a_class_whose_rows_become_alike_is_refused(tmp_path):
     rows = [("\u6c64", "good"), ("\u997a", "good"), ("dull cake.", "bad"), ("horrid soup.", "bad")]
     new = write_rows(tmp_path / "new.jsonl", rows[2:])

@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Shaped
 from safetensors import SafetensorError, safe_open
 
+from prompt_tuning.checkpoints.architecture import describe_adapter
 from prompt_tuning.config import ConfigError
 from prompt_tuning.runtime.storage import describe_lfs_pointer
 
@@ -99,6 +100,8 @@ def _list_files(folder: Path) -> list[Path]:
 
 
 def _absent(folder: Path) -> str:
+    if adapter := describe_adapter(folder):
+        return adapter
     pytorch = sorted(file.name for file in folder.glob("pytorch_model*.bin"))
     other = sorted(file.name for file in folder.glob("*.safetensors"))
     if other:

@@ -7,6 +7,7 @@ that names the path.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import re
 from collections.abc import Callable
@@ -114,13 +115,18 @@ def describe_lfs_pointer(path: str | os.PathLike[str]) -> str:
     """A message that names the first Git LFS pointer at a path, a local file or folder; else "".
 
     A repository that was cloned without Git LFS has these few lines of text in place of each large
-    file. Readers ask here once a file could not be read.
+    file. Readers ask here once a file could not be read; of a folder, its files and those one level
+    below are looked at.
     """
     place = Path(path)
-    for file in [place] if place.is_file() else sorted(place.rglob("*")):
-        if not file.is_file() or file.stat().st_size > 1024:  # the size that its format allows
+    for file in itertools.chain([place], sorted(place.glob("*")), sorted(place.glob("*/*"))):
+        try:
+            # Its format allows 1024 bytes.
+            is_pointer = file.is_file() and file.stat().st_size <= 1024
+            is_pointer = is_pointer and file.read_bytes().startswith(_LFS_POINTER)
+        except OSError:  # the reader's own error is about that
             continue
-        if file.read_bytes().startswith(_LFS_POINTER):
+        if is_pointer:
             return (
                 f"{file} is a pointer of Git LFS, not the file itself: its repository was cloned "
                 "without the large files. Run `git lfs pull` there, or copy the file itself."

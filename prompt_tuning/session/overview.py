@@ -14,6 +14,7 @@ from prompt_tuning.batches import batching
 from prompt_tuning.config import ConfigError
 from prompt_tuning.session.setup import Data
 from prompt_tuning.tasks.eval_task import EvalTask
+from prompt_tuning.tasks.metrics import parse_number
 from prompt_tuning.tasks.spec import UNLABELLED
 from prompt_tuning.tasks.task_rows import CLASSES
 from prompt_tuning.vocabularies.coverage import CURE, describe_lost
@@ -109,6 +110,9 @@ def _find_problems(splits: Mapping[str, batching.Rows], words: Sequence[str]) ->
                 f"{left_out if split != 'train' else ''}"
             )
     yield from _find_bad_targets(splits, words)
+    scored = list(splits)[-1]
+    if of_files and not words and None not in map(parse_number, splits[scored].target_texts):
+        yield f"note: the answers of {scored} are numbers: they have correlations instead of an F1"
     if "train" not in splits:
         return
     different = len(set(splits["train"].target_texts))
