@@ -79,13 +79,15 @@ def evaluate(run: EvalRun) -> Matrix:
 def read_inputs(path: str, files: FileTask) -> list[str]:
     """The texts of a file's rows, in order, as training on `files` and `t5x infer` make them.
 
+    They know where their fields are, for a predictor with `truncate="longest_field"`.
+
     Raises:
       ConfigError: the file is malformed, or a row lacks a field that INPUT_TEMPLATE names.
     """
     from prompt_tuning.tasks import file_examples, file_reader
 
     source = file_reader.read_source(path, file_examples.field_names(files), files)
-    return file_examples.fill_inputs(file_examples.rows_to_answer(source, files), files)
+    return [*file_examples.fill_inputs(file_examples.rows_to_answer(source, files), files)]
 
 
 def load_prompt(

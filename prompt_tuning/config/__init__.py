@@ -4,6 +4,7 @@ from prompt_tuning.config.data import OFFICIAL_VOCABULARY as OFFICIAL_VOCABULARY
 from prompt_tuning.config.data import CorpusConfig as CorpusConfig
 from prompt_tuning.config.data import DataConfig as DataConfig
 from prompt_tuning.config.data import FileTask as FileTask
+from prompt_tuning.config.data import Truncate as Truncate
 from prompt_tuning.config.data import label_key as label_key
 from prompt_tuning.config.evaluation import BEAM as BEAM
 from prompt_tuning.config.evaluation import Decoding as Decoding

@@ -9,6 +9,7 @@ from prompt_tuning.config.setting import check, setting, settings
 
 OFFICIAL_VOCABULARY = "gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model"
 LabelWords = tuple[str, ...] | Mapping[str | int | bool, str]
+Truncate = Literal["end", "longest_field"]
 Objective = Literal["task", "span_corruption", "prefix_lm"]
 
 
@@ -120,6 +121,11 @@ class DataConfig:
     )
     task_feature_lengths: Mapping[str, int] = setting(
         "TASK_FEATURE_LENGTHS", "longest rows, in tokens, e.g. {'inputs': 512, 'targets': 8}"
+    )
+    truncate: Truncate = setting(
+        "TRUNCATE",
+        "what a longer input loses: its 'end', as T5's, or the end of its 'longest_field'",
+        default="end",
     )
     vocabulary: str = setting("VOCABULARY", "or 'bytes', 'tiny'", default=OFFICIAL_VOCABULARY)
     batch_size: int = setting("BATCH_SIZE", "rows a step", default=32, at_least=1)

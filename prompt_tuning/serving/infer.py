@@ -80,6 +80,7 @@ def run_infer(
             max_input_length=run.data.task_feature_lengths["inputs"],
             max_target_length=run.data.task_feature_lengths["targets"],
             batch_size=run.eval.batch_size or run.data.batch_size,
+            truncate=run.data.truncate,
             sentinel_targets=run.data.sentinel_targets,
         )
         answers = []

@@ -22,13 +22,14 @@ from jaxtyping import Array, Float, Int
 
 from prompt_tuning.checkpoints import identity
 from prompt_tuning.checkpoints.load import read_backbone
-from prompt_tuning.config import BEAM, ConfigError, Decoding, ModelConfig
+from prompt_tuning.config import BEAM, ConfigError, Decoding, ModelConfig, Truncate
 from prompt_tuning.decoding import decode
 from prompt_tuning.model import sharding, t5
 from prompt_tuning.model.device import choose_device
 from prompt_tuning.model.prompt import Prompt, no_prompt, stack_prompts
 from prompt_tuning.prompts import prompt_file
 from prompt_tuning.serving import mixed_batch
+from prompt_tuning.vocabularies.truncate import encode_input
 from prompt_tuning.vocabularies.vocabulary import Vocabulary, load_vocabulary
 
 PromptNames = str | None | Sequence[str | None]  # a name for all rows, or a name for each
@@ -57,6 +58,7 @@ class Predictor:
     max_input_length: int = 512  # tokens, with end-of-sequence and without the prompt
     max_target_length: int = 32
     batch_size: int = 32
+    truncate: Truncate = "end"  # what a longer input loses; 'longest_field' of `pt.read_inputs`
     sentinel_targets: bool = False  # SENTINEL_TARGETS: outputs begin with T5's first sentinel
     members: Prompt = dataclasses.field(init=False, repr=False)  # all prompts, and an empty one
     model: t5.T5 = dataclasses.field(init=False, repr=False)
@@ -100,7 +102,7 @@ class Predictor:
         """A predictor over a backbone and prompt folders or .npy files, by name.
 
         The backbone is a T5X checkpoint, a Hugging Face folder, an hf:// address, or "tiny".
-        `settings` are `max_input_length`, `max_target_length`, `batch_size` and
+        `settings` are `max_input_length`, `max_target_length`, `batch_size`, `truncate` and
         `sentinel_targets`.
 
         Raises:
@@ -188,10 +190,10 @@ class Predictor:
         """
         if isinstance(texts, str):
             raise ConfigError("expected a list of texts, found a single text. Write [text].")
-        ids = [self.vocabulary.encode(text) for text in texts]
-        room = self.max_input_length - 1
-        cut = [row for row, tokens in enumerate(ids) if len(tokens) > room]
-        return [[*tokens[:room], self.vocabulary.eos_id] for tokens in ids], cut
+        length = self.max_input_length
+        ids = [encode_input(self.vocabulary, text, length, self.truncate) for text in texts]
+        full = [row for row, tokens in enumerate(ids) if len(tokens) == length]
+        return ids, [row for row in full if len(self.vocabulary.encode(texts[row])) >= length]
 
     def generate_rows(
         self,

@@ -11,27 +11,30 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from prompt_tuning.batches import batching
-from prompt_tuning.config import ConfigError
+from prompt_tuning.config import ConfigError, Truncate
 from prompt_tuning.session.setup import Data
 from prompt_tuning.tasks.eval_task import EvalTask
 from prompt_tuning.tasks.metrics import parse_number
 from prompt_tuning.tasks.spec import UNLABELLED
 from prompt_tuning.tasks.task_rows import CLASSES
 from prompt_tuning.vocabularies.coverage import CURE, describe_lost
+from prompt_tuning.vocabularies.truncate import find_losses
 from prompt_tuning.vocabularies.vocabulary import Vocabulary
 
 LONG = 4  # a label word of this many tokens is reported
 SHOWN = 400  # characters shown of a text
 
 
-def describe_data(data: Data, lengths: Mapping[str, int], split: str) -> str:
+def describe_data(
+    data: Data, lengths: Mapping[str, int], split: str, truncate: Truncate = "end"
+) -> str:
     """A few lines on the training and evaluation rows of every task; `split` is the latter's."""
     tasks: dict[str, dict[str, batching.Rows]] = {rows.task: {"train": rows} for rows in data.train}
     for task in data.eval_tasks:
         tasks.setdefault(task.name, {})[split if split != "train" else "scored"] = task.rows
     words = {task.name: task.label_words for task in data.eval_tasks}
     described = [
-        _describe_task(name, splits, words.get(name, ()), lengths, data)
+        _describe_task(name, splits, words.get(name, ()), lengths, data, truncate)
         for name, splits in tasks.items()
     ]
     return "\n".join(described)
@@ -43,6 +46,7 @@ def _describe_task(
     words: Sequence[str],
     lengths: Mapping[str, int],
     data: Data,
+    truncate: Truncate,
 ) -> str:
     width = max(map(len, splits))
     lines = [f"{name}:"]
@@ -50,6 +54,8 @@ def _describe_task(
         lines.append(f"  {split:<{width}}  {_describe_lengths(rows, lengths, data)}")
     for split, rows in splits.items():
         lines.append(f"  {split:<{width}}  answers: {_describe_answers(rows, words)}")
+    losses = _describe_losses(splits, lengths["inputs"], data, truncate)
+    lines += [f"  {line}" for line in losses]
     lines += [f"  {line}" for line in _find_problems(splits, words)]
     for split, rows in splits.items():
         task = next((task for task in data.eval_tasks if task.rows is rows), None)
@@ -58,6 +64,31 @@ def _describe_task(
     seen = [data.vocabulary.decode(ids[0].tolist()) for ids in (first.inputs, first.targets)]
     lines.append(f"  the first row, as the model sees it: {_short(seen[0])} -> {_short(seen[1])}")
     return "\n".join(lines)
+
+
+def _describe_losses(
+    splits: Mapping[str, batching.Rows], length: int, data: Data, truncate: Truncate
+) -> Iterable[str]:
+    """A line for each split on the fields that its longest rows lose."""
+    for split, rows in splits.items():
+        if not rows.truncated_inputs:
+            continue
+        full = [i for i in range(len(rows)) if len(rows.inputs[i]) == length]
+        losses = [
+            loss
+            for i in full
+            for loss in find_losses(data.vocabulary, rows.input_texts[i], length, truncate)
+        ]
+        whole = collections.Counter(loss.field for loss in losses if not loss.kept)
+        part = collections.Counter(loss.field for loss in losses if loss.kept)
+        lost = [f"{n} lose all of {name!r}" for name, n in whole.items()]
+        lost += [f"{n} lose the end of {name!r}" for name, n in part.items()]
+        if lost:
+            cure = ". TRUNCATE = 'longest_field' cuts the longest field instead" if whole else ""
+            yield (
+                f"note: of the {rows.truncated_inputs} inputs of {split} that are longer than "
+                f"{length} tokens {', '.join(lost)}{cure}"
+            )
 
 
 def _describe_lengths(rows: batching.Rows, lengths: Mapping[str, int], data: Data) -> str:

@@ -84,7 +84,11 @@ def load_data(
     rows, rates = [], []
     if train:
         rows, rates = task_rows.load_training_rows(
-            config.names[0], config.train_split, config.task_feature_lengths, vocabulary=vocabulary
+            config.names[0],
+            config.train_split,
+            config.task_feature_lengths,
+            vocabulary=vocabulary,
+            truncate=config.truncate,
         )
     return Data(
         train=tuple(rows),

@@ -27,6 +27,7 @@ from prompt_tuning.tasks.file_reader import (
     text_of,
     value_of,
 )
+from prompt_tuning.vocabularies.truncate import Input, join_fields
 
 TRAIN, EVAL = "train", "validation"
 SHOWN = 5  # values of a list in a message
@@ -35,7 +36,7 @@ SHOWN = 5  # values of a list in a message
 class Example(NamedTuple):
     """The texts of one row."""
 
-    inputs: str
+    inputs: Input
     targets: str | None  # None: the row has no label
     where: str  # file:line
     empty: bool = False  # all fields that the template names are empty
@@ -113,7 +114,7 @@ def field_names(config: FileTask) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def fill_inputs(rows: Sequence[Row], config: FileTask) -> list[str]:
+def fill_inputs(rows: Sequence[Row], config: FileTask) -> list[Input]:
     """INPUT_TEMPLATE with the fields of every row.
 
     Raises:
@@ -185,13 +186,13 @@ def parse_template(template: str) -> list[tuple[str, str | None]]:
     return parts
 
 
-def fill_template(parts: list[tuple[str, str | None]], text: Callable[[str], str]) -> str:
+def fill_template(parts: list[tuple[str, str | None]], text: Callable[[str], str]) -> Input:
     """The template with `text(field)` for each field; braces in a field stay as they are.
 
     >>> fill_template(parse_template("q: {question}"), {"question": "why {x}?"}.__getitem__)
     'q: why {x}?'
     """
-    return "".join(literal + (text(name) if name else "") for literal, name in parts)
+    return join_fields((literal, text(name) if name else "", name) for literal, name in parts)
 
 
 # Labels -----------------------------------------------------------------------------------------
@@ -293,6 +294,8 @@ def as_columns(examples: Sequence[Example], unlabelled: str) -> dict[str, list[A
     """The examples as the columns of a dataset; `unlabelled` stands for the answer of a row."""
     return {
         "inputs": [example.inputs for example in examples],
+        "input_fields": [[field.name for field in e.inputs.fields] for e in examples],
+        "input_spans": [[n for f in e.inputs.fields for n in (f.start, f.end)] for e in examples],
         "targets": [unlabelled if e.targets is None else e.targets for e in examples],
         "row": [example.where for example in examples],
         "empty": [example.empty for example in examples],

@@ -17,7 +17,7 @@ from prompt_tuning.tasks.spec import (
     TaskSpec,
     each_row,
     index_features,
-    join,
+    named_inputs,
     named_texts,
 )
 
@@ -34,7 +34,7 @@ def similarity(spec: TaskSpec, row: Row, word: str) -> Example:
     """A pair of sentences and how alike they are, from 0 to 5 in steps of 0.2, as a number."""
     return {
         **index_features(row),
-        "inputs": join(word, *named_texts(spec, row)),
+        **named_inputs(word, named_texts(spec, row)),
         "targets": tf.as_string(tf.round(row["label"] * 5) / 5, precision=1),
     }
 

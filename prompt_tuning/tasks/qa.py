@@ -12,7 +12,15 @@ from typing import Any
 import tensorflow as tf
 
 from prompt_tuning.tasks import answers, metrics
-from prompt_tuning.tasks.spec import UNLABELLED, Example, Row, TaskSpec, clean, each_row, join
+from prompt_tuning.tasks.spec import (
+    UNLABELLED,
+    Example,
+    Row,
+    TaskSpec,
+    clean,
+    each_row,
+    named_inputs,
+)
 
 # ASCII punctuation stands free and white space is a single space, in RE2's syntax.
 SPACED = ((r"([!-/:-@\[-`{-~])", r" \1 "), (r"[\t\n\f\r ]+", " "))
@@ -29,9 +37,15 @@ def question(spec: TaskSpec, row: Row, word: str) -> Example:
     texts = row["answers"]
     texts = clean(texts["text"] if isinstance(texts, Mapping) else texts, SPACED)
     asked, context = (clean(row[name], SPACED) for name in ("question", "context"))
+    fields = {
+        "question": clean(asked, ((r"^ | $", ""),)),
+        "context": clean(context, ((r"^ ", ""),)),
+    }
+    example = named_inputs("", fields)
     return {
         **question_id(row),
-        "inputs": clean(join("question:", asked, "context:", context), COLLAPSED),
+        **example,
+        "inputs": clean(example["inputs"], COLLAPSED),  # of an empty question
         "targets": tf.concat([texts, [UNLABELLED]], axis=0)[0],
         "question": asked,
         "context": context,

@@ -154,7 +154,7 @@ def _text_task(
         full_name(spec.name, task_word) + alias,
         source=seqio.TfdsDataSource(spec.source, splits=spec.splits),
         preprocessors=[
-            functools.partial(to_examples, spec=spec, task_word=task_word),
+            functools.partial(to_examples, spec=spec, task_word=task_word, with_fields=True),
             seqio.preprocessors.tokenize,
             seqio.CacheDatasetPlaceholder(),
             seqio.preprocessors.append_eos_after_trim,

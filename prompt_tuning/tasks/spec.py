@@ -23,6 +23,7 @@ from prompt_tuning.tasks.metrics import Metric
 Row = Mapping[str, Any]  # of tensors, as TFDS gives it
 Example = dict[str, Any]  # of tensors
 Convert = Callable[[tf.data.Dataset, "TaskSpec", str], tf.data.Dataset]
+FIELDS = ("input_fields", "input_spans")  # features of an example: where its fields are
 UNLABELLED = "<unk>"  # T5's target of a row that has no answer, as those of the test splits
 
 
@@ -44,7 +45,7 @@ def labelled(spec: TaskSpec, row: Row, word: str) -> Example:
     words = tf.constant([UNLABELLED, *spec.labels])  # label -1 is the first one
     return {
         **index_features(row),
-        "inputs": clean(join(word, *named_texts(spec, row)), spec.clean),
+        **named_inputs(word, named_texts(spec, row)),
         "targets": tf.gather(words, row["label"] + 1),
     }
 
@@ -75,21 +76,45 @@ class TaskSpec:
 
 
 def to_examples(
-    dataset: tf.data.Dataset, spec: TaskSpec, *, task_word: bool = True
+    dataset: tf.data.Dataset, spec: TaskSpec, *, task_word: bool = True, with_fields: bool = False
 ) -> tf.data.Dataset:
     """The examples of rows in TFDS' form; a row may become several, or none.
 
     Without the task word it is the form that the paper trains on: the prompt says which task it
-    is. Besides the texts an example holds what T5 keeps of the row for its metrics.
+    is. Besides the texts an example holds what T5 keeps of the row for its metrics and, if asked
+    for, FIELDS.
     """
-    return spec.convert(dataset, spec, spec.word if task_word else "")
+    examples = spec.convert(dataset, spec, spec.word if task_word else "")
+    if with_fields:
+        return examples
+    return examples.map(lambda row: {key: row[key] for key in row if key not in FIELDS})
 
 
-def named_texts(spec: TaskSpec, row: Row) -> list[Any]:
-    """The names and texts of a row, in turn, in T5's order."""
+def named_texts(spec: TaskSpec, row: Row) -> dict[str, Any]:
+    """The texts of a row by their names, in T5's order."""
     columns = spec.columns or spec.features
     pairs = zip(spec.features, columns, strict=True)
-    return [piece for feature, column in pairs for piece in (f"{feature}:", row[column])]
+    return {feature: clean(row[column], spec.clean) for feature, column in pairs}
+
+
+def named_inputs(word: str, texts: Mapping[str, Any]) -> Example:
+    """The inputs of texts, each behind its name, and where in them each is.
+
+    T5 has no name for the only text of a task; here it is "".
+    """
+    pieces, spans, end = [], [], len(f"{word} ") if word else 0
+    for name, text in texts.items():
+        label = f"{name}: " if name else ""
+        start = end + len(label)
+        end = start + tf.strings.length(text)
+        spans += [start, end]
+        pieces += [label[:-1], text] if name else [text]
+        end += 1  # a space
+    return {
+        "inputs": join(word, *pieces),
+        "input_fields": tf.constant([name or "text" for name in texts]),
+        "input_spans": tf.stack(spans),  # start and end of each, in bytes
+    }
 
 
 def join(*pieces: Any) -> tf.Tensor:

@@ -22,7 +22,7 @@ from prompt_tuning.tasks.spec import (
     clean,
     each_row,
     index_features,
-    join,
+    named_inputs,
 )
 
 BOOLEAN = ("False", "True")
@@ -46,7 +46,7 @@ def _record_queries(spec: TaskSpec, row: Row, word: str) -> Example:
     targets = tf.cond(tf.size(texts) > 0, lambda: texts, lambda: tf.constant([UNLABELLED]))
     shared = {
         **index_features(row),
-        "inputs": join(word, "query:", row["query"], "entities:", entities, "passage:", passage),
+        **named_inputs(word, {"query": row["query"], "entities": entities, "passage": passage}),
         "answers": texts,
         "entities": row["entities"],
     }
@@ -65,9 +65,10 @@ def wsc(spec: TaskSpec, row: Row, word: str) -> Example:
     It is the target whether or not it is the right one, which `label` says.
     """
     del spec
+    marked = mark_pronoun(row["text"], row["span2_index"], row["span2_text"])
     return {
         **index_features(row),
-        "inputs": join(word, mark_pronoun(row["text"], row["span2_index"], row["span2_text"])),
+        **named_inputs(word, {"": marked}),
         "targets": row["span1_text"],
         "label": row["label"],
     }
@@ -132,7 +133,7 @@ def dpr(spec: TaskSpec, row: Row, word: str) -> Example:
     marked = tf.strings.regex_replace(row["sentence"], pattern, r" *\1*\2", replace_global=False)
     targets = tf.concat([[UNLABELLED], row["candidates"]], axis=0)
     return {
-        "inputs": join(word, marked),
+        **named_inputs(word, {"": marked}),
         "targets": targets[row["label"] + 1],
         "candidates": row["candidates"],
     }

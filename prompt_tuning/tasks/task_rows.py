@@ -15,7 +15,7 @@ import tensorflow as tf
 from seqio.utils import Feature
 
 from prompt_tuning.batches.batching import Lengths, Rows, Tokens
-from prompt_tuning.config import ConfigError, DataConfig
+from prompt_tuning.config import ConfigError, DataConfig, Truncate
 from prompt_tuning.tasks import glue, superglue
 from prompt_tuning.tasks.file_tasks import check_label_words, register_files
 from prompt_tuning.tasks.registry import (
@@ -29,13 +29,14 @@ from prompt_tuning.tasks.registry import (
     row_words,
 )
 from prompt_tuning.tasks.sources import check_source, has_split
-from prompt_tuning.tasks.spec import UNLABELLED
+from prompt_tuning.tasks.spec import FIELDS, UNLABELLED
 from prompt_tuning.tasks.vocabulary import (
     first_line,
     read_vocabulary,
     same_vocabulary,
 )
 from prompt_tuning.vocabularies.coverage import refuse_alike
+from prompt_tuning.vocabularies.truncate import Field, Input, encode_input
 from prompt_tuning.vocabularies.vocabulary import Vocabulary, load_vocabulary
 
 CLASSES = 10  # more different answers are regarded as free text
@@ -48,6 +49,7 @@ def load_rows(
     *,
     vocabulary: Vocabulary | None = None,
     limit: int | None = None,
+    truncate: Truncate = "end",
 ) -> Rows:
     """The rows of a split, tokenised and cut to `lengths`: unshuffled, one epoch.
 
@@ -77,6 +79,16 @@ def load_rows(
     input_texts, target_texts = (
         [_text(seqio_task, e, key) for e in examples] for key in ("inputs", "targets")
     )
+    input_texts = [_with_fields(*pair) for pair in zip(input_texts, examples, strict=True)]
+    if cut["inputs"] and truncate != "end":
+        if vocabulary is None:
+            raise ConfigError(f"TRUNCATE = {truncate!r} needs the vocabulary of {task}.")
+        inputs = [
+            np.asarray(encode_input(vocabulary, text, lengths["inputs"], truncate), np.int32)
+            if len(ids) == lengths["inputs"]
+            else ids
+            for text, ids in zip(input_texts, inputs, strict=True)
+        ]
     return Rows(
         task,
         inputs,
@@ -87,6 +99,15 @@ def load_rows(
         truncated_inputs=cut["inputs"],
         truncated_targets=cut["targets"],
     )
+
+
+def _with_fields(text: str, example: dict[str, Any]) -> str:
+    """The text with the fields that the example names, which are no features for anyone else."""
+    names, spans = (example.pop(key, None) for key in FIELDS)
+    if names is None or spans is None:
+        return text
+    pairs = zip(names.tolist(), spans.reshape(-1, 2).tolist(), strict=True)
+    return Input(text, (Field(name.decode(), start, end) for name, (start, end) in pairs))
 
 
 def _check_vocabularies(task: seqio.Task, vocabulary: Vocabulary | None) -> None:
@@ -161,7 +182,12 @@ def _is_cut(feature: Feature, example: Mapping[str, Any], key: str, length: int)
 
 
 def load_training_rows(
-    name: str, split: str, lengths: Lengths, *, vocabulary: Vocabulary | None = None
+    name: str,
+    split: str,
+    lengths: Lengths,
+    *,
+    vocabulary: Vocabulary | None = None,
+    truncate: Truncate = "end",
 ) -> tuple[list[Rows], list[float]]:
     """Rows and rates of everything that a task or mixture trains on.
 
@@ -176,7 +202,10 @@ def load_training_rows(
         raise ConfigError(
             f"no task of the mixture {name} has the split {split!r}: set TRAIN_SPLIT."
         )
-    rows = [load_rows(task, split, lengths, vocabulary=vocabulary) for task, _ in drawn]
+    rows = [
+        load_rows(task, split, lengths, vocabulary=vocabulary, truncate=truncate)
+        for task, _ in drawn
+    ]
     if vocabulary is not None:
         for part in rows:
             _refuse_alike_classes(part, vocabulary)
@@ -274,6 +303,7 @@ def load_eval_rows(
             config.task_feature_lengths,
             vocabulary=vocabulary,
             limit=limit,
+            truncate=config.truncate,
         )
         loaded.append(EvalRows(resolve(name), rows, label_words(name, otherwise=class_labels)))
     return loaded

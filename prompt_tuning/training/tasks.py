@@ -103,7 +103,9 @@ class Tasks:
         data = setup.load_data(
             config, experiment.eval, experiment.model, class_labels=experiment.prompt.class_labels
         )
-        description = describe_data(data, config.task_feature_lengths, config.eval_split)
+        description = describe_data(
+            data, config.task_feature_lengths, config.eval_split, config.truncate
+        )
         choice = describe_choice(data.eval_tasks, experiment.eval)
         return cls(
             experiment=experiment,

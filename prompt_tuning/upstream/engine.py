@@ -157,6 +157,8 @@ def _refuse_unknown_to_t5x(run: Run) -> None:
         problems.append("EARLY_STOPPING_EVALS: it trains to the last step")
     if config.metric != default.metric:
         problems.append("TASK_METRIC: it chooses no best prompt")
+    if run.data.truncate != "end":
+        problems.append("TRUNCATE: seqio cuts the end of its inputs")
     if run.verify_checkpoint:
         problems.append("VERIFY_CHECKPOINT: hold it against its manifest with `t5x verify`")
     problems += _compare_attention(model)

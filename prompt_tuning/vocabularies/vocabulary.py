@@ -72,6 +72,10 @@ class Vocabulary(Protocol):
         """The parts of a text that the unknown piece stands for."""
         ...
 
+    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+        """The same ids, and for each the byte of the text (UTF-8) behind its piece."""
+        ...
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids up to the first end-of-sequence; padding is left out."""
         ...
@@ -115,6 +119,11 @@ class SentencePieceVocabulary:
         pieces = self.processor.encode(text, return_type="proto").pieces
         return [piece.surface.strip() for piece in pieces if piece.id == self.unk_id]
 
+    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+        """The same ids, and for each the byte of the text (UTF-8) behind its piece."""
+        pieces = self.processor.encode(text, return_type="proto").pieces
+        return [piece.id for piece in pieces], [piece.end for piece in pieces]
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids up to the first end-of-sequence; ids beyond the vocabulary are unknown.
 
@@ -150,6 +159,11 @@ class ByteVocabulary:
     def lost(self, text: str) -> list[str]:
         """Nothing: every text is bytes."""
         return []
+
+    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+        """The same ids, and for each the byte of the text (UTF-8) behind it."""
+        ids = self.encode(text)
+        return ids, list(range(1, len(ids) + 1))
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids up to the first end-of-sequence; bytes that are not UTF-8 are left out.
