@@ -9,6 +9,7 @@ import pytest
 
 from prompt_tuning.config import ConfigError, CorpusConfig
 from prompt_tuning.pretraining import corpus
+from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 from tests.test_pretrain import experiment
 
 
@@ -38,6 +39,15 @@ def test_a_corpus_is_tokenised_once(tmp_path, text):
     assert first.name == "a.txt"
     for name, value in first.train.batch(0, 4).items():
         np.testing.assert_array_equal(value, again.train.batch(0, 4)[name])
+
+
+def test_unknown_pieces_are_counted(tmp_path, text):
+    assert "unknown" not in load(tmp_path, text).description
+    text.write_text("the soup \u6c64\n" * 150, encoding="utf-8")
+    description = load(tmp_path, text).description
+    ids = load_vocabulary("tiny").encode("the soup \u6c64")
+    assert f"{ids.count(2) / len(ids):.1%} of the held-out tokens" in description
+    assert ids.count(2) == 1
 
 
 def test_and_again_where_it_has_changed(tmp_path, text, capsys):

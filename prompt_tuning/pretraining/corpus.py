@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from prompt_tuning.config import ConfigError, Experiment
@@ -47,11 +48,12 @@ def load_corpus(experiment: Experiment, model_dir: Path) -> Corpus:
     shape = examples.make_shape(experiment.corpus, lengths, vocabulary.vocab_size)
     store = _load_tokens(experiment, model_dir / FOLDER, vocabulary.vocab_size)
     train, held_out = store.train, store.held_out
+    unknown = np.mean(held_out.tokens == vocabulary.unk_id)
     description = (
         f"{train.name}: {len(train)} documents, {len(train.tokens)} tokens; held out: "
         f"{len(held_out)} documents, {len(held_out.tokens)} tokens; inputs {shape.inputs}, targets "
         f"{shape.targets}"
-    )
+    ) + (f"; unknown to VOCABULARY: {unknown:.1%} of the held-out tokens" if unknown else "")
     seed = experiment.train.random_seed
     return Corpus(
         train.name,
