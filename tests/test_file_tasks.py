@@ -19,7 +19,7 @@ import prompt_tuning as pt
 from prompt_tuning import cli
 from prompt_tuning.config import ConfigError, DataConfig, EvalConfig, Experiment, FileTask, InferRun
 from prompt_tuning.evaluation.evaluate import describe_choice, mean_score
-from prompt_tuning.serving.infer import read_file
+from prompt_tuning.serving.infer import read_file, run_infer
 from prompt_tuning.serving.predictor import Predictor
 from prompt_tuning.session import overview
 from prompt_tuning.tasks import registry, task_rows
@@ -306,6 +306,19 @@ def test_a_template_without_files_is_filled_in_as_well(folder, tmp_path):
     path.write_text('{"text": "a", "inputs": "b"}\n')  # a CSV of this row is answered for "a"
     with pytest.raises(ConfigError, match=r"rows.jsonl:1: found \"inputs\" and \"text\""):
         read_file(run, str(path))
+
+
+def test_ranking_without_words_names_their_setting(folder, tmp_path):
+    run = infer_run(folder, label_words=())
+    run = dataclasses.replace(run, eval=EvalConfig(method="rank"))
+    with pytest.raises(ConfigError, match="Set LABEL_WORDS"):
+        run_infer(run, input=str(folder / "new.csv"), output=str(tmp_path / "answers"))
+
+
+def test_labels_in_another_unicode_form_are_known(shared_dir):
+    path = str(shared_dir / "cases" / "17-decomposed-label.csv")
+    examples = load_split(FileTask(train_file=path, label_words=("tea", "caf\u00e9")), TRAIN)
+    assert {example.targets for example in examples} == {"tea", "caf\u00e9"}
 
 
 def test_a_column_of_inputs_is_a_column(folder, shared_dir):

@@ -91,6 +91,13 @@ def write(path: Path, text: str) -> str:
     return str(path)
 
 
+def test_a_byte_order_mark_is_skipped(tmp_path):
+    write(tmp_path / "inner.gin", "\ufeffBATCH_SIZE = 8\n")
+    outer = write(tmp_path / "outer.gin", "\ufeffinclude 'inner.gin'\nRANDOM_SEED = 7\n")
+    run = load(["demo.gin", outer], search_paths=[str(tmp_path)])
+    assert (run.data.batch_size, run.train.random_seed) == (8, 7)
+
+
 # The project's own files
 
 

@@ -59,6 +59,11 @@ def encode(text):
         (PromptConfig(length=4), ("a", "b"), "class labels 'a', 'b'"),
         (PromptConfig(length=4), (), "4 of the 30 most common pieces"),
         (PromptConfig(length=4, class_labels=("c",)), ("a", "b"), "class labels 'c'"),
+        (
+            PromptConfig(length=4),
+            "abcdefg",
+            "labels 'a', 'b', 'c', 'd'; of the 7 labels 3 begin no",
+        ),
         (PromptConfig(length=4, init="random_uniform"), ("a",), "uniform random in [-0.5, 0.5]"),
         (PromptConfig(length=4, init="text", text="abcdef"), (), "first 4 of 6 pieces"),
     ],

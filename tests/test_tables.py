@@ -214,6 +214,23 @@ def test_labels_as_csv_and_json_write_them(words, labels):
     assert [e.targets for e in found] == ["bad", "good", "bad", "good", "good", "good"]
 
 
+def test_letters_with_accents_are_the_same_however_they_are_written():
+    one, two = "caf\u00e9", "cafe\u0301"
+    for words in ((one, "tea"), (two, "tea"), {one: one, "t": "tea"}, {two: two, "t": "tea"}):
+        config = FileTask(label_words=words, input_template=f"{{{one}}}", target_field=two)
+        rows = [Row("f", {two: label, "x": "y"}) for label in (one, two)]
+        assert "which is the answer" in refusal(make_examples, rows, config, labelled=True)
+        config = FileTask(label_words=words, input_template=f"{{{one}s}}", target_field=two)
+        rows = [Row("f", {f"{two}s": two, one: label}) for label in (one, two)]
+        for example in make_examples(rows, config, labelled=True):
+            assert example[:2] == (two, one)  # a text stays as it is
+
+
+def test_columns_that_differ_in_nothing_else_are_twice_there(tmp_path):
+    path = write(tmp_path, "t.csv", "caf\u00e9,cafe\u0301\na,b\n")
+    assert "names 'caf\u00e9' twice" in refusal(read_rows, path, TASK)
+
+
 def test_words_that_are_numbers_are_no_places():
     config = FileTask(label_words=("1", "2", "3"))
     (one,) = make_examples([Row("f", {"text": "t", "label": 1})], config, labelled=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -65,11 +66,17 @@ class FileTask:
             )
         if isinstance(self.label_words, Mapping):
             # As text, so that they can be stored as JSON: `1` and `'1'` are one label.
-            words = {label_key(value): word for value, word in self.label_words.items()}
+            words = {
+                label_key(value): unicodedata.normalize("NFC", word)
+                for value, word in self.label_words.items()
+            }
             check(
                 len(words) == len(self.label_words),
                 f"LABEL_WORDS names a label twice: {dict(self.label_words)}.",
             )
+            object.__setattr__(self, "label_words", words)
+        else:
+            words = tuple(unicodedata.normalize("NFC", word) for word in self.label_words)
             object.__setattr__(self, "label_words", words)
         words = self.words
         check(
@@ -96,6 +103,8 @@ class FileTask:
 def label_key(value: Any) -> str:
     """A label as text, however it is written: JSON's true and 1.0 are CSV's `true` and `1`.
 
+    An accented letter is one character, also if it was written as a letter and an accent.
+
     >>> label_key(True), label_key(1.0), label_key(2), label_key(" good ")
     ('true', '1', '2', 'good')
     """
@@ -103,7 +112,7 @@ def label_key(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return str(value).strip()
+    return unicodedata.normalize("NFC", str(value).strip())
 
 
 @settings

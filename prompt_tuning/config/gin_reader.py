@@ -238,7 +238,7 @@ class _Reader:
             raise ConfigError(f"gin files include each other in a circle: {chain}.")
         self.open_files.append(path)
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or f"it is not UTF-8: {error.reason}"  # type: ignore[union-attr]
             raise ConfigError(

@@ -137,8 +137,11 @@ def describe_init(
     elif init == "sampled_vocab":
         description = f"{length} of the {common} most common pieces"
     elif init == "class_labels":
-        words = ", ".join(map(repr, labels[:length]))
-        description = f"class labels {words}, then sampled vocabulary"
+        words, others = ", ".join(map(repr, labels[:length])), len(labels) - length
+        rest = ", then sampled vocabulary"
+        if others > 0:
+            rest = f"; of the {len(labels)} labels {others} begin no row (PROMPT_LENGTH = {length})"
+        description = f"class labels {words}{rest}"
     elif init == "text":
         pieces = len(encode(config.text))
         description = f"the first {min(pieces, length)} of {pieces} pieces of PROMPT_TEXT"

@@ -115,10 +115,9 @@ def read_file(run: InferRun, path: str) -> InferRows:
     line, or what JSON has under "inputs", is the whole text.
     """
     files = run.data.files
-    is_own = files.given or files.input_template != FileTask().input_template
     source = read_source(path, field_names(files), files)
     name = "stdin" if path == STANDARD else Path(path).stem
-    if not is_own and source.form in ("json", "lines"):
+    if not _fills_in(files) and source.form in ("json", "lines"):
         return _read_lines(run, name, source)
     rows = rows_to_answer(source, files)
     if source.form == "lines":
@@ -130,6 +129,11 @@ def read_file(run: InferRun, path: str) -> InferRows:
     inputs = zip(fill_inputs(rows, files), rows, strict=True)
     records = [{"inputs": text, "row": dict(row.fields)} for text, row in inputs]
     return InferRows(name, records, [run.prompt_file or None] * len(rows), label_words=files.words)
+
+
+def _fills_in(files: FileTask) -> bool:
+    """Whether rows have fields of which INPUT_TEMPLATE makes the text."""
+    return files.given or files.input_template != FileTask().input_template
 
 
 def _read_lines(run: InferRun, name: str, source: Source) -> InferRows:
@@ -248,9 +252,10 @@ def _rank_words(rows: InferRows, run: InferRun) -> list[tuple[str, ...]]:
         words[prompt] = metadata.label_words if metadata else ()
     for prompt in rows.prompts:
         if not words[prompt]:
+            setting = "LABEL_WORDS" if _fills_in(run.data.files) else "CLASS_LABELS"
             raise ConfigError(
                 f"ranking needs label words, and neither {rows.name} nor the prompt "
-                f"{prompt or '(none)'} has any. Set CLASS_LABELS, or EVAL_METHOD = 'generate'."
+                f"{prompt or '(none)'} has any. Set {setting}, or EVAL_METHOD = 'generate'."
             )
     return [words[prompt] for prompt in rows.prompts]
 

@@ -116,7 +116,8 @@ def make_eval_tasks(
         if config.method == "rank" or (unknown and len(without) == len(tasks)):
             raise ConfigError(
                 f"ranking needs the label words of {', '.join(without)}, and none are known: set "
-                "EVAL_METHOD = 'generate', or, if it is a task of your own, CLASS_LABELS."
+                "EVAL_METHOD = 'generate', or, of your own files, LABEL_WORDS, or, of another task "
+                "of your own, CLASS_LABELS."
             )
         print(f"{', '.join(without)}: scored by generation only, since any text is an answer")
     return tasks

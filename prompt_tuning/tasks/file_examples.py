@@ -21,6 +21,7 @@ from prompt_tuning.config import ConfigError, FileTask, label_key
 from prompt_tuning.tasks.file_reader import (
     Row,
     Source,
+    find_field,
     parse_rows,
     read_rows,
     split_lines,
@@ -71,7 +72,7 @@ def make_examples(rows: Sequence[Row], config: FileTask, *, labelled: bool) -> l
     """
     inputs = fill_inputs(rows, config)
     answers: list[str | None] = [None] * len(rows)
-    if labelled or any(config.target_field in row.fields for row in rows):
+    if labelled or any(find_field(row.fields, config.target_field) for row in rows):
         answers = [_read_answer(row, config) for row in rows]
     if labelled and None in answers:
         _refuse_unlabelled([row for row, a in zip(rows, answers, strict=True) if a is None], config)
@@ -79,7 +80,7 @@ def make_examples(rows: Sequence[Row], config: FileTask, *, labelled: bool) -> l
         answers = _find_words(rows, answers, config)
     named = field_names(config)
     return [
-        Example(text, answer, row.where, not any(str(row.fields[n]).strip() for n in named))
+        Example(text, answer, row.where, not any(text_of(row, n, "").strip() for n in named))
         for text, answer, row in zip(inputs, answers, rows, strict=True)
     ]
 
@@ -122,7 +123,7 @@ def fill_inputs(rows: Sequence[Row], config: FileTask) -> list[Input]:
         does not have.
     """
     parts = parse_template(config.input_template)
-    if any(name == config.target_field for _, name in parts):
+    if find_field([name for _, name in parts if name], config.target_field) is not None:
         raise ConfigError(
             f"INPUT_TEMPLATE = {config.input_template!r} shows the model the field "
             f"{config.target_field!r}, which is the answer (TARGET_FIELD)."

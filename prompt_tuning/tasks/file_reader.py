@@ -14,6 +14,7 @@ import json
 import math
 import re
 import sys
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -81,7 +82,8 @@ def read_source(path: str, names: Sequence[str], config: FileTask) -> Source:
     has_tabs = "\t" in first or config.train_file.lower().endswith(".tsv")
     forms: tuple[Form, ...] = ("tsv", "csv") if has_tabs else ("csv", "tsv")
     for form in forms:
-        if set(names) <= set(_read_header(Source(name, text, form), config)):
+        header = _read_header(Source(name, text, form), config)
+        if all(find_field(header, field) is not None for field in names):
             return Source(name, text, form)
     return Source(name, text, "lines")
 
@@ -178,7 +180,8 @@ def _read_table(source: Source, config: FileTask) -> Iterator[Row]:
     records = _read_records(source, config)
     where, names = next(records)
     names = [name.strip() for name in names]
-    twice = sorted({name for name in names if name and names.count(name) > 1})
+    same = [unicodedata.normalize("NFC", name) for name in names]
+    twice = sorted({name for name in same if name and same.count(name) > 1})
     if twice:
         raise ConfigError(f"{where}: the header names {_quoted(twice)} twice: {_quoted(names)}.")
     for where, values in records:
@@ -385,14 +388,22 @@ def text_of(row: Row, name: str, used_by: str) -> str:
     )
 
 
+def find_field(fields: Iterable[str], name: str) -> str | None:
+    """The field of this name, or of one that only writes its accents in another way; or None."""
+    if name in (fields := list(fields)):
+        return name
+    composed = unicodedata.normalize("NFC", name)
+    return next((f for f in fields if unicodedata.normalize("NFC", f) == composed), None)
+
+
 def value_of(row: Row, name: str, used_by: str) -> Any:
     """What a field holds.
 
     Raises:
       ConfigError: there is no such field; the nearest is named.
     """
-    if name in row.fields:
-        return row.fields[name]
+    if (field := find_field(row.fields, name)) is not None:
+        return row.fields[field]
     names = [field for field in row.fields if field]
     near = difflib.get_close_matches(name.lower(), [n.lower() for n in names], n=1)
     hint = next((f" Did you mean {n!r}?" for n in names if near and n.lower() == near[0]), "")
