@@ -61,6 +61,10 @@ def test_a_batch_is_cut_only_where_that_saves_more_than_it_costs():
     alike = cut_batch([500] * 32, [2] * 32, CUTTING)
     assert [len(g.rows) for g in alike] == [32]
     assert len(cut_batch([60] * 24 + [500] * 8, [2] * 32, CUTTING)) == 8
+    # Half of the rows at width 48 instead of 64 saves 16 tokens each, of GROUP_COST's 64.
+    two = Cutting(inputs=512, targets=8, prompt=100, most=2)
+    counts = [len(cut_batch([40] * n + [60] * n, [2] * 2 * n, two)) for n in (3, 4, 5)]
+    assert counts == [1, 1, 2]
     always = Cutting(inputs=512, targets=8, prompt=100, fewest=2, most=4)
     assert len(cut_batch([500] * 32, [2] * 32, always)) == 2
 

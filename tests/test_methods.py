@@ -83,6 +83,17 @@ def test_a_key_makes_the_same_parameters_again(name, values):
 
 
 @every_variant
+def test_no_two_parameters_are_drawn_with_one_key(name, values):
+    """One key makes one array the beginning of another, up to scale."""
+    _, params, _ = make(name, {**values, "hidden": 30} if "hidden" in values else values)
+    drawn = [np.ravel(value) for value in params.values() if np.std(value) > 0 and value.size > 20]
+    for i, first in enumerate(drawn):
+        for second in drawn[:i]:
+            size = min(first.size, second.size)
+            assert abs(np.corrcoef(first[:size], second[:size])[0, 1]) < 0.9
+
+
+@every_variant
 def test_the_gradient_is_the_finite_difference(name, values):
     """In float64, along directions in which every parameter moves."""
     method, params, fold = make(name, values)
@@ -187,6 +198,23 @@ def test_only_a_key_drops_out_and_only_between_the_layers_of_an_lstm():
     assert (fold(params, key).rows != fold(params, other).rows).any()
     assert (fold(params, key).rows != fold(params).rows).any()
     np.testing.assert_array_equal(without(params, key).rows, without(params).rows)
+
+
+def test_what_an_lstm_drops_out_is_right_on_average():
+    """While the second layer hardly sees its input, the rows are linear in what is dropped."""
+    _, params, fold = make("p_tuning", {"encoder": "lstm", "hidden": 4, "dropout": 0.5})
+
+    def rows(scale, key=None):
+        changed = {
+            name: value * scale if "lstm_1" in name and name.endswith("input_kernel") else value
+            for name, value in params.items()
+        }
+        return np.asarray(fold(changed, key).rows if key is None else draw(changed, key))
+
+    draw = jax.jit(lambda p, keys: jax.vmap(lambda key: fold(p, key).rows)(keys).mean(axis=0))
+    keys = jax.random.split(jax.random.key(0), 2000)
+    whole, mean = rows(0.01) - rows(0.0), rows(0.01, keys) - rows(0.0)
+    assert np.linalg.norm(mean - whole) < 0.1 * np.linalg.norm(whole)
 
 
 def test_residual():

@@ -353,6 +353,17 @@ def test_an_adapter_of_another_kind_is_refused(folder: Path, prompt: np.ndarray)
         load_prompt(folder)
 
 
+@pytest.mark.parametrize(("field", "value"), [("token_dim", 31), ("num_virtual_tokens", 3)])
+def test_an_adapter_of_other_sizes_than_its_weights_is_refused(
+    folder: Path, field: str, value: int
+) -> None:
+    (folder / "prompt_tuning.json").unlink()  # its checksums would tell first
+    config = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**config, field: value}))
+    with pytest.raises(ConfigError, match=f"{field} = {value}"):
+        load_prompt(folder)
+
+
 def test_check_prompt(prompt: np.ndarray) -> None:
     def check(metadata: PromptMetadata | None = METADATA, **model: Any) -> None:
         check_prompt(as_prompt(prompt), metadata, where="p/best", **{"shape": (20, 32), **model})
