@@ -21,7 +21,7 @@ from prompt_tuning.batches import batching, groups
 from prompt_tuning.checkpoints.t5x import write_t5x
 from prompt_tuning.config import ConfigError, to_dict
 from prompt_tuning.runtime import agreement, compilation_cache, guard, processes
-from prompt_tuning.session import session
+from prompt_tuning.session import checks
 from prompt_tuning.tasks import registry, task_rows
 
 HERE = Path(__file__).parent
@@ -161,7 +161,7 @@ def test_the_guard_hands_on_the_exit_code_and_translates_an_abort(capfd, monkeyp
 
 def test_what_one_process_does_alone_is_refused_in_many(capsys, monkeypatch):
     with pytest.raises(ConfigError, match="TRAINABLE = 'model'"):
-        session.refuse_many_processes(experiment(CONFIG, trainable="model"))
+        checks.refuse_many_processes(experiment(CONFIG, trainable="model"))
     arguments = ["infer", "--gin_file=models/t5_1_1_tiny.gin", "--gin_file=runs/infer.gin"]
     arguments += ["--gin.TASK_FEATURE_LENGTHS={'inputs': 64, 'targets': 8}"]
     arguments += ["--input=-", "--output=-", "--multiprocess_gpu"]

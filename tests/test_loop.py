@@ -32,7 +32,7 @@ from prompt_tuning.evaluation import matrix, ranking
 from prompt_tuning.evaluation.evaluate import mean_score
 from prompt_tuning.evaluation.records import read_records
 from prompt_tuning.model.prompt import Prompt
-from prompt_tuning.session import session
+from prompt_tuning.session import checks, session
 from prompt_tuning.tasks.eval_task import make_eval_task
 from prompt_tuning.tasks.task_rows import EvalRows
 from prompt_tuning.training import loop, model_dir
@@ -540,12 +540,12 @@ def test_a_run_on_a_mesh_continues_on_one_device(straight, experiment, tmp_path)
 )
 def test_step_counts_that_mean_nothing_are_errors(train, message):
     with pytest.raises(ConfigError, match=message):
-        session.last_step(train, START)
+        checks.last_step(train, START)
 
 
 def test_absolute_and_relative_steps():
-    assert session.last_step(TrainConfig(train_steps=9), START) == 9
-    assert session.last_step(TrainConfig(train_steps_relative=9), START) == 16
+    assert checks.last_step(TrainConfig(train_steps=9), START) == 9
+    assert checks.last_step(TrainConfig(train_steps_relative=9), START) == 16
 
 
 def test_a_folder_that_cannot_be_made(experiment, tmp_path):

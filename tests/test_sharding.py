@@ -20,6 +20,7 @@ from prompt_tuning.config import (
 from prompt_tuning.decoding import decode
 from prompt_tuning.model import sharding, t5
 from prompt_tuning.model.prompt import Prompt
+from prompt_tuning.session import checks
 from prompt_tuning.training import optim, step
 
 MESHES = {(8, 1): 1, (4, 2): 2, (2, 4): 4, (1, 8): 8}
@@ -165,7 +166,7 @@ def test_what_does_not_divide_says_so():
     with pytest.raises(ConfigError, match="8 devices"):
         sharding.make_mesh(3)
     with pytest.raises(ConfigError, match="BATCH_SIZE = 6"):
-        sharding.check_batch_size(6, sharding.make_mesh(2))
+        checks.check_batch_size(6, sharding.make_mesh(2))
 
 
 def test_a_dimension_that_does_not_divide_is_replicated():

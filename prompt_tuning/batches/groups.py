@@ -70,18 +70,23 @@ def make_cutting(
     if recorded is not None:
         return dataclasses.replace(cutting, **recorded)
     fewest, rows = train.microbatches, data.batch_size
-    if rows % fewest or (rows // fewest) % data_parts:
-        raise ConfigError(
-            f"MICROBATCHES = {fewest} does not cut BATCH_SIZE = {rows} into equal parts that "
-            f"divide by the {data_parts} data-parallel devices: choose a divisor of "
-            f"{rows // data_parts}."
-        )
+    check_microbatches(rows, fewest, data_parts)
     most = max(
         n
         for n in range(fewest, max(fewest, train.length_groups) + 1)
         if rows % (n * data_parts) == 0
     )
     return dataclasses.replace(cutting, fewest=fewest, most=most)
+
+
+def check_microbatches(rows: int, parts: int, data_parts: int) -> None:
+    """Raises ConfigError if a batch cannot be cut into equal parts for the devices."""
+    if rows % (parts * data_parts):
+        raise ConfigError(
+            f"MICROBATCHES = {parts} does not cut BATCH_SIZE = {rows} into equal parts that "
+            f"divide by the {data_parts} data-parallel devices: choose a divisor of "
+            f"{rows // data_parts}."
+        )
 
 
 def record_cutting(cutting: Cutting) -> dict[str, int]:

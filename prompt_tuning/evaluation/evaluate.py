@@ -25,6 +25,7 @@ from prompt_tuning.evaluation import ranking
 from prompt_tuning.model import sharding, t5
 from prompt_tuning.model.loss import pair_log_likelihoods
 from prompt_tuning.model.prompt import Prompt, encode
+from prompt_tuning.session import checks
 from prompt_tuning.tasks.eval_task import EvalTask, plain
 from prompt_tuning.tasks.metrics import majority_predictions
 
@@ -48,7 +49,7 @@ class Evaluator:
         self.mesh, self.config = mesh, evaluation
         self.lengths = data.task_feature_lengths
         self.batch_size = evaluation.batch_size or data.batch_size
-        sharding.check_batch_size(self.batch_size, mesh)
+        checks.check_batch_size(self.batch_size, mesh)
         search = decode.Search(self.lengths["targets"], evaluation.num_decodes, evaluation.decoding)
 
         def generate(

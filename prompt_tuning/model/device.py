@@ -30,8 +30,12 @@ class Device(NamedTuple):
 ANY = Device()
 
 
-def choose_device(config: ModelConfig, devices: Iterable[Any], platform: str = "") -> Device:
+def choose_device(
+    config: ModelConfig, devices: Iterable[Any], platform: str = "", *, partitions: int = 1
+) -> Device:
     """How `config` is computed on these devices, or on devices of `platform` that they stand for.
+
+    `partitions` of them share the heads of one copy of the model.
 
     Raises:
       ConfigError: the devices do not have the attention that ATTENTION names.
@@ -40,6 +44,12 @@ def choose_device(config: ModelConfig, devices: Iterable[Any], platform: str = "
     compiling = [device.platform for device in devices]
     platforms = [platform] * len(compiling) if platform else compiling
     if set(platforms) == {"gpu"}:
+        if config.attention == "cudnn" and config.num_heads % partitions:
+            raise ConfigError(
+                f"ATTENTION = 'cudnn' takes whole heads: NUM_MODEL_PARTITIONS = {partitions} does "
+                f"not divide NUM_HEADS = {config.num_heads}. Choose a divisor, or set ATTENTION = "
+                "'xla'."
+            )
         if compiling != platforms:
             return Device("gpu", "xla")
         _check_capability(config, devices)

@@ -7,7 +7,6 @@ annotations; XLA propagates the shardings of parameters and batch.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,8 +16,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
 
-from prompt_tuning.config import ConfigError, ModelConfig
-from prompt_tuning.model.device import choose_device
+from prompt_tuning.config import ConfigError
 
 LOGICAL_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"prompt|encoder/prompt/.*", ("prompt", "prompt_embed")),
@@ -86,32 +84,6 @@ def partition_spec(name: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec
     return PartitionSpec(*(p if p and size % mesh.shape[p] == 0 else None for p, size in sizes))
 
 
-def check_microbatches(size: int, parts: int, mesh: Mesh) -> None:
-    """Raises ConfigError if a microbatch does not divide by the data-parallel devices."""
-    multiple = parts * mesh.shape["data"]
-    if size % multiple:
-        raise ConfigError(
-            f"BATCH_SIZE = {size} cannot be cut into MICROBATCHES = {parts} equal parts for the "
-            f"{mesh.shape['data']} data-parallel devices: choose a multiple of {multiple}."
-        )
-
-
-def check_attention(config: ModelConfig, mesh: Mesh) -> None:
-    """Raises ConfigError if ATTENTION is not possible on these devices or their mesh."""
-    choose_device(config, mesh.devices.flat)
-    check_heads(config, mesh)
-
-
-def check_heads(config: ModelConfig, mesh: Mesh) -> None:
-    """Raises ConfigError if cuDNN would have to attend with a part of a head."""
-    if config.attention == "cudnn" and config.num_heads % mesh.shape["model"]:
-        raise ConfigError(
-            f"ATTENTION = 'cudnn' takes whole heads: NUM_MODEL_PARTITIONS = {mesh.shape['model']} "
-            f"does not divide NUM_HEADS = {config.num_heads}. Choose a divisor, or set "
-            "ATTENTION = 'xla'."
-        )
-
-
 def param_shardings(
     shapes: Mapping[str, jax.ShapeDtypeStruct | jax.Array], mesh: Mesh
 ) -> dict[str, NamedSharding]:
@@ -120,30 +92,6 @@ def param_shardings(
         name: NamedSharding(mesh, partition_spec(name, value.shape, mesh))
         for name, value in shapes.items()
     }
-
-
-def check_memory(mesh: Mesh, needed: int, what: str, lengths: tuple[int, int]) -> None:
-    """Refuses a setting that needs more bytes than there are, for rows of these lengths.
-
-    Raises:
-      ConfigError: `what` is too large.
-    """
-    memory, (inputs, targets) = memory_of(mesh), lengths
-    if needed > memory:
-        raise ConfigError(
-            f"{what} with rows of {inputs} + {targets} tokens (TASK_FEATURE_LENGTHS and "
-            f"PROMPT_LENGTH) needs more than {needed / 2**30:,.0f} GiB for a step, and the "
-            f"{mesh.size} devices have {memory / 2**30:,.0f} GiB: lower {what.split(' ')[0]} or "
-            "the lengths."
-        )
-
-
-def memory_of(mesh: Mesh) -> int:
-    """Bytes of memory of all devices of the mesh; for CPU devices those of the machine."""
-    limits = [(d.memory_stats() or {}).get("bytes_limit", 0) for d in mesh.local_devices]
-    if all(limits):
-        return sum(limits) * mesh.size // len(limits)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * jax.process_count()
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -162,17 +110,6 @@ def put(value: np.ndarray, where: Sharding) -> jax.Array:
 def replicate(tree: Any, mesh: Mesh) -> Any:
     """A tree of arrays that every process has, on every device."""
     return jax.tree.map(lambda leaf: put(np.asarray(leaf), replicated(mesh)), tree)
-
-
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raises ConfigError when a batch does not divide by the data axis."""
-    parts = mesh.shape["data"]
-    if batch_size % parts:
-        raise ConfigError(
-            f"BATCH_SIZE = {batch_size} does not divide by the {parts} data-parallel devices "
-            f"({mesh.size} devices, NUM_MODEL_PARTITIONS = {mesh.shape['model']}): choose a "
-            f"multiple of {parts}."
-        )
 
 
 def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:

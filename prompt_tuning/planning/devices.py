@@ -8,11 +8,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from prompt_tuning.batches.groups import make_cutting
+from prompt_tuning.batches.groups import check_microbatches, make_cutting
 from prompt_tuning.config import Experiment
 from prompt_tuning.model import sharding
+from prompt_tuning.model.device import choose_device
 from prompt_tuning.planning import program
 from prompt_tuning.planning.chips import GIB
+from prompt_tuning.session import checks
 
 
 def describe_devices(experiment: Experiment, mesh: Mesh | None = None) -> str:
@@ -23,8 +25,9 @@ def describe_devices(experiment: Experiment, mesh: Mesh | None = None) -> str:
     """
     mesh = mesh or sharding.make_mesh(experiment.num_model_partitions)
     rows = experiment.data.batch_size
-    sharding.check_batch_size(rows, mesh)
-    sharding.check_attention(experiment.model, mesh)
+    checks.check_batch_size(rows, mesh)
+    partitions = mesh.shape["model"]
+    choose_device(experiment.model, mesh.devices.flat, partitions=partitions)
     kind = getattr(mesh.devices.flat[0], "device_kind", "device")
     parts = describe_parts(experiment, mesh)
     return "\n".join(
@@ -46,7 +49,7 @@ def describe_parts(experiment: Experiment, mesh: Mesh) -> str:
     """
     if experiment.corpus.objective != "task":
         parts = experiment.train.microbatches
-        sharding.check_microbatches(experiment.data.batch_size, parts, mesh)
+        check_microbatches(experiment.data.batch_size, parts, mesh.shape["data"])
         return f"{parts} equal part(s) of one shape"
     cutting = make_cutting(
         experiment.train, experiment.data, experiment.prompt.length, mesh.shape["data"]

@@ -23,6 +23,7 @@ from prompt_tuning.model import sharding
 from prompt_tuning.planning import flops, gpus, hlo, program
 from prompt_tuning.planning.chips import GIB, Topology, compile_only_devices
 from prompt_tuning.planning.devices import describe_parts
+from prompt_tuning.session import checks
 
 OVERSTATES = "XLA's CPU compiler: its temporaries are an upper bound"
 GPU_COMPILER = "; pip install 'jax[cuda12]' installs the GPU's own"
@@ -74,7 +75,7 @@ def make_plan(experiment: Experiment, topology: Topology, *, utilisation: float 
     devices, compiler = find_devices(topology)
     compiles_for = devices[0].platform
     mesh = sharding.make_mesh(experiment.num_model_partitions, devices)
-    sharding.check_batch_size(experiment.data.batch_size, mesh)
+    checks.check_batch_size(experiment.data.batch_size, mesh)
     describe_parts(experiment, mesh)  # raises an error if MICROBATCHES does not fit
     shapes = program.largest_shapes(experiment)
     lowered = program.lower_step(experiment, mesh, platform=topology.chip.platform)

@@ -105,11 +105,12 @@ def trace_step(
     or, with MICROBATCHES, one part of it.
     """
     state, frozen = abstract_state(experiment, mesh)
-    model = t5.T5(experiment.model, choose_device(experiment.model, mesh.devices.flat, platform))
+    partitions = mesh.shape["model"]
+    device = choose_device(experiment.model, mesh.devices.flat, platform, partitions=partitions)
+    model = t5.T5(experiment.model, device)
     recipe = _recipe(experiment, model)
     programs = steps.compile_step(recipe, state)
     parts = experiment.train.microbatches
-    sharding.check_heads(experiment.model, mesh)
     packed = experiment.corpus.objective != "task" and experiment.corpus.pack
     batch = abstract_batch(shapes or largest_shapes(experiment), mesh, packed=packed)
     if parts == 1:

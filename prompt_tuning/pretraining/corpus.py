@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from prompt_tuning.config import ConfigError, Experiment
 from prompt_tuning.pretraining import documents, examples, token_store
-from prompt_tuning.session import setup
+from prompt_tuning.session import checks, setup
 from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 
 FOLDER = "corpus"  # in MODEL_DIR
@@ -43,7 +43,7 @@ def load_corpus(experiment: Experiment, model_dir: Path) -> Corpus:
     """
     config = experiment.data
     vocabulary = load_vocabulary(config.vocabulary)
-    setup.check_vocabulary_size(vocabulary, config.vocabulary, experiment.model)
+    checks.check_vocabulary_size(vocabulary, config.vocabulary, experiment.model)
     lengths = dict(config.task_feature_lengths)
     shape = examples.make_shape(experiment.corpus, lengths, vocabulary.vocab_size)
     store = _load_tokens(experiment, model_dir / FOLDER, vocabulary.vocab_size)

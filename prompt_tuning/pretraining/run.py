@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
+from prompt_tuning.batches.groups import check_microbatches
 from prompt_tuning.checkpoints import load, slots
 from prompt_tuning.checkpoints import t5x as t5x_checkpoint
 from prompt_tuning.config import ConfigError, Experiment
@@ -67,7 +68,7 @@ class Pretraining:
                 "False."
             )
         size, parts = experiment.data.batch_size, experiment.train.microbatches
-        sharding.check_microbatches(size, parts, mesh)
+        check_microbatches(size, parts, mesh.shape["data"])
 
     @staticmethod
     def open_store(

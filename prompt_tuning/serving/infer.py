@@ -22,6 +22,7 @@ from prompt_tuning.prompts import prompt_file
 from prompt_tuning.runtime.replace_folder import local_folder, replace_text, writing
 from prompt_tuning.serving import lines
 from prompt_tuning.serving.predictor import Predictor
+from prompt_tuning.session import checks
 from prompt_tuning.tasks.file_examples import field_names, fill_inputs, rows_to_answer
 from prompt_tuning.tasks.file_reader import STANDARD, Source, read_source
 from prompt_tuning.vocabularies.coverage import CURE, describe_lost, refuse_alike
@@ -105,7 +106,7 @@ def _check_memory(run: InferRun) -> None:
     lengths = run.data.task_feature_lengths
     sizes = lengths["inputs"], lengths["targets"]
     mesh = sharding.make_mesh(run.num_model_partitions)
-    sharding.check_memory(mesh, 4 * rows * sum(sizes), f"{name} = {rows}", sizes)
+    checks.check_memory(mesh, 4 * rows * sum(sizes), f"{name} = {rows}", sizes)
 
 
 def read_file(run: InferRun, path: str) -> InferRows:

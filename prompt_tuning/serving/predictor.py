@@ -111,7 +111,7 @@ class Predictor:
         loaded_vocabulary = load_vocabulary(vocabulary)
         loaded = {name: prompt_file.load_prompt(path) for name, path in prompts.items()}
         mesh = sharding.make_mesh(num_model_partitions)
-        sharding.check_attention(config, mesh)
+        choose_device(config, mesh.devices.flat, partitions=num_model_partitions)
         shardings = sharding.param_shardings(t5.param_shapes(config), mesh)
         backbone, _ = read_backbone(checkpoint, config, dtype=config.dtype, shardings=shardings)
         fingerprint = identity.backbone_identity(backbone)

@@ -18,22 +18,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from prompt_tuning.checkpoints import huggingface, identity, load, manifest
-from prompt_tuning.config import (
-    ConfigError,
-    DataConfig,
-    EvalConfig,
-    EvalRun,
-    Experiment,
-    ModelConfig,
-    ModelRun,
-    TrainConfig,
-)
+from prompt_tuning.config import ConfigError, EvalRun, Experiment, ModelRun
 from prompt_tuning.model import sharding
 from prompt_tuning.model.device import choose_device
 from prompt_tuning.model.t5 import T5, init_params, param_shapes
 from prompt_tuning.runtime import processes
 from prompt_tuning.runtime.prefetch import Prefetcher
 from prompt_tuning.runtime.replace_folder import local_folder
+from prompt_tuning.session import checks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,52 +84,20 @@ def open_session(run: ModelRun) -> Session:
     """
     processes.check_joined()
     mesh = sharding.make_mesh(run.num_model_partitions)
-    dtype, prompt_length, parts, is_random = run.model.dtype, 0, 1, False
+    dtype, is_random = run.model.dtype, False
     if isinstance(run, Experiment):
-        train, prompt_length = run.train, run.prompt.length
-        dtype = "float32" if train.trainable == "model" else dtype
-        parts = train.microbatches * train.length_groups
+        dtype = "float32" if run.train.trainable == "model" else dtype
         is_random = run.from_scratch
-        sharding.check_batch_size(run.data.batch_size, mesh)
-    check_memory(run.model, run.data, run.eval, mesh, prompt_length=prompt_length, parts=parts)
-    sharding.check_attention(run.model, mesh)
-    model = T5(run.model, choose_device(run.model, mesh.devices.flat))
+        checks.check_batch_size(run.data.batch_size, mesh)
+    checks.check_activations(run, mesh)
+    partitions = run.num_model_partitions
+    model = T5(run.model, choose_device(run.model, mesh.devices.flat, partitions=partitions))
     checkpoint = run.checkpoint if isinstance(run, (Experiment, EvalRun)) else ""
     step = 0 if is_random else load.read_step(checkpoint)
     reading = (
         None if is_random else load.prefetch_backbone(checkpoint, run.model, mesh, dtype=dtype)
     )
     return Session(checkpoint, mesh, model, step, run.verify_checkpoint, reading)
-
-
-def check_memory(
-    model: ModelConfig,
-    data: DataConfig,
-    evaluation: EvalConfig,
-    mesh: Mesh,
-    *,
-    prompt_length: int = 0,
-    parts: int = 1,
-) -> None:
-    """Rejects rows whose first activations alone cannot fit the devices, before anything is read.
-
-    It counts the inputs' embeddings and the targets' logits of one of the `parts` that a batch may
-    be cut into. This is a lower bound: it rejects only configurations that cannot possibly fit.
-
-    Raises:
-      ConfigError: BATCH_SIZE, EVAL_BATCH_SIZE, TASK_FEATURE_LENGTHS or PROMPT_LENGTH is too large.
-    """
-    inputs = data.task_feature_lengths["inputs"] + prompt_length
-    targets = data.task_feature_lengths.get("targets", 1)
-    row = 4 * targets * model.num_embeddings  # logits are float32
-    row += {"float32": 4, "bfloat16": 2}[model.dtype] * inputs * model.embed_dim
-    rows = max(1, data.batch_size // parts)
-    evaluated = evaluation.batch_size or data.batch_size
-    for name, number, needed in (
-        ("BATCH_SIZE", data.batch_size, rows * row),
-        ("EVAL_BATCH_SIZE", evaluated, evaluated * 4 * inputs),
-    ):
-        sharding.check_memory(mesh, needed, f"{name} = {number}", (inputs, targets))
 
 
 def make_dir(name: str, macro: str) -> Path:
@@ -154,15 +114,6 @@ def make_dir(name: str, macro: str) -> Path:
             f"{macro} {path} cannot be made or is not a folder ({error.strerror}). Choose another."
         ) from error
     return path
-
-
-def refuse_many_processes(experiment: Experiment) -> None:
-    """Raises ConfigError for settings that need a single process."""
-    if experiment.train.trainable == "model":
-        raise ConfigError(
-            "TRAINABLE = 'model': model tuning is not supported with several processes, because "
-            "one process writes its checkpoints. Start a single process, or tune a prompt."
-        )
 
 
 def describe_start(experiment: Experiment, step: int) -> Iterator[str]:
@@ -185,28 +136,3 @@ def describe_start(experiment: Experiment, step: int) -> Iterator[str]:
         "The paper's Adafactor started at the step of the LM-adapted checkpoint: "
         "--gin.OPTIMIZER_START_STEP=1100000"
     )
-
-
-def last_step(train: TrainConfig, start: int) -> int:
-    """The absolute step at which a run that starts at `start` ends.
-
-    Raises:
-      ConfigError: neither or both counts are given, or the end is not after the start.
-    """
-    if (train.train_steps is None) == (train.train_steps_relative is None):
-        raise ConfigError(
-            f"TRAIN_STEPS = {train.train_steps}, TRAIN_STEPS_RELATIVE = "
-            f"{train.train_steps_relative}: expected exactly one of them. Set TRAIN_STEPS "
-            "(absolute: counts the checkpoint's own steps, as in T5X) or TRAIN_STEPS_RELATIVE "
-            "(this run's steps)."
-        )
-    if train.train_steps_relative is not None:
-        return start + train.train_steps_relative
-    assert train.train_steps is not None
-    if train.train_steps <= start:
-        raise ConfigError(
-            f"TRAIN_STEPS = {train.train_steps} is absolute and the checkpoint is already at step "
-            f"{start}: there is no step to train. Set TRAIN_STEPS to more than {start}, or "
-            f"TRAIN_STEPS_RELATIVE = {train.train_steps} to train {train.train_steps} steps."
-        )
-    return train.train_steps

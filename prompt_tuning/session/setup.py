@@ -31,6 +31,7 @@ from prompt_tuning.methods.table import find_method, make_settings
 from prompt_tuning.model import sharding
 from prompt_tuning.model.prompt import no_prompt
 from prompt_tuning.prompts import prompt_file
+from prompt_tuning.session import checks
 from prompt_tuning.session.session import Backbone
 from prompt_tuning.tasks import file_examples, registry, task_rows
 from prompt_tuning.tasks.eval_task import EvalTask, make_eval_tasks
@@ -72,7 +73,7 @@ def load_data(
       ConfigError: a task, its data or its vocabulary is missing or does not fit.
     """
     vocabulary = load_vocabulary(config.vocabulary)
-    check_vocabulary_size(vocabulary, config.vocabulary, model)
+    checks.check_vocabulary_size(vocabulary, config.vocabulary, model)
     if train and len(config.names) != 1:
         raise ConfigError(
             f"MIXTURE_OR_TASK_NAME = {config.names}: a run trains on one task or mixture. Register "
@@ -98,15 +99,6 @@ def load_data(
         vocabulary_identity=vocabulary.sha256,
         files_identity=file_examples.files_identity(config.files),
     )
-
-
-def check_vocabulary_size(vocabulary: Vocabulary, name: str, model: ModelConfig) -> None:
-    """Raises ConfigError if the vocabulary has more ids than the model has embeddings."""
-    if vocabulary.vocab_size > model.num_embeddings:
-        raise ConfigError(
-            f"VOCABULARY = {name!r} has {vocabulary.vocab_size} ids, the model only "
-            f"{model.num_embeddings} embeddings (NUM_EMBEDDINGS). Give the model's vocabulary."
-        )
 
 
 def vocabulary_identity(spec: str) -> str:

@@ -20,7 +20,8 @@ from prompt_tuning.evaluation.records import RunLog
 from prompt_tuning.model import sharding
 from prompt_tuning.runtime import agreement, lock, processes, signals
 from prompt_tuning.runtime.prefetch import BATCHES, Prefetcher
-from prompt_tuning.session.session import Session, last_step, make_dir, open_session
+from prompt_tuning.session.checks import last_step
+from prompt_tuning.session.session import Session, make_dir, open_session
 from prompt_tuning.training import health, optim
 from prompt_tuning.training import model_dir as model_dirs
 from prompt_tuning.training import run as runs

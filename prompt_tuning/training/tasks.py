@@ -35,13 +35,9 @@ from prompt_tuning.model.prompt import no_prompt
 from prompt_tuning.prompts import prompt_file
 from prompt_tuning.runtime import processes, signals
 from prompt_tuning.session import setup
+from prompt_tuning.session.checks import refuse_many_processes
 from prompt_tuning.session.overview import describe_data
-from prompt_tuning.session.session import (
-    Backbone,
-    Session,
-    describe_start,
-    refuse_many_processes,
-)
+from prompt_tuning.session.session import Backbone, Session, describe_start
 from prompt_tuning.training import health
 from prompt_tuning.training import model_dir as model_dirs
 from prompt_tuning.training import run as runs

@@ -39,7 +39,7 @@ from prompt_tuning.model import t5
 from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.prompts.embedding import read_identity
 from prompt_tuning.prompts.prompt_file import PromptMetadata, check_prompt, load_prompt
-from prompt_tuning.session import session, setup
+from prompt_tuning.session import checks, session, setup
 from prompt_tuning.tasks import registry, task_rows
 from prompt_tuning.tasks.file_tasks import register_files
 from prompt_tuning.vocabularies.vocabulary import load_vocabulary
@@ -128,7 +128,7 @@ def last_step(experiment: Experiment) -> int:
 
     (T5X's own `relative_steps` counts from where it resumed.)
     """
-    return session.last_step(experiment.train, start_step(experiment))
+    return checks.last_step(experiment.train, start_step(experiment))
 
 
 def training_batches(
