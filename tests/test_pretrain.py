@@ -16,8 +16,8 @@ import pytest
 import several_processes
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from prompt_tuning.checkpoints import slots
 from prompt_tuning.checkpoints import t5x as t5x_checkpoint
+from prompt_tuning.checkpoints import t5x_states
 from prompt_tuning.config import (
     ConfigError,
     CorpusConfig,
@@ -32,7 +32,7 @@ from prompt_tuning.config import (
 )
 from prompt_tuning.evaluation.records import read_records
 from prompt_tuning.model import t5
-from prompt_tuning.pretraining import corpus, run, saved
+from prompt_tuning.pretraining import corpus, run
 from prompt_tuning.runtime import signals
 from prompt_tuning.training import optim, step
 from prompt_tuning.training.loop import train
@@ -95,7 +95,7 @@ def straight(tmp_path_factory, text) -> TrainResult:
 def arrays(folder: Path) -> dict[str, np.ndarray]:
     shapes = t5.param_shapes(MODEL)
     params, _ = t5x_checkpoint.read_t5x(folder, shapes)
-    like = slots.get_slots(
+    like = t5x_states.get_slots(
         optim.make_optimizer(experiment(folder, "").optimizer, optim.MODEL_RULES).init(params)
     )
     found = t5x_checkpoint.read_slots(folder, like)
@@ -194,7 +194,7 @@ def test_a_signal_saves_the_step_that_it_came_in(tmp_path, text, straight):
         threading.Thread(target=send_soon).start()
         with pytest.raises(signals.Stopped):
             pretrain(experiment(tmp_path, text, **(changes | {"train": many})))
-    step = int(saved.find_checkpoints(tmp_path)[-1].name.removeprefix("checkpoint_"))
+    step = int(t5x_states.find_checkpoints(tmp_path)[-1].name.removeprefix("checkpoint_"))
     assert step > 3
     more = dataclasses.replace(many, train_steps=step + 1)
     assert pretrain(experiment(tmp_path, text, **(changes | {"train": more}))).step == step + 1
@@ -206,7 +206,7 @@ def test_only_so_many_checkpoints_are_kept(tmp_path, text):
         trainable="model", train_steps=2, checkpoint_period=1, keep_checkpoints=1
     )
     pretrain(experiment(tmp_path, text, train=keep_one))
-    assert [p.name for p in saved.find_checkpoints(tmp_path)] == ["checkpoint_2"]
+    assert [p.name for p in t5x_states.find_checkpoints(tmp_path)] == ["checkpoint_2"]
 
 
 @pytest.mark.slow
@@ -223,7 +223,7 @@ def test_lm_adaptation_goes_on_from_the_checkpoint(tmp_path, text, straight):
     )
     done = pretrain(adapted)
     assert done.step == 8
-    assert json.loads((done.checkpoint / saved.RUN_FILE).read_text())["start"] == 6
+    assert json.loads((done.checkpoint / t5x_states.RUN_FILE).read_text())["start"] == 6
     assert not np.array_equal(
         arrays(done.checkpoint)["encoder/encoder_norm/scale/v"],
         arrays(straight.checkpoint)["encoder/encoder_norm/scale/v"],
@@ -251,13 +251,13 @@ def test_restored_moments_update_like_a_run_that_never_stopped():
         state = update(optimizer, state, count)
     whole = update(optimizer, state, 2)
 
-    kept = slots.get_slots(state.opt_state)
+    kept = t5x_states.get_slots(state.opt_state)
     assert kept["encoder/wide/kernel/v_row"].shape == (128,)
     assert kept["encoder/wide/kernel/v_col"].shape == (130,)
     assert kept["decoder/small/kernel/v"].shape == (4, 6)
     optimizer = optim.make_optimizer(config, optim.MODEL_RULES, start_step=2)
     fresh = step.init_state(state.trainable, optimizer, 2)
-    opt_state = slots.set_slots(fresh.opt_state, kept, count=0)
+    opt_state = t5x_states.set_slots(fresh.opt_state, kept, count=0)
     resumed = update(optimizer, fresh._replace(opt_state=opt_state), 2)
     for name, value in whole.trainable.items():
         np.testing.assert_array_equal(value, resumed.trainable[name], err_msg=name)
@@ -308,7 +308,7 @@ def test_another_corpus_in_the_same_folder_is_refused(tmp_path, text, straight):
 
 def test_a_run_of_a_version_with_fewer_settings_goes_on(tmp_path, text, straight):
     shutil.copytree(straight.model_dir, tmp_path / "run")
-    for path in (tmp_path / "run").glob(f"checkpoint_*/{saved.RUN_FILE}"):
+    for path in (tmp_path / "run").glob(f"checkpoint_*/{t5x_states.RUN_FILE}"):
         meta = json.loads(path.read_text())
         assert meta["experiment"]["data"].pop("sentinel_targets") is False
         assert meta["experiment"]["corpus"].pop("noise_density") == 0.15
@@ -414,7 +414,7 @@ def test_upstream_t5x_reads_the_checkpoint_and_goes_on(straight):
     ours = optim.make_optimizer(config, optim.MODEL_RULES, start_step=6)
     flat = flatten_dict(params, sep="/")
     arrays_of = {name: jax.numpy.asarray(value) for name, value in moments.items()}
-    state = slots.set_slots(ours.init(flat), arrays_of, count=0)
+    state = t5x_states.set_slots(ours.init(flat), arrays_of, count=0)
     updates, _ = ours.update(flatten_dict(gradients, sep="/"), state, flat)
     for name, value in flatten_dict(moved.target, sep="/").items():
         np.testing.assert_allclose(flat[name] + updates[name], value, atol=1e-6, err_msg=name)

@@ -53,13 +53,14 @@ def verify(path: str, *, write: bool = False) -> tuple[list[str], list[str]]:
 
 def _checks(place: Path) -> Iterator[Check]:
     """The checks that need no manifest of the folder itself."""
+    from prompt_tuning.checkpoints.t5x_states import find_checkpoints
     from prompt_tuning.prompts import prompt_file
 
     def has(*names: str) -> bool:
         return any((place / name).exists() for name in names)
 
     parent, name = place.absolute().parent, place.absolute().name
-    if has(STATES, "prompts") or _checkpoints(place):
+    if has(STATES, "prompts") or find_checkpoints(place, file=""):
         yield from _check_model_dir(place)
     elif name == STATES:
         yield from _check_states(place)
@@ -72,23 +73,16 @@ def _checks(place: Path) -> Iterator[Check]:
 
 
 def _check_model_dir(place: Path) -> Iterator[Check]:
-    from prompt_tuning.checkpoints import manifest
+    from prompt_tuning.checkpoints import manifest, t5x_states
 
     if (place / STATES).exists():
         yield from _check_states(place / STATES)
     for folder in sorted((place / "prompts").glob("[!.]*")):
         yield f"prompt {folder}", lambda folder=folder: _read_prompt(folder)
-    for folder in _checkpoints(place):
+    for folder in t5x_states.find_checkpoints(place, file=""):
         yield f"checkpoint {folder}", lambda folder=folder: _read_checkpoint(folder)
         if (folder / manifest.NAME).exists():
             yield _by_manifest(folder)
-
-
-def _checkpoints(place: Path) -> list[Path]:
-    """The checkpoints in a MODEL_DIR, in the order of their steps."""
-    steps = {path: path.name.removeprefix("checkpoint_") for path in place.glob("checkpoint_*")}
-    numbered = [path for path, step in steps.items() if step.isdigit()]
-    return sorted(numbered, key=lambda path: int(steps[path]))
 
 
 def _check_states(directory: Path) -> Iterator[Check]:

@@ -18,13 +18,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from prompt_tuning.batches.groups import check_microbatches
-from prompt_tuning.checkpoints import load, slots
-from prompt_tuning.checkpoints import t5x as t5x_checkpoint
+from prompt_tuning.checkpoints import load, t5x_states
 from prompt_tuning.config import ConfigError, Experiment
 from prompt_tuning.model import loss, sharding, t5
 from prompt_tuning.model.prompt import no_prompt
 from prompt_tuning.pretraining import corpus as corpora
-from prompt_tuning.pretraining import curves, examples, saved
+from prompt_tuning.pretraining import curves, examples
 from prompt_tuning.runtime import processes, signals
 from prompt_tuning.session import setup
 from prompt_tuning.session.session import Backbone, Session
@@ -35,22 +34,18 @@ from prompt_tuning.training.tasks import Tasks
 HELD_OUT = "held_out"
 
 
-@dataclasses.dataclass(frozen=True)
-class Pretraining:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pretraining(Objective):
     """The corpus of a run, and its compiled score."""
 
-    experiment: Experiment
-    mesh: Mesh
-    model: t5.T5
     corpus: corpora.Corpus
     score: Any  # compiled: (params, batch) -> sums of the loss
-    has_small_states: bool = False
+    has_small_states = False
 
     # ---- before the corpus is read
 
     @staticmethod
     def check(experiment: Experiment, mesh: Mesh) -> None:
-        """Raises ConfigError for settings that are invalid in pre-training."""
         if experiment.train.trainable != "model" or experiment.prompt.length:
             raise ConfigError(
                 f"OBJECTIVE = {experiment.corpus.objective!r} trains the model itself. Set "
@@ -73,30 +68,18 @@ class Pretraining:
     @staticmethod
     def open_store(
         experiment: Experiment, shared: Path, own: Path, start: int
-    ) -> saved.CheckpointStore:
-        """The checkpoints in MODEL_DIR."""
+    ) -> t5x_states.CheckpointStore:
         keep = experiment.train.keep_checkpoints
-        return saved.CheckpointStore(shared, own, start=start, keep=keep)
+        return t5x_states.CheckpointStore(shared, own, start=start, keep=keep)
 
     @staticmethod
     def describe_saved(model_dir: Path) -> str:
-        """A sentence on the newest checkpoint."""
-        return saved.describe_saved(model_dir)
+        return t5x_states.describe_saved(model_dir)
 
     @classmethod
     def load(
-        cls,
-        experiment: Experiment,
-        session: Session,
-        model_dir: Path,
-        meta: Mapping[str, Any] | None,
+        cls, experiment: Experiment, session: Session, model_dir: Path, meta: Any
     ) -> Pretraining:
-        """Tokenises the corpus into MODEL_DIR, or reads its tokens from there.
-
-        Raises:
-          ConfigError: the corpus is missing, or vocabulary, lengths and model do not fit each
-            other.
-        """
         model = session.model
 
         def score(params: t5.Params, batch: Mapping[str, Array]) -> loss.Metrics:
@@ -104,77 +87,53 @@ class Pretraining:
             return loss.loss_fn(logits, batch, z_loss=0.0)[1]
 
         corpus = corpora.load_corpus(experiment, model_dir)
-        return cls(experiment, session.mesh, model, corpus, jax.jit(score))
-
-    @property
-    def name(self) -> str:
-        """The name of the corpus."""
-        return self.corpus.name
-
-    @property
-    def description(self) -> str:
-        """The numbers of documents and tokens, and the lengths of examples."""
-        return self.corpus.description
-
-    @property
-    def identities(self) -> dict[str, str]:
-        """Fingerprints of vocabulary and corpus."""
-        vocabulary = setup.vocabulary_identity(self.experiment.data.vocabulary)
-        return {"vocabulary": vocabulary, "corpus": self.corpus.identity}
-
-    @property
-    def metadata(self) -> dict[str, Any]:
-        """Empty: a checkpoint needs no further metadata."""
-        return {}
+        vocabulary = setup.vocabulary_identity(experiment.data.vocabulary)
+        return cls(
+            experiment=experiment,
+            mesh=session.mesh,
+            name=corpus.name,
+            description=corpus.description,
+            identities={"vocabulary": vocabulary, "corpus": corpus.identity},
+            corpus=corpus,
+            score=jax.jit(score),
+        )
 
     def fingerprint(self) -> str:
-        """The fingerprint of the corpus."""
         return self.corpus.identity
 
     def first_params(self, backbone: Backbone) -> tuple[dict[str, np.ndarray], str]:
-        """An empty prompt, and a description of it."""
-        rows = np.asarray(no_prompt(self.model.config).rows)
-        return {"prompt": rows}, "no prompt: the model itself is trained"
+        return setup.no_first_params(self.experiment.model)
 
     def restore_optimizer(self, state: steps.TrainState) -> steps.TrainState:
-        """The state with the optimiser of the checkpoint, if RESTORE_OPTIMIZER is set."""
         if not self.experiment.train.restore_optimizer:
             return state
         path = load.find_path(self.experiment.checkpoint)
-        moments = t5x_checkpoint.read_slots(path, slots.get_slots(state.opt_state))
-        return state._replace(opt_state=slots.set_slots(state.opt_state, moments, count=0))
-
-    def repair(self, model_dir: Path, status: EvalStatus) -> None:
-        """Does nothing: `restore` skips damaged checkpoints."""
+        return state._replace(opt_state=t5x_states.read_optimizer(path, state.opt_state, count=0))
 
     def batches(self, numbers: range) -> Iterator[list[dict[str, jax.Array]]]:
-        """The microbatches of each step, on the devices."""
         for number in numbers:
             batch = self.corpus.train.batch(number, self.experiment.data.batch_size)
             parts = split_batch(batch, self.experiment.train.microbatches)
             yield [sharding.shard_batch(part, self.mesh) for part in parts]
 
     def name_rows(self, number: int) -> str:
-        """A text that names the documents in the batch of a step; steps are counted from 1."""
         rows = self.corpus.train.sources(number - 1, self.experiment.data.batch_size)
         documents = "; ".join(", ".join(map(str, row)) for row in rows)
-        return f"documents of {self.corpus.name}, from 0: {documents}"
+        return f"documents of {self.name}, from 0: {documents}"
 
     # ---- during the run
 
     def begin(self, run: Run, loop: LoopState) -> None:
-        """Scores the model before the first step."""
         self._score(run, loop)
 
     def evaluate(self, run: Run, loop: LoopState) -> tuple[EvalStatus, list[str]]:
-        """The status, and the score on the held-out documents as a line."""
         line = self._score(run, loop)
         return dataclasses.replace(loop.status, evaluation_due=False), [line]
 
     def _score(self, run: Run, loop: LoopState) -> str:
         with signals.current().allowed():  # this block writes no file
             values = self.held_out(loop.state.trainable)
-        run.log.scores(loop.step, values, task=self.corpus.name, split=HELD_OUT)
+        run.log.scores(loop.step, values, task=self.name, split=HELD_OUT)
         return ", ".join(f"{name} {value:.3f}" for name, value in values.items())
 
     def held_out(self, params: t5.Params) -> dict[str, float]:
@@ -194,14 +153,12 @@ class Pretraining:
         }
 
     def save_last_good(self, run: Run, state: steps.TrainState, step: int) -> str:
-        """A sentence on the newest checkpoint, which is the last good state."""
         folder = Path(self.experiment.model_dir).expanduser()
-        return saved.describe_saved(folder, resumable=False)
+        return t5x_states.describe_saved(folder, resumable=False)
 
     # ---- at the end
 
     def finish(self, run: Run, loop: LoopState, model_dir: Path) -> TrainResult:
-        """The result: the held-out loss and the last checkpoint; draws the curves."""
         points = curves.held_out_points(run.log.model_dir)
         picture = curves.draw_losses(run.log.model_dir) if processes.is_first() else None
         checkpoint = model_dir / f"checkpoint_{loop.step}"

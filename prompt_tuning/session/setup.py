@@ -112,7 +112,7 @@ def first_params(
     """The prompt method's parameters before the first step, and how they begin, also printed."""
     config, model = experiment.prompt, experiment.model
     if experiment.train.trainable == "model":
-        return {"prompt": np.asarray(no_prompt(model).rows)}, "no prompt: the model itself is tuned"
+        return no_first_params(model)
     method = find_method(config.method)
     settings = make_settings(method, config.method, config.settings)
     key = first_prompt_key(experiment.train.random_seed)
@@ -154,6 +154,11 @@ def first_params(
         init += f"; {config.method}, {sizes:,} trained parameters"
     print(f"prompt: {config.length} x {model.embed_dim}, {init}", flush=True)
     return {name: np.asarray(value) for name, value in params.items()}, init
+
+
+def no_first_params(model: ModelConfig) -> tuple[dict[str, np.ndarray], str]:
+    """The parameters of no prompt, and how they begin, of a run that trains the model itself."""
+    return {"prompt": np.asarray(no_prompt(model).rows)}, "no prompt: the model itself is tuned"
 
 
 def _load_first_prompt(

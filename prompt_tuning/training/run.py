@@ -6,19 +6,20 @@ saved state ends with the same bits.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from prompt_tuning.checkpoints import manifest, retry, run_state
+from prompt_tuning.checkpoints import manifest, retry, run_state, t5x_states
 from prompt_tuning.checkpoints import t5x as t5x_checkpoint
 from prompt_tuning.config import EvalConfig, Experiment, to_dict
 from prompt_tuning.evaluation.records import RunLog
@@ -52,131 +53,97 @@ class TrainResult:
     held_out_loss: float | None = None  # of a pre-training run: nats per token
 
 
-class Store(Protocol):
-    """The saved states of a run."""
-
-    def latest_step(self) -> int | None:
-        """The step of the newest state; None if there is none."""
-        ...
-
-    def read_meta(self) -> dict[str, Any] | None:
-        """The metadata of the newest readable state; None if there is none."""
-        ...
-
-    def restore(self, abstract: Any) -> tuple[Any, dict[str, Any]]:
-        """The newest undamaged state, with the shapes and shardings of `abstract`; its metadata."""
-        ...
-
-    def save(
-        self, step: int, state: Any, meta: Mapping[str, Any] | None = None, *, replace: bool = False
-    ) -> None:
-        """Saves a state; may return before it is on disk."""
-        ...
-
-    def wait(self) -> None:
-        """Waits until everything is on disk."""
-        ...
-
-    def close(self) -> None:
-        """Waits, and stops the background threads."""
-        ...
+Store = run_state.RunStateStore | t5x_states.CheckpointStore
 
 
-class Objective(Protocol):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Objective(abc.ABC):
     """The rows that a run trains on, how it is scored, and where its states are saved.
 
     There are two: `training.tasks.Tasks` and `pretraining.run.Pretraining`.
     """
 
-    @property
-    def name(self) -> str:
-        """The name of the task or corpus in the records."""
-        ...
-
-    @property
-    def description(self) -> str:
-        """A text on the rows for the user."""
-        ...
-
-    @property
-    def identities(self) -> Mapping[str, str]:
-        """Fingerprints that must be the same when the run is resumed, besides the backbone's."""
-        ...
+    experiment: Experiment
+    mesh: Mesh
+    name: str  # of the task or corpus, in the records
+    description: str  # of the rows, for the user
+    # Fingerprints that must be the same when the run is resumed, besides the backbone's.
+    identities: Mapping[str, str]
+    # Whether a state is saved at every evaluation, regardless of CHECKPOINT_PERIOD.
+    has_small_states: ClassVar[bool]
 
     @property
     def metadata(self) -> Mapping[str, Any]:
         """Metadata that is saved with each state, for `load`."""
-        ...
-
-    @property
-    def has_small_states(self) -> bool:
-        """Whether a state is saved at every evaluation, regardless of CHECKPOINT_PERIOD."""
-        ...
+        return {}
 
     @staticmethod
+    @abc.abstractmethod
     def check(experiment: Experiment, mesh: Mesh) -> None:
         """Raises ConfigError for invalid settings, before anything is read."""
-        ...
 
     @staticmethod
+    @abc.abstractmethod
     def open_store(experiment: Experiment, shared: Path, own: Path, start: int) -> Store:
         """The saved states of a run that begins at the step `start`.
 
         `shared` is MODEL_DIR; `own` is the folder that this process writes to.
         """
-        ...
 
     @staticmethod
+    @abc.abstractmethod
     def describe_saved(model_dir: Path) -> str:
         """A sentence on the newest saved state in MODEL_DIR."""
-        ...
 
     @classmethod
+    @abc.abstractmethod
     def load(
         cls, experiment: Experiment, session: Session, model_dir: Path, meta: Any
     ) -> Objective:
-        """Reads the rows; `meta` is the metadata of a resumed run, else None."""
-        ...
+        """Reads the rows; `meta` is the metadata of a resumed run, else None.
 
+        Raises:
+          ConfigError: the rows or their vocabulary are missing, or do not fit the model.
+        """
+
+    @abc.abstractmethod
     def fingerprint(self) -> str:
         """A digest of the rows; every process of a run must have the same."""
-        ...
 
+    @abc.abstractmethod
     def first_params(self, backbone: Backbone) -> tuple[dict[str, np.ndarray], str]:
         """The prompt's parameters before the first step, and a description of them."""
-        ...
 
     def restore_optimizer(self, state: steps.TrainState) -> steps.TrainState:
         """The first state, with the optimiser of the checkpoint if RESTORE_OPTIMIZER is set."""
-        ...
+        return state
 
-    def repair(self, model_dir: Path, status: EvalStatus) -> None:
-        """Restores damaged files in MODEL_DIR when a run is resumed."""
-        ...
+    def repair(self, model_dir: Path, status: EvalStatus) -> None:  # noqa: B027
+        """Restores damaged files in MODEL_DIR when a run is resumed; there may be none."""
 
+    @abc.abstractmethod
     def batches(self, numbers: range) -> Iterator[list[dict[str, jax.Array]]]:
         """The length groups of each step, on the devices."""
-        ...
 
+    @abc.abstractmethod
     def name_rows(self, number: int) -> str:
         """A text that names the rows in the batch of a step; steps are counted from 1."""
-        ...
 
+    @abc.abstractmethod
     def begin(self, run: Run, loop: LoopState) -> None:
         """Before the first step: scores the baselines, and saves a first state."""
-        ...
 
+    @abc.abstractmethod
     def evaluate(self, run: Run, loop: LoopState) -> tuple[EvalStatus, list[str]]:
         """The new status, and lines to show; scores the state and writes records."""
-        ...
 
+    @abc.abstractmethod
     def save_last_good(self, run: Run, state: steps.TrainState, step: int) -> str:
         """A sentence on the last good prompt or checkpoint, which it writes; after a divergence."""
-        ...
 
+    @abc.abstractmethod
     def finish(self, run: Run, loop: LoopState, model_dir: Path) -> TrainResult:
         """The result of the run, with pictures and tables."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,27 +42,30 @@ from prompt_tuning.training import health
 from prompt_tuning.training import model_dir as model_dirs
 from prompt_tuning.training import run as runs
 from prompt_tuning.training import step as steps
-from prompt_tuning.training.run import EvalStatus, LoopState, Run, TrainResult, check_patience
+from prompt_tuning.training.run import (
+    EvalStatus,
+    LoopState,
+    Objective,
+    Run,
+    TrainResult,
+    check_patience,
+)
 
 
-@dataclasses.dataclass(frozen=True)
-class Tasks:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tasks(Objective):
     """The rows of a run on tasks, and their evaluator."""
 
-    experiment: Experiment
-    mesh: Mesh
     data: setup.Data
     evaluator: Evaluator
     cutting: groups.Cutting
     entropy: float | None  # of the targets, see health.py
-    description: str
-    has_small_states: bool = True  # saved at every evaluation
+    has_small_states = True
 
     # ---- before the rows are read
 
     @staticmethod
     def check(experiment: Experiment, mesh: Mesh) -> None:
-        """Raises ConfigError for invalid settings, before anything is read."""
         if not run_state.saved_steps(Path(experiment.model_dir).expanduser() / "checkpoints"):
             _make_cutting(experiment, mesh)
         if processes.count() > 1:
@@ -72,27 +75,14 @@ class Tasks:
     def open_store(
         experiment: Experiment, shared: Path, own: Path, start: int
     ) -> run_state.RunStateStore:
-        """The run's states, in Orbax's format; saving is a collective of all processes."""
         return run_state.RunStateStore(str(shared / "checkpoints"))
 
     @staticmethod
     def describe_saved(model_dir: Path) -> str:
-        """A sentence on the newest saved state of a run."""
         return runs.describe_saved(model_dir)
 
     @classmethod
-    def load(
-        cls,
-        experiment: Experiment,
-        session: Session,
-        model_dir: Path,
-        meta: Mapping[str, Any] | None,
-    ) -> Tasks:
-        """Reads the rows; `meta` is the metadata of a resumed run, else None.
-
-        Raises:
-          ConfigError: a task, its data or its vocabulary is missing or does not fit.
-        """
+    def load(cls, experiment: Experiment, session: Session, model_dir: Path, meta: Any) -> Tasks:
         for line in describe_start(experiment, session.step):
             print(line, flush=True)
         config = experiment.data
@@ -106,6 +96,8 @@ class Tasks:
         return cls(
             experiment=experiment,
             mesh=session.mesh,
+            name=config.names[0],
+            identities={"vocabulary": data.vocabulary_identity, "files": data.files_identity},
             data=data,
             evaluator=Evaluator(session.model, session.mesh, experiment.eval, config),
             cutting=_make_cutting(experiment, session.mesh, (meta or {}).get("cutting")),
@@ -114,38 +106,19 @@ class Tasks:
         )
 
     @property
-    def name(self) -> str:
-        """The task or mixture that is trained on."""
-        return self.experiment.data.names[0]
-
-    @property
-    def identities(self) -> dict[str, str]:
-        """Fingerprints that must be the same when the run is resumed."""
-        return {"vocabulary": self.data.vocabulary_identity, "files": self.data.files_identity}
-
-    @property
     def metadata(self) -> dict[str, Any]:
-        """Metadata that is saved with each state, for `load`."""
         return {"cutting": groups.record_cutting(self.cutting)}
 
     def fingerprint(self) -> str:
-        """A digest of all rows; every process of a run must have the same."""
         return setup.fingerprint(self.data)
 
     def first_params(self, backbone: Backbone) -> tuple[dict[str, np.ndarray], str]:
-        """The prompt method's parameters before the first step, and a description of them."""
         return setup.first_params(self.experiment, backbone, self.data)
 
-    def restore_optimizer(self, state: steps.TrainState) -> steps.TrainState:
-        """The state unchanged: RESTORE_OPTIMIZER is for pre-training."""
-        return state
-
     def repair(self, model_dir: Path, status: EvalStatus) -> None:
-        """Restores `prompts/best` if it was damaged or removed."""
         model_dirs.repair_best(model_dir, status.best_step)
 
     def batches(self, numbers: range) -> Iterator[list[dict[str, jax.Array]]]:
-        """The length groups of each step, on the devices."""
         for number in numbers:
             length_groups = batching.train_groups(
                 self.data.train,
@@ -158,14 +131,12 @@ class Tasks:
             yield [sharding.shard_batch(group, self.mesh) for group in length_groups]
 
     def name_rows(self, number: int) -> str:
-        """A text that names the rows in the batch of a step; steps are counted from 1."""
         config, seed = self.experiment.data, self.experiment.train.random_seed
         return health.name_rows(self.data, config, seed, number)
 
     # ---- during the run
 
     def begin(self, run: Run, loop: LoopState) -> None:
-        """Records the baselines, and saves the state before the first step."""
         if self.experiment.eval.baselines:
             split = self.experiment.data.eval_split
             empty = no_prompt(self.experiment.model)
@@ -179,7 +150,6 @@ class Tasks:
         runs.save(run, loop)
 
     def evaluate(self, run: Run, loop: LoopState) -> tuple[EvalStatus, list[str]]:
-        """The new status, and lines to show; scores the state, writes records and prompt."""
         status, step = loop.status, loop.step
         _, params = steps.split_prompt({**run.frozen, **loop.state.trainable})
         # Evaluate and save the same array.
@@ -246,7 +216,6 @@ class Tasks:
         return dataclasses.replace(metadata, score=score, score_name=score_name)
 
     def save_last_good(self, run: Run, state: steps.TrainState, step: int) -> str:
-        """A sentence on the prompt of a state, which it writes to `prompts/last_good`."""
         prompt = jax.device_get(run.programs.fold_for_use(state, run.frozen))
         if not prompt.rows.shape[0]:
             return f"The last good state, of step {step}, is in {run.log.model_dir}."
@@ -257,7 +226,6 @@ class Tasks:
     # ---- at the end
 
     def finish(self, run: Run, loop: LoopState, model_dir: Path) -> TrainResult:
-        """The result: the closing table with its intervals, and the last prompt; draws curves."""
         best_step, folder = loop.status.best_step, run.log.model_dir
         curves = draw_curves(folder)
         reports: dict[str, model_dirs.TaskReport] = {}

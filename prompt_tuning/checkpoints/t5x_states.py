@@ -1,7 +1,10 @@
 """The saved states of a pre-training run: complete T5X checkpoints, with metadata in `run.json`.
 
-The run resumes bit for bit from the newest checkpoint that can be read. `run.py` opens this store;
-`training/loop.py` saves and restores through it.
+The run resumes bit for bit from the newest checkpoint that can be read. `pretraining/run.py` opens
+this store; `training/loop.py` saves and restores through it.
+
+optax stores trees of Adafactor's moments (`v_row/<parameter>`), T5X the moments of each parameter
+(`<parameter>/v_row`). The arrays are equal, including placeholders of length 1.
 """
 
 from __future__ import annotations
@@ -13,22 +16,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array
 
-from prompt_tuning.checkpoints import slots
-from prompt_tuning.checkpoints import t5x as t5x_checkpoint
+from prompt_tuning.checkpoints import t5x
 from prompt_tuning.config import ConfigError
 from prompt_tuning.model import sharding
-from prompt_tuning.training import step as steps
 
 RUN_FILE = "run.json"  # in each checkpoint: the metadata of the run
+_KINDS = ("v", "v_row", "v_col")
 
 
-def find_checkpoints(model_dir: Path) -> list[Path]:
-    """The checkpoints that pre-training runs wrote, in the order of their steps."""
-    folders = [path.parent for path in model_dir.glob(f"checkpoint_*/{RUN_FILE}")]
-    steps_of = {folder: folder.name.removeprefix("checkpoint_") for folder in folders}
-    return sorted((f for f in folders if steps_of[f].isdigit()), key=lambda f: int(steps_of[f]))
+def find_checkpoints(model_dir: Path, *, file: str = RUN_FILE) -> list[Path]:
+    """The checkpoints in MODEL_DIR that have this file, in the order of their steps."""
+    steps = {p: p.name.removeprefix("checkpoint_") for p in model_dir.glob("checkpoint_*")}
+    folders = [path for path, step in steps.items() if step.isdigit() and (path / file).exists()]
+    return sorted(folders, key=lambda path: int(steps[path]))
 
 
 class CheckpointStore:
@@ -64,37 +68,37 @@ class CheckpointStore:
             raise _refuse(failures)
         return None
 
-    def restore(self, abstract: steps.TrainState) -> tuple[steps.TrainState, dict[str, Any]]:
+    def restore(self, abstract: Any) -> tuple[Any, dict[str, Any]]:
         """The newest readable state, with the shapes and shardings of `abstract`; its `run.json`.
 
         Raises:
           ConfigError: no checkpoint can be read.
         """
-        state, failures = abstract, dict[Path, ConfigError]()
+        failures: dict[Path, ConfigError] = {}
         for folder in reversed(find_checkpoints(self._model_dir)):
             try:
                 meta = _read_run_file(folder)
                 shapes = {
                     name: jax.ShapeDtypeStruct(value.shape, value.dtype)
-                    for name, value in state.trainable.items()
+                    for name, value in abstract.trainable.items()
                 }
-                places = {name: value.sharding for name, value in state.trainable.items()}
-                params, step = t5x_checkpoint.read_t5x(str(folder), shapes, shardings=places)
-                moments = t5x_checkpoint.read_slots(str(folder), slots.get_slots(state.opt_state))
+                places = {name: value.sharding for name, value in abstract.trainable.items()}
+                params, step = t5x.read_t5x(str(folder), shapes, shardings=places)
+                count = step - self._start
+                opt_state = read_optimizer(str(folder), abstract.opt_state, count=count)
             except ConfigError as error:
                 failures[folder] = error
                 continue
             for damaged, error in failures.items():
                 print(f"{damaged} cannot be read, going back to {folder.name}: {error}", flush=True)
-            opt_state = slots.set_slots(state.opt_state, moments, count=step - self._start)
-            counted = sharding.put(np.asarray(step, np.int32), state.step.sharding)
-            return steps.TrainState(counted, params, opt_state), meta
+            counted = sharding.put(np.asarray(step, np.int32), abstract.step.sharding)
+            return type(abstract)(counted, params, opt_state), meta
         raise _refuse(failures)
 
     def save(
         self,
         step: int,
-        state: steps.TrainState,
+        state: Any,
         meta: Mapping[str, Any] | None = None,
         *,
         replace: bool = False,
@@ -102,11 +106,11 @@ class CheckpointStore:
         """Writes the checkpoint of a step, and removes all but the newest checkpoints."""
         del replace  # an existing checkpoint is always replaced
         run = {**(meta or {}), "start": self._start}
-        t5x_checkpoint.write_t5x(
+        t5x.write_t5x(
             str(self._own / f"checkpoint_{step}"),
             state.trainable,
             step,
-            slots=slots.get_slots(state.opt_state),
+            slots=get_slots(state.opt_state),
             files={RUN_FILE: json.dumps(run, indent=1, sort_keys=True) + "\n"},
         )
         for folder in find_checkpoints(self._own)[: -self._keep if self._keep else 0]:
@@ -144,3 +148,39 @@ def describe_saved(model_dir: Path, *, resumable: bool = True) -> str:
         return "Nothing is saved yet."
     suffix = ", and the same command continues from there" if resumable else ""
     return f"{checkpoints[-1]} is saved{suffix}."
+
+
+def read_optimizer(checkpoint: str, opt_state: Any, *, count: int) -> Any:
+    """The optimiser's state with the moments of a checkpoint, after `count` steps of a run."""
+    return set_slots(opt_state, t5x.read_slots(checkpoint, get_slots(opt_state)), count=count)
+
+
+def get_slots(opt_state: Any) -> dict[str, Array]:
+    """T5X's `param_states`, from the state of Adafactor as `optim.make_optimizer` makes it."""
+    slots: dict[str, Array] = {}
+    for path, value in jax.tree_util.tree_leaves_with_path(opt_state):
+        if (name := _slot_name(path)) is not None:
+            slots[name] = value
+            # T5X's slot of the momentum, which T5 does not use.
+            slots[name.rpartition("/")[0] + "/m"] = jnp.zeros((1,), jnp.float32)
+    return slots
+
+
+def set_slots(opt_state: Any, slots: Mapping[str, Array], *, count: int) -> Any:
+    """The optimiser's state with these moments, after `count` steps of a run."""
+
+    def replace(path: tuple[Any, ...], value: Array) -> Array:
+        if (name := _slot_name(path)) is not None:
+            return slots[name]
+        if getattr(path[-1], "name", None) == "count":
+            return sharding.put(np.full(value.shape, count, value.dtype), value.sharding)
+        return value
+
+    return jax.tree_util.tree_map_with_path(replace, opt_state)
+
+
+def _slot_name(path: tuple[Any, ...]) -> str | None:
+    """`<parameter>/<kind>` for a moment, else None; a moment's last key is the parameter's name."""
+    *_, owner, last = (None, *path)
+    kind = getattr(owner, "name", None)
+    return f"{last.key}/{kind}" if last is not None and kind in _KINDS else None
