@@ -281,7 +281,7 @@ def test_the_learning_rate_is_t5s():
         ),
         (
             {"train": TrainConfig(trainable="model", train_steps=1, microbatches=3)},
-            "multiple of 24",
+            "MICROBATCHES = 3 does not cut",
         ),
         ({"model": dataclasses.replace(MODEL, num_embeddings=500)}, "512 .*500"),
     ],

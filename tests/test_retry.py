@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from prompt_tuning.checkpoints import retry
 from prompt_tuning.evaluation import records
 from prompt_tuning.runtime import signals
+from prompt_tuning.runtime.replace_folder import write_with_retries
 
 
 def after(seconds, act):
@@ -38,7 +38,7 @@ def test_what_does_not_pass_is_not_waited_for(tmp_path):
     (tmp_path / "file").write_text("")
     began = time.monotonic()
     with pytest.raises(NotADirectoryError):
-        retry.write_with_retries(lambda: (tmp_path / "file" / "x").write_text(""), tmp_path)
+        write_with_retries(lambda: (tmp_path / "file" / "x").write_text(""), tmp_path)
     assert time.monotonic() - began < 0.5
 
 
@@ -47,6 +47,6 @@ def test_a_signal_ends_the_waiting(tmp_path):
     with signals.handled("t5x") as watch, watch.postponed():
         thread = after(0.3, lambda: signal.raise_signal(signal.SIGTERM))
         with pytest.raises(FileNotFoundError):
-            retry.write_with_retries(lambda: (tmp_path / "away" / "x").write_text(""), tmp_path)
+            write_with_retries(lambda: (tmp_path / "away" / "x").write_text(""), tmp_path)
         thread.join()
     assert time.monotonic() - began < 3

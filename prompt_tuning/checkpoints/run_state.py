@@ -9,7 +9,6 @@ restores through it. No other module imports Orbax.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import re
@@ -33,23 +32,11 @@ TreeT = TypeVar("TreeT")
 
 NUM_KEPT = 2
 OTHER_FAILED = "another process cannot read it"
-# Errors of a network file system or a full disk, which may be gone at the next attempt.
-TRANSIENT = frozenset(
-    {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOENT, errno.ENOTCONN, errno.EAGAIN}
-    | {errno.ENOSPC, errno.EDQUOT}
-)
 _logger = logging.getLogger(__name__)
 
 
-class SaveError(Exception):
-    """A state could not be written; the older states are unchanged.
-
-    `is_transient` is whether another attempt may succeed.
-    """
-
-    def __init__(self, reason: str, *, is_transient: bool = False) -> None:
-        self.is_transient = is_transient
-        super().__init__(reason)
+class SaveError(OSError):
+    """A state could not be written; the older states are unchanged."""
 
 
 def saved_steps(directory: Path) -> list[int]:
@@ -152,8 +139,8 @@ class RunStateStore:
             with contextlib.suppress(Exception):
                 self._manager.reload()
             code = _os_error(error)
-            reason = _brief(error) if code is None else os.strerror(code)
-            raise SaveError(reason, is_transient=code in TRANSIENT) from error
+            reason = (_brief(error),) if code is None else (code, os.strerror(code))
+            raise SaveError(*reason) from error
 
     def restore(self, abstract: TreeT) -> tuple[TreeT, dict[str, Any]]:
         """The newest undamaged state, in the structure of `abstract`, and its metadata.

@@ -15,8 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prompt_tuning.checkpoints import retry
-from prompt_tuning.runtime.replace_folder import replace_file, replace_text
+from prompt_tuning.runtime.replace_folder import replace_file, replace_text, write_with_retries
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -87,7 +86,7 @@ class RunLog:
 
     def _append(self, name: str, text: str) -> None:
         path = self.model_dir / name
-        retry.write_with_retries(lambda: append_text(path, text), path)
+        write_with_retries(lambda: append_text(path, text), path)
 
     def _draw(self, folder: str, step: int, values: Mapping[str, float]) -> None:
         from tensorboardX import SummaryWriter  # slow: it imports PyTorch if that is installed
@@ -109,7 +108,7 @@ class RunLog:
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         path, text = self.model_dir / EVALUATIONS / f"{task}-{step:06d}.jsonl", "".join(lines)
         path.parent.mkdir(parents=True, exist_ok=True)
-        retry.write_with_retries(lambda: replace_text(path, text), path)
+        write_with_retries(lambda: replace_text(path, text), path)
 
     def analysis(self, step: int, task: str, counts: Mapping[str, Any]) -> None:
         """Writes the error analysis: confusions, illegal outputs, agreement."""

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import platform
 import re
@@ -14,21 +13,10 @@ import tempfile
 import traceback
 
 import prompt_tuning
+from prompt_tuning.runtime.replace_folder import CURES
 
 RESUMABLE = "The saved states are complete, and the same command continues from the newest."
 _MEMORY = ("RESOURCE_EXHAUSTED", "Out of memory", "std::bad_alloc")
-_CURES = {
-    errno.ENOSPC: "Free some space, or choose another path",
-    errno.EDQUOT: "Free some space, or choose another path",
-    errno.EFBIG: "Raise the limit on the size of files (`ulimit -f`), or choose another path",
-    errno.EACCES: "Change its permissions, or choose another path",
-    errno.EPERM: "Change its permissions, or choose another path",
-    errno.EROFS: "It is mounted read-only: choose another path",
-    errno.EIO: "The disk or its connection has failed: choose another path",
-    errno.ESTALE: "The network file system has lost it: mount it again, or choose another path",
-    errno.ENOTDIR: "Part of the path is a file: choose another path",
-    errno.ENAMETOOLONG: "Give a shorter path",
-}
 
 
 def describe_refusal(error: BaseException, *, continues: bool = True) -> str | None:
@@ -40,12 +28,12 @@ def describe_refusal(error: BaseException, *, continues: bool = True) -> str | N
         return "a path contains a NUL character. Give the path without it."
     if _is_memory(error):
         return _describe_memory(error)
-    if not isinstance(error, OSError) or error.errno not in _CURES:
+    if not isinstance(error, OSError) or error.errno not in CURES:
         return None
     place = error.filename2 or error.filename
     where = f" ({os.fsdecode(place)})" if isinstance(place, (str, bytes)) else ""
     saved = RESUMABLE if continues else "Existing files are unchanged."
-    return f"{error.strerror}{where}. {_CURES[error.errno]}. {saved}"
+    return f"{error.strerror}{where}. {CURES[error.errno]}. {saved}"
 
 
 def describe(error: BaseException) -> str:

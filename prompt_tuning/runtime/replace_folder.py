@@ -1,4 +1,4 @@
-"""Atomic replacement of files and folders; all output of the project is written with it.
+"""Writing files and folders: atomic replacement, retries, and what errors mean.
 
 A file or folder is written under a temporary name and then renamed, so it is never incomplete.
 """
@@ -9,11 +9,13 @@ import contextlib
 import errno
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from prompt_tuning.config import ConfigError
+from prompt_tuning.runtime import signals
 
 
 def local_folder(path: str | os.PathLike[str], what: str) -> Path:
@@ -32,10 +34,26 @@ def local_folder(path: str | os.PathLike[str], what: str) -> Path:
     return Path(path).expanduser().absolute()
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
-_REFUSALS = (*_FULL, *_FORBIDDEN, errno.EIO, errno.ESTALE, errno.ENOTDIR, errno.EEXIST)
-_REFUSALS += (errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOENT, errno.ENOTEMPTY)
+# What the user can do about an error of writing.
+CURES = {
+    errno.ENOSPC: "Free some space, or choose another path",
+    errno.EDQUOT: "Free some space, or choose another path",
+    errno.EFBIG: "Raise the limit on the size of files (`ulimit -f`), or choose another path",
+    errno.EACCES: "Change its permissions, or choose another path",
+    errno.EPERM: "Change its permissions, or choose another path",
+    errno.EROFS: "It is mounted read-only: choose another path",
+    errno.EIO: "The disk or its connection has failed: choose another path",
+    errno.ESTALE: "The network file system has lost it: mount it again, or choose another path",
+    errno.ENOTDIR: "Part of the path is a file: choose another path",
+    errno.ENAMETOOLONG: "Give a shorter path",
+}
+_OTHERS = (errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENOENT, errno.ENOTEMPTY)
+# Errors of a network file system or a full disk, which may be gone at the next attempt.
+_TRANSIENT = frozenset(
+    {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOENT, errno.ENOTCONN, errno.EAGAIN}
+    | {errno.ENOSPC, errno.EDQUOT}
+)
+SECONDS = (1.0, 2.0, 4.0, 8.0)  # waits between attempts
 
 
 @contextlib.contextmanager
@@ -51,14 +69,29 @@ def writing(what: str, *, opened: bool = False) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _REFUSALS or (opened and error.filename is not None):
+        is_refusal = error.errno in (*CURES, *_OTHERS)
+        if not is_refusal or (opened and error.filename is not None):
             raise
-        cure = "Choose another path"
-        if error.errno in _FULL:
-            cure = "Free some space, or choose another path"
-        elif error.errno in _FORBIDDEN:
-            cure = "Change its permissions, or choose another path"
+        cure = CURES.get(error.errno or 0, "Choose another path")
         raise ConfigError(f"{what} cannot be written ({error.strerror}). {cure}.") from error
+
+
+def write_with_retries(write: Callable[[], None], path: Path) -> None:
+    """Calls `write` until it succeeds; `path` is for the messages.
+
+    Raises:
+      OSError: the last attempt failed, the reason is not transient, or a signal was received.
+    """
+    for seconds in SECONDS:
+        try:
+            return write()
+        except OSError as error:
+            if error.errno not in _TRANSIENT or signals.current().requested is not None:
+                raise
+            wait = f"trying again in {seconds:.0f} s"
+            print(f"{path} cannot be written to ({error.strerror}): {wait}", flush=True)
+            time.sleep(seconds)
+    return write()
 
 
 @contextlib.contextmanager

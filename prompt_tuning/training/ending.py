@@ -39,8 +39,8 @@ def end_failed_run(run: Run, loop: LoopState, error: BaseException) -> NoReturn:
     saved = _save(run, loop)
     if isinstance(error, signals.Stopped):
         raise signals.Stopped(error.signum, saved) from error
-    if isinstance(error, (OSError, run_state.SaveError)):
-        reason = getattr(error, "strerror", None) or error
+    if isinstance(error, OSError):
+        reason = error.strerror or error
         raise ConfigError(
             f"MODEL_DIR {run.log.model_dir} cannot be written to: {reason}. {saved}"
         ) from error

@@ -19,11 +19,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from prompt_tuning.checkpoints import manifest, retry, run_state, t5x_states
+from prompt_tuning.checkpoints import manifest, run_state, t5x_states
 from prompt_tuning.checkpoints import t5x as t5x_checkpoint
 from prompt_tuning.config import EvalConfig, Experiment, to_dict
 from prompt_tuning.evaluation.records import RunLog
 from prompt_tuning.runtime import processes
+from prompt_tuning.runtime.replace_folder import write_with_retries
 from prompt_tuning.session.session import Backbone, Session
 from prompt_tuning.training import step as steps
 from prompt_tuning.training.progress import StepTimer
@@ -202,7 +203,7 @@ def save(run: Run, loop: LoopState) -> None:
     described = _describe(run, loop)
     write = functools.partial(run.store.save, loop.step, loop.state, described, replace=replace)
     if processes.count() == 1:
-        retry.write_with_retries(write, run.log.model_dir / "checkpoints")
+        write_with_retries(write, run.log.model_dir / "checkpoints")
     else:  # a collective: a single process cannot retry it
         write()
     loop.last_saved = now
@@ -241,7 +242,7 @@ def save_anywhere(run: Run, loop: LoopState) -> str:
         save(run, loop)
         run.store.wait()
         return run.work.describe_saved(place)
-    except (run_state.SaveError, OSError):
+    except OSError:
         pass
     if not run.work.has_small_states:
         return run.work.describe_saved(place)
@@ -249,7 +250,7 @@ def save_anywhere(run: Run, loop: LoopState) -> str:
         elsewhere = Path(tempfile.mkdtemp(prefix="t5x-saved-"))
         with run_state.RunStateStore(elsewhere) as store:
             store.save(step, loop.state, _describe(run, loop))
-    except (run_state.SaveError, OSError):
+    except OSError:
         return f"The state of step {step} could not be saved. {run.work.describe_saved(place)}"
     return (
         f"The state of step {step} is saved in {elsewhere}. Once {place} can be written to, "

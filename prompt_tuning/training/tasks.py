@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from prompt_tuning.batches import batching, groups
-from prompt_tuning.checkpoints import retry, run_state
+from prompt_tuning.checkpoints import run_state
 from prompt_tuning.config import ConfigError, Experiment
 from prompt_tuning.evaluation.analysis import analyse, describe, illegal_line, to_json
 from prompt_tuning.evaluation.evaluate import (
@@ -34,6 +34,7 @@ from prompt_tuning.model import sharding
 from prompt_tuning.model.prompt import no_prompt
 from prompt_tuning.prompts import prompt_file
 from prompt_tuning.runtime import processes, signals
+from prompt_tuning.runtime.replace_folder import write_with_retries
 from prompt_tuning.session import setup
 from prompt_tuning.session.checks import refuse_many_processes
 from prompt_tuning.session.overview import describe_data
@@ -182,7 +183,7 @@ class Tasks(Objective):
             folder = run.log.model_dir / "prompts"
             for name in (f"step_{step:06d}", *(["best"] if is_best else [])):
                 save = functools.partial(prompt_file.save_prompt, folder / name, host, metadata)
-                retry.write_with_retries(save, folder)
+                write_with_retries(save, folder)
         lines = ["; ".join(parts)]
         learned = functools.partial(self._has_learned, score)
         if problem := health.describe_problem(_losses(run, loop), self.entropy, learned):
