@@ -313,7 +313,7 @@ def test_a_disk_that_is_full(tmp_path):
         "    store.save(2, {'x': rng.normal(size=2**16)})\n"
         "    store.wait()\n"
         "except SaveError as error:\n"
-        "    print(error)\n"
+        "    print(error.strerror)\n"
         "assert store.latest_step() == 1\n"
         "store.restore({'x': np.zeros(10)})\n"
         "store.save(2, {'x': rng.normal(size=10)})\n"
