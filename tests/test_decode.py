@@ -42,8 +42,9 @@ def test_what_the_encoder_gave_is_there_once_for_all_beams(decoding, length):
     search = decode.Search(length, num_decodes=4, decoding=decoding)
 
     def run(params, encoding):
-        keys = sample.row_keys(0, jnp.arange(3))
-        return decode.generate_all(MODEL, params, no_prompt(CONFIG), encoding, search, keys=keys)
+        return decode.generate_all(
+            MODEL, params, no_prompt(CONFIG), encoding, search, numbers=jnp.arange(3)
+        )
 
     text = jax.jit(run).lower(params, encoding).as_text(dialect="hlo")
     shapes = {i.shape for i in hlo.instructions(text) if 26 in i.shape}
@@ -68,7 +69,7 @@ def test_beam_search_equals_t5x(shared_dir, beams):
     )
     np.testing.assert_array_equal(sequences, expected[f"beam{beams}/decodes"])
     np.testing.assert_allclose(scores, expected[f"beam{beams}/scores"], rtol=1e-5)
-    greedy, _ = decode.greedy(step, cache, 3, length=8)
+    greedy, _ = sample.greedy(step, cache, 3, length=8)
     np.testing.assert_array_equal(greedy, expected["greedy/decodes"][:, 0])
 
 
@@ -115,7 +116,7 @@ def test_wide_beams_find_what_brute_force_finds(seed):
 @pytest.mark.parametrize("seed", range(4))
 def test_one_beam_and_greedy_follow_the_best_token(seed):
     step, cache, log_p = markov(seed)
-    tokens, scores = decode.greedy(step, cache, 2, length=6)
+    tokens, scores = sample.greedy(step, cache, 2, length=6)
     for row in range(2):
         last, total, expected = 0, 0.0, []
         for _ in range(6):
@@ -160,7 +161,7 @@ def test_decoding_stops_when_every_row_has_ended(method):
         return 50.0 * jax.nn.one_hot(likely, 5), cache
 
     if method == "greedy":
-        tokens, _ = decode.greedy(step, cache, 2, length=20)
+        tokens, _ = sample.greedy(step, cache, 2, length=20)
     elif method == "sample":
         keys = sample.row_keys(0, jnp.arange(2))
         how = {"num_decodes": 2, "length": 20, "decoding": Decoding(method="sample")}

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from prompt_tuning.checkpoints import huggingface, load, names
 from prompt_tuning.config import ConfigError, ModelConfig
-from prompt_tuning.decoding import beam, decode
+from prompt_tuning.decoding import beam, sample
 from prompt_tuning.model import sharding, t5
 
 GOLDEN = Path(__file__).parent / "golden" / "hf"
@@ -39,7 +39,7 @@ def compute(model, params, inputs, targets, length):
     def step(last, cache, index):
         return t5.apply(t5.T5(model), params, "decode_step", last, cache, index)
 
-    greedy, _ = decode.greedy(step, cache, len(tokens), length=length)
+    greedy, _ = sample.greedy(step, cache, len(tokens), length=length)
     beams, scores = beam.beam_search(
         step, cache, len(tokens), beams=BEAMS, length=length, rules=beam.transformers_rules()
     )

@@ -205,9 +205,8 @@ def test_evaluation_draws_the_same_with_any_batch_size():
 @functools.partial(jax.jit, static_argnums=2)
 def sample(tokens, numbers, search):
     encoded = encode(MODEL, random_params(), Prompt(random_prompt(3)), tokens)
-    keys = row_keys(search.decoding.seed, numbers)
     return decode.generate_all(
-        MODEL, random_params(), no_prompt(CONFIG), encoded, search, keys=keys
+        MODEL, random_params(), no_prompt(CONFIG), encoded, search, numbers=numbers
     )
 
 

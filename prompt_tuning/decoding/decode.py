@@ -1,66 +1,21 @@
-"""From encoded input to generated tokens: greedy decoding, and the choice of the method.
+"""From encoded input to generated tokens: the choice of the method.
 
-Greedy decoding, `beam.py` and `sample.py` search over a `step` function and know nothing of T5;
-`generate_all` joins the two.
+`beam.py` and `sample.py` search over a `step` function and know nothing of T5; `generate_all` joins
+the two.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int
 
 from prompt_tuning.config import BEAM, Decoding
 from prompt_tuning.decoding import beam
-from prompt_tuning.decoding.sample import EOS_ID, Step, temperature_sample
+from prompt_tuning.decoding.sample import greedy, row_keys, temperature_sample
 from prompt_tuning.model import prompt as prompts
 from prompt_tuning.model import t5
 from prompt_tuning.model.prompt import Encoded, Prompt
-
-
-class GreedyState(NamedTuple):
-    """The state of greedy decoding after `index` tokens."""
-
-    index: Int[Array, ""]
-    tokens: Int[Array, "B L"]
-    scores: Float[Array, "B"]
-    done: Bool[Array, "B"]
-    cache: t5.Cache
-
-
-def greedy(
-    step: Step, cache: t5.Cache, batch: int, *, length: int
-) -> tuple[Int[Array, "B L"], Float[Array, "B"]]:
-    """The most probable token at every position, 0 after end-of-sequence, and its sum of log p."""
-
-    def more(state: GreedyState) -> Array:
-        return (state.index < length) & ~state.done.all()
-
-    def body(state: GreedyState) -> GreedyState:
-        last = jnp.where(state.index > 0, state.tokens[:, jnp.maximum(state.index - 1, 0)], 0)
-        logits, cache = step(last, state.cache, state.index)
-        log_p = jax.nn.log_softmax(logits)
-        token = jnp.where(state.done, 0, log_p.argmax(-1)).astype(jnp.int32)
-        gained = jnp.where(state.done, 0.0, log_p.max(-1))
-        return GreedyState(
-            state.index + 1,
-            state.tokens.at[:, state.index].set(token),
-            state.scores + gained,
-            state.done | (token == EOS_ID),
-            cache,
-        )
-
-    start = GreedyState(
-        jnp.int32(0),
-        jnp.zeros((batch, length), jnp.int32),
-        jnp.zeros(batch, jnp.float32),
-        jnp.zeros(batch, bool),
-        cache,
-    )
-    end = jax.lax.while_loop(more, body, start)
-    return end.tokens, end.scores
 
 
 class Search(NamedTuple):
@@ -99,9 +54,12 @@ def generate_all(
     search: Search,
     which: Int[Array, "B"] | None = None,
     *,
-    keys: Key[Array, "B"] | None = None,
+    numbers: Int[Array, "B"] | None = None,
 ) -> tuple[Int[Array, "B K L"], Float[Array, "B K"]]:
-    """All beams or samples of every row, the best last, and their scores; samples need `keys`."""
+    """All beams or samples of every row, the best last, and their scores.
+
+    The samples of a row depend on its number, one of `numbers`, not on its batch.
+    """
     length, num_decodes, decoding = search
     cache = prompts.init_cache(
         model, backbone, prompt, encoded, which, length=length, num_decodes=num_decodes
@@ -112,7 +70,8 @@ def generate_all(
         return t5.apply(model, backbone, "decode_step", last, cache, index)
 
     if decoding.method == "sample":
-        assert keys is not None, "sampling needs a key for each row"
+        assert numbers is not None, "sampling needs the number of each row"
+        keys = row_keys(decoding.seed, numbers)
         return temperature_sample(
             step, cache, keys, num_decodes=num_decodes, length=length, decoding=decoding
         )

@@ -20,7 +20,6 @@ from jaxtyping import Array, Float, Int
 from prompt_tuning.batches import batching
 from prompt_tuning.config import ConfigError, DataConfig, EvalConfig
 from prompt_tuning.decoding import decode
-from prompt_tuning.decoding.sample import row_keys
 from prompt_tuning.evaluation import ranking
 from prompt_tuning.model import sharding, t5
 from prompt_tuning.model.loss import pair_log_likelihoods
@@ -60,10 +59,8 @@ class Evaluator:
             which: Int[Array, "B"] | None = None,
         ) -> tuple[Int[Array, "B L"], Float[Array, "B"]]:
             encoded = encode(model, backbone, prompt, tokens, which)
-            samples = search.decoding.method == "sample"
-            keys = row_keys(search.decoding.seed, numbers) if samples else None
             sequences, scores = decode.generate_all(
-                model, backbone, prompt, encoded, search, which, keys=keys
+                model, backbone, prompt, encoded, search, which, numbers=numbers
             )
             return sequences[:, -1], scores[:, -1]
 

@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from prompt_tuning.decoding import decode
-from prompt_tuning.decoding.sample import row_keys
 from prompt_tuning.model import loss, t5
 from prompt_tuning.model.prompt import Encoded, Prompt, encode
 
@@ -90,9 +89,8 @@ def generate(
     `rows` are the numbers of the rows. The samples of a row depend on its number, not on its batch.
     """
     encoded = encode_mixed(model, backbone, prompts, batch)
-    samples = search.decoding.method == "sample"
-    keys = row_keys(search.decoding.seed, rows) if samples else None
-    return decode.generate_all(model, backbone, prompts, encoded, search, batch.which, keys=keys)
+    which = batch.which
+    return decode.generate_all(model, backbone, prompts, encoded, search, which, numbers=rows)
 
 
 @functools.partial(jax.jit, static_argnames=("model",))

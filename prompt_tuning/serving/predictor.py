@@ -24,6 +24,7 @@ from prompt_tuning.checkpoints import identity
 from prompt_tuning.checkpoints.load import read_backbone
 from prompt_tuning.config import BEAM, ConfigError, Decoding, ModelConfig, Truncate
 from prompt_tuning.decoding import decode
+from prompt_tuning.decoding.sample import EOS_ID
 from prompt_tuning.model import sharding, t5
 from prompt_tuning.model.device import choose_device
 from prompt_tuning.model.prompt import Prompt, no_prompt, stack_prompts
@@ -326,10 +327,10 @@ def _check_vocabulary(vocabulary: Vocabulary, config: ModelConfig) -> None:
             f"the vocabulary has {vocabulary.vocab_size} ids, the model only "
             f"{config.num_embeddings} embeddings (NUM_EMBEDDINGS). Give the model's vocabulary."
         )
-    if vocabulary.eos_id != decode.EOS_ID:
+    if vocabulary.eos_id != EOS_ID:
         raise ConfigError(
             f"the vocabulary's end-of-sequence id is {vocabulary.eos_id}. Expected T5's, "
-            f"{decode.EOS_ID}. Train the SentencePiece model with pad_id=0, eos_id=1, unk_id=2."
+            f"{EOS_ID}. Train the SentencePiece model with pad_id=0, eos_id=1, unk_id=2."
         )
 
 
