@@ -6,7 +6,7 @@ import resource
 import pytest
 from matplotlib.figure import Figure
 
-from prompt_tuning.evaluation import records
+from prompt_tuning.evaluation import pictures, records
 
 
 def write(folder, step=-1):
@@ -118,7 +118,7 @@ def test_the_legend_names_each_score_and_each_kind_of_baseline_once():
     axes = Figure().subplots()
     names = ("cb accuracy/generate", "cb accuracy/rank")
     scores = {name: [(1, 50.0), (2, 75.0)] for name in names}
-    records.draw_scores(axes, scores, {name: {"majority": 40.0, "none": 0.0} for name in names})
+    pictures.draw_scores(axes, scores, {name: {"majority": 40.0, "none": 0.0} for name in names})
     legend = axes.get_legend()
     assert legend is not None
     assert [text.get_text() for text in legend.get_texts()] == [
@@ -131,4 +131,4 @@ def test_the_legend_names_each_score_and_each_kind_of_baseline_once():
 
 
 def test_there_is_no_picture_without_records(tmp_path):
-    assert records.draw_curves(tmp_path) is None
+    assert pictures.draw_curves(tmp_path) is None

@@ -156,14 +156,14 @@ def draw_curves(args: argparse.Namespace) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    from prompt_tuning.pretraining import curves
+    from prompt_tuning.evaluation.records import read_points
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(STAGES))
     for axes, (stage, folder) in zip(panels, STAGES.items(), strict=True):
         for size in args.sizes:
-            points = curves.held_out_points(args.runs / folder.format(size=size))
+            points = read_points(args.runs / folder.format(size=size), "cross_entropy/held_out")
             axes.plot(*zip(*points, strict=True), "o-", ms=3, label=size)
         axes.set(title=stage, xlabel="step", ylabel="held-out cross entropy (nats a token)")
         axes.set_yscale("log")

@@ -1,4 +1,4 @@
-"""The records of a run or an evaluation: metrics.jsonl, rows, TensorBoard events, curves.
+"""The records of a run or an evaluation: metrics.jsonl, rows, TensorBoard events.
 
 They are plain files. A resumed run drops the records after the step of its restored state and
 appends to the rest. A damaged line is dropped.
@@ -11,18 +11,17 @@ import json
 import os
 import re
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prompt_tuning.runtime.replace_folder import replace_file, replace_text, write_with_retries
+from prompt_tuning.runtime.replace_folder import replace_text, write_with_retries
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
 
 METRICS = "metrics.jsonl"
 EVALUATIONS = "inference_eval"
-BASELINES = {"majority": ("--", "majority class"), "none": (":", "no prompt")}  # lines of curves
 NOTHING: Mapping[str, Any] = types.MappingProxyType({})
 _METRIC = {"step": int, "name": str, "value": int | float, "task": str}  # in metrics.jsonl
 _STEP = {"step": int}  # in the other files that are appended to
@@ -155,6 +154,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return [record for _, record in _parse_lines(path)]
 
 
+def read_points(model_dir: Path, name: str) -> list[tuple[int, float]]:
+    """The step and the value of every record of this name."""
+    records = read_records(model_dir / METRICS)
+    return [(r["step"], r["value"]) for r in records if r["name"] == name]
+
+
 def _parse_lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Each valid line and its record."""
     if not path.exists():
@@ -188,63 +193,6 @@ def cut_back(path: Path, step: int, scored: int) -> None:
     text = "".join(line + "\n" for line, record in _parse_lines(path) if is_current(record))
     if path.read_bytes() != text.encode():
         replace_text(path, text)
-
-
-def draw_curves(model_dir: Path) -> Path | None:
-    """The path of curves.png, loss and validation metrics over steps; None if there is no record.
-
-    Baselines are dashed lines.
-    """
-    metrics = read_records(model_dir / METRICS)
-    loss = [(r["step"], r["value"]) for r in metrics if r["name"] == "loss"]
-    scores: dict[str, list[tuple[int, float]]] = {}
-    baselines: dict[str, dict[str, float]] = {}
-    for r in metrics:
-        if not is_score(r):
-            continue
-        name = f"{r['task']} {r['name']}"
-        if "prompt" in r:
-            baselines.setdefault(name, {})[r["prompt"]] = r["value"]
-        else:
-            scores.setdefault(name, []).append((r["step"], r["value"]))
-    if not loss and not scores:
-        return None
-
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2)
-    if loss:
-        left.plot(*zip(*loss, strict=True), color="#4063d8")
-    left.set(title="training", xlabel="step", ylabel="loss per target token")
-    draw_scores(right, scores, baselines)
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    path = model_dir / "curves.png"
-    with replace_file(path) as new:
-        figure.savefig(new, dpi=150, format="png")
-    return path
-
-
-def draw_scores(
-    axes: Any,
-    scores: Mapping[str, Sequence[tuple[int, float]]],
-    baselines: Mapping[str, Mapping[str, float]],
-) -> None:
-    """Draws each score over steps in its own colour; its baselines have the same colour."""
-    for number, (name, points) in enumerate(sorted(scores.items())):
-        axes.plot(*zip(*points, strict=True), marker="o", color=f"C{number}", label=name)
-        for base, value in baselines.get(name, {}).items():
-            axes.axhline(value, ls=BASELINES[base][0], lw=1, color=f"C{number}")
-    for base, (style, label) in BASELINES.items():  # for the legend, in grey
-        if any(base in values for values in baselines.values()):
-            axes.plot([], [], ls=style, lw=1, color="grey", label=label)
-    axes.set(title="validation", xlabel="step", ylabel="per cent")
-    if scores:
-        axes.legend(fontsize="small")
 
 
 def is_score(record: Mapping[str, Any]) -> bool:

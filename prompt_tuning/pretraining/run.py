@@ -20,10 +20,12 @@ from jaxtyping import Array
 from prompt_tuning.batches.groups import check_microbatches
 from prompt_tuning.checkpoints import load, t5x_states
 from prompt_tuning.config import ConfigError, Experiment
+from prompt_tuning.evaluation.pictures import draw_losses
+from prompt_tuning.evaluation.records import read_points
 from prompt_tuning.model import loss, sharding, t5
 from prompt_tuning.model.prompt import no_prompt
 from prompt_tuning.pretraining import corpus as corpora
-from prompt_tuning.pretraining import curves, examples
+from prompt_tuning.pretraining import examples
 from prompt_tuning.runtime import processes, signals
 from prompt_tuning.session import setup
 from prompt_tuning.session.session import Backbone, Session
@@ -159,8 +161,10 @@ class Pretraining(Objective):
     # ---- at the end
 
     def finish(self, run: Run, loop: LoopState, model_dir: Path) -> TrainResult:
-        points = curves.held_out_points(run.log.model_dir)
-        picture = curves.draw_losses(run.log.model_dir) if processes.is_first() else None
+        folder = run.log.model_dir
+        points = read_points(folder, f"cross_entropy/{HELD_OUT}")
+        training = read_points(folder, "cross_entropy")
+        picture = draw_losses(folder, training, points) if processes.is_first() else None
         checkpoint = model_dir / f"checkpoint_{loop.step}"
         # There may be no record, if it was damaged.
         step, value = points[-1] if points else (loop.step, float("nan"))

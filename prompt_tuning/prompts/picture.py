@@ -36,7 +36,6 @@ def draw(inspection: Inspection, file: Path) -> None:
     vocabulary's norms; and its nearest pieces, darker where nearer, those of label words in
     orange. Last, the cosines between all rows of all prompts, with SPoT's measures beside it.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     names = _short_names([prompt.name for prompt in inspection.prompts])
@@ -49,7 +48,6 @@ def draw(inspection: Inspection, file: Path) -> None:
     widths = [width for count in columns for width in (1.6, _CELL_WIDTH * count)]
     square = max(4.0, min(height - 1.5, 7.0))
     figure = Figure(figsize=(sum(widths) + square + 1.5, height), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(widths) + 1, width_ratios=[*widths, square], squeeze=False)[0]
     for number, (prompt, name) in enumerate(zip(inspection.prompts, names, strict=True)):
         norms, pieces = axes[2 * number], axes[2 * number + 1]

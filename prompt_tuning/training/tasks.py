@@ -29,7 +29,8 @@ from prompt_tuning.evaluation.evaluate import (
     mean_score,
 )
 from prompt_tuning.evaluation.intervals import score_intervals
-from prompt_tuning.evaluation.records import METRICS, draw_curves, read_records
+from prompt_tuning.evaluation.pictures import draw_curves
+from prompt_tuning.evaluation.records import METRICS, read_records
 from prompt_tuning.model import sharding
 from prompt_tuning.model.prompt import no_prompt
 from prompt_tuning.prompts import prompt_file
