@@ -9,11 +9,10 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from prompt_tuning.runtime import memory, threads
+from prompt_tuning.runtime import startup
 
 STARTED = time.perf_counter()
-memory.keep_freed()  # as the command does
-threads.set_count()
+startup.prepare()  # as the command does
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 
-from prompt_tuning.config import EvalRun, Experiment, FileTask, ModelConfig
+from prompt_tuning.config import TINY, EvalRun, Experiment, FileTask, ModelConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,20 +50,20 @@ def model_config(name: str) -> ModelConfig:
     >>> model_config("xl").embed_dim
     2048
     """
-    from prompt_tuning.checkpoints import sizes
+    from prompt_tuning.config import gin_reader
+    from prompt_tuning.world import assets
 
-    return sizes.model_config(name)
+    return assets.TINY_CONFIG if name == TINY else gin_reader.read_model(name)
 
 
 def train(experiment: Experiment) -> TrainResult:
     """The result of an experiment, run as by `t5x train`; see `training.loop.train`."""
     from prompt_tuning.config import gin_reader
     from prompt_tuning.pretraining.run import find_objective
-    from prompt_tuning.runtime import memory, threads
+    from prompt_tuning.runtime import startup
     from prompt_tuning.training import loop
 
-    memory.keep_freed()
-    threads.set_count()
+    startup.prepare()
     text = gin_reader.to_gin(experiment)
     return loop.train(experiment, objective=find_objective(experiment), config_text=text)
 

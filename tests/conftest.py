@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from prompt_tuning.runtime import threads
+from prompt_tuning.runtime import startup
 
 
 def known_to_xla(flag: str) -> bool:
@@ -31,7 +31,7 @@ if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
         flags += "--xla_cpu_use_fusion_emitters=false "
     flags += "--xla_force_host_platform_device_count=8 "
     os.environ["XLA_FLAGS"] = flags + os.environ.get("XLA_FLAGS", "")
-    threads.set_count()
+    startup.set_threads()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 # Most tests compile the same few small programs: all processes share a cache of them. A folder in
 # JAX_COMPILATION_CACHE_DIR is kept from one run of the tests to the next.

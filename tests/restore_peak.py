@@ -12,9 +12,9 @@ from pathlib import Path
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
-from prompt_tuning.runtime import memory
+from prompt_tuning.runtime import startup
 
-memory.keep_freed()  # as the command does: what it keeps counts
+startup.keep_freed()  # as the command does: what it keeps counts
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402

@@ -32,7 +32,7 @@ from prompt_tuning.config import (
     runs,
 )
 from prompt_tuning.model import t5
-from prompt_tuning.session.sizes import resolve_sizes
+from prompt_tuning.session.session import resolve_sizes
 
 GIN = gin_files.gin_folder()
 GOLDEN = Path(__file__).parent / "golden" / "config"

@@ -20,7 +20,7 @@ from prompt_tuning import cli, load_prompt
 from prompt_tuning.batches import batching, groups
 from prompt_tuning.checkpoints.t5x import write_t5x
 from prompt_tuning.config import ConfigError, to_dict
-from prompt_tuning.runtime import agreement, compilation_cache, guard, processes
+from prompt_tuning.runtime import agreement, guard, processes, startup
 from prompt_tuning.session import checks
 from prompt_tuning.tasks import registry, task_rows
 
@@ -105,22 +105,22 @@ def test_one_process_writes_where_it_was_told(tmp_path):
 def test_compiled_programs_lie_in_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    chosen = compilation_cache.choose_folder(None)
+    chosen = startup.choose_cache(None)
     assert chosen is not None
     assert chosen.parent == tmp_path / "prompt_tuning"
-    assert chosen == compilation_cache.choose_folder(None)
-    assert compilation_cache.choose_folder("off") is None
-    assert compilation_cache.choose_folder(str(tmp_path / "mine")) == tmp_path / "mine"
+    assert chosen == startup.choose_cache(None)
+    assert startup.choose_cache("off") is None
+    assert startup.choose_cache(str(tmp_path / "mine")) == tmp_path / "mine"
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "theirs")
-    assert compilation_cache.choose_folder(None) is None
+    assert startup.choose_cache(None) is None
 
 
 @pytest.mark.slow
 def test_a_second_process_finds_what_the_first_has_compiled(tmp_path):
     code = (
         "import sys, jax, jax.numpy as jnp\n"
-        "from prompt_tuning.runtime import compilation_cache\n"
-        "compilation_cache.enable(sys.argv[1])\n"
+        "from prompt_tuning.runtime import startup\n"
+        "startup.enable_cache(sys.argv[1])\n"
         "hits = []\n"
         "jax.monitoring.register_event_listener(lambda name, **_: hits.append(name))\n"
         "print(jax.jit(lambda x: jnp.sin(x) @ x.T)(jnp.ones((8, 8)))[0, 0])\n"

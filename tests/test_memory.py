@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[1]
 # Temporaries of 128 MB: 32,000 pages.
 STEPS = """
 import resource, sys
-from prompt_tuning.runtime import memory
-if sys.argv[1] == "keep" and not memory.keep_freed():
+from prompt_tuning.runtime import startup
+if sys.argv[1] == "keep" and not startup.keep_freed():
     sys.exit(77)
 import jax, jax.numpy as jnp
 x = jnp.ones((4096, 4096))

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from prompt_tuning.runtime.threads import THREADS_PER_DEVICE, set_count
+from prompt_tuning.runtime.startup import THREADS_PER_DEVICE, set_threads
 
 ROOT = Path(__file__).parents[1]
 EIGHT = "--xla_force_host_platform_device_count=8"
 # The threads that run a program's operations, by the name that XLA gives them.
 COUNT = """
-from prompt_tuning.runtime import threads
-threads.set_count()
+from prompt_tuning.runtime import startup
+startup.set_threads()
 import jax
 from pathlib import Path
 assert jax.device_count() == {devices}
@@ -56,5 +56,5 @@ def test_one_device_and_what_the_user_has_set_are_left_to_xla(settings, threads,
         monkeypatch.delenv(name, raising=False)
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
-    set_count()
+    set_threads()
     assert os.environ.get("NPROC") == threads

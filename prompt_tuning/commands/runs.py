@@ -153,7 +153,7 @@ def load(
         fallbacks=values,
     )
     if loaded.open_sizes:
-        from prompt_tuning.session.sizes import resolve_sizes
+        from prompt_tuning.session.session import resolve_sizes
 
         loaded = resolve_sizes(loaded)
     for override in loaded.overrides:
@@ -180,12 +180,11 @@ def _start(args: argparse.Namespace, rest: list[str]) -> tuple[gin_reader.Loaded
         flags = [*(f"--gin.{text}" for text in bindings), *_process_arguments(args), *rest]
         engine.run(args.mode, loaded, flags)
         return None
-    from prompt_tuning.runtime import compilation_cache, memory, threads
+    from prompt_tuning.runtime import startup
 
-    memory.keep_freed()
-    threads.set_count()
+    startup.prepare()
     _join_processes(args)
-    compilation_cache.enable(args.compilation_cache)
+    startup.enable_cache(args.compilation_cache)
     return loaded, gin_reader.to_gin(loaded.run)
 
 

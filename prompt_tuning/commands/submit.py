@@ -27,12 +27,11 @@ def _submit(args: argparse.Namespace, rest: list[str]) -> int:
         return 0
     if not args.submission_dir:
         raise ConfigError("no folder is given. Give --submission_dir=FOLDER or --check=FOLDER|ZIP.")
-    from prompt_tuning.runtime import compilation_cache, memory, processes, threads
+    from prompt_tuning.runtime import processes, startup
 
     processes.check_alone("a submission")
-    memory.keep_freed()
-    threads.set_count()
-    compilation_cache.enable(None)
+    startup.prepare()
+    startup.enable_cache(None)
     fallbacks = {"MIXTURE_OR_TASK_NAME": (), "EVAL_OUTPUT_DIR": args.submission_dir}
     loaded = runs.load(args, "eval", fallbacks)
     import_tensorflow()

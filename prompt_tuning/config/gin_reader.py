@@ -39,7 +39,7 @@ from prompt_tuning.config.gin_files import (
     suggest,
 )
 from prompt_tuning.config.runs import PARTS, RUNS, macros, run_settings
-from prompt_tuning.config.setting import Leaf, nested_classes
+from prompt_tuning.config.setting import Leaf, nested_classes, own_settings
 
 BINDINGS = "runs/bindings.gin"
 NO_FALLBACKS: Mapping[str, Any] = types.MappingProxyType({})
@@ -89,7 +89,7 @@ class Loaded(Generic[RunT]):
 
     @functools.cached_property
     def run(self) -> RunT:
-        """The run, once its sizes are known (`session.sizes.resolve_sizes`).
+        """The run, once its sizes are known (`session.session.resolve_sizes`).
 
         Raises:
           ConfigError: two settings do not fit each other, or there is no such method.
@@ -281,6 +281,24 @@ def _import_module(module: str, place: Place) -> None:
         importlib.import_module(module)
     except ImportError as error:
         raise ConfigError(f"{place}: cannot import {module}: {error}") from error
+
+
+def read_model(name: str) -> config.ModelConfig:
+    """The sizes that a file of gin/models/ sets; "base" is T5 1.1's.
+
+    Raises:
+      ConfigError: there is no model of that name.
+    """
+    files = {path.stem: path for path in (gin_folder() / "models").glob("*t5_*.gin")}
+    file = files.get(name) or files.get(f"t5_1_1_{name}")
+    if file is None:
+        raise ConfigError(
+            f"no model is called {name!r}.{suggest(name, files)} Expected one of "
+            f"{', '.join(sorted(files))}. For other sizes make a prompt_tuning.config.ModelConfig."
+        )
+    values = {setting.key: setting.value for setting in _Reader(()).read_file(str(file))}
+    sizes = [leaf for leaf in own_settings(config.ModelConfig) if leaf.macro.name in values]
+    return config.ModelConfig(**{leaf.name: values[leaf.macro.name] for leaf in sizes})
 
 
 # Names ------------------------------------------------------------------------------------------

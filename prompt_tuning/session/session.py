@@ -12,13 +12,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 import jax
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from prompt_tuning.checkpoints import huggingface, identity, load, manifest
-from prompt_tuning.config import ConfigError, EvalRun, Experiment, ModelRun
+from prompt_tuning.checkpoints import architecture, huggingface, identity, load, manifest
+from prompt_tuning.config import ConfigError, EvalRun, Experiment, InferRun, ModelRun
 from prompt_tuning.model import sharding
 from prompt_tuning.model.device import choose_device
 from prompt_tuning.model.t5 import T5, init_params, param_shapes
@@ -26,6 +27,11 @@ from prompt_tuning.runtime import processes
 from prompt_tuning.runtime.prefetch import Prefetcher
 from prompt_tuning.runtime.replace_folder import local_folder
 from prompt_tuning.session import checks
+
+if TYPE_CHECKING:
+    from prompt_tuning.config.gin_reader import Loaded
+
+RunT = TypeVar("RunT", Experiment, EvalRun, InferRun)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,3 +142,28 @@ def describe_start(experiment: Experiment, step: int) -> Iterator[str]:
         "The paper's Adafactor started at the step of the LM-adapted checkpoint: "
         "--gin.OPTIMIZER_START_STEP=1100000"
     )
+
+
+def resolve_sizes(loaded: Loaded[RunT]) -> Loaded[RunT]:
+    """The settings with the checkpoint's sizes in place of "from_checkpoint" (gin/models/).
+
+    Raises:
+      ConfigError: no checkpoint is named, it cannot be read, or a field is not a size.
+    """
+    if not loaded.open_sizes:
+        return loaded
+    for name in loaded.open_sizes:
+        if name not in architecture.SIZES and name not in architecture.FORM:
+            raise ConfigError(
+                f"{name.upper()} = 'from_checkpoint': a checkpoint does not contain it. Give a "
+                "value."
+            )
+    macro = "initial_checkpoint_path" if loaded.kind is Experiment else "checkpoint_path"
+    spec = loaded.fields[f"{loaded.kind.__name__}.{macro}"]
+    if not isinstance(spec, str):
+        raise ConfigError(
+            "the model's sizes are 'from_checkpoint', but no checkpoint is named. Set "
+            "INITIAL_CHECKPOINT_PATH (t5x train) or CHECKPOINT_PATH."
+        )
+    model = load.read_model(spec)
+    return loaded.fill_sizes({name: getattr(model, name) for name in loaded.open_sizes})
