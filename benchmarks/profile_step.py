@@ -26,14 +26,13 @@ CORE = min(os.sched_getaffinity(0))
 os.environ["NPROC"] = "1"  # XLA's threads
 os.sched_setaffinity(0, {CORE})
 
+import hlo_text  # noqa: E402
 import jax  # noqa: E402
 import matmul_peak  # noqa: E402
 import ours  # noqa: E402
 import run  # noqa: E402
 from jax.profiler import ProfileData  # noqa: E402
 from workload import Workload  # noqa: E402
-
-from prompt_tuning.planning import hlo  # noqa: E402
 
 STEPS = 3
 OPERATION = re.compile(r"^\s+(?:ROOT )?%([\w.\-]+) = ", re.MULTILINE)
@@ -68,11 +67,11 @@ class Parts:
 
     def flops(self, name: str) -> int:
         """Of its matrix products."""
-        return hlo.dot_flops(self.body(name))
+        return hlo_text.dot_flops(self.body(name))
 
     def kind(self, name: str) -> str:
         """What it is for, told by its products and their shapes."""
-        found = list(hlo.instructions(self.body(name)))
+        found = list(hlo_text.instructions(self.body(name)))
         dots = [one for one in found if one.operation == "dot"]
         if any("batch_dims" in one.attributes for one in dots):
             return HEADS

@@ -2,12 +2,15 @@
 
 import mmap
 import os
+import sys
 import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from prompt_tuning.runtime import startup
+
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # hlo_text
 
 
 def known_to_xla(flag: str) -> bool:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 
 import flax.linen as nn
+import hlo_text
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +16,6 @@ from tiny_models import CONFIG
 from prompt_tuning.config import ModelConfig
 from prompt_tuning.model import attention, layers
 from prompt_tuning.model.device import ANY, Device, choose_device
-from prompt_tuning.planning import hlo
 
 
 def draw(*shape, seed=0):
@@ -180,7 +180,7 @@ def test_absorbed_attention_multiplies_the_targets_alone_by_kernels():
             functools.partial(module.init, method=look), jax.random.key(0), x, source
         )
         apply = functools.partial(module.apply, method=look)
-        return hlo.dot_flops(jax.jit(apply).lower(params, x, source).compile().as_text())
+        return hlo_text.dot_flops(jax.jit(apply).lower(params, x, source).compile().as_text())
 
     for targets in (1, 9, 10, 20):
         fewer = counted(targets, True) < counted(targets, False)

@@ -2,6 +2,7 @@
 
 import itertools
 
+import hlo_text
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,6 @@ from prompt_tuning.config import Decoding
 from prompt_tuning.decoding import beam, decode, sample
 from prompt_tuning.model import prompt, t5
 from prompt_tuning.model.prompt import Prompt, no_prompt
-from prompt_tuning.planning import hlo
 
 
 def encoded(params, tokens, rows):
@@ -47,7 +47,7 @@ def test_what_the_encoder_gave_is_there_once_for_all_beams(decoding, length):
         )
 
     text = jax.jit(run).lower(params, encoding).as_text(dialect="hlo")
-    shapes = {i.shape for i in hlo.instructions(text) if 26 in i.shape}
+    shapes = {i.shape for i in hlo_text.instructions(text) if 26 in i.shape}
     assert shapes
     assert not [shape for shape in shapes if shape[0] == 12], shapes
 

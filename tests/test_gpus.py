@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hlo_text
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +18,7 @@ from tiny_models import CONFIG, fit_to
 from prompt_tuning.api import model_config
 from prompt_tuning.config import ConfigError, PromptConfig
 from prompt_tuning.model import attention, sharding
-from prompt_tuning.planning import chips, gpus, hlo, plan, program
+from prompt_tuning.planning import chips, gpus, plan, program
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_a_gpu_keeps_two_bytes_of_a_weight_of_attention(gpu_compiler):
         compiled = lowered.compile(gpus.OPTIONS)
         used[layers] = compiled.memory_analysis().temp_size_in_bytes
         text = compiled.as_text()
-        sizes = {i.shape[-2:] for i in hlo.instructions(text[text.index("\nENTRY") :])}
+        sizes = {i.shape[-2:] for i in hlo_text.instructions(text[text.index("\nENTRY") :])}
         assert (length, length) in sizes
         assert (500, 500) not in sizes
     of_a_layer = (used[6] - used[3]) / 3
@@ -77,7 +78,7 @@ def test_with_cudnn_no_weight_of_attention_is_kept(gpu_compiler):
         assert len(calls) == 2 * CONFIG.num_encoder_layers * (kind == "cudnn")
         assert all("bf16[4,4,504,8]" in line for line in calls)  # 504 = 500 filled up
         square = [
-            i.shape for i in hlo.instructions(compiled.as_text()) if i.shape[-2:] == (504, 504)
+            i.shape for i in hlo_text.instructions(compiled.as_text()) if i.shape[-2:] == (504, 504)
         ]
         assert kind == "xla" or {shape[-3] for shape in square} == {
             4

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hlo_text
 import jax
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def compiled(request):
 def test_a_step_costs_what_its_sizes_say(compiled):
     settings, _, program_ = compiled
     cost = flops.count(settings.model, rows=8, prompt=20, inputs=64, targets=8)
-    assert 8 * hlo.dot_flops(program_.as_text()) == pytest.approx(cost.step, rel=0.001)
+    assert 8 * hlo_text.dot_flops(program_.as_text()) == pytest.approx(cost.step, rel=0.001)
     # Two forward passes, and what the attention products cost beside (they need two gradients).
     twice = 2 * cost.forward + cost.attention
     assert cost.step == pytest.approx(twice, rel=0.02)
@@ -95,7 +96,7 @@ def test_no_weight_is_gathered_and_none_is_copied_to_float32(compiled):
     smallest = settings.model.embed_dim * settings.model.head_dim
     assert not hlo.gathers_a_weight(text, smallest)
     shapes = matrices(settings.model, settings.num_model_partitions)
-    assert hlo.float32_copies(lowered.as_text(dialect="hlo"), shapes) == []
+    assert hlo_text.float32_copies(lowered.as_text(dialect="hlo"), shapes) == []
 
 
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
@@ -106,12 +107,14 @@ def test_accelerators_are_given_frozen_weights_as_they_are(platform):
     mesh = sharding.make_mesh(1, jax.devices()[:1])
     traced = program.trace_step(settings, mesh)
     text = traced.lower(lowering_platforms=(platform,)).as_text(dialect="hlo")
-    products = [i for i in hlo.instructions(text) if i.operation == "dot"]
+    products = [i for i in hlo_text.instructions(text) if i.operation == "dot"]
     assert len(products) > 50
     assert {i.dtype for i in products} == {"bf16", "f32"}, "softmax's and the logits' are float32"
-    assert hlo.float32_copies(text, matrices(model, 1)) == []
+    assert hlo_text.float32_copies(text, matrices(model, 1)) == []
     on_cpu = traced.lower().as_text(dialect="hlo")
-    assert not [i for i in hlo.instructions(on_cpu) if i.operation == "dot" and i.dtype == "bf16"]
+    assert not [
+        i for i in hlo_text.instructions(on_cpu) if i.operation == "dot" and i.dtype == "bf16"
+    ]
 
 
 def test_prompt_and_state_are_donated_and_a_device_holds_its_share(compiled):
@@ -147,7 +150,7 @@ def test_what_the_checks_look_for_is_found():
     whole = jax.jit(lambda w: w + 1, out_shardings=sharding.replicated(mesh)).lower(weight)
     assert hlo.gathers_a_weight(whole.compile().as_text(), 64 * 32)
     lowered = jax.jit(lambda w, x: x @ w.astype("float32")).lower(weight, x)
-    assert hlo.float32_copies(lowered.as_text(dialect="hlo"), {(64, 32)})
+    assert hlo_text.float32_copies(lowered.as_text(dialect="hlo"), {(64, 32)})
     assert hlo.donated(lowered.compile().as_text()) == set()
 
 
@@ -169,7 +172,7 @@ def test_the_count_is_exact_for_every_family(changes, targets):
         experiment(model, targets=targets, partitions=1), sharding.make_mesh(1, jax.devices()[:1])
     )
     cost = flops.count(model, rows=8, prompt=20, inputs=64, targets=targets)
-    assert hlo.dot_flops(lowered.compile().as_text()) == cost.step
+    assert hlo_text.dot_flops(lowered.compile().as_text()) == cost.step
 
 
 def test_a_gpu_is_planned_for_with_the_attention_it_will_have():

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import hlo_text
 import jax
 import jax.numpy as jnp
 import jaxlib.version
@@ -14,7 +15,6 @@ from tiny_models import CONFIG, fit_to
 from prompt_tuning.model import loss, products, t5
 from prompt_tuning.model.products import einsum
 from prompt_tuning.model.prompt import Prompt
-from prompt_tuning.planning import hlo
 
 # What a T5 multiplies, forward and backward.
 MODEL = {
@@ -128,7 +128,7 @@ def test_no_operand_is_copied_to_float32():
 
     def copies(function):
         text = jax.jit(lambda *pair: both(function, *pair)).lower(x, kernel).compile().as_text()
-        return hlo.float32_copies(text, {kernel.shape})
+        return hlo_text.float32_copies(text, {kernel.shape})
 
     assert copies(jnp.dot)  # if this ever fails, `multiply` has become needless
     assert not copies(products.multiply)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import hlo_text
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -318,7 +319,7 @@ def test_the_keys_of_a_row_are_computed_once_for_all_of_its_words(words):
     attention = 2 * pairs * (joined * t * t + width * t * s)
     logits = pairs * t * CONFIG.embed_dim * CONFIG.num_embeddings
     expected = 2 * (CONFIG.num_decoder_layers * (weights + attention) + logits)
-    assert hlo.dot_flops(lowered.compile().as_text()) == expected
+    assert hlo_text.dot_flops(lowered.compile().as_text()) == expected
 
 
 def collectives(mesh, function, *arguments):
@@ -327,7 +328,9 @@ def collectives(mesh, function, *arguments):
     places = sharding.param_shardings(shapes, mesh)
     backbone = {name: one.update(sharding=places[name]) for name, one in shapes.items()}
     text = function.lower(backbone, *arguments).compile().as_text()
-    found = [one for one in hlo.instructions(text) if one.operation.startswith(hlo.COLLECTIVES)]
+    found = [
+        one for one in hlo_text.instructions(text) if one.operation.startswith(hlo.COLLECTIVES)
+    ]
     return [(one.operation.removesuffix("-start"), one.shape) for one in found]
 
 

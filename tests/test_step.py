@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import hlo_text
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,7 +102,7 @@ def test_the_step_costs_two_forward_passes():
         texts = [
             jax.jit(f).lower(state, frozen, batch).compile().as_text() for f in (forward, whole)
         ]
-        return [hlo.dot_flops(text) for text in texts]
+        return [hlo_text.dot_flops(text) for text in texts]
 
     once, whole = costs("prompt", prompt)
     assert 1.9 * once < whole <= 2.02 * once
