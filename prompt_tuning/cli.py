@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import difflib
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from prompt_tuning.runtime import signals
@@ -31,6 +30,7 @@ from prompt_tuning.commands import (  # noqa: E402
     vocabulary,
 )
 from prompt_tuning.config import ConfigError  # noqa: E402
+from prompt_tuning.config.gin_files import suggest  # noqa: E402
 from prompt_tuning.runtime import guard  # noqa: E402
 
 COMMANDS = {
@@ -111,7 +111,7 @@ def _parse(program: str, arguments: list[str]) -> tuple[argparse.Namespace, list
         return argparse.Namespace(run=lambda *_: parser.print_help() or 2), []
     if not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
         raise ConfigError(
-            f"unknown command {arguments[0]}.{_suggest(arguments[0], COMMANDS)} "
+            f"unknown command {arguments[0]}.{suggest(arguments[0], COMMANDS)} "
             f"The commands: {', '.join(COMMANDS)}."
         )
     args, rest = parser.parse_known_args([_rewrite(argument) for argument in arguments])
@@ -167,12 +167,7 @@ def _describe_unknown(argument: str, flags: Sequence[str]) -> str:
     if name.lstrip("-").isupper():
         return f"unknown flag {name}. A macro is set with --gin.{name.lstrip('-')}=VALUE."
     known = [flag for flag in flags if flag.startswith("--")]
-    return f"unknown flag {name}.{_suggest(name, known)} The flags: {', '.join(known)}."
-
-
-def _suggest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1)
-    return f" Did you mean {near[0]}?" if near else ""
+    return f"unknown flag {name}.{suggest(name, known)} The flags: {', '.join(known)}."
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from prompt_tuning.config import ConfigError, CorpusConfig
 from prompt_tuning.model import loss
 from prompt_tuning.pretraining import examples
 from tests.test_objectives import restore
-from tests.tiny_models import CONFIG, forward, random_params
+from tests.tiny_models import CONFIG, forward, join_documents, random_params
 
 VOCAB = 1000
 DOCUMENTS = st.lists(
@@ -23,7 +23,7 @@ DOCUMENTS = st.lists(
 def make(documents, *, inputs=16, targets=None, seed=0, **settings) -> examples.Examples:
     lengths = {"inputs": inputs} | ({"targets": targets} if targets else {})
     shape = examples.make_shape(CorpusConfig(**settings), lengths, VOCAB)
-    return examples.Examples(examples.join_documents("text", documents), shape, seed)
+    return examples.Examples(join_documents("text", documents), shape, seed)
 
 
 def pairs(found: examples.Examples, epoch: int) -> list:

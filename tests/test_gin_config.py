@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tiny_models import CONFIG
 
 from prompt_tuning import api, config
-from prompt_tuning.checkpoints import architecture, huggingface, sizes
+from prompt_tuning.checkpoints import architecture, huggingface
 from prompt_tuning.config import (
     ConfigError,
     EvalRun,
@@ -137,7 +137,7 @@ def test_the_old_names_of_the_initialisations_go_on(init):
 
 
 def test_there_are_models_inits_and_tasks():
-    assert {Path(m).stem for m in MODELS} == {"t5_1_1_tiny", *sizes.NAMES}
+    assert len(MODELS) == 26
     assert len(INITS) == 5
     assert len(TASKS) == 11
 
@@ -168,8 +168,17 @@ def test_model_files_say_their_parameter_count(model):
     assert count_parameters(found) == int(count.replace(",", ""))
     name = Path(model).stem
     in_python = api.model_config("tiny" if name == "t5_1_1_tiny" else name)
-    # Every value is there without gin, too.
     assert found == dataclasses.replace(in_python, dropout_rate=found.dropout_rate)
+
+
+def test_a_model_by_its_name_in_python():
+    assert api.model_config("xl") == api.model_config("t5_1_1_xl")
+    assert api.model_config("byt5_small").num_decoder_layers == 4
+    assert api.model_config("t5_1_0_base").mlp_activations == ("relu",)
+    with pytest.raises(ConfigError, match=r"'t5_1_1_bse'\. Did you mean t5_1_1_base\?"):
+        api.model_config("t5_1_1_bse")
+    with pytest.raises(ConfigError):
+        api.model_config("from_checkpoint")
 
 
 def test_sizes_may_come_from_the_checkpoint():

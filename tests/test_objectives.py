@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prompt_tuning.pretraining import objectives
+from tests.tiny_models import join_documents
 
 VOCAB = 1000
 EOS = objectives.EOS_ID
@@ -173,7 +174,7 @@ def test_chunks_of_a_golden_corpus_cover_it(golden):
     found = []
     for group in range(0, 500, 128):
         ids = np.concatenate([d["targets"] for d in documents[group : group + 128]])
-        text = module.join_documents("c4", [ids.tolist()])
+        text = join_documents("c4", [ids.tolist()])
         epoch = module.Examples(text, shape, 0).epoch(0)
         pairs = [epoch.pair(i) for i in range(len(epoch.starts))]
         found += [tuple(restore(p.inputs[:-1], p.targets[:-1], 32099)) for p in pairs]

@@ -17,6 +17,7 @@ from prompt_tuning.model import loss, t5
 from prompt_tuning.model.prompt import no_prompt
 from prompt_tuning.pretraining import examples
 from prompt_tuning.world import assets, generator
+from tests.tiny_models import join_documents
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "world"))
 import probe  # noqa: E402
@@ -208,7 +209,7 @@ def test_backbone_is_a_language_model_of_the_world(
     unseen = list(generator.corpus(256, seed=generator.HELD_OUT_SEED))
     config = CorpusConfig(objective="prefix_lm", merge_documents=False)
     shape = examples.make_shape(config, {"inputs": 48, "targets": 16}, 512)
-    text = examples.join_documents("reviews", tokenizer.encode(unseen))
+    text = join_documents("reviews", tokenizer.encode(unseen))
     (batch,) = examples.Examples(text, shape, 0).batches(0, 256, limit=256)
     arrays = {name: jnp.asarray(value) for name, value in batch.items()}
     _, sums = loss.loss_fn(

@@ -12,6 +12,7 @@ from prompt_tuning.config import Experiment, ModelConfig
 from prompt_tuning.model import loss, t5
 from prompt_tuning.model.device import choose_device
 from prompt_tuning.model.prompt import Prompt
+from prompt_tuning.pretraining import examples
 
 # The sizes of the T5X reference outputs (../shared/goldens/t5x).
 CONFIG = ModelConfig(
@@ -99,3 +100,10 @@ def evaluator_of(run: Experiment, mesh: jax.sharding.Mesh) -> Any:
 
     model = t5.T5(run.model, choose_device(run.model, mesh.devices.flat))
     return Evaluator(model, mesh, run.eval, run.data)
+
+
+def join_documents(name, documents):
+    """Documents in one array."""
+    lengths = [len(ids) for ids in documents]
+    tokens = np.concatenate([np.asarray(ids, np.int32) for ids in documents] or [np.zeros(0)])
+    return examples.Documents(name, tokens.astype(np.int32), np.cumsum([0, *lengths]))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, UInt64
 
 # Small enough for the proportions to hold in a short run, large enough to mix the tasks.
 BLOCK = 256
@@ -85,6 +85,10 @@ def _permutation(seed: int, stream: int, index: int, n: int) -> Int64[np.ndarray
     It sorts the words of a counter-based generator: NumPy guarantees the words of its bit
     generators across versions, but not the results of `Generator.permutation`.
     """
-    key, counter = (np.array(words, np.uint64) for words in ([seed, stream], [0, 0, 0, index]))
-    words = np.random.Philox(key=key, counter=counter).random_raw(n)
-    return np.argsort(words, kind="stable")
+    return np.argsort(random_words((seed, stream), (0, index), n), kind="stable")
+
+
+def random_words(key: Sequence[int], counter: Sequence[int], n: int) -> UInt64[np.ndarray, "n"]:
+    """Words of a counter-based generator; the counter has two numbers."""
+    counters = np.array([0, 0, *counter], np.uint64)
+    return np.random.Philox(key=np.array(key, np.uint64), counter=counters).random_raw(n)

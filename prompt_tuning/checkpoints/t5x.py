@@ -27,8 +27,14 @@ from jax.experimental import multihost_utils
 from jax.typing import DTypeLike
 from jaxtyping import Array
 
-from prompt_tuning.checkpoints.chunks import check_gzipped
-from prompt_tuning.checkpoints.layouts import INDEX, Checkpoint, Leaf, find_checkpoint, open_leaves
+from prompt_tuning.checkpoints.layouts import (
+    INDEX,
+    Checkpoint,
+    Leaf,
+    check_gzipped,
+    find_checkpoint,
+    open_leaves,
+)
 from prompt_tuning.config import ConfigError
 from prompt_tuning.runtime.replace_folder import replace_folder
 from prompt_tuning.runtime.storage import explain

@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -148,11 +147,6 @@ def _count_agreement(task: EvalTask, result: TaskResult) -> Agreement | None:
         rank_right=counts[False, True],
         both_wrong=counts[False, False],
     )
-
-
-def to_json(analysis: Analysis) -> dict[str, Any]:
-    """The analysis as JSON values."""
-    return dataclasses.asdict(analysis)
 
 
 def describe(analysis: Analysis) -> str:

@@ -5,6 +5,7 @@ It opens the same session and evaluator as a training run, so both give the same
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import numpy as np
 from prompt_tuning.checkpoints import load
 from prompt_tuning.config import ConfigError, EvalRun, config_hash
 from prompt_tuning.evaluation import pictures
-from prompt_tuning.evaluation.analysis import analyse, describe, to_json
+from prompt_tuning.evaluation.analysis import analyse, describe
 from prompt_tuning.evaluation.evaluate import Evaluator, TaskResult, evaluate, majority, methods
 from prompt_tuning.evaluation.intervals import score_intervals
 from prompt_tuning.evaluation.prompts import (
@@ -132,7 +133,7 @@ def _write(
     if suffix is not None:
         name = task.name + suffix
         log.predictions(prompt.step, name, scored.metrics, scored.rows)
-        log.analysis(prompt.step, name, to_json(analysis))
+        log.analysis(prompt.step, name, dataclasses.asdict(analysis))
         pictures.draw_confusion(analysis, name, log.model_dir / "inference_eval")
     return Cell(len(task.rows), analysis, intervals)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tuning.evaluation.analysis import Analysis, illegal_line, to_json
+from prompt_tuning.evaluation.analysis import Analysis, illegal_line
 from prompt_tuning.evaluation.evaluate import task_score
 from prompt_tuning.evaluation.intervals import Interval
 from prompt_tuning.evaluation.score_table import score_table, table
@@ -110,7 +110,7 @@ class Matrix:
                 task: {
                     "metrics": metrics,
                     "intervals": dict(self.cells[prompt][task].intervals),
-                    "analysis": to_json(self.cells[prompt][task].analysis),
+                    "analysis": dataclasses.asdict(self.cells[prompt][task].analysis),
                 }
                 for task, metrics in row.items()
             }

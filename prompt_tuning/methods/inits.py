@@ -111,41 +111,25 @@ def init_prompt(
     A prompt from a file is not made here: `prompts.prompt_file.load_prompt` reads it.
     """
     init, labels = resolve_init(config, task_labels)
-    length, population = config.length, config.population
+    length, population = config.length, min(config.population, embedding.shape[0])
     if init == "random_uniform":
         prompt = random_uniform(key, (length, embedding.shape[1]), config.scale)
-    elif init == "sampled_vocab":
-        prompt = sampled_vocab(key, embedding, length, population)
-    elif init == "class_labels":
-        prompt = class_labels(key, embedding, length, [encode(w) for w in labels], population)
-    elif init == "text":
-        prompt = from_text(key, embedding, length, list(encode(config.text)), population)
-    else:
-        raise ConfigError(f"a prompt from a file ({config.file}) is loaded, not initialised.")
-    description = describe_init(config, task_labels, embedding.shape[0], encode)
-    return np.asarray(prompt, np.float32), description
-
-
-def describe_init(
-    config: PromptConfig, task_labels: Sequence[str], num_embeddings: int, encode: Encode
-) -> str:
-    """A sentence on how the first prompt is made."""
-    init, labels = resolve_init(config, task_labels)
-    length, common = config.length, min(config.population, num_embeddings)
-    if init == "random_uniform":
         description = f"uniform random in [-{config.scale}, {config.scale}]"
     elif init == "sampled_vocab":
-        description = f"{length} of the {common} most common pieces"
+        prompt = sampled_vocab(key, embedding, length, population)
+        description = f"{length} of the {population} most common pieces"
     elif init == "class_labels":
+        prompt = class_labels(key, embedding, length, [encode(w) for w in labels], population)
         words, others = ", ".join(map(repr, labels[:length])), len(labels) - length
         rest = ", then sampled vocabulary"
         if others > 0:
             rest = f"; of the {len(labels)} labels {others} begin no row (PROMPT_LENGTH = {length})"
         description = f"class labels {words}{rest}"
-    elif init == "text":
-        pieces = len(encode(config.text))
-        description = f"the first {min(pieces, length)} of {pieces} pieces of PROMPT_TEXT"
-        description += ", then sampled vocabulary" if pieces < length else ""
     else:
-        description = f"from the file {config.file}"
-    return description + (" (no initialisation was asked for)" if config.init == "auto" else "")
+        assert init == "text", init
+        ids = list(encode(config.text))
+        prompt = from_text(key, embedding, length, ids, population)
+        description = f"the first {min(len(ids), length)} of {len(ids)} pieces of PROMPT_TEXT"
+        description += ", then sampled vocabulary" if len(ids) < length else ""
+    description += " (no initialisation was asked for)" if config.init == "auto" else ""
+    return np.asarray(prompt, np.float32), description

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from jaxtyping import Int
 
+from prompt_tuning.batches.order import random_words
 from prompt_tuning.config import ConfigError, CorpusConfig
 from prompt_tuning.pretraining import objectives
 from prompt_tuning.pretraining.objectives import Pair, Words
@@ -34,13 +35,6 @@ class Documents:
 
     def __len__(self) -> int:
         return len(self.starts) - 1
-
-
-def join_documents(name: str, documents: Sequence[Sequence[int]]) -> Documents:
-    """Documents in one array."""
-    lengths = [len(ids) for ids in documents]
-    tokens = np.concatenate([np.asarray(ids, np.int32) for ids in documents] or [np.zeros(0)])
-    return Documents(name, tokens.astype(np.int32), np.cumsum([0, *lengths]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,9 +324,7 @@ _TOKENS = {
 
 
 def _words(seed: int, stream: int, epoch: int, count: int, index: int = 0) -> Words:
-    """Random words of a counter-based generator (see `batches/order.py`)."""
-    key, counter = np.array([seed, stream], np.uint64), np.array([0, 0, epoch, index], np.uint64)
-    return np.random.Philox(key=key, counter=counter).random_raw(count)
+    return random_words((seed, stream), (epoch, index), count)
 
 
 def _permutation(seed: int, stream: int, epoch: int, n: int) -> Int[np.ndarray, "n"]:

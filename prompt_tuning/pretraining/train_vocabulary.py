@@ -13,7 +13,7 @@ from typing import Literal
 import sentencepiece
 
 from prompt_tuning.config import ConfigError
-from prompt_tuning.runtime.replace_folder import writing
+from prompt_tuning.runtime.replace_folder import replace_file, writing
 
 EXTRA_IDS = 100
 LONGEST = 4000  # bytes of a sentence; SentencePiece silently skips those over 4192
@@ -89,12 +89,8 @@ def write_vocabulary(
             f"--size={size}: expected at least 1. T5's own vocabulary has 32000 pieces."
         )
     model = train_pieces(texts, size, model_type=model_type)
-    temporary = path.with_name(f".{path.name}.tmp")
     with writing(f"--output: {path}"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(model)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replace_file(path) as new:
+            new.write_bytes(model)
     return path

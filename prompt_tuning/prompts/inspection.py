@@ -99,17 +99,13 @@ class Inspection:
         names = [prompt.name for prompt in self.prompts]
         prompts = []
         for prompt in self.prompts:
-            values = {
-                field.name: getattr(prompt, field.name)
-                for field in dataclasses.fields(prompt)
-                if field.name not in ("array", "metadata")
-            }
-            shape = {"shape": list(prompt.array.shape), "metadata": to_dict(prompt.metadata)}
-            prompts.append(_plain(values) | shape)
+            values = to_dict(prompt)
+            del values["array"]
+            prompts.append({**values, "shape": list(prompt.array.shape)})
         return {
             "checkpoint": self.checkpoint,
             "embeddings": self.embeddings,
-            "embedding_norms": _plain(self.embedding_norms),
+            "embedding_norms": to_dict(self.embedding_norms),
             "prompts": prompts,
             "similarity": {
                 "names": names,
@@ -117,14 +113,6 @@ class Inspection:
                 "mean_over_pairs_of_rows": self.pairs.tolist(),
             },
         }
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def inspect_prompts(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from prompt_tuning.config import ConfigError, FileTask
+from prompt_tuning.runtime import replace_folder as files
 from prompt_tuning.runtime.replace_folder import writing
 from prompt_tuning.tasks.file_reader import STANDARD, Row, Source, parse_rows, split_lines
 
@@ -84,24 +85,18 @@ def replace_file(path: str | Path) -> Iterator[TextIO]:
         sys.stdout.flush()
         return
     place = Path(path).expanduser().resolve()
-    plain = place.is_file() or not place.exists()
-    new = place.with_name(f".{place.name}.tmp") if plain else place
-    try:
-        if "://" in str(path):
-            raise OSError(0, "only local files are written")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        file = new.open("w", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"--output: the answers cannot be written to {path} ({error.strerror}). Choose another "
-            "path."
-        ) from error
-    try:
-        with writing(f"the answers in {path}", opened=True):
-            with file:
-                yield file
-            if plain:
-                new.replace(place)
-    finally:
-        if plain:
-            new.unlink(missing_ok=True)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(writing(f"the answers in {path}", opened=True))
+        try:
+            if "://" in str(path):
+                raise OSError(0, "only local files are written")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            plain = place.is_file() or not place.exists()
+            new = stack.enter_context(files.replace_file(place)) if plain else place
+            file = stack.enter_context(new.open("w", encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(
+                f"--output: the answers cannot be written to {path} ({error.strerror}). Choose "
+                "another path."
+            ) from error
+        yield file

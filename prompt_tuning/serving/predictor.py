@@ -144,10 +144,9 @@ class Predictor:
         Raises:
           ConfigError: a prompt is not loaded, or the number of prompts is not that of the texts.
         """
-        rows, cut = self.tokenize(texts)
-        self._warn(cut, len(rows))
-        outputs = self.generate_rows(rows, prompts, num_decodes=num_decodes, decoding=decoding)
-        return [best.text for best in outputs]
+        rows = self._tokenize(texts)
+        outputs = self.generate_all_rows(rows, prompts, num_decodes=num_decodes, decoding=decoding)
+        return [best.text for best, *_ in outputs]
 
     def generate_all(
         self,
@@ -158,15 +157,12 @@ class Predictor:
         decoding: Decoding = BEAM,
     ) -> list[list[Generated]]:
         """All beams or samples of every text, the best first, with their scores; as `generate`."""
-        rows, cut = self.tokenize(texts)
-        self._warn(cut, len(rows))
+        rows = self._tokenize(texts)
         return self.generate_all_rows(rows, prompts, num_decodes=num_decodes, decoding=decoding)
 
     def rank(self, texts: Sequence[str], labels: Sequence[str], prompts: PromptNames) -> list[str]:
         """The most probable of `labels` for every text; `score` gives the numbers."""
-        rows, cut = self.tokenize(texts)
-        self._warn(cut, len(rows))
-        best = self.score_rows(rows, labels, prompts).argmax(axis=1)
+        best = self.score_rows(self._tokenize(texts), labels, prompts).argmax(axis=1)
         return [labels[int(label)] for label in best]
 
     def score(
@@ -176,9 +172,7 @@ class Predictor:
 
         Warns and raises as `generate` does.
         """
-        rows, cut = self.tokenize(texts)
-        self._warn(cut, len(rows))
-        return self.score_rows(rows, labels, prompts)
+        return self.score_rows(self._tokenize(texts), labels, prompts)
 
     def label_lengths(self, labels: Sequence[str]) -> Int[np.ndarray, "C"]:
         """The number of tokens of every label, end-of-sequence included: the divisor of a mean."""
@@ -195,18 +189,6 @@ class Predictor:
         ids = [encode_input(self.vocabulary, text, length, self.truncate) for text in texts]
         full = [row for row, tokens in enumerate(ids) if len(tokens) == length]
         return ids, [row for row in full if len(self.vocabulary.encode(texts[row])) >= length]
-
-    def generate_rows(
-        self,
-        rows: Sequence[Sequence[int]],
-        prompts: PromptNames,
-        *,
-        num_decodes: int = 1,
-        decoding: Decoding = BEAM,
-    ) -> list[Generated]:
-        """`generate` for rows of ids, with scores; nothing is cut or added."""
-        outputs = self.generate_all_rows(rows, prompts, num_decodes=num_decodes, decoding=decoding)
-        return [best for best, *_ in outputs]
 
     def generate_all_rows(
         self,
@@ -253,14 +235,16 @@ class Predictor:
             results[places] = jax.device_get(scores)[: len(places)]
         return results
 
-    def _warn(self, cut: Sequence[int], rows: int) -> None:
+    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        rows, cut = self.tokenize(texts)
         if cut:
             shown = ", ".join(map(str, cut[:5])) + (", ..." if len(cut) > 5 else "")
             warnings.warn(
-                f"{len(cut)} of {rows} texts are longer than max_input_length = "
+                f"{len(cut)} of {len(rows)} texts are longer than max_input_length = "
                 f"{self.max_input_length} tokens and were cut: numbers {shown}.",
                 stacklevel=3,  # the program that called generate, rank or score
             )
+        return rows
 
     def _label_tokens(self, labels: Sequence[str]) -> Int[np.ndarray, "C L"]:
         if isinstance(labels, str) or not labels:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from prompt_tuning.batches import batching, groups
 from prompt_tuning.checkpoints import run_state
 from prompt_tuning.config import ConfigError, Experiment
-from prompt_tuning.evaluation.analysis import analyse, describe, illegal_line, to_json
+from prompt_tuning.evaluation.analysis import analyse, describe, illegal_line
 from prompt_tuning.evaluation.evaluate import (
     Evaluator,
     best_constant,
@@ -167,7 +167,7 @@ class Tasks(Objective):
             split = self.experiment.data.eval_split
             run.log.scores(step, result.metrics, task=task.name, split=split)
             run.log.predictions(step, task.name, result.metrics, result.rows)
-            run.log.analysis(step, task.name, to_json(analysis))
+            run.log.analysis(step, task.name, dataclasses.asdict(analysis))
             values = ", ".join(f"{name} {value:.1f}" for name, value in result.metrics.items())
             text = "; ".join(filter(None, (values, illegal_line(analysis))))
             parts.append(text if len(self.data.eval_tasks) == 1 else f"{task.name}: {text}")
