@@ -8,7 +8,10 @@ restores through it. No other module imports Orbax.
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import hashlib
+import json
 import logging
 import os
 import re
@@ -19,10 +22,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import flags
 
-from prompt_tuning.checkpoints import state_arrays as arrays
 from prompt_tuning.config import ConfigError
 from prompt_tuning.runtime import agreement, processes
 from prompt_tuning.runtime.replace_folder import local_folder
@@ -31,6 +35,7 @@ from prompt_tuning.runtime.storage import reason_of
 TreeT = TypeVar("TreeT")
 
 NUM_KEPT = 2
+SHOWN = 5  # differences shown in an error
 OTHER_FAILED = "another process cannot read it"
 _logger = logging.getLogger(__name__)
 
@@ -95,7 +100,7 @@ class RunStateStore:
     ) -> None:
         """Starts saving a pytree of arrays and its JSON metadata; returns once they are copied.
 
-        The caller may then overwrite or donate its arrays. If a state of this step exists it is
+        The caller may then overwrite or donate its  If a state of this step exists it is
         kept, unless `replace`: a step is a function of its inputs, so it is the same state.
 
         Raises:
@@ -108,9 +113,9 @@ class RunStateStore:
                 self._manager.wait_until_finished()
                 self._manager.delete(step)
             self._manager.wait_until_finished()
-            leaves = arrays.drop_empty(arrays.named_leaves(state))
-            content = arrays.add_digest(
-                {"step": step, "meta": dict(meta or {}), "arrays": arrays.compute_digests(leaves)}
+            leaves = drop_empty(named_leaves(state))
+            content = add_digest(
+                {"step": step, "meta": dict(meta or {}), "arrays": compute_digests(leaves)}
             )
             is_saved = self._manager.save(
                 step,
@@ -146,7 +151,7 @@ class RunStateStore:
         """The newest undamaged state, in the structure of `abstract`, and its metadata.
 
         The leaves of `abstract` are arrays or `jax.ShapeDtypeStruct`s. A leaf with a sharding is
-        restored to it, each device reading its shard. NumPy leaves are restored as NumPy arrays. A
+        restored to it, each device reading its shard. NumPy leaves are restored as NumPy  A
         newer state that is damaged is moved aside, with a message, so that `latest_step` is the
         restored step and the later steps can be saved again.
 
@@ -188,12 +193,12 @@ class RunStateStore:
         It does not check the arrays; `restore` does.
         """
         self.wait()
-        # Not with the manager: it would replace the handler of the arrays.
+        # Not with the manager: it would replace the handler of the
         with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
             for step in sorted(self._manager.all_steps(), reverse=True):
                 try:
                     content = reader.restore(self._directory / str(step) / "meta")
-                    arrays.check_digest(content, step)
+                    check_digest(content, step)
                     return content["meta"]
                 except Exception:
                     _logger.debug("the metadata of step %d is damaged", step, exc_info=True)
@@ -208,7 +213,7 @@ class RunStateStore:
         try:
             # Without the saved shardings, which are those of other devices.
             stored = {
-                name: arrays.restore_target(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
+                name: restore_target(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype))
                 for name, leaf in self._stored(step).items()
             }
             self._read(step, stored)
@@ -223,16 +228,15 @@ class RunStateStore:
 
     def _check_fits(self, step: int, abstract: TreeT) -> None:
         """Raises an error if the list of arrays of a state is damaged or of another run."""
-        leaves = arrays.drop_empty(arrays.named_leaves(abstract))
-        arrays.check_same(self._stored(step), leaves, f"{self._directory}/{step}")
+        leaves = drop_empty(named_leaves(abstract))
+        check_same(self._stored(step), leaves, f"{self._directory}/{step}")
 
     def _restore(self, step: int, abstract: TreeT) -> tuple[TreeT, dict[str, Any]]:
-        named = arrays.named_leaves(abstract)
-        targets = {n: arrays.restore_target(leaf) for n, leaf in arrays.drop_empty(named).items()}
+        named = named_leaves(abstract)
+        targets = {n: restore_target(leaf) for n, leaf in drop_empty(named).items()}
         state, meta = self._read(step, targets)
         values = [
-            state[name] if name in targets else arrays.make_empty(leaf)
-            for name, leaf in named.items()
+            state[name] if name in targets else make_empty(leaf) for name, leaf in named.items()
         ]
         return jax.tree.unflatten(jax.tree.structure(abstract), values), meta
 
@@ -245,11 +249,11 @@ class RunStateStore:
             ),
         )
         content = restored.meta
-        arrays.check_digest(content, step)
-        expected, actual = content["arrays"], arrays.compute_digests(restored.state)
+        check_digest(content, step)
+        expected, actual = content["arrays"], compute_digests(restored.state)
         wrong = [n for n in sorted(expected | actual) if expected.get(n) != actual.get(n)]
         if wrong:
-            raise ValueError(f"the SHA-256 differs: {', '.join(wrong[: arrays.SHOWN])}")
+            raise ValueError(f"the SHA-256 differs: {', '.join(wrong[:SHOWN])}")
         return restored.state, content["meta"]
 
     def _stored(self, step: int) -> dict[str, Any]:
@@ -324,3 +328,99 @@ def _os_error(error: Exception) -> int | None:
         return error.errno
     code = re.search(r"os_error_code='(\d+)'", str(error))
     return int(code.group(1)) if code else None
+
+
+# Arrays by name, and their checksums ------------------------------------------------------------
+
+
+def named_leaves(tree: Any) -> dict[str, Any]:
+    """The leaves by readable name, such as `opt_state/inner_states/train/0/mu/prompt`.
+
+    A flat dictionary does not depend on how Orbax saves named tuples, empty states and None. The
+    caller restores the structure.
+    """
+    paths = jax.tree_util.tree_leaves_with_path(tree)
+    leaves = {jax.tree_util.keystr(p, simple=True, separator="/"): leaf for p, leaf in paths}
+    assert len(leaves) == len(paths), "two leaves of the state have the same name"
+    return leaves
+
+
+def drop_empty(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves that have elements; Orbax cannot save the others."""
+    return {name: leaf for name, leaf in leaves.items() if 0 not in leaf.shape}
+
+
+def restore_target(leaf: Any) -> Any:
+    """Orbax's argument to restore a leaf; without a sharding it is restored to the first device."""
+    if isinstance(leaf, np.ndarray):
+        return leaf
+    sharding = getattr(leaf, "sharding", None)
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+
+def make_empty(leaf: Any) -> Any:
+    """An array of the same shape and dtype as `leaf`, which has no elements."""
+    numpy = np if isinstance(leaf, np.ndarray) else jnp
+    return numpy.zeros(leaf.shape, leaf.dtype)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def compute_digests(leaves: Mapping[str, Any]) -> dict[str, str]:
+    """The SHA-256 of every array, by name, except arrays sharded over several processes."""
+
+    def digest(leaf: Any) -> str:
+        array = np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+        content = hashlib.sha256(f"{array.dtype} {array.shape}\n".encode())
+        content.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        return content.hexdigest()
+
+    whole = {n: x for n, x in leaves.items() if _is_whole(x)}
+    with concurrent.futures.ThreadPoolExecutor() as pool:  # hashing releases the GIL
+        return dict(zip(whole, pool.map(digest, whole.values()), strict=True))
+
+
+def _is_whole(leaf: Any) -> bool:
+    """Whether this process has all elements of an array; replicated arrays are whole."""
+    if not isinstance(leaf, jax.Array):
+        return True
+    return leaf.is_fully_addressable or leaf.is_fully_replicated
+
+
+def add_digest(content: dict[str, Any]) -> dict[str, Any]:
+    """The JSON values with their SHA-256 added."""
+    text = json.dumps(content, sort_keys=True)
+    return {**content, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def check_digest(content: Mapping[str, Any], step: int) -> None:
+    """Raises ValueError if the SHA-256 of the JSON values differs, or their step."""
+    rest = {key: value for key, value in content.items() if key != "sha256"}
+    if add_digest(rest) != content:
+        raise ValueError("the SHA-256 of its metadata differs")
+    if content.get("step", step) != step:
+        raise ValueError(f"it is the state of step {content['step']}: the folder was renamed")
+
+
+def check_same(stored: Mapping[str, Any], wanted: Mapping[str, Any], where: str) -> None:
+    """Checks names, shapes and dtypes of a saved state; Orbax would silently cast dtypes."""
+
+    def describe(leaf: Any) -> str:
+        return f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+
+    problems = [f"{name} is missing" for name in sorted(set(wanted) - set(stored))]
+    problems += [f"{name} is unknown" for name in sorted(set(stored) - set(wanted))]
+    problems += [
+        f"{name} is {describe(stored[name])}, this run has {describe(leaf)}"
+        for name, leaf in sorted(wanted.items())
+        if name in stored and not _is_key(leaf) and describe(stored[name]) != describe(leaf)
+    ]
+    if problems:
+        rest = f" and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise ConfigError(
+            f"the state in {where} was saved by another run: {'; '.join(problems[:SHOWN])}{rest}. "
+            "Use the settings it was started with, or another MODEL_DIR."
+        )

@@ -82,14 +82,8 @@ def load_prompts(
     """
     prompts = []
     for file in files:
-        prompt, metadata = prompt_file.load_prompt(file)
-        prompt_file.check_prompt(
-            prompt,
-            metadata,
-            shape=(None, width),
-            backbone=backbone.identity,
-            vocabulary=vocabulary,
-            where=file,
+        prompt, metadata = prompt_file.load_fitting_prompt(
+            file, (None, width), backbone=backbone.identity, vocabulary=vocabulary
         )
         step, task = (metadata.step, metadata.task) if metadata else (0, "")
         prompts.append(NamedPrompt(file, prompt, step, task))

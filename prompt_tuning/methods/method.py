@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from prompt_tuning.config import ConfigError, ModelConfig
-from prompt_tuning.model.prompt import Prompt
+from prompt_tuning.model.prompt import Prompt, other_fields
 
 Params = dict[str, Array]  # flat, float32: {"prompt": ...}, or {"prompt/NAME": ..., ...}
 
@@ -113,8 +113,7 @@ def check_prompt(name: str, prompt: Any, shape: tuple[int, int]) -> None:
             f"{problem} returns {type(prompt).__name__}. Expected a Prompt. "
             "Return Prompt(rows=rows)."
         )
-    others = [field for field in Prompt._fields[1:] if getattr(prompt, field) is not None]
-    if others:
+    if others := other_fields(prompt):
         raise ConfigError(
             f"{problem} returns {', '.join(others)} beside rows, which no engine computes. "
             "Expected rows alone. Return Prompt(rows=rows)."

@@ -81,6 +81,11 @@ def _pad(field: str, x: Any, length: int) -> Float[Array, "..."]:
     return jnp.pad(jnp.asarray(x, jnp.float32), ends)
 
 
+def other_fields(prompt: Prompt) -> list[str]:
+    """The names of what a prompt has beside its rows."""
+    return [name for name in Prompt._fields[1:] if getattr(prompt, name) is not None]
+
+
 def prepend_prompt(
     prompt: Float[Array, "P D"], x: Float[Array, "B T D"], valid: Bool[Array, "B T"]
 ) -> tuple[Float[Array, "B P+T D"], Bool[Array, "B P+T"]]:

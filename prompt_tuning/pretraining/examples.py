@@ -163,12 +163,10 @@ class Epoch:
         start, stop = self.starts[chunk], self.starts[chunk] + self.lengths[chunk]
         if not self.shape.config.merge_documents:
             return np.asarray(self.documents.tokens[start:stop], np.int32)
-        order, ends = self._merged
-        first, last = np.searchsorted(ends, [start, stop - 1], side="right")
         parts = []
-        for place in range(first, last + 1):
-            begin, end = self.documents.starts[order[place] : order[place] + 2]
-            shift = begin - (ends[place] - (end - begin))  # from the epoch's text to the corpus'
+        for number, stops in zip(*self._merged_in(start, stop), strict=True):
+            begin, end = self.documents.starts[number : number + 2]
+            shift = begin - (stops - (end - begin))  # from the epoch's text to the corpus'
             parts.append(self.documents.tokens[max(start + shift, begin) : min(stop + shift, end)])
         return np.concatenate(parts, dtype=np.int32)
 
@@ -178,9 +176,15 @@ class Epoch:
         start, stop = self.starts[chunk], self.starts[chunk] + self.lengths[chunk]
         if not self.shape.config.merge_documents:
             return [int(np.searchsorted(self.documents.starts, start, side="right")) - 1]
+        return self._merged_in(start, stop)[0].tolist()
+
+    def _merged_in(
+        self, start: int, stop: int
+    ) -> tuple[Int[np.ndarray, "K"], Int[np.ndarray, "K"]]:
+        """The documents in a part of the epoch's text, and the end of each in it."""
         order, ends = self._merged
         first, last = np.searchsorted(ends, [start, stop - 1], side="right")
-        return order[first : last + 1].tolist()
+        return order[first : last + 1], ends[first : last + 1]
 
     @functools.cached_property
     def _merged(self) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "N"]]:

@@ -129,6 +129,20 @@ def load_prompt(path: str | os.PathLike[str]) -> tuple[Prompt, PromptMetadata | 
     return stored.prompt, stored.metadata
 
 
+def load_fitting_prompt(
+    path: str | os.PathLike[str],
+    shape: tuple[int | None, int],
+    *,
+    backbone: str = "",
+    vocabulary: str = "",
+) -> tuple[Prompt, PromptMetadata | None]:
+    """`load_prompt`, after `check_prompt` against a model."""
+    prompt, metadata = load_prompt(path)
+    identities = {"backbone": backbone, "vocabulary": vocabulary}
+    check_prompt(prompt, metadata, shape=shape, where=path, **identities)
+    return prompt, metadata
+
+
 def read_prompt(path: str | os.PathLike[str]) -> StoredPrompt:
     """The prompt at a path, in any form that `recognise` knows.
 

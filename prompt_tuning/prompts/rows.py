@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from prompt_tuning.config import ConfigError
-from prompt_tuning.model.prompt import Prompt
+from prompt_tuning.model.prompt import Prompt, other_fields
 
 
 def make_prompt(rows: Shaped[np.ndarray, "..."], where: str) -> Prompt:
@@ -37,8 +37,7 @@ def check_rows(prompt: Prompt, where: str) -> Prompt:
     Raises:
       ConfigError: it has members, or keys, values or memory; or see `make_prompt`.
     """
-    others = [name for name in Prompt._fields[1:] if getattr(prompt, name) is not None]
-    if others:
+    if others := other_fields(prompt):
         raise ConfigError(
             f"{where} has {', '.join(others)}: only prompts of rows can be written to files. "
             "Expected a Prompt with no other field."

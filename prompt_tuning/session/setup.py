@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, PRNGKeyArray
 
 import prompt_tuning
 from prompt_tuning.batches import batching
@@ -117,7 +117,12 @@ def first_params(
     settings = make_settings(method, config.method, config.settings)
     key = first_prompt_key(experiment.train.random_seed)
     labels = registry.label_words(experiment.data.names[0])
-    loaded = _load_first_prompt(experiment, backbone, data) if config.init == "file" else None
+    loaded: np.ndarray | None = None
+    if config.init == "file":
+        shape = config.length, model.embed_dim
+        identities = {"backbone": backbone.identity, "vocabulary": data.vocabulary_identity}
+        prompt, _ = prompt_file.load_fitting_prompt(config.file, shape, **identities)
+        loaded = np.asarray(prompt.rows)
     drawn: list[str] = []  # how; a method may begin without such rows
 
     def draw_rows(number: int) -> Any:
@@ -159,22 +164,6 @@ def first_params(
 def no_first_params(model: ModelConfig) -> tuple[dict[str, np.ndarray], str]:
     """The parameters of no prompt, and how they begin, of a run that trains the model itself."""
     return {"prompt": np.asarray(no_prompt(model).rows)}, "no prompt: the model itself is tuned"
-
-
-def _load_first_prompt(
-    experiment: Experiment, backbone: Backbone, data: Data
-) -> Float[np.ndarray, "P D"]:
-    config = experiment.prompt
-    prompt, metadata = prompt_file.load_prompt(config.file)
-    prompt_file.check_prompt(
-        prompt,
-        metadata,
-        shape=(config.length, experiment.model.embed_dim),
-        backbone=backbone.identity,
-        vocabulary=data.vocabulary_identity,
-        where=config.file,
-    )
-    return np.asarray(prompt.rows)
 
 
 def _fetch(array: Array) -> np.ndarray:

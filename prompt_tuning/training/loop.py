@@ -26,7 +26,6 @@ from prompt_tuning.training import health, optim
 from prompt_tuning.training import model_dir as model_dirs
 from prompt_tuning.training import run as runs
 from prompt_tuning.training import step as steps
-from prompt_tuning.training.ending import end_failed_run
 from prompt_tuning.training.progress import Progress, describe_training, mean_values
 from prompt_tuning.training.run import (
     EvalStatus,
@@ -156,7 +155,7 @@ def train(
                 print(runs.describe_early_stop(loop.status, experiment.eval), flush=True)
             store.wait()
         except BaseException as error:
-            end_failed_run(run, loop, error)
+            runs.end_failed_run(run, loop, error)
         store.close()
         run.log.close()
 
