@@ -96,19 +96,13 @@ def evaluate(evaluator: Evaluator, params: tuple[t5.Params, Prompt], task: EvalT
       FloatingPointError: a word's probability is not a number.
     """
     records = [_record(task, i) for i in range(len(task.rows))]
-    result = TaskResult({}, records)
-    for method in methods(evaluator.config):
-        if method == "rank" and not task.can_rank:
-            continue
-        outputs = answer(evaluator, params, task, method, records)
-        predictions = [task.postprocess(i, output) for i, output in enumerate(outputs)]
-        for record, output, prediction in zip(records, outputs, predictions, strict=True):
-            record.setdefault("output", output)
-            record.setdefault("prediction", plain(prediction))
-        values = task.metrics(predictions)
-        result.metrics.update({f"{name}/{method}": value for name, value in values.items()})
-        result.outputs[method] = outputs
-        result.predictions[method] = predictions
+    used = _usable_methods(task, evaluator.config)
+    outputs = {method: answer(evaluator, params, task, method, records) for method in used}
+    result = _score(task, records, outputs)
+    for method in used[:1]:
+        answers = zip(records, outputs[method], result.predictions[method], strict=True)
+        for record, output, prediction in answers:
+            record |= {"output": output, "prediction": plain(prediction)}
     return result
 
 
@@ -136,6 +130,12 @@ def from_records(task: EvalTask, records: list[dict[str, Any]], config: EvalConf
     if config.method != "generate" and task.can_rank:
         scores = [record["label_scores"] for record in records]
         outputs["rank"] = [max(words, key=words.__getitem__) for words in scores]
+    return _score(task, records, outputs)
+
+
+def _score(
+    task: EvalTask, records: list[dict[str, Any]], outputs: dict[str, list[str]]
+) -> TaskResult:
     predictions = {
         method: [task.postprocess(row, text) for row, text in enumerate(texts)]
         for method, texts in outputs.items()
@@ -205,8 +205,12 @@ def best_constant(task: EvalTask, config: EvalConfig) -> float | None:
 
 def _score_texts(task: EvalTask, config: EvalConfig, texts: Sequence[str]) -> dict[str, float]:
     values = task.metrics([task.postprocess(row, text) for row, text in enumerate(texts)])
-    used = [method for method in methods(config) if method == "generate" or task.can_rank]
+    used = _usable_methods(task, config)
     return {f"{name}/{method}": v for name, v in values.items() for method in used}
+
+
+def _usable_methods(task: EvalTask, config: EvalConfig) -> list[str]:
+    return [method for method in methods(config) if method == "generate" or task.can_rank]
 
 
 def methods(config: EvalConfig) -> tuple[str, ...]:
