@@ -19,16 +19,7 @@ PROGRAMS = ("t5x", "prompt-tuning")
 if __name__ == "__main__" or os.path.basename(sys.argv[0]) in PROGRAMS:
     signals.exit_at_once()  # while the imports below take their time
 
-from prompt_tuning.commands import (  # noqa: E402
-    backbones,
-    data,
-    plan,
-    prompts,
-    runs,
-    submit,
-    verify,
-    vocabulary,
-)
+from prompt_tuning.commands import conversions, data, plan, runs, submit, verify  # noqa: E402
 from prompt_tuning.config import ConfigError  # noqa: E402
 from prompt_tuning.config.gin_files import suggest  # noqa: E402
 from prompt_tuning.runtime import guard  # noqa: E402
@@ -36,9 +27,7 @@ from prompt_tuning.runtime import guard  # noqa: E402
 COMMANDS = {
     **runs.COMMANDS,
     **plan.COMMANDS,
-    **vocabulary.COMMANDS,
-    **prompts.COMMANDS,
-    **backbones.COMMANDS,
+    **conversions.COMMANDS,
     **data.COMMANDS,
     **verify.COMMANDS,
     **submit.COMMANDS,

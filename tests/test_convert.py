@@ -17,7 +17,7 @@ from prompt_tuning import cli
 from prompt_tuning.checkpoints.identity import backbone_identity
 from prompt_tuning.checkpoints.t5x import read_param, read_shapes, read_step, read_t5x, write_t5x
 from prompt_tuning.checkpoints.t5x_prompt import PROMPT
-from prompt_tuning.commands import prompts as commands
+from prompt_tuning.commands import conversions as commands
 from prompt_tuning.config import ConfigError
 from prompt_tuning.model import t5
 from prompt_tuning.prompts.convert import Output, convert_prompt

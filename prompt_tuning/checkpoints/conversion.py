@@ -1,6 +1,6 @@
 """Converts Hugging Face folders to T5X checkpoints and back, bit for bit.
 
-It needs the memory of some chunks of one array. `commands/backbones.py` calls it.
+It needs the memory of some chunks of one array. `commands/conversions.py` calls it.
 """
 
 from __future__ import annotations
