@@ -196,7 +196,7 @@ def test_devices_get_their_shares(shape):
     whole, _ = load.read_backbone(GOLDEN / "flan_t5", model)
     mesh = sharding.make_mesh(shape[1])
     shardings = sharding.param_shardings(t5.param_shapes(model), mesh)
-    split, _ = load.read_backbone(GOLDEN / "flan_t5", model, dtype="bfloat16", shardings=shardings)
+    split, _ = load.read_backbone(GOLDEN / "flan_t5", model, dtype="bfloat16", mesh=mesh)
     for name, param in split.items():
         assert param.sharding == shardings[name]
         np.testing.assert_array_equal(np.asarray(param, np.float32), whole[name])

@@ -6,10 +6,9 @@ The session, the predictor and all other readers of a backbone use these functio
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import jax
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array
@@ -19,7 +18,6 @@ from prompt_tuning.checkpoints.layouts import find_checkpoint
 from prompt_tuning.checkpoints.t5x_prompt import PROMPT, is_prompt_leaf
 from prompt_tuning.config import TINY, ModelConfig
 from prompt_tuning.model import sharding, t5
-from prompt_tuning.runtime.prefetch import Prefetcher
 from prompt_tuning.runtime.storage import open_folder
 from prompt_tuning.world import assets
 
@@ -36,9 +34,9 @@ def read_backbone(
     model: ModelConfig,
     *,
     dtype: DTypeLike | None = None,
-    shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[dict[str, Array], int]:
-    """All parameters of a T5, in their dtype and sharding, and the checkpoint's step.
+    """All parameters of a T5, in their dtype and on a mesh if there is one, and the step.
 
     The step of a Hugging Face folder is 0, unless it was converted from a T5X checkpoint. A prompt
     in a T5X checkpoint is not read; `describe_unused_prompt` tells the user.
@@ -46,7 +44,7 @@ def read_backbone(
     Raises:
       ConfigError: there is no such checkpoint, it is damaged, or it is of another model.
     """
-    return dict(iter_backbone(spec, model, dtype=dtype, shardings=shardings)), read_step(spec)
+    return dict(iter_backbone(spec, model, dtype=dtype, mesh=mesh)), read_step(spec)
 
 
 def iter_backbone(
@@ -54,31 +52,20 @@ def iter_backbone(
     model: ModelConfig,
     *,
     dtype: DTypeLike | None = None,
-    shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+    mesh: Mesh | None = None,
 ) -> Iterator[tuple[str, Array]]:
     """The parameters of `read_backbone`, one by one, as they are loaded."""
     path = find_path(spec)
     dtype = model.dtype if dtype is None else dtype
+    shapes = t5.param_shapes(model)
+    shardings = None if mesh is None else sharding.param_shardings(shapes, mesh)
     if huggingface.is_huggingface(path):
         folder = huggingface.open_folder(path, model)
         yield from huggingface.iter_params(folder, dtype=dtype, shardings=shardings)
         return
     checkpoint = find_checkpoint(path)
     prompt = [name for name in checkpoint.params if is_prompt_leaf(name)]
-    shapes = t5.param_shapes(model)
     yield from t5x.iter_t5x(checkpoint, shapes, dtype=dtype, shardings=shardings, unread=prompt)
-
-
-def prefetch_backbone(
-    spec: PathLike, model: ModelConfig, mesh: Mesh, *, dtype: DTypeLike | None = None
-) -> Prefetcher[tuple[str, Array]]:
-    """The parameters of `iter_backbone`, read in the background."""
-
-    def items() -> Iterator[tuple[str, Array]]:
-        places = sharding.param_shardings(t5.param_shapes(model), mesh)
-        yield from iter_backbone(spec, model, dtype=dtype, shardings=places)
-
-    return Prefetcher(items())
 
 
 def describe_unused_prompt(spec: PathLike, prompt_files: Iterable[PathLike]) -> str:

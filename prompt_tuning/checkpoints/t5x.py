@@ -59,14 +59,14 @@ def read_t5x(
 
 
 def iter_t5x(
-    path: PathLike | Checkpoint,
+    checkpoint: Checkpoint,
     shapes: Mapping[str, jax.ShapeDtypeStruct],
     *,
     dtype: DTypeLike | None = None,
     shardings: Mapping[str, jax.sharding.Sharding] | None = None,
     unread: Collection[str] = (),
 ) -> Iterator[tuple[str, Array]]:
-    """The parameters named by `shapes`, one by one, of the checkpoint at a path or gs:// address.
+    """The parameters of a checkpoint that are named by `shapes`, one by one.
 
     Loading is exact: the checkpoint must have all parameters of `shapes` and no others, except
     those of `unread`. Each device receives only its own shard; without `shardings` the first device
@@ -76,7 +76,6 @@ def iter_t5x(
       ConfigError: there is no such checkpoint, its names or shapes are not exactly the model's, it
         is damaged, or it cannot be reached.
     """
-    checkpoint = path if isinstance(path, Checkpoint) else find_checkpoint(path)
     context = ts.Context(_READ)
     leaves = {name: leaf for name, leaf in checkpoint.params.items() if name in shapes}
     stores = open_leaves(leaves, context)

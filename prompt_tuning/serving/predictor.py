@@ -113,8 +113,7 @@ class Predictor:
         loaded = {name: prompt_file.load_prompt(path) for name, path in prompts.items()}
         mesh = sharding.make_mesh(num_model_partitions)
         choose_device(config, mesh.devices.flat, partitions=num_model_partitions)
-        shardings = sharding.param_shardings(t5.param_shapes(config), mesh)
-        backbone, _ = read_backbone(checkpoint, config, dtype=config.dtype, shardings=shardings)
+        backbone, _ = read_backbone(checkpoint, config, mesh=mesh)
         fingerprint = identity.backbone_identity(backbone)
         for name, (prompt, metadata) in loaded.items():
             prompt_file.check_prompt(

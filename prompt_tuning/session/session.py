@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from prompt_tuning.checkpoints import architecture, huggingface, identity, load, manifest
-from prompt_tuning.config import ConfigError, EvalRun, Experiment, InferRun, ModelRun
+from prompt_tuning.config import ConfigError, EvalRun, Experiment, InferRun
 from prompt_tuning.model import sharding
 from prompt_tuning.model.device import choose_device
 from prompt_tuning.model.t5 import T5, init_params, param_shapes
@@ -80,7 +80,7 @@ class Session:
         return Backbone(params, self.step, identity.backbone_identity(params))
 
 
-def open_session(run: ModelRun) -> Session:
+def open_session(run: Experiment | EvalRun) -> Session:
     """The session of a run, after checks of devices and sizes; the backbone is already being read.
 
     Weights that are to be trained are read in float32, frozen ones in the model's dtype.
@@ -98,12 +98,12 @@ def open_session(run: ModelRun) -> Session:
     checks.check_activations(run, mesh)
     partitions = run.num_model_partitions
     model = T5(run.model, choose_device(run.model, mesh.devices.flat, partitions=partitions))
-    checkpoint = run.checkpoint if isinstance(run, (Experiment, EvalRun)) else ""
-    step = 0 if is_random else load.read_step(checkpoint)
-    reading = (
-        None if is_random else load.prefetch_backbone(checkpoint, run.model, mesh, dtype=dtype)
-    )
-    return Session(checkpoint, mesh, model, step, run.verify_checkpoint, reading)
+    step, reading = 0, None
+    if not is_random:
+        step = load.read_step(run.checkpoint)
+        backbone = load.iter_backbone(run.checkpoint, run.model, dtype=dtype, mesh=mesh)
+        reading = Prefetcher(backbone)
+    return Session(run.checkpoint, mesh, model, step, run.verify_checkpoint, reading)
 
 
 def make_dir(name: str, macro: str) -> Path:
