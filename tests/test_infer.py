@@ -95,8 +95,7 @@ def test_a_file_of_texts(folder, predictor, tmp_path, capsys):
     assert [answer["inputs"] for answer in answers] == TEXTS
     assert [answer["prediction"] for answer in answers] == predictor.generate(TEXTS, "known")
     assert {answer["prompt"] for answer in answers} == {str(folder / "known")}
-    rows, _ = predictor.tokenize(TEXTS)
-    scores = [g.score for g, *_ in predictor.generate_all_rows(rows, "known")]
+    scores = [g.score for g in predictor.generate_rows(predictor.tokenize(TEXTS)[0], "known")]
     np.testing.assert_allclose([answer["score"] for answer in answers], scores, rtol=1e-5)
     assert capsys.readouterr().out == f"4 answers: {output}\n"
 

@@ -144,8 +144,8 @@ class Predictor:
           ConfigError: a prompt is not loaded, or the number of prompts is not that of the texts.
         """
         rows = self._tokenize(texts)
-        outputs = self.generate_all_rows(rows, prompts, num_decodes=num_decodes, decoding=decoding)
-        return [best.text for best, *_ in outputs]
+        outputs = self.generate_rows(rows, prompts, num_decodes=num_decodes, decoding=decoding)
+        return [best.text for best in outputs]
 
     def generate_all(
         self,
@@ -188,6 +188,12 @@ class Predictor:
         ids = [encode_input(self.vocabulary, text, length, self.truncate) for text in texts]
         full = [row for row, tokens in enumerate(ids) if len(tokens) == length]
         return ids, [row for row in full if len(self.vocabulary.encode(texts[row])) >= length]
+
+    def generate_rows(
+        self, rows: Sequence[Sequence[int]], prompts: PromptNames, **how: Any
+    ) -> list[Generated]:
+        """`generate` for rows of ids, with scores; `how` is as in `generate_all_rows`."""
+        return [best for best, *_ in self.generate_all_rows(rows, prompts, **how)]
 
     def generate_all_rows(
         self,
