@@ -10,6 +10,8 @@ import itertools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from prompt_tuning.config import ConfigError, Truncate
 from prompt_tuning.vocabularies.vocabulary import Vocabulary
 
@@ -63,7 +65,7 @@ def encode_input(vocabulary: Vocabulary, text: str, length: int, truncate: Trunc
         return [*ids, vocabulary.eos_id]
     if truncate == "end":
         return [*ids[: length - 1], vocabulary.eos_id]
-    _, owners = _find_owners(vocabulary, text)
+    owners = _find_owners(vocabulary, text)
     return [*itertools.compress(ids, _keep_evenly(owners, text, length - 1)), vocabulary.eos_id]
 
 
@@ -82,7 +84,7 @@ def find_losses(
     fields = getattr(text, "fields", ())
     if not fields or len(vocabulary.encode(text)) < length:
         return ()
-    _, owners = _find_owners(vocabulary, text)
+    owners = _find_owners(vocabulary, text)
     if truncate == "end":
         keep = [place < length - 1 for place in range(len(owners))]
     else:
@@ -95,15 +97,16 @@ def find_losses(
     return tuple(loss for loss in losses if loss.kept < loss.whole)
 
 
-def _find_owners(vocabulary: Vocabulary, text: str) -> tuple[list[int], list[int | None]]:
-    """The ids of a text, and for each the number of the field that has its last byte."""
-    ids, ends = vocabulary.encode_with_ends(text)
+def _find_owners(vocabulary: Vocabulary, text: str) -> list[int | None]:
+    """For each token of a text the number of the field that has its last byte."""
+    _, ends = vocabulary.encode_with_ends(text)
     fields = getattr(text, "fields", ())
-    owners = [
-        next((n for n, field in enumerate(fields) if field.start < end <= field.end), None)
-        for end in ends
-    ]
-    return ids, owners
+    if not fields:
+        return [None] * len(ends)
+    _, starts, stops = zip(*fields, strict=True)
+    places = np.searchsorted(stops, ends).tolist()  # the first field that ends there or later
+    pairs = zip(places, ends, strict=True)
+    return [n if n < len(fields) and starts[n] < end else None for n, end in pairs]
 
 
 def _keep_evenly(owners: Sequence[int | None], text: str, room: int) -> list[bool]:
