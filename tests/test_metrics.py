@@ -164,6 +164,7 @@ def test_correlations():
         ("Bob's", "Bob", 0),
         ("Bob", "Bob's hat", 0),
         ("Bob's", "Bob's hat", 1),
+        ("Bob's hat", "hat", 0),  # a possessive among the words counts, too
         ("Ann", "Bob", 0),
         ("", "Bob", -1),
         (" the ", "Bob", -1),

@@ -232,6 +232,8 @@ def test_words_of_rows():
     example = read("super_glue_wsc_v102_simple_eval", "validation")[0]
     assert registry.row_words("super_glue_wsc_v102_simple_eval", example) == ()
     assert registry.row_words("somebody's", example) == ()
+    twice = {"candidates": [b"Bo", "Ann", b"Bo"]}
+    assert registry.row_words("dpr_v001_simple", twice) == ("Bo", "Ann")
 
 
 @pytest.mark.parametrize(
