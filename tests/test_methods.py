@@ -8,12 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import CONFIG
+from tiny_models import CONFIG, MODEL, apply_t5, random_params
 
 from prompt_tuning.config import ConfigError, gin_reader
 from prompt_tuning.methods.inits import STARTS
-from prompt_tuning.methods.method import Frozen, Start, first_params
+from prompt_tuning.methods.method import Frozen, Start, check_prompt, first_params
 from prompt_tuning.methods.table import METHODS, find_method, make_settings
+from prompt_tuning.model import t5
 from prompt_tuning.model.prompt import Prompt
 
 P, D = 5, CONFIG.embed_dim
@@ -30,6 +31,9 @@ VARIANTS = {
         {"form": "dpt", "rank": 8},
         {"form": "lopt2", "rank": 3},
     ],
+    "prefix_tuning": [{}, {"hidden": 3, "cross": False}],
+    "p_tuning_v2": [{}],
+    "shared_prompt": [{}],
 }
 CASES = [(name, values) for name, variants in VARIANTS.items() for values in variants]
 every_variant = pytest.mark.parametrize(("name", "values"), CASES, ids=str)
@@ -44,11 +48,13 @@ def make(name, values, init="auto", seed=0, length=P):
     """The method's settings, its first parameters and its fold without dropout."""
     method = find_method(name)
     settings = make_settings(method, name, values)
-    start = Start(jax.random.key(seed), CONFIG, length, draw_rows, init)
-    params = first_params(name, method, settings, start, {})
+    reads = "rows" not in method.fields
+    backbone = random_params() if reads else {}
+    start = Start(jax.random.key(seed), CONFIG, length, draw_rows, init, backbone=backbone)
+    params = first_params(name, method, settings, start)
 
     def fold(params, key=None):
-        return method.fold(settings, params, Frozen(CONFIG, {}), key)
+        return method.fold(settings, params, Frozen(CONFIG, backbone), key)
 
     return method, params, fold
 
@@ -64,10 +70,11 @@ def test_parameters_and_rows_are_as_declared(name, values):
     assert {value.dtype for value in params.values()} == {jnp.dtype(jnp.float32)}
     assert set(params) - set(method.fixed)
     prompt = fold(params)
-    assert isinstance(prompt, Prompt)
-    assert prompt.rows.shape == (P, D)
-    assert prompt.rows.dtype == jnp.float32
-    assert np.isfinite(prompt.rows).all()
+    check_prompt(name, method, prompt, P, CONFIG)
+    assert all(np.isfinite(field).all() for field in jax.tree.leaves(prompt))
+    filled = {field for field in Prompt._fields if getattr(prompt, field) is not None}
+    assert filled - {"rows"} <= set(method.fields)
+    assert prompt.rows.shape == (P if "rows" in method.fields else 0, D)
 
 
 @every_variant
@@ -78,7 +85,7 @@ def test_a_key_makes_the_same_parameters_again(name, values):
     assert first.keys() == again.keys() == other.keys()
     for leaf in first:
         np.testing.assert_array_equal(first[leaf], again[leaf])
-    draws = name != "prompt_tuning" and name != "superpos"
+    draws = name not in ("prompt_tuning", "superpos", "shared_prompt")
     assert draws == any((first[leaf] != other[leaf]).any() for leaf in first)
 
 
@@ -95,27 +102,32 @@ def test_no_two_parameters_are_drawn_with_one_key(name, values):
 
 @every_variant
 def test_the_gradient_is_the_finite_difference(name, values):
-    """In float64, along directions in which every parameter moves."""
+    """In float64, along directions in which every parameter moves; a T5 is float32 in any case."""
     method, params, fold = make(name, values)
-    rng = np.random.default_rng(0)
+    rng, step, error = np.random.default_rng(0), 1e-5, 1e-5
+    if method.saves_params:
+        step, error = 1e-2, 1e-2
     with jax.enable_x64(True):
         params = {
             leaf: jnp.asarray(np.asarray(value, np.float64)) for leaf, value in params.items()
         }
-        weights = jnp.asarray(rng.normal(size=(P, D)))
+        shapes = jax.tree.leaves(jax.eval_shape(fold, params))
+        weights = [jnp.asarray(rng.normal(size=leaf.shape)) for leaf in shapes]
 
         def loss(params):
-            return (jnp.tanh(fold(params).rows) * weights).sum()
+            fields = zip(jax.tree.leaves(fold(params)), weights, strict=True)
+            return sum((jnp.tanh(field) * weight).sum() for field, weight in fields)
 
         gradient = jax.grad(loss)(params)
         for leaf in set(params) - set(method.fixed):
             direction = jnp.asarray(rng.normal(size=params[leaf].shape))
             ahead, behind = (
-                loss({**params, leaf: params[leaf] + step * direction}) for step in (1e-5, -1e-5)
+                loss({**params, leaf: params[leaf] + by * direction}) for by in (step, -step)
             )
             expected = float((gradient[leaf] * direction).sum())
             assert abs(expected) > 1e-8
-            np.testing.assert_allclose((ahead - behind) / 2e-5, expected, rtol=1e-5, atol=1e-7)
+            found = (ahead - behind) / (2 * step)
+            np.testing.assert_allclose(found, expected, rtol=error, atol=1e-7)
 
 
 # Where a method begins, and its formula --------------------------------------------------------
@@ -298,6 +310,49 @@ def test_low_rank_begins_as_near_to_its_rows_as_it_can(init):
     assert distance({"form": "lopt2", "rank": 64})[0] < 1e-3
 
 
+def test_prefix_tuning_with_an_mlp():
+    _, params, fold = make("prefix_tuning", {"hidden": 3, "decoder": False})
+    rng = np.random.default_rng(1)
+    params = {n: v + jnp.asarray(rng.normal(size=v.shape), jnp.float32) for n, v in params.items()}
+    p = {leaf[len("prompt/") :]: np.float64(value) for leaf, value in params.items()}
+    prompt = fold(params)
+    assert prompt.decoder is None
+    for place in ("encoder", "cross"):
+        hidden = np.tanh(p[f"{place}_rows"] @ p[f"{place}_in_kernel"] + p[f"{place}_in_bias"])
+        made = hidden @ p[f"{place}_out_kernel"] + p[f"{place}_out_bias"]
+        for layer in range(2):
+            for number in range(2):
+                found = np.asarray(getattr(prompt, place))[layer, number].reshape(P, -1)
+                at = (layer * 2 + number) * D
+                np.testing.assert_allclose(found, made[:, at : at + D], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("values", [{}, {"hidden": 7}, {"dropout": 0.5}], ids=str)
+def test_a_prefix_begins_with_draws_or_as_the_keys_and_values_of_rows(values):
+    _, drawn, fold = make("prefix_tuning", values, length=60)
+    if "hidden" not in values:
+        assert abs(np.asarray(drawn["prompt/cross"]).std() - 1) < 0.1
+    _, params, fold = make("prefix_tuning", values, "text")
+    backbone, rows = random_params(), jnp.asarray(ROWS, jnp.float32)[None]
+    states, expected = t5.encode_keys_values(MODEL, backbone, rows, jnp.ones((1, P), bool))
+    found = fold(params)
+    np.testing.assert_allclose(found.encoder, expected[0], atol=1e-4)
+    cross = apply_t5(MODEL, backbone, "cross_keys_values", states)
+    np.testing.assert_allclose(found.cross, cross[0], atol=1e-4)
+    dropped = np.asarray(fold(params, jax.random.key(1)).decoder)
+    kept = np.isclose(dropped, np.asarray(found.decoder) * (2 if "dropout" in values else 1))
+    assert (kept | (dropped == 0)).all()
+    assert (kept.mean() < 0.9) == ("dropout" in values)
+
+
+def test_a_shared_prompt_is_what_the_encoder_makes_of_its_rows():
+    _, params, fold = make("shared_prompt", {})
+    np.testing.assert_array_equal(params["prompt"], ROWS.astype(np.float32))
+    valid = jnp.ones((1, P), bool)
+    states = apply_t5(MODEL, random_params(), "encode", params["prompt"][None], valid)
+    np.testing.assert_allclose(fold(params).memory, states[0], atol=1e-5)
+
+
 # The sizes that the papers and their code have at D = 768, and what they train.
 SIZES = [
     ("prompt_tuning", {}, 100, 100 * 768),
@@ -309,13 +364,24 @@ SIZES = [
     ("low_rank", {"form": "lopt2", "rank": 5}, 20, 2 * 5 * 768),
     ("p_tuning", {}, 20, 20 * 768 + 768 * 128 + 128 + 128 * 128 + 128 + 128 * 768 + 768),
     ("p_tuning", {"encoder": "lstm", "hidden": 384}, 24, 8_289_792),  # LAMA's 8.29 M
+    ("prefix_tuning", {}, 20, 1_105_920),
+    ("prefix_tuning", {"decoder": False, "cross": False, "hidden": 512}, 20, 9_864_704),
+    ("p_tuning_v2", {}, 20, 368_640),
+    ("shared_prompt", {}, 100, 100 * 768),
 ]
 
 
 @pytest.mark.parametrize(("name", "values", "length", "expected"), SIZES, ids=str)
 def test_as_many_parameters_as_published(name, values, length, expected):
     method = find_method(name)
-    config = dataclasses.replace(CONFIG, embed_dim=768)
+    config = dataclasses.replace(
+        CONFIG,
+        embed_dim=768,
+        num_heads=12,
+        head_dim=64,
+        num_encoder_layers=12,
+        num_decoder_layers=12,
+    )
     start = Start(jax.random.key(0), config, length, lambda n: jnp.ones((n, 768)))
     params = method.init(make_settings(method, name, values), start)
     assert sum(v.size for leaf, v in params.items() if leaf not in method.fixed) == expected
@@ -454,7 +520,7 @@ def test_a_method_of_the_users_own(own_module):
         ("(), settings.start, jnp.float32", "(), 2", "'prompt/scale' as int32"),
         ("jnp.full((), settings.start, jnp.float32)", "2.0", "'prompt/scale' as float"),
         ("Prompt(rows=", "(", "Expected a Prompt"),
-        ("Prompt(rows=", "Prompt(memory=jnp.zeros((1, 32)), rows=", "memory"),
+        ("Prompt(rows=", "Prompt(memory=jnp.zeros((1, 32)), rows=", "memory.*`fields`"),
         ("start.draw_rows(start.length)", "start.draw_rows(2)", r"\(2, 32\)"),
         ('* params["prompt/scale"]', "[:, :3]", r"\(5, 3\)"),
         ("Prompt(rows=", "Prompt(rows=jnp.float16(1) + 0 * jnp.float16(", "float16"),

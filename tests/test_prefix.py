@@ -91,7 +91,7 @@ def test_a_prefix_of_tokens_is_those_tokens_which_do_not_see_the_input():
 
     # Tokens before the targets do not see these in any case.
     encoded = ENCODE(MODEL, params, no_prompt(CONFIG), inputs)
-    front = t5.decode_keys_values(MODEL, params, jnp.asarray(ids), *encoded)
+    front = t5.decode_keys_values(MODEL, params, x, *encoded)
     given = no_prompt(CONFIG)._replace(decoder=front[0])
     longer = jnp.concatenate([jnp.asarray(ids), targets], axis=1)
     expected = DECODE(MODEL, params, no_prompt(CONFIG), longer, encoded)[:, 4:]

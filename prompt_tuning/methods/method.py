@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from prompt_tuning.config import ConfigError, ModelConfig
-from prompt_tuning.model.prompt import Prompt, other_fields
+from prompt_tuning.model.prompt import Prompt
 
 Params = dict[str, Array]  # flat, float32: {"prompt": ...}, or {"prompt/NAME": ..., ...}
 
@@ -28,6 +28,7 @@ class Start(NamedTuple):
     draw_rows: Callable[[int], Float[Array, "n D"]]  # n first rows by PROMPT_INIT
     init: str = "auto"  # PROMPT_INIT as it is set; "auto": the method may begin as published
     tasks: tuple[str, ...] = ()
+    backbone: Mapping[str, Array] = {}  # for a method that begins with what the frozen T5 computes
 
 
 class Frozen(NamedTuple):
@@ -48,12 +49,12 @@ class Method(NamedTuple):
     starts: tuple[str, ...]  # the PROMPT_INITs that it takes, besides 'auto'
     fixed: tuple[str, ...] = ()  # leaves that are not trained; some settings may not have them
     rates: Mapping[str, float] = {}  # leaves with a learning rate of their own, as a factor
+    fields: tuple[str, ...] = ("rows",)  # those of `Prompt` that fold fills, with some settings
+    saves_params: bool = False  # its files hold the parameters, which whoever loads them folds
 
 
-def first_params(
-    name: str, method: Method, settings: Any, start: Start, backbone: Mapping[str, Array]
-) -> Params:
-    """The parameters before the first step, once they are known to fold to `start.length` rows.
+def first_params(name: str, method: Method, settings: Any, start: Start) -> Params:
+    """The parameters before the first step, once they are known to fold to a prompt of the model.
 
     `fold` is not run, only traced for its shapes.
 
@@ -71,9 +72,9 @@ def first_params(
     folded = jax.eval_shape(
         lambda params, backbone: method.fold(settings, params, Frozen(start.model, backbone), None),
         params,
-        dict(backbone),
+        start.backbone,
     )
-    check_prompt(name, folded, (start.length, start.model.embed_dim))
+    check_prompt(name, method, folded, start.length, start.model)
     return {leaf: jnp.asarray(value) for leaf, value in params.items()}
 
 
@@ -105,22 +106,41 @@ def check_params(name: str, method: Method, params: Any) -> None:
         )
 
 
-def check_prompt(name: str, prompt: Any, shape: tuple[int, int]) -> None:
-    """Raises ConfigError unless the prompt is so many rows of that width, float32."""
+def check_prompt(name: str, method: Method, prompt: Any, length: int, model: ModelConfig) -> None:
+    """Raises ConfigError unless the prompt has the method's `fields`, as this model takes them."""
     problem = f"PROMPT_METHOD = {name!r}: its fold"
     if not isinstance(prompt, Prompt):
         raise ConfigError(
             f"{problem} returns {type(prompt).__name__}. Expected a Prompt. "
             "Return Prompt(rows=rows)."
         )
-    if others := other_fields(prompt):
-        raise ConfigError(
-            f"{problem} returns {', '.join(others)} beside rows, which no engine computes. "
-            "Expected rows alone. Return Prompt(rows=rows)."
-        )
-    rows = prompt.rows
-    if tuple(rows.shape) != shape or rows.dtype != jnp.float32:
-        raise ConfigError(
-            f"{problem} returns rows of shape {tuple(rows.shape)} and {rows.dtype}. Expected "
-            f"{shape} and float32, PROMPT_LENGTH rows of the model's width (EMBED_DIM)."
-        )
+    expected = shapes_of_fields(model, length)
+    if "rows" not in method.fields:
+        expected["rows"] = (0, model.embed_dim)
+    for field in Prompt._fields:
+        value = getattr(prompt, field)
+        if value is None or field == "lengths":
+            continue
+        if field != "rows" and field not in method.fields:
+            raise ConfigError(
+                f"{problem} returns {field}, which its `fields` do not name: "
+                f"{', '.join(method.fields)}. Expected no other. Add it to `fields`."
+            )
+        if tuple(value.shape) != expected[field] or value.dtype != jnp.float32:
+            raise ConfigError(
+                f"{problem} returns {field} of shape {tuple(value.shape)} and {value.dtype}. "
+                f"Expected {expected[field]} and float32, for PROMPT_LENGTH = {length} and this "
+                "model."
+            )
+
+
+def shapes_of_fields(model: ModelConfig, length: int) -> dict[str, tuple[int, ...]]:
+    """The shape of every field of a prompt of one member, at one length for all."""
+    heads = (2, length, model.num_heads, model.head_dim)
+    return {
+        "rows": (length, model.embed_dim),
+        "encoder": (model.num_encoder_layers, *heads),
+        "decoder": (model.num_decoder_layers, *heads),
+        "cross": (model.num_decoder_layers, *heads),
+        "memory": (length, model.embed_dim),
+    }

@@ -10,9 +10,18 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from prompt_tuning.config import ConfigError
+from prompt_tuning.config import ConfigError, PromptConfig
 from prompt_tuning.config.gin_files import convert, describe, fits, suggest
-from prompt_tuning.methods import low_rank, p_tuning, prompt_tuning, residual, superpos
+from prompt_tuning.methods import (
+    low_rank,
+    p_tuning,
+    p_tuning_v2,
+    prefix_tuning,
+    prompt_tuning,
+    residual,
+    shared_prompt,
+    superpos,
+)
 from prompt_tuning.methods.method import Method
 
 METHODS: Mapping[str, Method] = {
@@ -21,6 +30,9 @@ METHODS: Mapping[str, Method] = {
     "residual": residual.METHOD,
     "superpos": superpos.METHOD,
     "low_rank": low_rank.METHOD,
+    "prefix_tuning": prefix_tuning.METHOD,
+    "p_tuning_v2": p_tuning_v2.METHOD,
+    "shared_prompt": shared_prompt.METHOD,
 }
 
 
@@ -95,3 +107,8 @@ def make_settings(method: Method, name: str, values: Mapping[str, Any]) -> Any:
                 f"{name!r}. Expected {describe(hints[field])}."
             )
     return method.Settings(**settings)
+
+
+def rows_in_front(config: PromptConfig) -> int:
+    """How many rows the prompt of these settings puts in front of the embedded input."""
+    return config.length if "rows" in find_method(config.method).fields else 0

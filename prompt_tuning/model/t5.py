@@ -344,13 +344,37 @@ class T5(nn.Module):
         split into G equal parts, each with C targets, and `rows` counts from a part's first row:
         with one part a device, no device needs the rows of another.
         """
-        return self.decoder(
+        return self.decode_embedded(
             self.embed(tokens),
             encoded,
             valid,
             prefix=prefix,
             cross=cross,
-            target_valid=jnp.ones(tokens.shape, bool) if target_valid is None else target_valid,
+            target_valid=target_valid,
+            rows=rows,
+            train=train,
+        )
+
+    def decode_embedded(
+        self,
+        x: Float[Array, "B L D"],
+        encoded: Float[Array, "R S D"],
+        valid: Bool[Array, "R S"] | Int[Array, "R S"],
+        *,
+        prefix: Prefix | None = None,
+        cross: Prefix | None = None,
+        target_valid: TargetValid | None = None,
+        rows: Int[Array, "G C"] | None = None,
+        train: bool = False,
+    ) -> Float[Array, "B L V"]:
+        """`decode` of embedded decoder inputs."""
+        return self.decoder(
+            x,
+            encoded,
+            valid,
+            prefix=prefix,
+            cross=cross,
+            target_valid=jnp.ones(x.shape[:2], bool) if target_valid is None else target_valid,
             rows=rows,
             train=train,
         )
@@ -429,12 +453,12 @@ def encode_keys_values(
 def decode_keys_values(
     model: T5,
     params: Params,
-    tokens: Int[Array, "B L"],
+    x: Float[Array, "B L D"],
     encoded: Float[Array, "B S D"],
     valid: Bool[Array, "B S"],
 ) -> Float[Array, "B N 2 L H K"]:
-    """The keys and values that the decoder's self-attention computes of these tokens."""
-    _, kept = apply(model, params, "decode", tokens, encoded, valid, mutable=KEYS_VALUES)
+    """The keys and values that the decoder's self-attention computes of these embedded targets."""
+    _, kept = apply(model, params, "decode_embedded", x, encoded, valid, mutable=KEYS_VALUES)
     return _stack_layers(kept[KEYS_VALUES]["decoder"])
 
 

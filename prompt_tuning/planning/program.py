@@ -69,6 +69,7 @@ def param_shapes_of_prompt(experiment: Experiment) -> dict[str, Struct]:
     settings = make_settings(method, prompt.method, prompt.settings)
 
     def init() -> dict[str, Any]:
+        # With PROMPT_INIT = 'auto', as no first value changes a shape.
         draw_rows = lambda number: jnp.zeros((number, model.embed_dim))  # noqa: E731
         return method.init(settings, Start(jax.random.key(0), model, prompt.length, draw_rows))
 

@@ -151,13 +151,19 @@ def first_params(
         draw_rows=draw_rows,
         init=config.init,
         tasks=tuple(rows.task for rows in data.train),
+        backbone=backbone.params,
     )
-    params = make_first_params(config.method, method, settings, start, backbone.params)
+    params = make_first_params(config.method, method, settings, start)
     init = "; ".join(dict.fromkeys(drawn)) or "first values of the method's own"
     if config.method != "prompt_tuning":
         sizes = sum(v.size for leaf, v in params.items() if leaf not in method.fixed)
         init += f"; {config.method}, {sizes:,} trained parameters"
-    print(f"prompt: {config.length} x {model.embed_dim}, {init}", flush=True)
+    shape = (
+        f"{config.length} x {model.embed_dim}"
+        if method.fields == ("rows",)
+        else f"{config.length} positions ({', '.join(method.fields)})"
+    )
+    print(f"prompt: {shape}, {init}", flush=True)
     return {name: np.asarray(value) for name, value in params.items()}, init
 
 
