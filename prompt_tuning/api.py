@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from prompt_tuning.evaluation.matrix import Matrix
+    from prompt_tuning.model.prompt import Prompt
     from prompt_tuning.prompts.prompt_file import PromptMetadata
     from prompt_tuning.training.run import TrainResult
 
@@ -92,8 +93,10 @@ def read_inputs(path: str, files: FileTask) -> list[str]:
 
 def load_prompt(
     path: str | os.PathLike[str],
-) -> tuple[Float[np.ndarray, "P D"], PromptMetadata | None]:
+) -> tuple[Float[np.ndarray, "P D"] | Prompt, PromptMetadata | None]:
     """The rows of a prompt, float32[P, D], and its metadata; None if it has none.
+
+    A prompt of keys, values or memory is returned as a `Prompt`.
 
     `path` is a prompt folder, a .npy file, or any other form that docs/prompts.md names.
 
@@ -103,6 +106,7 @@ def load_prompt(
     import numpy as np
 
     from prompt_tuning.prompts import prompt_file
+    from prompt_tuning.prompts.rows import other_fields
 
     prompt, metadata = prompt_file.load_prompt(path)
-    return np.asarray(prompt.rows), metadata
+    return (prompt if other_fields(prompt) else np.asarray(prompt.rows)), metadata

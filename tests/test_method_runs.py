@@ -213,10 +213,12 @@ def test_a_mesh_is_one_device(name, values):
             losses.append([float(metrics[name]) for name in ("loss", "gradient_norm")])
         devices = {len(value.sharding.device_set) for value in jax.tree.leaves(state)}
         assert devices == {8 if where else 1}
-        ends.append((losses, np.asarray(programs.fold_for_use(state, frozen).rows)))
-    (losses, rows), (same_losses, same_rows) = ends
+        ends.append((losses, to_host(programs.fold_for_use(state, frozen))))
+    (losses, prompt), (same_losses, same_prompt) = ends
     np.testing.assert_allclose(same_losses, losses, rtol=1e-5)
-    np.testing.assert_allclose(same_rows, rows, rtol=0, atol=1e-5 * np.abs(rows).max())
+    for field, same in zip(*map(jax.tree.leaves, (prompt, same_prompt)), strict=True):
+        atol = 1e-5 * np.abs(field).max(initial=0)
+        np.testing.assert_allclose(same, field, rtol=0, atol=atol)
 
 
 # A leaf with a learning rate of its own ---------------------------------------------------------
@@ -321,8 +323,8 @@ def test_a_run_that_goes_on_is_one_that_was_not_stopped(name, values, checkpoint
     straight = run("straight", 6)
     half = run("stopped", 3)
     resumed = run("stopped", 6)
-    assert (np.asarray(half) != straight).any()
-    assert np.asarray(resumed).tobytes() == np.asarray(straight).tobytes()
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, (half, straight)), strict=True))
+    assert_same_bits(resumed, straight)
     (files, states), (same_files, same_states) = (
         files_of(tmp_path / folder) for folder in ("straight", "stopped")
     )
@@ -341,6 +343,10 @@ LEARNED = [
     ("low_rank", {}, 0.6),
     ("low_rank", {"form": "dpt", "rank": 10}, 0.03),
     ("low_rank", {"form": "lopt2", "rank": 5}, 0.1),
+    ("prefix_tuning", {}, None),
+    ("prefix_tuning", {"hidden": 16, "dropout": 0.1}, 0.03),
+    ("p_tuning_v2", {}, None),
+    ("shared_prompt", {}, None),
 ]
 STEPS = 300
 TASK = "tiny_mood"
@@ -380,6 +386,11 @@ def read_prompt(folder):
     return rows
 
 
+def skip_without_rows(folder):
+    if not (folder / "prompts" / "best" / "adapter_model.safetensors").exists():
+        pytest.skip("a prompt that is not rows which see the input: PEFT has none")
+
+
 @pytest.mark.slow
 def test_the_demos_task_is_learned(learned):
     best = json.loads((learned / "prompts" / "best" / "prompt_tuning.json").read_text())
@@ -389,6 +400,7 @@ def test_the_demos_task_is_learned(learned):
 
 @pytest.mark.slow
 def test_the_folder_is_one_that_peft_reads(learned):
+    skip_without_rows(learned)
     best = learned / "prompts" / "best"
     config = json.loads((best / "adapter_config.json").read_text())
     assert (config["peft_type"], config["task_type"]) == ("PROMPT_TUNING", "SEQ_2_SEQ_LM")
@@ -401,12 +413,13 @@ def test_the_folder_is_one_that_peft_reads(learned):
 @pytest.mark.slow
 def test_a_prompt_that_is_saved_again_is_the_same_files(learned, tmp_path):
     best = learned / "prompts" / "best"
-    prompt_file.save_prompt(tmp_path / "again", *prompt_file.load_prompt(best))
+    stored = prompt_file.read_prompt(best)
+    prompt_file.save_prompt(tmp_path / "again", stored.prompt, stored.metadata)
     one, other = (
         {path.name: path.read_bytes() for path in folder.iterdir()}
         for folder in (best, tmp_path / "again")
     )
-    assert len(one) == 3
+    assert len(one) in (2, 3)
     assert one == other
 
 
@@ -451,6 +464,7 @@ def test_the_prompt_is_served_beside_another(learned, tmp_path):
 
 @pytest.mark.slow
 def test_the_prompt_is_inspected_and_converted(learned, tmp_path):
+    skip_without_rows(learned)
     best = learned / "prompts" / "best"
     values = tmp_path / "inspected.json"
     command("inspect-prompt", str(best), "--checkpoint=tiny", f"--json={values}")

@@ -10,16 +10,21 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jax.numpy import bfloat16
-from tiny_models import as_prompt
+from tiny_models import CONFIG, as_prompt, random_params
 
 from prompt_tuning.config import ConfigError
+from prompt_tuning.methods.method import Frozen
+from prompt_tuning.methods.table import METHODS
 from prompt_tuning.model.prompt import Prompt
+from prompt_tuning.prompts import prompt_file
+from prompt_tuning.prompts.convert import convert_prompt
 from prompt_tuning.prompts.prompt_file import (
     PromptMetadata,
     check_prompt,
@@ -124,12 +129,73 @@ def test_a_float64_prompt_is_saved_in_float32(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.rows, np.full((2, 3), np.float32(0.1)))
 
 
-@pytest.mark.parametrize("field", ["encoder", "memory", "lengths"])
-def test_a_prompt_of_more_than_rows_is_not_written(tmp_path: Path, field: str) -> None:
-    rows = np.ones((2, 3), np.float32)
-    with pytest.raises(ConfigError, match=rf"p has {field}: only prompts of rows"):
-        save_prompt(tmp_path / "p", Prompt(rows, **{field: rows}), METADATA)
+FIELDS = {
+    "encoder": np.arange(2 * 2 * 3 * 4 * 8, dtype=np.float32).reshape(2, 2, 3, 4, 8),
+    "cross": np.ones((2, 2, 1, 4, 8), np.float32),
+    "memory": np.ones((5, 32), np.float32),
+}
+
+
+@pytest.mark.parametrize("rows", [0, 3])
+def test_keys_values_and_memory_are_loaded_as_saved(tmp_path: Path, rows: int) -> None:
+    given = Prompt(np.ones((rows, 32), np.float32), **FIELDS)
+    save_prompt(tmp_path / "p", given, METADATA)
+    assert sorted(p.name for p in (tmp_path / "p").iterdir()) == [
+        "prompt.safetensors",
+        "prompt_tuning.json",
+    ]
+    loaded, metadata = load_prompt(tmp_path / "p")
+    assert metadata == METADATA
+    for field in ("rows", *FIELDS):
+        np.testing.assert_array_equal(getattr(loaded, field), getattr(given, field))
+    assert loaded.decoder is None
+    save_prompt(tmp_path / "again", loaded, METADATA)
+    for file in (tmp_path / "p").iterdir():
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+    prompt_file.check_prompt(loaded, metadata, shape=(None, 32), model=CONFIG, where="p")
+    deeper = dataclasses.replace(CONFIG, num_encoder_layers=3)
+    with pytest.raises(ConfigError, match=r"encoder of shape \(2, 2, 3, 4, 8\)"):
+        prompt_file.check_prompt(loaded, metadata, shape=(None, 32), model=deeper, where="p")
+    with pytest.raises(ConfigError, match=r"encoder, cross, memory.*rows alone"):
+        prompt_file.check_prompt(loaded, metadata, shape=(None, 32), where="p")
+    data = bytearray((tmp_path / "p/prompt.safetensors").read_bytes())
+    data[-3] ^= 1
+    (tmp_path / "p/prompt.safetensors").write_bytes(data)
+    with pytest.raises(ConfigError, match=r"prompt\.safetensors"):
+        load_prompt(tmp_path / "p")
+    (tmp_path / "p/prompt.safetensors").unlink()
+    with pytest.raises(ConfigError, match=r"prompt\.safetensors"):
+        load_prompt(tmp_path / "p")
+
+
+def test_members_are_saved_one_by_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="members"):
+        save_prompt(tmp_path / "p", Prompt(np.ones((2, 3, 32)), lengths=np.ones((2, 5))), METADATA)
     assert not (tmp_path / "p").exists()
+
+
+def test_a_shared_prompt_is_never_read_as_a_plain_one(tmp_path: Path, prompt: np.ndarray) -> None:
+    metadata = dataclasses.replace(METADATA, method="shared_prompt", visibility="prompt")
+    save_prompt(tmp_path / "p", as_prompt(prompt), metadata)
+    assert not (tmp_path / "p" / WEIGHTS).exists()  # PEFT would load it
+    with pytest.raises(ConfigError, match="shared prompt: its rows do not see the input"):
+        load_prompt(tmp_path / "p")
+    frozen = Frozen(CONFIG, random_params())
+    loaded, found = load_prompt(tmp_path / "p", frozen)
+    assert found == metadata
+    expected = METHODS["shared_prompt"].fold(None, {"prompt": prompt}, frozen, None)
+    for one, other in zip(jax.tree.leaves(loaded), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+    with pytest.raises(ConfigError, match="shared prompt"):
+        convert_prompt(tmp_path / "p", tmp_path / "q", "npy")
+    convert_prompt(tmp_path / "p", tmp_path / "q", "ours")
+    np.testing.assert_array_equal(prompt_file.read_prompt(tmp_path / "q").prompt.rows, prompt)
+    described = tmp_path / "p/prompt_tuning.json"
+    values = {**json.loads(described.read_text()), "visibility": "input"}
+    values.pop("sha256")  # as after an edit
+    described.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match="visibility"):
+        load_prompt(tmp_path / "p")
 
 
 # ---- files of others

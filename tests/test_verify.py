@@ -56,7 +56,7 @@ def test_a_model_dir_that_is_whole(folder, capsys):
     code, out, _ = verify(capsys, folder / "run")
     assert code == 0
     assert out.count("2 arrays, all with the SHA-256") == 2
-    assert out.count("4 x 8, with the SHA-256") == 2
+    assert out.count("float32[4, 8], with the SHA-256") == 2
     assert sorted(folder.rglob("*")) == before
     for part in ("run/checkpoints", "run/checkpoints/3", "run/prompts/best"):
         assert verify(capsys, folder / part)[0] == 0

@@ -112,8 +112,8 @@ def _read_state(directory: Path, step: int) -> str:
 def _read_prompt(place: Path) -> str:
     from prompt_tuning.prompts import prompt_file
 
-    prompt, metadata = prompt_file.load_prompt(place)
-    shape = " x ".join(map(str, prompt.rows.shape))
+    stored = prompt_file.read_prompt(place)
+    shape, metadata = prompt_file.describe_shape(stored.prompt), stored.metadata
     if metadata is None:
         return f"{shape}, can be read; it has no checksum"
     return f"{shape}, with the SHA-256 it was written with"

@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from prompt_tuning.checkpoints import load
@@ -61,11 +62,12 @@ def run_eval(run: EvalRun, *, session: Session | None = None, config_text: str =
         backbone = session.load_backbone()
     if unused := load.describe_unused_prompt(run.checkpoint_path, files):
         print(unused, flush=True)
-    prompts = load_prompts(files, run.model.embed_dim, backbone, data.vocabulary_identity)
+    prompts = load_prompts(files, run.model, backbone, data.vocabulary_identity)
     if processes.count() > 1:
         read = f"{setup.fingerprint(data)} {data.vocabulary_identity} {backbone.identity}"
         agreement.check("rows, vocabulary or backbone", read)
-        agreement.check("prompts", b"".join(np.asarray(p.prompt.rows).tobytes() for p in prompts))
+        arrays = [np.asarray(leaf) for p in prompts for leaf in jax.tree.leaves(p.prompt)]
+        agreement.check("prompts", b"".join(array.tobytes() for array in arrays))
     pairs = _pair(run, prompts, data.eval_tasks)
     if run.eval.baselines or not prompts:
         bare = NamedPrompt(NO_PROMPT, no_prompt(run.model), backbone.step)

@@ -11,7 +11,8 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from prompt_tuning.config import ConfigError
+from prompt_tuning.config import ConfigError, ModelConfig
+from prompt_tuning.methods.method import Frozen
 from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.prompts import prompt_file
 from prompt_tuning.session.session import Backbone
@@ -73,7 +74,7 @@ def _is_prompt(path: str) -> bool:
 
 
 def load_prompts(
-    files: Sequence[str], width: int, backbone: Backbone, vocabulary: str
+    files: Sequence[str], model: ModelConfig, backbone: Backbone, vocabulary: str
 ) -> list[NamedPrompt]:
     """Every prompt, checked against the backbone and the fingerprint of the vocabulary.
 
@@ -83,7 +84,11 @@ def load_prompts(
     prompts = []
     for file in files:
         prompt, metadata = prompt_file.load_fitting_prompt(
-            file, (None, width), backbone=backbone.identity, vocabulary=vocabulary
+            file,
+            (None, model.embed_dim),
+            frozen=Frozen(model, backbone.params),
+            backbone=backbone.identity,
+            vocabulary=vocabulary,
         )
         step, task = (metadata.step, metadata.task) if metadata else (0, "")
         prompts.append(NamedPrompt(file, prompt, step, task))

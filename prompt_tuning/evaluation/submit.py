@@ -47,7 +47,7 @@ def run_submit(run: EvalRun, submission_dir: str, *, make_zip: bool = False) -> 
         registry.register(run.data.vocabulary, tfds_data_dir=run.data.tfds_data_dir)
         backbone = session.load_backbone()
     vocabulary = setup.vocabulary_identity(run.data.vocabulary)
-    prompts = load_prompts(files, run.model.embed_dim, backbone, vocabulary)
+    prompts = load_prompts(files, run.model, backbone, vocabulary)
     evaluator = Evaluator(session.model, mesh, run.eval, run.data)
     written = []
     for name, prompt in assign_tasks(prompts).items():

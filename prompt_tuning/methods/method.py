@@ -7,7 +7,7 @@ once; each training step calls the method's `fold`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from prompt_tuning.config import ConfigError, ModelConfig
 from prompt_tuning.model.prompt import Prompt
 
+Visibility = Literal["input", "prompt"]
 Params = dict[str, Array]  # flat, float32: {"prompt": ...}, or {"prompt/NAME": ..., ...}
 
 
@@ -29,6 +30,7 @@ class Start(NamedTuple):
     init: str = "auto"  # PROMPT_INIT as it is set; "auto": the method may begin as published
     tasks: tuple[str, ...] = ()
     backbone: Mapping[str, Array] = {}  # for a method that begins with what the frozen T5 computes
+    file: Prompt | None = None  # the prompt of PROMPT_INIT = 'file', for a method without rows
 
 
 class Frozen(NamedTuple):
@@ -50,7 +52,9 @@ class Method(NamedTuple):
     fixed: tuple[str, ...] = ()  # leaves that are not trained; some settings may not have them
     rates: Mapping[str, float] = {}  # leaves with a learning rate of their own, as a factor
     fields: tuple[str, ...] = ("rows",)  # those of `Prompt` that fold fills, with some settings
-    saves_params: bool = False  # its files hold the parameters, which whoever loads them folds
+    visibility: Visibility = "input"
+    """What its rows see. "prompt": nothing but each other, so that what is saved for use is not the
+    folded prompt but the rows, `params["prompt"]`, which whoever has the backbone folds."""
 
 
 def first_params(name: str, method: Method, settings: Any, start: Start) -> Params:

@@ -62,14 +62,17 @@ class Settings:
 
 def init(settings: Settings, start: Start) -> Params:
     """{"prompt/encoder": float[N, 2, P, H, K], ...}, or the MLP of each place."""
-    real = {} if start.init == "auto" else activations(start)
+    if start.file is not None:
+        real = {place: getattr(start.file, place) for place in PLACES}
+    else:
+        real = {} if start.init == "auto" else activations(start)
     params: Params = {}
     for place in _places(settings):
         key = jax.random.fold_in(start.key, PLACES.index(place))
         shape = (layers(start.model, place), 2, start.length, *_head(start.model))
         if not settings.hidden:
             drawn = jax.random.normal(key, shape, jnp.float32)
-            params[f"prompt/{place}"] = real.get(place, drawn)
+            params[f"prompt/{place}"] = drawn if real.get(place) is None else real[place]
             continue
         width, (rows, first, last) = start.model.embed_dim, jax.random.split(key, 3)
         outputs = int(np.prod(shape)) // start.length
@@ -78,7 +81,7 @@ def init(settings: Settings, start: Start) -> Params:
             **init_dense(first, f"prompt/{place}_in", width, settings.hidden),
             **init_dense(last, f"prompt/{place}_out", settings.hidden, outputs),
         }
-        if place in real:
+        if real.get(place) is not None:
             mlp |= _solve(place, mlp, _rows_first(real[place]))
         params |= mlp
     return params

@@ -15,9 +15,11 @@ the prompt once a step, where a plain prompt has a draw for each row. It is comp
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
+import jax
 import jax.numpy as jnp
-from jaxtyping import PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
 from prompt_tuning.methods import prompt_tuning
 from prompt_tuning.methods.method import Frozen, Params
@@ -30,11 +32,22 @@ def fold(
 ) -> Prompt:
     """What the frozen encoder makes of the rows; with a key it drops out."""
     model = t5.T5(dataclasses.replace(frozen.model, dtype="float32"))
-    rows = params["prompt"][None]
+    rows = jnp.asarray(params["prompt"])[None]
     states, keys_values = t5.encode_keys_values(
         model, frozen.params, rows, jnp.ones(rows.shape[:2], bool), dropout_key=key
     )
     return no_prompt(frozen.model)._replace(encoder=keys_values[0], memory=states[0])
 
 
-METHOD = prompt_tuning.METHOD._replace(fold=fold, fields=("encoder", "memory"), saves_params=True)
+METHOD = prompt_tuning.METHOD._replace(fold=fold, fields=("encoder", "memory"), visibility="prompt")
+
+
+def fold_rows(rows: Float[ArrayLike, "P D"], frozen: Frozen) -> Prompt:
+    """The prompt of saved rows: the one that was evaluated."""
+
+    @jax.jit
+    def compiled(rows: Array, params: Mapping[str, Array]) -> Prompt:
+        settings = prompt_tuning.Settings()
+        return fold(settings, {"prompt": rows}, Frozen(frozen.model, params), None)
+
+    return compiled(jnp.asarray(rows), dict(frozen.params))

@@ -20,6 +20,7 @@ from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.prompts import peft, prompt_file
 from prompt_tuning.prompts.embedding import open_embedding, read_identity
 from prompt_tuning.prompts.prompt_file import PromptMetadata, StoredPrompt
+from prompt_tuning.prompts.rows import check_rows_alone
 from prompt_tuning.runtime.replace_folder import local_folder, replace_file, replace_folder, writing
 
 Output = Literal["ours", "peft", "npy", "t5x"]
@@ -56,6 +57,9 @@ def convert_prompt(
     if dead_half and form != "peft":
         raise ConfigError(f"--dead_half belongs to --format=peft, found --format={form}.")
     stored = prompt_file.read_prompt(path)
+    if form != "ours":  # the other forms are of rows that see the input
+        prompt_file.load_prompt(path)
+        check_rows_alone(stored.prompt, str(path))
     metadata = stored.metadata or PromptMetadata(init=stored.init)
     backbone = find_path(checkpoint)
     if not backbone and stored.form == "t5x":
@@ -71,7 +75,7 @@ def convert_prompt(
             _save_npy(place, stored.prompt)
         else:
             metadata = _splice(place, stored, metadata, backbone)
-    shape = f"float32{list(stored.prompt.rows.shape)}"
+    shape = prompt_file.describe_shape(stored.prompt)
     written = f"{path}: {_NAMES[stored.form]}, {shape}\n{place}: {_NAMES[form]}, the same values"
     return [written, *_losses(stored, metadata, form, dead_half=dead_half)]
 

@@ -19,7 +19,12 @@ from jaxtyping import Float, Int
 from prompt_tuning.checkpoints.huggingface import is_huggingface, local_folder
 from prompt_tuning.config import TINY, ConfigError, to_dict
 from prompt_tuning.prompts.embedding import EmbeddingTable, open_embedding
-from prompt_tuning.prompts.prompt_file import PromptMetadata, load_fitting_prompt, load_prompt
+from prompt_tuning.prompts.prompt_file import (
+    PromptMetadata,
+    check_prompt,
+    load_prompt,
+    read_prompt,
+)
 from prompt_tuning.vocabularies.vocabulary import Vocabulary, load_vocabulary
 
 
@@ -138,8 +143,13 @@ def inspect_prompts(
         raise ConfigError(f"the number of neighbours must be at least 1, found {neighbours}.")
     table = open_embedding(checkpoint)
     words = _load_words(vocabulary, checkpoint)
-    shape, identity = (None, table.shape[1]), words.sha256 if words else ""
-    loaded = {str(path): load_fitting_prompt(path, shape, vocabulary=identity) for path in paths}
+    # Of a shared prompt too: its rows are pieces, whatever they see.
+    stored = {str(path): read_prompt(path) for path in paths}
+    loaded = {path: (found.prompt, found.metadata) for path, found in stored.items()}
+    shape = None, table.shape[1]
+    for path, (prompt, metadata) in loaded.items():
+        identity = words.sha256 if words else ""
+        check_prompt(prompt, metadata, shape=shape, vocabulary=identity, where=path)
     first = np.asarray(load_prompt(init)[0].rows) if init else None
     arrays = {path: np.asarray(prompt.rows) for path, (prompt, _) in loaded.items()}
     limit = min(table.shape[0], words.vocab_size) if words else table.shape[0]

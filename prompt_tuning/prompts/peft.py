@@ -166,27 +166,42 @@ def _check_config(config: Mapping[str, Any], file: Path) -> int:
 
 def _read_safetensors(file: Path) -> tuple[Shaped[np.ndarray, "..."], Mapping[str, Any]]:
     """The tensor, and the metadata of the header."""
+    tensors, described = read_tensors(file)
+    if set(tensors) != {TENSOR}:
+        raise ConfigError(
+            f"the prompt file {file} must hold exactly {TENSOR!r}; found {', '.join(tensors)}."
+        )
+    return tensors[TENSOR], described
+
+
+def read_tensors(file: Path) -> tuple[dict[str, Shaped[np.ndarray, "..."]], Mapping[str, Any]]:
+    """The arrays of a safetensors file, and the metadata of its header.
+
+    Raises:
+      ConfigError: the file is damaged, or an array is not of floating-point numbers.
+    """
     try:
         data = file.read_bytes()
         # The library compares the header with the file's size before it allocates.
         tensors = dict(safetensors.deserialize(data))
         size = int.from_bytes(data[:8], "little")
         described = json.loads(data[8 : 8 + size]).get("__metadata__") or {}
-    except (safetensors.SafetensorError, ValueError, TypeError, RecursionError) as error:
+    except (OSError, safetensors.SafetensorError, ValueError, TypeError, RecursionError) as error:
         raise ConfigError(
             describe_lfs_pointer(file)
             or f"the prompt file {file} is damaged: {error}. Copy it again."
         ) from error
-    if set(tensors) != {TENSOR} or tensors[TENSOR]["dtype"] not in _DTYPES:
-        dtypes = {name: tensor["dtype"] for name, tensor in sorted(tensors.items())}
+    dtypes = {name: tensor["dtype"] for name, tensor in sorted(tensors.items())}
+    if not set(dtypes.values()) <= set(_DTYPES):
         raise ConfigError(
-            f"the prompt file {file} must hold exactly {TENSOR!r}, of one of the types "
-            f"{', '.join(_DTYPES)}; found {dtypes}."
+            f"the prompt file {file} must hold arrays of one of the types {', '.join(_DTYPES)}; "
+            f"found {dtypes}."
         )
-    tensor = tensors[TENSOR]
-    dtype = np.dtype(_DTYPES[tensor["dtype"]])
-    array = np.frombuffer(tensor["data"], dtype).reshape(tensor["shape"])
-    return array, described
+    arrays = {
+        name: np.frombuffer(t["data"], np.dtype(_DTYPES[t["dtype"]])).reshape(t["shape"])
+        for name, t in tensors.items()
+    }
+    return arrays, described
 
 
 def parse_object(text: bytes | str, where: str) -> dict[str, Any]:

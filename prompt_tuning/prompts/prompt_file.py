@@ -4,6 +4,10 @@
     adapter_model.safetensors    the prompt, float32[P, D], under PEFT's name `prompt_embeddings`
     prompt_tuning.json           ours: task, label words, method, identity of the backbone, ...
 
+PEFT cannot express keys and values as T5 has them, nor rows that do not see the input. A folder of
+such a prompt has `prompt.safetensors` in place of PEFT's files: an array for each field of
+`Prompt`, or the rows of a shared prompt, which is folded by whoever has the backbone.
+
 `training/loop.py` writes these folders; `serving/predictor.py`, evaluation and the "file"
 initialisation read them, and prompts in other forms: `.npy`, as the original released them, PEFT's
 own folders (`peft.py`) and T5X checkpoints with a prompt inside (`checkpoints/t5x_prompt.py`).
@@ -20,19 +24,28 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import safetensors.numpy
 from beartype.roar import BeartypeException
 from jaxtyping import Shaped
 
 from prompt_tuning.checkpoints.t5x_prompt import read_t5x_prompt, read_zarr_prompt
-from prompt_tuning.config import ConfigError, from_dict, to_dict, typed
-from prompt_tuning.model.prompt import Prompt
+from prompt_tuning.config import ConfigError, ModelConfig, from_dict, to_dict, typed
+from prompt_tuning.methods import shared_prompt
+from prompt_tuning.methods.method import Frozen, Visibility, shapes_of_fields
+from prompt_tuning.model.prompt import POSITIONS, Prompt, other_fields
 from prompt_tuning.prompts import peft
 from prompt_tuning.prompts.peft import parse_object, to_json
-from prompt_tuning.prompts.rows import check_rows, make_prompt
+from prompt_tuning.prompts.rows import (
+    check_arrays,
+    check_rows_alone,
+    make_prompt,
+)
 from prompt_tuning.runtime.replace_folder import replace_folder
 from prompt_tuning.runtime.storage import describe_lfs_pointer
 
 METADATA = "prompt_tuning.json"
+ARRAYS = "prompt.safetensors"
+SHARED_ROWS = "shared_rows"  # the name of the array of a shared prompt: PEFT's would be misread
 NO_FILES: Mapping[str, str] = types.MappingProxyType({})
 Form = Literal["ours", "peft", "npy", "t5x", "zarr"]
 _NPY = b"\x93NUMPY"  # how a file of numpy's begins
@@ -48,6 +61,7 @@ class PromptMetadata:
     label_words: tuple[str, ...] = ()
     method: str = "prompt_tuning"  # PROMPT_METHOD; what is saved is its folded prompt
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the method's, all
+    visibility: Visibility = "input"  # what the rows see: also the input, or the prompt alone
     backbone: str = ""  # checkpoint.identity.backbone_identity of the frozen model
     vocabulary: str = ""  # SHA-256 of the SentencePiece model
     init: str = ""
@@ -71,11 +85,15 @@ def save_prompt(
     shows it.
 
     Raises:
-      ConfigError: the prompt is not rows alone, a finite matrix, or the path is not a local folder.
+      ConfigError: the prompt has members or numbers that are not finite, or the path is not a
+        local folder.
     """
-    prompt = check_rows(prompt, f"the prompt for {os.fspath(folder)}")
+    prompt = check_arrays(prompt, f"the prompt for {os.fspath(folder)}")
     with replace_folder(folder) as new:
-        peft.write_peft(new, prompt, base_model=base_model)
+        if metadata.visibility == "input" and not other_fields(prompt):
+            peft.write_peft(new, prompt, base_model=base_model)
+        else:
+            (new / ARRAYS).write_bytes(safetensors.numpy.save(_name_arrays(prompt, metadata)))
         files = {file.name: _sha256(file.read_bytes()) for file in sorted(new.iterdir())}
         (new / METADATA).write_text(describe(prompt, metadata, files))
 
@@ -96,12 +114,31 @@ def describe(
     return to_json({**values, "sha256": _sha256(to_json(values).encode())})
 
 
+def describe_shape(prompt: Prompt) -> str:
+    """The shape of rows, `float32[20, 768]`, and of other fields, `encoder float32[12, 2, ...]`."""
+    others = other_fields(prompt)
+    rows = [f"float32{[*prompt.rows.shape]}"] if prompt.rows.shape[0] or not others else []
+    return ", ".join([*rows, *(f"{f} float32{[*getattr(prompt, f).shape]}" for f in others)])
+
+
+def _name_arrays(prompt: Prompt, metadata: PromptMetadata) -> dict[str, np.ndarray]:
+    if metadata.visibility == "prompt":
+        return {SHARED_ROWS: np.asarray(prompt.rows, "<f4")}
+    fields = [*(["rows"] if prompt.rows.shape[0] else []), *other_fields(prompt)]
+    return {field: np.asarray(getattr(prompt, field), "<f4") for field in fields}
+
+
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
 def _fingerprint(prompt: Prompt) -> str:
-    return _sha256(np.asarray(prompt.rows, "<f4").tobytes())
+    """The SHA-256 of all numbers; of the fields' names and shapes too, if it is not rows alone."""
+    arrays = {field: np.asarray(getattr(prompt, field), "<f4") for field in other_fields(prompt)}
+    named = (
+        f"{field} {array.shape}\n".encode() + array.tobytes() for field, array in arrays.items()
+    )
+    return _sha256(np.asarray(prompt.rows, "<f4").tobytes() + b"".join(named))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,29 +154,42 @@ class StoredPrompt:
     unused_rows: int = 0  # of PEFT's file
 
 
-def load_prompt(path: str | os.PathLike[str]) -> tuple[Prompt, PromptMetadata | None]:
+def load_prompt(
+    path: str | os.PathLike[str], frozen: Frozen | None = None
+) -> tuple[Prompt, PromptMetadata | None]:
     """The prompt, its rows float32 in numpy, and what is known about it, None if nothing is.
 
-    Reads everything that `recognise` knows. Nothing is executed: pickles are refused.
+    Reads everything that `recognise` knows. Nothing is executed: pickles are refused. A shared
+    prompt is folded by the `frozen` backbone.
 
     Raises:
-      ConfigError: there is no such prompt, or it is damaged.
+      ConfigError: there is no such prompt, it is damaged, or it is a shared prompt and there is no
+        backbone: as a plain prompt it would be another one.
     """
     stored = read_prompt(path)
-    return stored.prompt, stored.metadata
+    if stored.metadata is None or stored.metadata.visibility == "input":
+        return stored.prompt, stored.metadata
+    if frozen is None:
+        raise ConfigError(
+            f"{path} is a shared prompt: its rows do not see the input. Expected a prompt of rows "
+            "that do. Predictor, t5x eval, t5x infer and PROMPT_METHOD = 'shared_prompt' read it."
+        )
+    return shared_prompt.fold_rows(stored.prompt.rows, frozen), stored.metadata
 
 
 def load_fitting_prompt(
     path: str | os.PathLike[str],
     shape: tuple[int | None, int],
     *,
+    frozen: Frozen | None = None,
     backbone: str = "",
     vocabulary: str = "",
 ) -> tuple[Prompt, PromptMetadata | None]:
-    """`load_prompt`, after `check_prompt` against a model."""
-    prompt, metadata = load_prompt(path)
+    """`load_prompt`, with `check_prompt` against a model: with `frozen`, of any fields."""
+    prompt, metadata = load_prompt(path, frozen)
+    model = frozen.model if frozen else None
     identities = {"backbone": backbone, "vocabulary": vocabulary}
-    check_prompt(prompt, metadata, shape=shape, where=path, **identities)
+    check_prompt(prompt, metadata, shape=shape, model=model, where=path, **identities)
     return prompt, metadata
 
 
@@ -174,7 +224,10 @@ def read_prompt(path: str | os.PathLike[str]) -> StoredPrompt:
 def _read_npy(file: Path) -> Shaped[np.ndarray, "..."]:
     """The array of a `.npy` file. It is mapped, so its size is checked before memory is taken."""
     try:
-        return np.load(file, mmap_mode="r", allow_pickle=False)
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        if array.offset + array.nbytes != file.stat().st_size:
+            raise ValueError(f"its header names {array.shape}, which is not its size")
+        return array
     except Exception as error:  # numpy has no one exception for a header that is damaged
         raise ConfigError(f"the prompt file {file} is damaged: {error}. Copy it again.") from error
 
@@ -212,7 +265,7 @@ def recognise(place: Path) -> tuple[Form, Path]:
 
 
 def _recognise_file(file: Path) -> tuple[Form, Path]:
-    if file.name in (METADATA, peft.CONFIG, peft.WEIGHTS):
+    if file.name in (METADATA, peft.CONFIG, peft.WEIGHTS, ARRAYS):
         return recognise(file.parent)
     if _starts_as_npy(file):
         return "npy", file
@@ -234,7 +287,8 @@ def _starts_as_npy(file: Path) -> bool:
 
 def _nearby(place: Path, arrays: list[Path]) -> str:
     """The end of a message that names prompts one or two levels below: of a MODEL_DIR."""
-    paths = [p.parent for g in ("*", "prompts/*") for p in place.glob(f"{g}/{peft.WEIGHTS}")]
+    paths = [p.parent for g in ("*", "prompts/*") for p in place.glob(f"{g}/{METADATA}")]
+    paths += [p.parent for p in place.glob(f"*/{peft.WEIGHTS}") if p.parent not in paths]
     paths += [p for g in ("*", "numpy_checkpoints/*") for p in place.glob(f"{g}/*.prompt")]
     paths += [p.parent for p in place.glob(f"checkpoint_*/{_T5X_INDICES[0]}")] + arrays
     shown = ", ".join(str(p) for p in sorted(paths)[-5:])
@@ -242,6 +296,8 @@ def _nearby(place: Path, arrays: list[Path]) -> str:
 
 
 def _read_folder(folder: Path, form: Form) -> StoredPrompt:
+    if (folder / ARRAYS).is_file() or (form == "ours" and _names_arrays(folder)):
+        return _read_arrays(folder)
     adapter = peft.read_peft(folder)
     metadata = None
     if form == "ours":
@@ -261,6 +317,36 @@ def _read_folder(folder: Path, form: Form) -> StoredPrompt:
     )
 
 
+def _names_arrays(folder: Path) -> bool:
+    """Whether the metadata names the file of arrays, which is then missing."""
+    files = parse_object((folder / METADATA).read_bytes(), str(folder / METADATA)).get("files")
+    return isinstance(files, dict) and ARRAYS in files
+
+
+def _read_arrays(folder: Path) -> StoredPrompt:
+    file = folder / ARRAYS
+    arrays, _ = peft.read_tensors(file)
+    if unknown := arrays.keys() - {*POSITIONS, SHARED_ROWS}:
+        raise ConfigError(
+            f"the prompt file {file} holds {', '.join(sorted(unknown))}. Expected fields of a "
+            f"prompt: {', '.join(POSITIONS)}, or {SHARED_ROWS}. Copy it again."
+        )
+    if SHARED_ROWS in arrays:
+        prompt = make_prompt(arrays[SHARED_ROWS], str(file))
+    else:
+        width = arrays["memory"].shape[-1] if "memory" in arrays else 0
+        rows = arrays.pop("rows", np.zeros((0, width), np.float32))
+        prompt = check_arrays(Prompt(rows, **arrays), str(file))  # type: ignore[arg-type]
+    text = (folder / METADATA).read_bytes()
+    metadata = _read_metadata(text, prompt, str(folder / METADATA), folder)
+    if (metadata.visibility == "prompt") != (SHARED_ROWS in arrays):
+        raise ConfigError(
+            f"{folder / METADATA} says visibility = {metadata.visibility!r}, and {file} holds "
+            f"{', '.join(arrays)}: one of the two was replaced. Copy the folder again."
+        )
+    return StoredPrompt(prompt, "ours", metadata)
+
+
 def _read_metadata(
     text: bytes, prompt: Prompt, where: str, folder: Path | None = None
 ) -> PromptMetadata:
@@ -272,11 +358,11 @@ def _read_metadata(
             f"{where} is not what was written, by its SHA-256: it is damaged, or was edited. Copy "
             'it again; if the change is yours, delete its entry "sha256".'
         )
+    arrays = ARRAYS if folder is not None and (folder / ARRAYS).is_file() else peft.WEIGHTS
     if values.pop("prompt_sha256", None) != _fingerprint(prompt):
         raise ConfigError(
-            f"{where} describes another prompt than {peft.WEIGHTS} (the SHA-256 of the array "
-            "prompt_embeddings differs): one of the two was replaced or damaged. Copy the folder "
-            "again."
+            f"{where} describes another prompt than {arrays} (the SHA-256 of the numbers differs): "
+            "one of the two was replaced or damaged. Copy the folder again."
         )
     files = values.pop("files", {})
     if folder is not None and isinstance(files, dict):
@@ -291,7 +377,7 @@ def _read_metadata(
 
 
 def _check_files(folder: Path, files: Mapping[str, str]) -> None:
-    for name in (peft.CONFIG, peft.WEIGHTS):
+    for name in (peft.CONFIG, peft.WEIGHTS, ARRAYS):
         if name in files and files[name] != _sha256((folder / name).read_bytes()):
             raise ConfigError(
                 f"{folder / name} is not what was written, by its SHA-256: it is damaged, or was "
@@ -305,19 +391,25 @@ def check_prompt(
     metadata: PromptMetadata | None,
     *,
     shape: tuple[int | None, int],
+    model: ModelConfig | None = None,
     backbone: str = "",
     vocabulary: str = "",
     where: str | os.PathLike[str],
 ) -> None:
     """Raises ConfigError unless the prompt fits a model.
 
-    `shape` is (P, D), or (None, D) for any length. `backbone` and `vocabulary` are the model's
-    fingerprints, compared with those of `metadata` if both sides have them.
+    `shape` is (P, D), or (None, D) for any length. Keys, values and memory need a `model`; without
+    one only rows fit. `backbone` and `vocabulary` are the model's fingerprints, compared with those
+    of `metadata` if both sides have them.
     """
     length, embed_dim = shape
+    if model is None:
+        check_rows_alone(prompt, os.fspath(where))
+    else:
+        _check_fields(prompt, model, os.fspath(where))
     stored = tuple(prompt.rows.shape)
     needed = f"({'any' if length is None else length}, {embed_dim})"
-    if stored[1] != embed_dim:
+    if stored[1] != embed_dim and not (model and other_fields(prompt) and stored == (0, 0)):
         raise ConfigError(
             f"the prompt {where} has shape {stored}; the model needs {needed}. Was it "
             "trained for a model of another size?"
@@ -336,4 +428,15 @@ def check_prompt(
                 f"the prompt {where} was trained with another {name} ({trained[:12]}...) than this "
                 f"model's ({loaded[:12]}...), and would do nothing useful here. Load the {name} it "
                 "was trained with, or train a prompt for this one."
+            )
+
+
+def _check_fields(prompt: Prompt, model: ModelConfig, where: str) -> None:
+    for field in other_fields(prompt):
+        found = tuple(getattr(prompt, field).shape)
+        expected = shapes_of_fields(model, found[POSITIONS[field]])[field]
+        if found != expected:
+            raise ConfigError(
+                f"the prompt {where} has {field} of shape {found}; the model needs {expected}. Was "
+                "it trained for a model of another size?"
             )

@@ -142,7 +142,7 @@ def _read_lines(run: InferRun, name: str, source: Source) -> InferRows:
     for prompt, line in {line.prompt: line for line in reversed(inputs)}.items():
         if prompt and prompt != run.prompt_file:
             try:
-                prompt_file.load_prompt(prompt)
+                prompt_file.read_prompt(prompt)
             except ConfigError as error:
                 raise ConfigError(f"{line.where}: {error}") from error
     records = [{"inputs": line.text, **line.rest} for line in inputs]
@@ -249,7 +249,7 @@ def _rank_words(rows: InferRows, run: InferRun) -> list[tuple[str, ...]]:
         return [common] * len(rows.prompts)
     words: dict[str | None, tuple[str, ...]] = {None: ()}
     for prompt in filter(None, set(rows.prompts)):
-        _, metadata = prompt_file.load_prompt(prompt)
+        metadata = prompt_file.read_prompt(prompt).metadata
         words[prompt] = metadata.label_words if metadata else ()
     for prompt in rows.prompts:
         if not words[prompt]:

@@ -25,6 +25,7 @@ from prompt_tuning.checkpoints.load import read_backbone
 from prompt_tuning.config import BEAM, ConfigError, Decoding, ModelConfig, Truncate
 from prompt_tuning.decoding import decode
 from prompt_tuning.decoding.sample import EOS_ID
+from prompt_tuning.methods.method import Frozen
 from prompt_tuning.model import sharding, t5
 from prompt_tuning.model.device import choose_device
 from prompt_tuning.model.prompt import Prompt, no_prompt, stack_prompts
@@ -82,7 +83,8 @@ class Predictor:
             if prompt.rows.ndim != 2:
                 shape = tuple(prompt.rows.shape)
                 raise ConfigError(f"the prompt {name} has shape {shape}; expected (P, D).")
-            prompt_file.check_prompt(prompt, None, shape=(None, self.config.embed_dim), where=name)
+            shape = (None, self.config.embed_dim)
+            prompt_file.check_prompt(prompt, None, shape=shape, model=self.config, where=name)
             prompts.append(prompt)
         members = stack_prompts([*prompts, no_prompt(self.config)])
         object.__setattr__(self, "members", jax.device_put(members, self._sharding()))
@@ -110,21 +112,20 @@ class Predictor:
           ConfigError: something cannot be read, or a prompt was made for another model.
         """
         loaded_vocabulary = load_vocabulary(vocabulary)
-        loaded = {name: prompt_file.load_prompt(path) for name, path in prompts.items()}
+        for path in prompts.values():
+            prompt_file.read_prompt(path)  # what is wrong with one is said before weights are read
         mesh = sharding.make_mesh(num_model_partitions)
         choose_device(config, mesh.devices.flat, partitions=num_model_partitions)
         backbone, _ = read_backbone(checkpoint, config, mesh=mesh)
         fingerprint = identity.backbone_identity(backbone)
-        for name, (prompt, metadata) in loaded.items():
-            prompt_file.check_prompt(
-                prompt,
-                metadata,
-                shape=(None, config.embed_dim),
-                backbone=fingerprint,
-                vocabulary=loaded_vocabulary.sha256,
-                where=prompts[name],
-            )
-        named = {name: prompt for name, (prompt, _) in loaded.items()}
+        frozen = Frozen(config, backbone)
+        identities = {"backbone": fingerprint, "vocabulary": loaded_vocabulary.sha256}
+        named = {
+            name: prompt_file.load_fitting_prompt(
+                path, (None, config.embed_dim), frozen=frozen, **identities
+            )[0]
+            for name, path in prompts.items()
+        }
         return cls(config, backbone, loaded_vocabulary, named, **settings)
 
     def generate(

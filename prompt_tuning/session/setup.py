@@ -25,11 +25,11 @@ from prompt_tuning.config import (
     config_hash,
 )
 from prompt_tuning.methods import inits
-from prompt_tuning.methods.method import Start
+from prompt_tuning.methods.method import Method, Start
 from prompt_tuning.methods.method import first_params as make_first_params
 from prompt_tuning.methods.table import find_method, make_settings
 from prompt_tuning.model import sharding
-from prompt_tuning.model.prompt import no_prompt
+from prompt_tuning.model.prompt import POSITIONS, Prompt, no_prompt, other_fields
 from prompt_tuning.prompts import prompt_file
 from prompt_tuning.session import checks
 from prompt_tuning.session.session import Backbone
@@ -117,17 +117,15 @@ def first_params(
     settings = make_settings(method, config.method, config.settings)
     key = first_prompt_key(experiment.train.random_seed)
     labels = registry.label_words(experiment.data.names[0])
-    loaded: np.ndarray | None = None
-    if config.init == "file":
-        shape = config.length, model.embed_dim
-        identities = {"backbone": backbone.identity, "vocabulary": data.vocabulary_identity}
-        prompt, _ = prompt_file.load_fitting_prompt(config.file, shape, **identities)
-        loaded = np.asarray(prompt.rows)
     drawn: list[str] = []  # how; a method may begin without such rows
+    file = None
+    if config.init == "file":
+        file = _load_first_prompt(experiment, method, backbone, data)
+        drawn.append(f"from the file {config.file}")
 
     def draw_rows(number: int) -> Any:
-        if loaded is not None:
-            drawn.append(f"from the file {config.file}")
+        if file is not None:
+            loaded = np.asarray(file.rows)
             if len(loaded) < number:
                 raise ConfigError(
                     f"PROMPT_FILE = {config.file!r}: it has {len(loaded)} rows. Expected {number} "
@@ -152,6 +150,7 @@ def first_params(
         init=config.init,
         tasks=tuple(rows.task for rows in data.train),
         backbone=backbone.params,
+        file=file if file is not None and other_fields(file) else None,
     )
     params = make_first_params(config.method, method, settings, start)
     init = "; ".join(dict.fromkeys(drawn)) or "first values of the method's own"
@@ -172,6 +171,35 @@ def no_first_params(model: ModelConfig) -> tuple[dict[str, np.ndarray], str]:
     return {"prompt": np.asarray(no_prompt(model).rows)}, "no prompt: the model itself is tuned"
 
 
+def _load_first_prompt(
+    experiment: Experiment, method: Method, backbone: Backbone, data: Data
+) -> Prompt:
+    """The prompt of PROMPT_FILE: rows, or keys and values for a method that has some."""
+    config, model = experiment.prompt, experiment.model
+    if method.visibility == "prompt":  # whose rows may begin as those of any prompt
+        stored = prompt_file.read_prompt(config.file)
+        prompt, metadata = stored.prompt, stored.metadata
+    else:
+        prompt, metadata = prompt_file.load_prompt(config.file)
+    has_rows = not other_fields(prompt)
+    prompt_file.check_prompt(
+        prompt,
+        metadata,
+        shape=(config.length if has_rows else None, model.embed_dim),
+        model=None if "rows" in method.fields or method.visibility == "prompt" else model,
+        backbone=backbone.identity,
+        vocabulary=data.vocabulary_identity,
+        where=config.file,
+    )
+    for field in other_fields(prompt):
+        if (length := getattr(prompt, field).shape[POSITIONS[field]]) != config.length:
+            raise ConfigError(
+                f"PROMPT_FILE = {config.file!r}: its {field} has {length} positions. Set "
+                f"PROMPT_LENGTH = {length}, or give another prompt."
+            )
+    return prompt
+
+
 def _fetch(array: Array) -> np.ndarray:
     """The whole array on this host; a collective if there are several processes."""
     if not array.is_fully_addressable:
@@ -185,12 +213,14 @@ def describe_prompt(
 ) -> prompt_file.PromptMetadata:
     """The metadata of a prompt of this run, without its score. The tasks must be registered."""
     name, config = experiment.data.names[0], experiment.prompt
-    settings = make_settings(find_method(config.method), config.method, config.settings)
+    method = find_method(config.method)
+    settings = make_settings(method, config.method, config.settings)
     return prompt_file.PromptMetadata(
         task=name,
         label_words=registry.label_words(name, otherwise=config.class_labels),
         method=config.method,
         settings=dataclasses.asdict(settings),
+        visibility=method.visibility,
         backbone=backbone,
         vocabulary=vocabulary,
         init=init,

@@ -154,12 +154,12 @@ def repair_best(model_dir: Path, best_step: int | None) -> None:
     if best_step is None or not (best.exists() or source.exists()):  # a run that has no prompt
         return
     try:
-        prompt_file.load_prompt(best)
+        prompt_file.read_prompt(best)
     except ConfigError as error:
-        prompt, metadata = prompt_file.load_prompt(source)
-        if metadata is None:  # no checksum shows that it is undamaged
+        stored = prompt_file.read_prompt(source)
+        if stored.metadata is None:  # no checksum shows that it is undamaged
             raise
-        prompt_file.save_prompt(best, prompt, metadata)
+        prompt_file.save_prompt(best, stored.prompt, stored.metadata)
         print(f"{best} was restored from {source.name}, since it was damaged: {error}", flush=True)
 
 

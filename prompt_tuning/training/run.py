@@ -24,6 +24,7 @@ from prompt_tuning.checkpoints import t5x as t5x_checkpoint
 from prompt_tuning.config import ConfigError, EvalConfig, Experiment, to_dict
 from prompt_tuning.evaluation.ranking import NotRankableError
 from prompt_tuning.evaluation.records import RunLog
+from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.runtime import processes, signals
 from prompt_tuning.runtime.replace_folder import write_with_retries
 from prompt_tuning.session.session import Backbone, Session
@@ -51,7 +52,7 @@ class TrainResult:
     step: int
     summary: str
     best_step: int | None = None
-    prompt: np.ndarray | None = None  # float32 [P, D], of the last step
+    prompt: np.ndarray | Prompt | None = None  # of the last step: float32[P, D], if it is rows
     checkpoint: Path | None = None  # of a pre-training run
     held_out_loss: float | None = None  # of a pre-training run: nats per token
 

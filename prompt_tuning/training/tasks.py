@@ -31,9 +31,9 @@ from prompt_tuning.evaluation.evaluate import (
 from prompt_tuning.evaluation.intervals import score_intervals
 from prompt_tuning.evaluation.pictures import draw_curves
 from prompt_tuning.evaluation.records import METRICS, read_records
-from prompt_tuning.methods.table import rows_in_front
+from prompt_tuning.methods.table import find_method, rows_in_front
 from prompt_tuning.model import sharding
-from prompt_tuning.model.prompt import no_prompt
+from prompt_tuning.model.prompt import Prompt, no_prompt, other_fields
 from prompt_tuning.prompts import prompt_file
 from prompt_tuning.runtime import processes, signals
 from prompt_tuning.runtime.replace_folder import write_with_retries
@@ -179,8 +179,7 @@ class Tasks(Objective):
             best_step=step if is_best else status.best_step,
             evals_since_best=0 if is_best else status.evals_since_best + 1,
         )
-        if prompt.rows.shape[0]:
-            host = jax.device_get(prompt)
+        if (host := self._to_save(run, loop.state, prompt)) is not None:
             metadata = self.describe_prompt(run, step, score)
             folder = run.log.model_dir / "prompts"
             for name in (f"step_{step:06d}", *(["best"] if is_best else [])):
@@ -218,9 +217,19 @@ class Tasks(Objective):
         score_name = "" if score is None else f"mean of {names}"
         return dataclasses.replace(metadata, score=score, score_name=score_name)
 
+    def _to_save(self, run: Run, state: steps.TrainState, folded: Prompt) -> Prompt | None:
+        """The arrays of a state's prompt for use, on the host; None in model tuning."""
+        if self.experiment.train.trainable == "model":
+            return None
+        if find_method(self.experiment.prompt.method).visibility == "prompt":
+            folded = Prompt(state.trainable["prompt"])
+        return jax.device_get(folded)
+
     def save_last_good(self, run: Run, state: steps.TrainState, step: int) -> str:
-        prompt = jax.device_get(run.programs.fold_for_use(state, run.frozen))
-        if not prompt.rows.shape[0]:
+        """A sentence on the prompt of a state, which it writes to `prompts/last_good`."""
+        folded = run.programs.fold_for_use(state, run.frozen)
+        prompt = self._to_save(run, state, folded)
+        if prompt is None:
             return f"The last good state, of step {step}, is in {run.log.model_dir}."
         folder = run.log.model_dir / "prompts" / "last_good"
         prompt_file.save_prompt(folder, prompt, self.describe_prompt(run, step))
@@ -240,10 +249,9 @@ class Tasks(Objective):
                 intervals = score_intervals(task, result.predictions, resamples)
                 reports[task.name] = intervals, describe(analyse(task, result))
         summary = model_dirs.describe_result(folder, best_step, curves, reports)
-        rows = run.programs.fold_for_use(loop.state, run.frozen).rows
-        return TrainResult(
-            model_dir, loop.step, summary, best_step, np.asarray(jax.device_get(rows))
-        )
+        prompt = jax.device_get(run.programs.fold_for_use(loop.state, run.frozen))
+        last = prompt if other_fields(prompt) else np.asarray(prompt.rows)
+        return TrainResult(model_dir, loop.step, summary, best_step, last)
 
 
 def _make_cutting(
