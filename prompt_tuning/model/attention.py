@@ -29,6 +29,9 @@ Valid = Bool[Array, "B S"] | Int[Array, "B S"]
 TargetValid = Bool[Array, "B L"] | Int[Array, "B L"]
 
 
+KeysValues = tuple[Float[Array, "_ _ H K"], Float[Array, "_ _ H K"]]
+
+
 class Prefix(NamedTuple):
     """Keys and values in front of those that the layers of a stack compute from their input.
 
@@ -44,16 +47,19 @@ def prefix_length(prefix: Prefix | None) -> int:
     return 0 if prefix is None else prefix.valid.shape[1]
 
 
-def layer_prefix(prefix: Prefix | None, number: int, dtype: Any) -> Array | None:
-    """The keys and values [R, 2, J, H, K] of a layer, in the dtype of the model."""
-    return None if prefix is None else prefix.keys_values[:, number].astype(dtype)
+def split_layers(prefix: Prefix | None, layers: int, dtype: Any) -> list[KeysValues | None]:
+    """The keys and values of each of the layers, in the dtype of the model."""
+    if prefix is None:
+        return [None] * layers
+    rows, _, _, *heads = prefix.keys_values.shape
+    joined = prefix.keys_values.astype(dtype).reshape(rows, 2 * layers, *heads)
+    # Backward they are put together; slices would be added up.
+    parts = [part.squeeze(1) for part in jax.lax.split(joined, [1] * 2 * layers, axis=1)]
+    return list(zip(parts[::2], parts[1::2], strict=True))
 
 
-def put_in_front(
-    prefix: Float[Array, "R 2 J H K"] | None,
-    keys_values: tuple[Float[Array, "B S H K"], Float[Array, "B S H K"]],
-) -> tuple[Float[Array, "B W H K"], Float[Array, "B W H K"]]:
-    """A layer's keys and values behind those of its prefix."""
+def put_in_front(prefix: KeysValues | None, keys_values: KeysValues) -> KeysValues:
+    """A layer's keys and values [B, S, H, K] behind those of its prefix [R, J, H, K]."""
     if prefix is None:
         return keys_values
     front = of_rows(prefix, len(keys_values[0]))
@@ -61,12 +67,10 @@ def put_in_front(
     return key, value
 
 
-def of_rows(
-    prefix: Float[Array, "R 2 J H K"], rows: int
-) -> tuple[Float[Array, "B J H K"], Float[Array, "B J H K"]]:
+def of_rows(prefix: KeysValues, rows: int) -> KeysValues:
     """The keys and the values of a layer's prefix for each of so many rows."""
-    each = jnp.broadcast_to(prefix, (rows, *prefix.shape[1:])) if len(prefix) == 1 else prefix
-    return each[:, 0], each[:, 1]
+    key, value = (jnp.broadcast_to(x, (rows, *x.shape[1:])) for x in prefix)
+    return key, value
 
 
 def sees_prefix(

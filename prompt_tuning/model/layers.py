@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from prompt_tuning.config import ModelConfig
 from prompt_tuning.model.attention import (
     Attended,
+    KeysValues,
     absorbs,
     attend,
     attend_in_parts,
@@ -242,7 +243,7 @@ class Attention(nn.Module):
         source: Float[Array, "B S D"],
         bias: Float[Array, "#B #H Q W"],
         mask: Bool[Array, "B HS"] | None = None,
-        prefix: Float[Array, "R 2 J H K"] | None = None,
+        prefix: KeysValues | None = None,
     ) -> Float[Array, "B Q D"]:
         """The same for few queries: the kernels of key and value are multiplied into these.
 
@@ -342,7 +343,7 @@ class EncoderLayer(nn.Module):
         bias: Float[Array, "#B H S W"],
         lengths: Int[Array, "B"] | None,
         masks: DropoutMasks,
-        prefix: Float[Array, "R 2 J H K"] | None = None,
+        prefix: KeysValues | None = None,
     ) -> Float[Array, "B S D"]:
         """The layer's output; `bias` and `lengths` as for `Attention`, masks as in `mask_sizes`."""
         rate = self.config.dropout_rate
@@ -364,6 +365,16 @@ class EncoderLayer(nn.Module):
             "hidden": (config.mlp_dim, 1),
             "output": whole,
         }
+
+
+def _read_prefix(cache: Mapping[str, Array], name: str, queries: int) -> KeysValues | None:
+    """A layer's prefix for each of so many queries, of which every row has as many."""
+    if f"{name}_key" not in cache:
+        return None
+    key, value = (cache[f"{name}_{part}"] for part in ("key", "value"))
+    if len(key) > 1:
+        key, value = (jnp.repeat(x, queries // len(x), axis=0) for x in (key, value))
+    return key, value
 
 
 class DecoderLayer(nn.Module):
@@ -388,7 +399,7 @@ class DecoderLayer(nn.Module):
         biases: tuple[Float[Array, "#B H L _"], Float[Array, "B 1 L _"]],
         rows: Int[Array, "G C"] | None,
         masks: DropoutMasks,
-        prefixes: tuple[Array | None, Array | None] = (None, None),
+        prefixes: tuple[KeysValues | None, KeysValues | None] = (None, None),
     ) -> Float[Array, "B L D"]:
         """The layer's output for whole target sequences; `rows` as for `T5.decode`.
 
@@ -437,14 +448,12 @@ class DecoderLayer(nn.Module):
         update = jax.lax.dynamic_update_slice_in_dim
         key = update(cache["self_key"], key, index, axis=1)
         value = update(cache["self_value"], value, index, axis=1)
-        prefix = cache.get("self_prefix")
-        if prefix is not None and len(prefix) > 1:
-            prefix = jnp.repeat(prefix, len(x) // len(prefix), axis=0)
+        prefix = _read_prefix(cache, "self_prefix", len(x))
         x = x + self.self_attention(y, put_in_front(prefix, (key, value)), self_bias)
         y, cross = self.pre_cross_attention_layer_norm(x), self.encoder_decoder_attention
         y = y.reshape(cross_bias.shape[0], cross_bias.shape[2], -1)
         if "encoded" in cache:
-            prefix = cache.get("cross_prefix")
+            prefix = _read_prefix(cache, "cross_prefix", len(y))
             y = cross.absorbed(y, cache["encoded"], cross_bias, prefix=prefix)
         else:
             y = cross(y, (cache["cross_key"], cache["cross_value"]), cross_bias)

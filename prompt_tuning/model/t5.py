@@ -32,12 +32,12 @@ from prompt_tuning.model.attention import (
     Valid,
     absorbs,
     attention_bias,
-    layer_prefix,
     prefix_length,
     put_in_front,
     row_lengths,
     sees,
     sees_prefix,
+    split_layers,
     take_prefix,
     take_rows,
 )
@@ -62,7 +62,8 @@ Params = Mapping[str, Array]  # flat: "encoder/layers_0/attention/query/kernel" 
 Cache = dict[str, Array]
 # Entries that are the same for all targets of a row; prefixes may be the same for all rows.
 PER_ROW = frozenset(
-    {"encoded", "cross_key", "cross_value", "valid", "cross_prefix", "self_prefix", "prefix_valid"}
+    {"encoded", "cross_key", "cross_value", "valid", "prefix_valid"}
+    | {f"{name}_prefix_{part}" for name in ("self", "cross") for part in ("key", "value")}
 )
 
 
@@ -140,8 +141,9 @@ class Encoder(nn.Module):
         ends, masks = _draw_masks(self, len(x), sizes, train=train)
         x = drop(x, ends.get("first"), c.dropout_rate)
         call = _once(self, EncoderLayer.__call__, x)
-        for n, (layer, own) in enumerate(zip(self.layers, masks, strict=True)):
-            x = call(layer, x, bias, lengths, own, layer_prefix(prefix, n, x.dtype))
+        prefixes = split_layers(prefix, len(self.layers), x.dtype)
+        for layer, own, front in zip(self.layers, masks, prefixes, strict=True):
+            x = call(layer, x, bias, lengths, own, front)
         return drop(self.encoder_norm(x), ends.get("last"), c.dropout_rate)
 
 
@@ -193,9 +195,12 @@ class Decoder(nn.Module):
         ends, masks = _draw_masks(self, len(x), sizes, train=train)
         x = drop(x, ends.get("first"), c.dropout_rate)
         call = _once(self, DecoderLayer.__call__, x)
-        for n, (layer, own) in enumerate(zip(self.layers, masks, strict=True)):
-            prefixes = layer_prefix(prefix, n, x.dtype), layer_prefix(cross, n, x.dtype)
-            x = call(layer, x, encoded, (self_bias, cross_bias), rows, own, prefixes)
+        fronts = zip(
+            *(split_layers(front, len(self.layers), x.dtype) for front in (prefix, cross)),
+            strict=True,
+        )
+        for layer, own, front in zip(self.layers, masks, fronts, strict=True):
+            x = call(layer, x, encoded, (self_bias, cross_bias), rows, own, front)
         return self.logits(x, ends.get("last"))
 
     @jax.named_scope("logits")
@@ -232,17 +237,19 @@ class Decoder(nn.Module):
         everywhere = jnp.ones((len(encoded), 1), jnp.int32)  # a query that sees every prefix
         seen = sees_prefix(cross, everywhere, valid[:, None])[:, 0]
         cache = {"self_key": own, "self_value": own, "valid": seen}
+        absorbed = absorbs(c, max_length * num_decodes, encoded.shape[1])
+        for name, front in (("self", prefix), ("cross", cross if absorbed else None)):
+            if front is not None:
+                for n, part in enumerate(("key", "value")):
+                    cache[f"{name}_prefix_{part}"] = front.keys_values[:, :, n].astype(dtype)
         if prefix is not None:
-            cache["self_prefix"] = prefix.keys_values.astype(dtype)
             cache["prefix_valid"] = prefix.valid
-        if absorbs(c, max_length * num_decodes, encoded.shape[1]):
-            of_cross = {} if cross is None else {"cross_prefix": cross.keys_values.astype(dtype)}
-            return cache | {"encoded": encoded} | of_cross
+        if absorbed:
+            return cache | {"encoded": encoded}
+        fronts = split_layers(cross, len(self.layers), dtype)
         read = [
-            put_in_front(
-                layer_prefix(cross, n, dtype), layer.encoder_decoder_attention.keys_values(encoded)
-            )
-            for n, layer in enumerate(self.layers)
+            put_in_front(front, layer.encoder_decoder_attention.keys_values(encoded))
+            for layer, front in zip(self.layers, fronts, strict=True)
         ]
         return cache | {
             "cross_key": jnp.stack([key for key, _ in read], axis=1),
@@ -259,17 +266,13 @@ class Decoder(nn.Module):
     ) -> tuple[Float[Array, "BN 1 V"], Cache]:
         """Logits of the position after `index`, and the cache with `index` filled in."""
         length = cache["self_key"].shape[2]
-        prefix = None
-        if "self_prefix" in cache:
-            prefix = Prefix(cache["self_prefix"], cache["prefix_valid"])
-            if len(prefix.valid) > 1:  # for each target of a row
-                valid = jnp.repeat(prefix.valid, len(x) // len(prefix.valid), axis=0)
-                prefix = prefix._replace(valid=valid)
-        bias = self.relpos_bias(length, length, prefix_length(prefix))
+        before = cache["prefix_valid"] if "prefix_valid" in cache else jnp.ones((1, 0), bool)
+        if len(before) > 1:  # for each target of a row
+            before = jnp.repeat(before, len(x) // len(before), axis=0)
+        bias = self.relpos_bias(length, length, before.shape[1])
         relative = jax.lax.dynamic_slice_in_dim(bias, index, 1, axis=2)
-        seen = (jnp.arange(length) <= index)[None, None]
-        here = jnp.ones((1 if prefix is None else len(prefix.valid), 1), jnp.int32)
-        self_bias = relative + attention_bias(sees_prefix(prefix, here, seen))
+        seen = jnp.broadcast_to(jnp.arange(length) <= index, (len(before), length))
+        self_bias = relative + attention_bias(jnp.concatenate([before, seen], axis=1)[:, None])
         rows, source = cache["valid"].shape
         targets = jnp.broadcast_to(cache["valid"][:, None], (rows, x.shape[0] // rows, source))
         cross_bias = attention_bias(targets)
