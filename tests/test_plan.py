@@ -175,6 +175,40 @@ def test_the_count_is_exact_for_every_family(changes, targets):
     assert hlo_text.dot_flops(lowered.compile().as_text()) == cost.step
 
 
+BEFORE = flops.Prefixes(20, 20, 20)
+COUNTED = [
+    ("prefix_tuning", {}, BEFORE),
+    ("prefix_tuning", {"encoder": False}, BEFORE._replace(encoder=0)),
+    ("prefix_tuning", {"encoder": False, "decoder": False}, flops.Prefixes(cross=20)),
+    ("prefix_tuning", {"encoder": False, "cross": False}, flops.Prefixes(decoder=20)),
+    ("p_tuning_v2", {}, flops.Prefixes(encoder=20)),
+    ("shared_prompt", {}, BEFORE._replace(decoder=0)),
+]
+
+
+@pytest.mark.parametrize("targets", [8, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("name", "values", "prefixes"), COUNTED, ids=str)
+def test_the_count_is_exact_for_keys_and_values(name, values, prefixes, targets):
+    settings = experiment(CONFIG, targets=targets, partitions=1)
+    config = dataclasses.replace(settings.prompt, method=name, settings=values)
+    settings = dataclasses.replace(settings, prompt=config)
+    lowered = program.lower_step(settings, sharding.make_mesh(1, jax.devices()[:1]))
+    cost = flops.count(CONFIG, rows=8, prompt=0, inputs=64, targets=targets, prefixes=prefixes)
+    fold = flops.count_fold(CONFIG, 20) if name == "shared_prompt" else 0
+    assert hlo_text.dot_flops(lowered.compile().as_text()) == cost.step + fold
+
+
+def test_a_shared_prompt_takes_about_half_of_a_steps_operations():
+    """T5 1.1 base, 100 rows of prompt, 32 of text, targets of 2 tokens."""
+    base = model_config("t5_1_1_base")
+    prefixes = flops.Prefixes(encoder=100, cross=100)
+    for inputs, most in ((128, 0.60), (64, 0.45)):
+        sizes = {"rows": 32, "inputs": inputs, "targets": 2}
+        plain = flops.count(base, prompt=100, **sizes).step
+        shared = flops.count(base, prompt=0, prefixes=prefixes, **sizes).step
+        assert (shared + flops.count_fold(base, 100)) / plain <= most
+
+
 def test_a_gpu_is_planned_for_with_the_attention_it_will_have():
     """One processor computes attention in parts, whatever it stands for; a GPU does not."""
     one, settings = sharding.make_mesh(1, jax.devices()[:1]), experiment(CONFIG, partitions=1)

@@ -10,6 +10,8 @@ from plain_t5 import PlainT5
 from tiny_models import CONFIG, MODEL, apply_t5, forward, random_batch, random_params, random_prompt
 
 from prompt_tuning.decoding import decode
+from prompt_tuning.methods.method import Frozen
+from prompt_tuning.methods.table import METHODS
 from prompt_tuning.model import loss, prompt, t5
 from prompt_tuning.model.prompt import Prompt, no_prompt
 
@@ -97,6 +99,51 @@ def test_a_prefix_of_tokens_is_those_tokens_which_do_not_see_the_input():
     expected = DECODE(MODEL, params, no_prompt(CONFIG), longer, encoded)[:, 4:]
     found = DECODE(MODEL, params, given, targets, encoded)
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_shared_prompt_is_a_plain_one_that_does_not_see_the_input():
+    """Its logits and their gradient, against attention under that mask written out."""
+    params, batch = random_params(), random_batch(rows=2, inputs=9, targets=5)
+    plain, rows = PlainT5(params), np.asarray(random_prompt(4), np.float64)
+    frozen = Frozen(CONFIG, params)
+    rng = np.random.default_rng(0)
+    lengths = (np.asarray(batch["decoder_target_tokens"]) > 0).sum(axis=1).tolist()
+    weights = [rng.normal(size=(n, CONFIG.num_embeddings)) for n in lengths]
+
+    def masked(rows):
+        """The logits of each row of the batch."""
+        logits = []
+        for row, length in enumerate(lengths):
+            inputs = np.asarray(batch["encoder_input_tokens"][row])
+            x = np.concatenate([rows, plain.embed(inputs[inputs > 0])])
+            seen = np.ones((len(x), len(x)), bool)
+            seen[: len(rows), len(rows) :] = False
+            targets = np.asarray(batch["decoder_input_tokens"][row])[:length]
+            logits.append(plain.decode(targets, plain.encode(x, seen)[0]))
+        return logits
+
+    @jax.jit
+    def shared(rows):
+        given = METHODS["shared_prompt"].fold(None, {"prompt": rows}, frozen, None)
+        return loss.forward(MODEL, params, given, batch)
+
+    def total(rows):
+        pairs = zip(shared(rows), lengths, weights, strict=True)
+        return sum((logits[:n] * jnp.asarray(w, jnp.float32)).sum() for logits, n, w in pairs)
+
+    start = jnp.asarray(rows, jnp.float32)
+    for found, expected in zip(shared(start), masked(rows), strict=True):
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(found[: len(expected)], expected, rtol=0, atol=1e-5 * scale)
+    gradient = np.asarray(jax.grad(total)(start), np.float64)
+    for seed in range(3):
+        step = 1e-5 * np.random.default_rng(seed).normal(size=rows.shape)
+        ahead, behind = (
+            sum((one * w).sum() for one, w in zip(masked(rows + by), weights, strict=True))
+            for by in (step, -step)
+        )
+        error = (ahead - behind) / 2 - (gradient * step).sum()
+        assert abs(error) <= 1e-5 * np.linalg.norm(gradient) * np.linalg.norm(step)
 
 
 @pytest.mark.parametrize("field", FIELDS)

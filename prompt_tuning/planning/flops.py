@@ -32,8 +32,29 @@ class Cost(NamedTuple):
         return 2 * self.weights + 3 * self.attention - self.unreached
 
 
-def count(config: ModelConfig, *, rows: int, prompt: int, inputs: int, targets: int) -> Cost:
+class Prefixes(NamedTuple):
+    """How many keys and values stand in front of those of each attention."""
+
+    encoder: int = 0
+    decoder: int = 0
+    cross: int = 0
+
+
+NO_PREFIXES = Prefixes()
+
+
+def count(
+    config: ModelConfig,
+    *,
+    rows: int,
+    prompt: int,
+    inputs: int,
+    targets: int,
+    prefixes: Prefixes = NO_PREFIXES,
+) -> Cost:
     """The cost of a batch that is padded to `inputs` and `targets` tokens.
+
+    The backward pass ends where nothing before it depends on the prompt or the `prefixes`.
 
     >>> small = ModelConfig(num_encoder_layers=8, num_decoder_layers=8, num_heads=6, head_dim=64,
     ...                     embed_dim=512, mlp_dim=1024, num_embeddings=32128)
@@ -53,8 +74,38 @@ def count(config: ModelConfig, *, rows: int, prompt: int, inputs: int, targets: 
     crossing, width = (t, config.num_heads * d) if absorbed else (s, joined)
     decoder = layers_d * (t * (6 * projection + mlp) + crossing * 2 * projection)
     weights = encoder + decoder + t * d * config.num_embeddings
-    attention = 2 * (layers_e * s * s * joined + layers_d * (t * t * joined + t * s * width))
-    # Layer 0: the projections of self-attention, its products (twice), the query of
-    # cross-attention, the key kernel if it is absorbed into the query, and the query's gradient.
-    unreached = t * (5 + absorbed) * projection + joined * 4 * t * t + width * t * s
+    seen = layers_d * (t * (t + prefixes.decoder + prefixes.cross) * joined + t * s * width)
+    attention = 2 * (layers_e * s * (s + prefixes.encoder) * joined + seen)
+    # The decoder's layer 0. Only the queries of self-attention and its input, if it has a prefix.
+    unreached = t * 3 * projection + joined * t * (t + prefixes.decoder)
+    if not prefixes.decoder:
+        # All of self-attention (its products twice), the query of cross-attention, the key kernel
+        # if it is absorbed into the query, and the query's gradient.
+        unreached += t * (2 + absorbed) * projection + joined * 3 * t * t
+        unreached += width * t * s + t * prefixes.cross * joined
+    if prefixes.encoder and not prompt:  # the encoder's layer 0
+        unreached += s * 3 * projection + s * (s + prefixes.encoder) * joined
+    if not (prefixes.encoder or prompt):  # all of the encoder, and what the decoder reads of it
+        unreached += encoder + 4 * layers_e * s * s * joined
+        if absorbed:
+            unreached += layers_d * 2 * t * s * width
+            if not prefixes.decoder:  # layer 0 reads it, but has no gradient for what it reads
+                unreached += t * projection + t * s * width
+        else:
+            products = 0 if prefixes.cross else 2 * t * s * joined
+            unreached += layers_d * (s * 2 * projection + products)
     return Cost(*(2 * rows * n for n in (weights, attention, unreached)))
+
+
+def count_fold(config: ModelConfig, length: int) -> int:
+    """What a shared prompt of so many rows adds to a step, once for the whole batch.
+
+    It is encoded, and encoded again with its gradient, though the compiler computes the first
+    queries, keys and logits once. The keys and values of its memory, in every decoder layer, are
+    computed once, and their gradient once.
+    """
+    encoded = count(config, rows=1, prompt=length, inputs=0, targets=0)
+    joined = config.num_heads * config.head_dim
+    memory = 2 * config.num_decoder_layers * length * 2 * config.embed_dim * joined
+    once = 2 * (3 * length * config.embed_dim * joined + length * length * joined)
+    return encoded.forward + encoded.step - once + 2 * memory

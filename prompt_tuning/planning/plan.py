@@ -19,7 +19,9 @@ import jax
 from jax.sharding import Mesh
 
 from prompt_tuning.config import ConfigError, Experiment
+from prompt_tuning.methods.table import find_method
 from prompt_tuning.model import sharding
+from prompt_tuning.model.prompt import POSITIONS
 from prompt_tuning.planning import flops, gpus, hlo, program
 from prompt_tuning.planning.chips import GIB, Topology, compile_only_devices
 from prompt_tuning.planning.devices import describe_parts
@@ -222,14 +224,24 @@ def _describe_program(experiment: Experiment, lowered: Any, compiled: Any) -> di
 def _describe_time(experiment: Experiment, topology: Topology, utilisation: float) -> dict:
     shapes = program.largest_shapes(experiment)
     tuned = experiment.train.trainable == "prompt"
+    given = program.prompt_shapes(experiment)
+    lengths = {
+        field: 0 if (shape := getattr(given, field)) is None else shape.shape[axis]
+        for field, axis in POSITIONS.items()
+    }
     cost = flops.count(
         experiment.model,
         rows=shapes.rows * experiment.train.microbatches,
-        prompt=experiment.prompt.length if tuned else 0,
+        prompt=lengths["rows"],
         inputs=shapes.inputs,
         targets=shapes.targets,
+        prefixes=flops.Prefixes(
+            lengths["encoder"], lengths["decoder"], lengths["cross"] + lengths["memory"]
+        ),
     )
     total = cost.step if tuned else 3 * cost.forward
+    if tuned and find_method(experiment.prompt.method).visibility == "prompt":
+        total += flops.count_fold(experiment.model, experiment.prompt.length)
     peak = getattr(topology.chip, experiment.model.dtype)
     seconds = None if peak is None else total / (peak * topology.devices * utilisation)
     steps = run_steps(experiment)

@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prompt_tuning.config import Experiment
-from prompt_tuning.methods.method import Start
+from prompt_tuning.methods.method import Frozen, Start
 from prompt_tuning.methods.table import find_method, make_settings
 from prompt_tuning.model import sharding, t5
 from prompt_tuning.model.device import choose_device
+from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.pretraining.examples import make_shape
 from prompt_tuning.training import optim
 from prompt_tuning.training import step as steps
@@ -74,6 +75,21 @@ def param_shapes_of_prompt(experiment: Experiment) -> dict[str, Struct]:
         return method.init(settings, Start(jax.random.key(0), model, prompt.length, draw_rows))
 
     return jax.eval_shape(init)
+
+
+def prompt_shapes(experiment: Experiment) -> Prompt:
+    """The shapes of the folded prompt."""
+    model, params = experiment.model, param_shapes_of_prompt(experiment)
+    if experiment.train.trainable == "model":
+        return Prompt(params["prompt"])  # type: ignore[arg-type]
+    config = experiment.prompt
+    method = find_method(config.method)
+    settings = make_settings(method, config.method, config.settings)
+    return jax.eval_shape(
+        lambda params, backbone: method.fold(settings, params, Frozen(model, backbone), None),
+        params,
+        t5.param_shapes(model),
+    )
 
 
 def _recipe(experiment: Experiment, model: t5.T5) -> steps.Recipe:
