@@ -32,9 +32,12 @@ from prompt_tuning.config import (  # noqa: E402
     PromptConfig,
     TrainConfig,
 )
+from prompt_tuning.decoding import decode  # noqa: E402
+from prompt_tuning.methods.method import Start  # noqa: E402
+from prompt_tuning.methods.table import find_method, rows_in_front  # noqa: E402
 from prompt_tuning.model import sharding, t5  # noqa: E402
 from prompt_tuning.model.device import choose_device  # noqa: E402
-from prompt_tuning.planning import flops  # noqa: E402
+from prompt_tuning.planning import flops, plan  # noqa: E402
 from prompt_tuning.training import step  # noqa: E402
 
 
@@ -48,7 +51,7 @@ def experiment(workload: Workload) -> Experiment:
         data=DataConfig(
             mixture_or_task_name="any", task_feature_lengths=lengths, batch_size=workload.rows
         ),
-        prompt=PromptConfig(length=workload.prompt),
+        prompt=PromptConfig(length=workload.prompt, method=workload.method),
     )
 
 
@@ -58,7 +61,7 @@ def batches(workload: Workload, number: int) -> list[dict[str, np.ndarray]]:
     if workload.engine == "ours-512":
         return [batching.pad_batch(inputs, targets, 512, workload.targets)]  # type: ignore[list-item]
     run = experiment(workload)
-    cutting = make_cutting(run.train, run.data, run.prompt.length, 1)
+    cutting = make_cutting(run.train, run.data, rows_in_front(run.prompt), 1)
     groups = cut_batch([len(x) for x in inputs], [len(x) for x in targets], cutting)
     return [
         batching.pad_batch(  # type: ignore[misc]
@@ -76,7 +79,7 @@ def shapes(workload: Workload, number: int) -> tuple[tuple[int, int], ...]:
 class Prepared(NamedTuple):
     """All that a step needs."""
 
-    config: ModelConfig
+    model: t5.T5
     mesh: Mesh
     programs: step.Programs
     state: step.TrainState
@@ -94,13 +97,19 @@ def prepare(workload: Workload) -> Prepared:
     mesh = sharding.make_mesh(1)
     if mesh.size != workload.devices:
         raise SystemExit(f"JAX has {mesh.size} devices, and {workload.devices} are to be measured")
-    prompt = np.zeros((workload.prompt, config.embed_dim), np.float32)
+    prompt = experiment(workload).prompt
     model = t5.T5(config, choose_device(config, mesh.devices.flat))
-    recipe = step.make_recipe(model, PromptConfig(), OptimizerConfig(), TrainConfig())
-    state = step.init_state({"prompt": sharding.replicate(prompt, mesh)}, recipe.optimizer, 0)
+    recipe = step.make_recipe(model, prompt, OptimizerConfig(), TrainConfig())
+    start = Start(jax.random.key(0), config, workload.prompt, lambda n: _rows(n, config))
+    params = sharding.replicate(recipe.method.init(recipe.settings, start), mesh)
+    state = step.init_state(params, recipe.optimizer, 0)
     state = jax.device_put(state, sharding.replicated(mesh))
     programs = step.compile_step(recipe, state)
-    return Prepared(config, mesh, programs, state, make_backbone(config, mesh))
+    return Prepared(model, mesh, programs, state, make_backbone(config, mesh))
+
+
+def _rows(number: int, config: ModelConfig) -> Any:
+    return jax.random.normal(jax.random.key(1), (number, config.embed_dim))
 
 
 def make_backbone(config: ModelConfig, mesh: Mesh) -> dict[str, jax.Array]:
@@ -131,7 +140,7 @@ def place(groups: list[dict[str, np.ndarray]], prepared: Prepared) -> list[dict[
 def run(workload: Workload) -> dict[str, Any]:
     """Steps on a random backbone, and what they cost."""
     prepared = prepare(workload)
-    config, state = prepared.config, prepared.state
+    config, state = prepared.model.config, prepared.state
 
     def one(number: int) -> None:
         nonlocal state
@@ -144,13 +153,16 @@ def run(workload: Workload) -> dict[str, Any]:
     if stats := jax.devices()[0].memory_stats():  # a processor has none
         found["device_memory_bytes"] = float(stats["peak_bytes_in_use"])
     groups = [shapes(workload, number) for number in range(1, workload.steps + 1)]
-    sizes = {"prompt": workload.prompt, "targets": workload.targets}
+    given, once = plan.describe_prompt(dataclasses.replace(experiment(workload), model=config))
+    sizes = {**given, "targets": workload.targets}
     costs = [sum(flops.count(config, rows=r, inputs=t, **sizes).step for r, t in g) for g in groups]
+    if workload.method != "prompt_tuning" or workload.targets == 2:
+        found |= decode_rate(workload, prepared, state)
     return (
         found
         | save(state)
         | {
-            "flops_per_step": float(np.mean(costs)),
+            "flops_per_step": float(np.mean(costs)) + once,
             "encoder_tokens": float(np.mean([sum(r * t for r, t in g) for g in groups])),
             "programs": len({shape for g in groups for shape in g}),
         }
@@ -168,6 +180,31 @@ def make_inputs(workload: Workload, prepared: Prepared) -> float:
         jax.block_until_ready(place(batches(workload, number), prepared))
         seconds.append(time.perf_counter() - begin)
     return float(np.median(seconds))
+
+
+def decode_rate(workload: Workload, prepared: Prepared, state: step.TrainState) -> dict[str, float]:
+    """Tokens a second of greedy decoding of 32 tokens, and the sizes of the prompt.
+
+    Random weights seldom end a sequence, so all rows are as long as they may be.
+    """
+    prompt = prepared.programs.fold_for_use(state, prepared.frozen)
+    tokens = place(batches(workload, 1), prepared)[0]["encoder_input_tokens"]
+    run = jax.jit(decode.generate, static_argnums=0, static_argnames="length")
+    seconds = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        found, _ = jax.block_until_ready(
+            run(prepared.model, prepared.frozen, prompt, tokens, length=32)
+        )
+        seconds.append(time.perf_counter() - begin)
+    method = find_method(workload.method)
+    trained = [v.size for leaf, v in state.trainable.items() if leaf not in method.fixed]
+    stored = state.trainable if method.visibility == "prompt" else prompt
+    return {
+        "decoded_per_second": float((np.asarray(found) > 0).sum() / min(seconds[1:])),
+        "trained_parameters": float(sum(trained)),
+        "stored_bytes": float(sum(4 * x.size for x in jax.tree.leaves(stored))),
+    }
 
 
 def save(state: step.TrainState) -> dict[str, float]:

@@ -9,7 +9,13 @@ STARTED = time.perf_counter()
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from peft import PromptTuningConfig, TaskType, get_peft_model  # noqa: E402
+from peft import (  # noqa: E402
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    TaskType,
+    get_peft_model,
+)
 from transformers import T5Config, T5ForConditionalGeneration  # noqa: E402
 from workload import Workload, main, measure  # noqa: E402
 
@@ -37,14 +43,19 @@ def run(workload: Workload) -> dict[str, Any]:
     with torch.device(device):
         base = T5ForConditionalGeneration(config)
     torch.set_default_dtype(torch.float32)  # of the prompt, as its users have it
-    model = get_peft_model(
-        base,
-        PromptTuningConfig(
-            task_type=TaskType.SEQ_2_SEQ_LM,
-            num_virtual_tokens=workload.prompt,
-            num_transformer_submodules=1,
-        ),
-    ).to(device)
+    method: Any = {
+        "prompt_tuning": PromptTuningConfig,
+        "p_tuning": PromptEncoderConfig,
+        "prefix_tuning": PrefixTuningConfig,
+    }[workload.method]
+    settings = {"encoder_hidden_size": 128} if workload.method == "p_tuning" else {}
+    config_of_method = method(
+        task_type=TaskType.SEQ_2_SEQ_LM,
+        num_virtual_tokens=workload.prompt,
+        num_transformer_submodules=1,
+        **settings,
+    )
+    model = get_peft_model(base, config_of_method).to(device)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.3)
 
     def one(number: int) -> None:

@@ -89,7 +89,7 @@ def profile(workload: Workload) -> dict[str, Any]:
     batch = ours.place(ours.batches(workload, 1), prepared)[0]
     state, frozen = prepared.state, prepared.frozen
     compiled = prepared.programs.whole.lower(state, frozen, batch).compile()
-    parts = Parts(compiled.as_text(), prepared.config.num_embeddings)
+    parts = Parts(compiled.as_text(), prepared.model.config.num_embeddings)
     seconds: dict[str, float] = collections.defaultdict(float)
     calls: dict[str, int] = collections.defaultdict(int)
     walls, peaks = [], []

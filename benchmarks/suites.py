@@ -12,8 +12,11 @@ from pathlib import Path
 import numpy as np
 from workload import Workload
 
+from prompt_tuning.methods.table import METHODS
+
 BASE = Workload(engine="")
 by = dataclasses.replace
+IN_PEFT = ("p_tuning", "prefix_tuning")  # besides prompt_tuning
 # What is drawn against what, and what belongs to the line of an engine.
 SUITES: dict[str, tuple[str, list[Workload]]] = {
     "smoke": ("inputs", [by(BASE, inputs=32, prompt=10, rows=4, steps=1)]),
@@ -23,6 +26,15 @@ SUITES: dict[str, tuple[str, list[Workload]]] = {
     "rows": ("rows", [by(BASE, rows=n, steps=3) for n in (1, 4, 8, 16, 32)]),
     "sizes": ("flops_per_step", [by(BASE, size=s, steps=3) for s in ("small", "base", "large")]),
     "devices": ("devices", [by(BASE, devices=n, steps=3) for n in (1, 2, 4)]),
+    # Of each method, beside PEFT's of the same name; targets of 2 tokens, as a label has.
+    "methods": (
+        "inputs",
+        [
+            by(BASE, inputs=n, targets=2, steps=3, method=method)
+            for n in (128, 512)
+            for method in METHODS
+        ],
+    ),
     "dropout": ("inputs", [by(BASE, engine=e) for e in ("ours", "ours-dropout")]),
     "start": (
         "weights_bytes",
@@ -52,6 +64,9 @@ def engines(workload: Workload) -> list[Workload]:
     """Every engine that is installed, in the dtypes that it is run in."""
     if workload.engine:
         return [workload]
+    if workload.method != "prompt_tuning":
+        has_peft = workload.method in IN_PEFT and importlib.util.find_spec("peft")
+        return [by(workload, engine=e) for e in ("ours", *(["peft"] if has_peft else []))]
     found = [by(workload, engine="ours")]
     if workload.devices == 1 and workload.dtype == "bfloat16" and shutil.which("nvidia-smi"):
         found.append(by(workload, engine="ours-cudnn"))

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-KEYS = ("size", "rows", "inputs", "targets", "prompt", "lengths", "steps", "devices")
+KEYS = ("size", "rows", "inputs", "targets", "prompt", "lengths", "steps", "devices", "method")
 COLUMNS: dict[str, tuple[str, str, float]] = {  # heading -> key, format, divisor
     "s/step": ("seconds_per_step", ".3f", 1.0),
     "beside ours": ("beside_ours", ".2f", 1.0),
@@ -21,6 +21,9 @@ COLUMNS: dict[str, tuple[str, str, float]] = {  # heading -> key, format, diviso
     "compile s": ("compile_seconds", ".1f", 1.0),
     "first step s": ("first_step_after_seconds", ".1f", 1.0),
     "input ms": ("input_seconds", ".1f", 1e-3),
+    "decoded tokens/s": ("decoded_per_second", ".0f", 1.0),
+    "trained": ("trained_parameters", ",.0f", 1.0),
+    "stored kB": ("stored_bytes", ",.0f", 1e3),
     "save ms": ("save_seconds", ".0f", 1e-3),
     "saved kB": ("save_bytes", ".0f", 1e3),
     "cold start s": ("cold_start_seconds", ".1f", 1.0),
@@ -72,12 +75,14 @@ def describe(content: Mapping[str, Any]) -> str:
     """The table as Markdown, with the machine and the command above it."""
     results = content["results"]
     shown = {name: how for name, how in COLUMNS.items() if any(how[0] in one for one in results)}
-    head = ["engine", "dtype", "size", "rows", "inputs", "targets", "prompt", "devices", *shown]
+    first = ["engine", "dtype", "method", "size", "rows", "inputs", "targets", "prompt", "devices"]
+    head = [*first, *shown]
     lines = [head, ["---"] * len(head)]
     for one in results:
         inputs = f"{one['task']} <= {one['inputs']}" if one.get("task") else str(one["inputs"])
         named = [str(one[key]) for key in ("targets", "prompt", "devices")]
-        cells = [one["engine"], one["dtype"], one["size"], str(one["rows"]), inputs, *named]
+        method = one.get("method", "prompt_tuning")
+        cells = [one["engine"], one["dtype"], method, one["size"], str(one["rows"]), inputs, *named]
         for key, form, unit in shown.values():
             cells.append(format(one[key] / unit, form) if key in one else "-")
         lines.append(cells)

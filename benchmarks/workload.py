@@ -31,6 +31,7 @@ class Workload:
     lengths: str = ""  # a file of row lengths, made of a real task; see suites.py
     steps: int = 10  # the first ones after compiling are slower, in every engine
     devices: int = 1
+    method: str = "prompt_tuning"  # PROMPT_METHOD, with its default settings
 
     @property
     def task(self) -> str:

@@ -221,27 +221,34 @@ def _describe_program(experiment: Experiment, lowered: Any, compiled: Any) -> di
     }
 
 
-def _describe_time(experiment: Experiment, topology: Topology, utilisation: float) -> dict:
-    shapes = program.largest_shapes(experiment)
-    tuned = experiment.train.trainable == "prompt"
+def describe_prompt(experiment: Experiment) -> tuple[dict[str, Any], int]:
+    """What `flops.count` is told of the prompt, and the operations of its fold, once a step."""
     given = program.prompt_shapes(experiment)
     lengths = {
         field: 0 if (shape := getattr(given, field)) is None else shape.shape[axis]
         for field, axis in POSITIONS.items()
     }
+    prefixes = flops.Prefixes(
+        lengths["encoder"], lengths["decoder"], lengths["cross"] + lengths["memory"]
+    )
+    once = 0
+    if find_method(experiment.prompt.method).visibility == "prompt":
+        once = flops.count_fold(experiment.model, experiment.prompt.length)
+    return {"prompt": lengths["rows"], "prefixes": prefixes}, once
+
+
+def _describe_time(experiment: Experiment, topology: Topology, utilisation: float) -> dict:
+    shapes = program.largest_shapes(experiment)
+    tuned = experiment.train.trainable == "prompt"
+    given, once = describe_prompt(experiment)
     cost = flops.count(
         experiment.model,
         rows=shapes.rows * experiment.train.microbatches,
-        prompt=lengths["rows"],
         inputs=shapes.inputs,
         targets=shapes.targets,
-        prefixes=flops.Prefixes(
-            lengths["encoder"], lengths["decoder"], lengths["cross"] + lengths["memory"]
-        ),
+        **given,
     )
-    total = cost.step if tuned else 3 * cost.forward
-    if tuned and find_method(experiment.prompt.method).visibility == "prompt":
-        total += flops.count_fold(experiment.model, experiment.prompt.length)
+    total = cost.step + once if tuned else 3 * cost.forward
     peak = getattr(topology.chip, experiment.model.dtype)
     seconds = None if peak is None else total / (peak * topology.devices * utilisation)
     steps = run_steps(experiment)
