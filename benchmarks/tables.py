@@ -46,7 +46,8 @@ def summarise(raw: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         dtype: statistics.median(o["flops_per_second"] for o in of_machine if o["dtype"] == dtype)
         for dtype in sorted({one["dtype"] for one in of_machine})
     }
-    engine = lambda one: tuple(one[key] for key in ("engine", "dtype", *KEYS))  # noqa: E731
+    measured = [{"method": "prompt_tuning", **one} for one in measured]  # results of before
+    engine = lambda one: tuple(one.get(key) for key in ("engine", "dtype", *KEYS))  # noqa: E731
     ours = sorted((o for o in measured if o["engine"] == "ours"), key=lambda one: one["dtype"])
     same = {(one["round"], *engine(one)[2:]): one for one in ours}  # in float32 where there is one
     results = []
@@ -81,8 +82,15 @@ def describe(content: Mapping[str, Any]) -> str:
     for one in results:
         inputs = f"{one['task']} <= {one['inputs']}" if one.get("task") else str(one["inputs"])
         named = [str(one[key]) for key in ("targets", "prompt", "devices")]
-        method = one.get("method", "prompt_tuning")
-        cells = [one["engine"], one["dtype"], method, one["size"], str(one["rows"]), inputs, *named]
+        cells = [
+            one["engine"],
+            one["dtype"],
+            one["method"],
+            one["size"],
+            str(one["rows"]),
+            inputs,
+            *named,
+        ]
         for key, form, unit in shown.values():
             cells.append(format(one[key] / unit, form) if key in one else "-")
         lines.append(cells)

@@ -35,7 +35,7 @@ def test_numbers_are_medians_and_ratios_are_of_pairs():
     assert ours["share_of_peak"] == pytest.approx(0.5)
     assert peft["beside_ours"] == pytest.approx(2.0)
     text = tables.describe({"command": "c", "machine": {}, **found})
-    assert "| peft | bfloat16 | small | 8 | 128 |" in text
+    assert "| peft | bfloat16 | prompt_tuning | small | 8 | 128 |" in text
     assert "GFLOP/s: float32 100." in text
 
 
