@@ -238,6 +238,29 @@ def test_a_mixed_batch_answers_as_separate_runs(length, decodes):
         np.testing.assert_allclose(ranked[row], scores[0], atol=1e-3)
 
 
+def test_memory_that_was_read_once_is_read_the_same():
+    params, batch, given = random_params(), random_batch(), random_prefix(rows=1)
+    read = prompt.read_memory(MODEL, params, given)
+    assert (read.memory, read.cross.shape[2]) == (None, LENGTHS["cross"] + LENGTHS["memory"])
+    expected = forward(MODEL, params, given, batch)
+    np.testing.assert_allclose(forward(MODEL, params, read, batch), expected, atol=1e-5)
+    assert prompt.read_memory(MODEL, params, no_prompt(CONFIG)).cross is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_prefix_is_cast_with_the_model(dtype):
+    config = dataclasses.replace(CONFIG, dtype=dtype)
+    params, batch = random_params(), random_batch()
+    cast = {name: value.astype(dtype) for name, value in params.items()}
+    given = random_prefix(rows=2)
+    encoded = ENCODE(t5.T5(config), cast, given, batch["encoder_input_tokens"])
+    assert encoded.states.dtype == dtype
+    found = forward(config, cast, given, batch)
+    expected = forward(MODEL, params, given, batch)
+    error = np.abs(found - expected).max() / np.abs(expected).max()
+    assert error < (1e-6 if dtype == "float32" else 5e-2)
+
+
 @pytest.mark.parametrize("length", [3, 30], ids=["absorbed", "plain"])
 def test_step_by_step_equals_all_at_once(length):
     params, batch, given = random_params(), random_batch(targets=length), random_prefix(rows=2)

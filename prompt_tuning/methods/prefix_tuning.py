@@ -15,20 +15,21 @@ is the least-squares solution, exact where `hidden` is P or more.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray
 
-from prompt_tuning.config import ModelConfig
 from prompt_tuning.config.setting import check
 from prompt_tuning.methods.dense import dense, init_dense
 from prompt_tuning.methods.inits import STARTS
-from prompt_tuning.methods.method import Frozen, Method, Params, Start
+from prompt_tuning.methods.method import Frozen, Method, Params, Start, shapes_of_fields
 from prompt_tuning.model import t5
-from prompt_tuning.model.prompt import Prompt
+from prompt_tuning.model.prompt import Prompt, no_prompt
 
 PLACES = ("encoder", "decoder", "cross")
 
@@ -61,29 +62,21 @@ class Settings:
 
 
 def init(settings: Settings, start: Start) -> Params:
-    """{"prompt/encoder": float[N, 2, P, H, K], ...}, or the MLP of each place."""
+    """{"prompt/encoder": float[N, 2, P, H, K], ...}, or the rows and the MLP of each place."""
+    real: Mapping[str, Any] = {}
     if start.file is not None:
-        real = {place: getattr(start.file, place) for place in PLACES}
-    else:
-        real = {} if start.init == "auto" else activations(start)
+        real = start.file._asdict()
+    elif start.init != "auto":
+        real = activations(start)
     params: Params = {}
     for place in _places(settings):
-        key = jax.random.fold_in(start.key, PLACES.index(place))
-        shape = (layers(start.model, place), 2, start.length, *_head(start.model))
-        if not settings.hidden:
+        shape = shapes_of_fields(start.model, start.length)[place]
+        key, prefix = jax.random.fold_in(start.key, PLACES.index(place)), real.get(place)
+        if settings.hidden:
+            params |= _init_mlp(key, place, settings.hidden, shape, start.model.embed_dim, prefix)
+        else:
             drawn = jax.random.normal(key, shape, jnp.float32)
-            params[f"prompt/{place}"] = drawn if real.get(place) is None else real[place]
-            continue
-        width, (rows, first, last) = start.model.embed_dim, jax.random.split(key, 3)
-        outputs = int(np.prod(shape)) // start.length
-        mlp = {
-            f"prompt/{place}_rows": jax.random.normal(rows, (start.length, width), jnp.float32),
-            **init_dense(first, f"prompt/{place}_in", width, settings.hidden),
-            **init_dense(last, f"prompt/{place}_out", settings.hidden, outputs),
-        }
-        if real.get(place) is not None:
-            mlp |= _solve(place, mlp, _rows_first(real[place]))
-        params |= mlp
+            params[f"prompt/{place}"] = drawn if prefix is None else jnp.asarray(prefix)
     return params
 
 
@@ -93,22 +86,16 @@ def fold(settings: Settings, params: Params, frozen: Frozen, key: PRNGKeyArray |
     for number, place in enumerate(_places(settings)):
         if settings.hidden:
             made = dense(params, f"prompt/{place}_out", _hidden(place, params))
-            shape = (len(made), layers(frozen.model, place), 2, *_head(frozen.model))
-            prefix = jnp.moveaxis(made.reshape(shape), 0, 2)
+            n, two, length, *head = shapes_of_fields(frozen.model, len(made))[place]
+            prefix = jnp.moveaxis(made.reshape(length, n, two, *head), 0, 2)
         else:
             prefix = params[f"prompt/{place}"]
         if settings.dropout and key is not None:
-            stays = jax.random.bernoulli(
-                jax.random.fold_in(key, number), 1 - settings.dropout, prefix.shape
-            )
-            prefix = jnp.where(stays, prefix / (1 - settings.dropout), 0.0)
+            key_of_place, rate = jax.random.fold_in(key, number), settings.dropout
+            stays = jax.random.bernoulli(key_of_place, 1 - rate, prefix.shape)
+            prefix = jnp.where(stays, prefix / (1 - rate), 0.0)
         fields[place] = prefix
-    return Prompt(jnp.zeros((0, frozen.model.embed_dim), jnp.float32), **fields)
-
-
-def layers(model: ModelConfig, place: str) -> int:
-    """How many layers have an attention of this place."""
-    return model.num_encoder_layers if place == "encoder" else model.num_decoder_layers
+    return no_prompt(frozen.model)._replace(**fields)
 
 
 def activations(start: Start) -> Mapping[str, Float[Array, "N 2 P H K"]]:
@@ -129,27 +116,36 @@ def _places(settings: Settings) -> list[str]:
     return [place for place in PLACES if getattr(settings, place)]
 
 
-def _head(model: ModelConfig) -> tuple[int, int]:
-    return model.num_heads, model.head_dim
+def _init_mlp(
+    key: PRNGKeyArray,
+    place: str,
+    hidden: int,
+    shape: tuple[int, ...],
+    width: int,
+    prefix: Float[ArrayLike, "N 2 P H K"] | None,
+) -> Params:
+    """Rows and the two layers of an MLP; its last one is solved to give `prefix`, if there is one.
+
+    Of all that do, it has the smallest weights.
+    """
+    layers, two, length, *head = shape
+    rows, first, last = jax.random.split(key, 3)
+    mlp = {
+        f"prompt/{place}_rows": jax.random.normal(rows, (length, width), jnp.float32),
+        **init_dense(first, f"prompt/{place}_in", width, hidden),
+        **init_dense(last, f"prompt/{place}_out", hidden, layers * two * math.prod(head)),
+    }
+    if prefix is not None:
+        wanted = np.moveaxis(np.asarray(prefix, np.float64), 2, 0).reshape(length, -1)
+        bias, values = wanted.mean(axis=0), np.asarray(_hidden(place, mlp), np.float64)
+        kernel = np.linalg.lstsq(values, wanted - bias, rcond=None)[0]
+        mlp[f"prompt/{place}_out_kernel"] = jnp.asarray(kernel, jnp.float32)
+        mlp[f"prompt/{place}_out_bias"] = jnp.asarray(bias, jnp.float32)
+    return mlp
 
 
 def _hidden(place: str, params: Params) -> Float[Array, "P m"]:
     return jnp.tanh(dense(params, f"prompt/{place}_in", params[f"prompt/{place}_rows"]))
-
-
-def _rows_first(prefix: Float[Array, "N 2 P H K"]) -> Float[np.ndarray, "P o"]:
-    return np.moveaxis(np.asarray(prefix, np.float64), 2, 0).reshape(prefix.shape[2], -1)
-
-
-def _solve(place: str, mlp: Params, wanted: Float[np.ndarray, "P o"]) -> Params:
-    """The last layer that gives `wanted`, with the smallest weights."""
-    hidden = np.asarray(_hidden(place, mlp), np.float64)
-    bias = wanted.mean(axis=0)
-    kernel = np.linalg.lstsq(hidden, wanted - bias, rcond=None)[0]
-    return {
-        f"prompt/{place}_out_kernel": jnp.asarray(kernel, jnp.float32),
-        f"prompt/{place}_out_bias": jnp.asarray(bias, jnp.float32),
-    }
 
 
 METHOD = Method(Settings, init, fold, starts=STARTS, fields=PLACES)

@@ -86,6 +86,15 @@ def other_fields(prompt: Prompt) -> list[str]:
     return [name for name in Prompt._fields[1:] if getattr(prompt, name) is not None]
 
 
+def read_memory(model: t5.T5, backbone: t5.Params, prompt: Prompt) -> Prompt:
+    """The prompt with its memory as keys and values of `cross`: computed once, for all who use it.
+
+    It has no members.
+    """
+    front = _cross_prefix(model, backbone, prompt, None)
+    return prompt if front is None else prompt._replace(cross=front.keys_values[0], memory=None)
+
+
 def prepend_prompt(
     prompt: Float[Array, "P D"], x: Float[Array, "B T D"], valid: Bool[Array, "B T"]
 ) -> tuple[Float[Array, "B P+T D"], Bool[Array, "B P+T"]]:

@@ -28,7 +28,7 @@ from prompt_tuning.decoding.sample import EOS_ID
 from prompt_tuning.methods.method import Frozen
 from prompt_tuning.model import sharding, t5
 from prompt_tuning.model.device import choose_device
-from prompt_tuning.model.prompt import Prompt, no_prompt, stack_prompts
+from prompt_tuning.model.prompt import Prompt, no_prompt, read_memory, stack_prompts
 from prompt_tuning.prompts import prompt_file
 from prompt_tuning.serving import mixed_batch
 from prompt_tuning.vocabularies.truncate import encode_input
@@ -76,6 +76,9 @@ class Predictor:
         for name in ("max_input_length", "max_target_length", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}.")
+        devices = self.backbone["token_embedder/embedding"].devices()
+        model = t5.T5(self.config, choose_device(self.config, devices))
+        object.__setattr__(self, "model", model)
         prompts = []
         for name, prompt in self.prompts.items():
             if not isinstance(prompt, Prompt):
@@ -85,11 +88,11 @@ class Predictor:
                 raise ConfigError(f"the prompt {name} has shape {shape}; expected (P, D).")
             shape = (None, self.config.embed_dim)
             prompt_file.check_prompt(prompt, None, shape=shape, model=self.config, where=name)
+            if prompt.memory is not None:
+                prompt = jax.jit(read_memory, static_argnums=0)(model, dict(self.backbone), prompt)
             prompts.append(prompt)
         members = stack_prompts([*prompts, no_prompt(self.config)])
         object.__setattr__(self, "members", jax.device_put(members, self._sharding()))
-        device = choose_device(self.config, self.members.rows.devices())
-        object.__setattr__(self, "model", t5.T5(self.config, device))
 
     @classmethod
     def from_checkpoint(
