@@ -7,10 +7,25 @@ Names are loaded when they are used, so that `import prompt_tuning.model` and
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from prompt_tuning.api import evaluate, load_prompt, model_config, read_inputs, train
+    from prompt_tuning.api import (
+        evaluate,
+        fit_to_devices,
+        load_prompt,
+        model_config,
+        read_inputs,
+        train,
+    )
     from prompt_tuning.serving.predictor import Predictor
 
-__all__ = ["Predictor", "evaluate", "load_prompt", "model_config", "read_inputs", "train"]
+__all__ = [
+    "Predictor",
+    "evaluate",
+    "fit_to_devices",
+    "load_prompt",
+    "model_config",
+    "read_inputs",
+    "train",
+]
 __version__ = "1.0.0.dev0"
 
 

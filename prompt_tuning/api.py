@@ -1,4 +1,4 @@
-"""The commands as Python functions, without gin: `train`, `evaluate`, `load_prompt`, `read_inputs`.
+"""The commands as Python functions, without gin: `train`, `evaluate`, `fit_to_devices`, ...
 
     import prompt_tuning as pt
     from prompt_tuning.config import DataConfig, Experiment, PromptConfig, TrainConfig
@@ -24,12 +24,14 @@ Heavy modules are imported when a function is called.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from jaxtyping import Float
 
-from prompt_tuning.config import TINY, EvalRun, Experiment, FileTask, ModelConfig
+from prompt_tuning.config import TINY, ConfigError, EvalRun, Experiment, FileTask, ModelConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,30 +45,47 @@ if TYPE_CHECKING:
 def model_config(name: str) -> ModelConfig:
     """The sizes of a published model, such as "base" (T5 1.1), "t5_1_0_base" or "mt5_small".
 
-    "tiny" is the backbone that is bundled with the package.
+    "tiny" is the backbone that is bundled with the package. A name with a slash is a checkpoint,
+    whose sizes are read: "gs://.../checkpoint_1100000", "hf://google/flan-t5-small", "./folder".
 
     Raises:
-      ConfigError: there is no model of that name.
+      ConfigError: there is no model of that name, or the checkpoint cannot be read.
 
     >>> model_config("xl").embed_dim
     2048
     """
+    from prompt_tuning.checkpoints import load
     from prompt_tuning.config import gin_reader
     from prompt_tuning.world import assets
 
+    if "/" in name:
+        return load.read_model(name)
     return assets.TINY_CONFIG if name == TINY else gin_reader.read_model(name)
 
 
-def train(experiment: Experiment) -> TrainResult:
-    """The result of an experiment, run as by `t5x train`; see `training.loop.train`."""
+def train(
+    experiment: Experiment, *, after_evaluation: Callable[[], object] | None = None
+) -> TrainResult:
+    """The result of an experiment, run as by `t5x train`; see `training.loop.train`.
+
+    `after_evaluation` is called after each evaluation, for instance to draw the curves so far.
+
+    Raises:
+      ConfigError: something does not fit, or the system refuses it (a full disk, no memory).
+      Stopped: a KeyboardInterrupt, once the state is saved; the same call goes on from there.
+    """
     from prompt_tuning.config import gin_reader
     from prompt_tuning.pretraining.run import find_objective
-    from prompt_tuning.runtime import startup
     from prompt_tuning.training import loop
 
-    startup.prepare()
     text = gin_reader.to_gin(experiment)
-    return loop.train(experiment, objective=find_objective(experiment), config_text=text)
+    with _as_command("train"):
+        return loop.train(
+            experiment,
+            objective=find_objective(experiment),
+            config_text=text,
+            after_evaluation=after_evaluation,
+        )
 
 
 def evaluate(run: EvalRun) -> Matrix:
@@ -74,7 +93,43 @@ def evaluate(run: EvalRun) -> Matrix:
     from prompt_tuning.config import gin_reader
     from prompt_tuning.evaluation import matrix
 
-    return matrix.run_eval(run, config_text=gin_reader.to_gin(run))
+    text = gin_reader.to_gin(run)
+    with _as_command("eval"):
+        return matrix.run_eval(run, config_text=text)
+
+
+def fit_to_devices(experiment: Experiment) -> Experiment:
+    """The experiment with DTYPE, MICROBATCHES and a length of inputs that fit this machine.
+
+    Compiles its largest step; prints what fits, and the time of the run if the device is known.
+
+    Raises:
+      ConfigError: nothing fits: the backbone is too large for these devices.
+    """
+    from prompt_tuning.planning import fit
+
+    with _as_command("plan"):
+        fitting, description = fit.fit_to_devices(experiment)
+    print(description, flush=True)
+    return fitting
+
+
+@contextlib.contextmanager
+def _as_command(name: str) -> Iterator[None]:
+    """A block that runs as a command does: quiet imports, signals, and refusals in one message."""
+    from prompt_tuning.runtime import crash, signals, startup
+    from prompt_tuning.tasks.tensorflow_import import import_tensorflow
+
+    startup.prepare()
+    with signals.handled(name, may_exit=False):
+        try:
+            import_tensorflow()
+            yield
+        except Exception as error:
+            refusal = crash.describe_refusal(error, continues=name == "train")
+            if refusal is None or isinstance(error, ConfigError):
+                raise
+            raise ConfigError(refusal) from error
 
 
 def read_inputs(path: str, files: FileTask) -> list[str]:

@@ -66,7 +66,7 @@ def test_the_thread_ends_with_the_block_though_nobody_takes_its_items():
 def test_a_command_starts_without_what_its_first_step_does_not_need():
     code = (
         "import sys\n"
-        "from prompt_tuning.commands.command import import_tensorflow\n"
+        "from prompt_tuning.tasks.tensorflow_import import import_tensorflow\n"
         "import_tensorflow()\n"
         "import prompt_tuning.training.loop, prompt_tuning.evaluation.matrix\n"
         "found = {'torch', 'pandas', 'transformers'} & set(sys.modules)\n"

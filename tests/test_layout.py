@@ -41,7 +41,7 @@ ROOMS = (
     "cli",
 )
 # The only rooms that may import TensorFlow and seqio.
-TENSORFLOW = {"tasks", "upstream", "commands"}
+TENSORFLOW = {"tasks", "upstream"}
 
 
 def imports(path: Path) -> set[str]:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import hlo_text
@@ -25,7 +26,7 @@ from prompt_tuning.config import (
     TrainConfig,
 )
 from prompt_tuning.model import sharding, t5
-from prompt_tuning.planning import chips, devices, flops, hlo, plan, program
+from prompt_tuning.planning import chips, devices, fit, flops, hlo, plan, program
 
 ROOT = Path(__file__).parents[1]
 
@@ -349,7 +350,7 @@ def test_steps_of_a_run():
     ("name", "message"),
     [
         ("v5e", "--topology=v5e: expected"),
-        ("z9:4", "The chips: v3"),
+        ("z9:4", "The chips: v2"),
         ("h100:0", "--topology=h100:0"),
     ],
 )
@@ -365,6 +366,50 @@ def test_what_cannot_be_planned_says_so():
         plan.make_plan(experiment(CONFIG, rows=6), chips.parse_topology("cpu:8"))
     with pytest.raises(ConfigError, match="64 CPU devices"):
         plan.make_plan(experiment(CONFIG), chips.parse_topology("cpu:64"))
+
+
+# On the devices of this machine.
+
+
+def test_a_run_is_cut_into_parts_until_it_fits():
+    run = experiment(CONFIG, rows=32)
+    whole, text = fit.fit_to_devices(run)
+    assert (whole.model.dtype, whole.train.microbatches) == ("float32", 1)
+    assert "MICROBATCHES = 1, inputs of 64 tokens" in text
+    here = plan.make_plan(run, chips.topology_here(jax.devices(), 2**30))
+    # Room for the weights and six tenths of a step, of which the parts' sum of gradients is little.
+    memory = (here.argument_bytes + 0.6 * here.temporary_bytes) / here.usable_share
+    halved, _ = fit.fit_to_devices(run, memory)
+    assert halved.train.microbatches == 2
+    assert dataclasses.replace(halved, train=run.train) == run
+
+
+def test_a_run_that_cannot_be_cut_further_has_shorter_inputs_or_is_refused():
+    run = experiment(CONFIG, rows=4, inputs=256)  # a row for each data-parallel device
+    here = plan.make_plan(run, chips.topology_here(jax.devices(), 2**30))
+    memory = (here.argument_bytes + 0.6 * here.temporary_bytes) / here.usable_share
+    shorter, text = fit.fit_to_devices(run, memory)
+    assert shorter.data.task_feature_lengths == {"inputs": 128, "targets": 8}
+    assert "inputs of 128 tokens" in text
+    with pytest.raises(ConfigError, match="smaller backbone"):
+        fit.fit_to_devices(run, here.argument_bytes)
+
+
+@pytest.mark.parametrize(
+    ("kind", "platform", "chip"),
+    [
+        ("Tesla T4", "gpu", "t4"),
+        ("NVIDIA A100-SXM4-40GB", "gpu", "a100"),
+        ("TPU v2", "tpu", "v2"),
+        ("TPU v5 lite", "tpu", "v5e"),
+        ("an unknown one", "gpu", "cpu"),
+    ],
+)
+def test_a_device_is_known_by_its_name(kind, platform, chip):
+    device = types.SimpleNamespace(device_kind=kind, platform=platform)
+    topology = chips.topology_here([device], 7.0)
+    assert topology.chip.float32 == chips.CHIPS[chip].float32
+    assert (topology.chip.platform, topology.chip.memory, topology.devices) == (platform, 7.0, 1)
 
 
 SMALL = [

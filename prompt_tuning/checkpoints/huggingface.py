@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,10 +37,7 @@ from prompt_tuning.checkpoints.safetensors_files import (
 from prompt_tuning.checkpoints.t5x import check_tree
 from prompt_tuning.config import ConfigError, ModelConfig
 from prompt_tuning.model import t5
-
-ADDRESS = re.compile(r"hf://(?P<name>[^/@]+/[^/@]+)(@(?P<revision>.+))?")
-# The files that are downloaded; weights in other formats are not.
-DOWNLOADED = ("*.json", "*.safetensors", "*.model", "*.txt")
+from prompt_tuning.runtime import hub
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +77,7 @@ class HuggingFaceT5:
 def is_huggingface(path: str | os.PathLike[str]) -> bool:
     """Whether a checkpoint is in Hugging Face's format, not in T5X's."""
     text = os.fspath(path)
-    if text.startswith("hf://"):
+    if text.startswith(hub.SCHEME):
         return True
     if "://" in text:
         return False
@@ -102,39 +98,12 @@ def local_folder(path: str | os.PathLike[str]) -> Path:
         failed.
     """
     text = os.fspath(path)
-    if not text.startswith("hf://"):
+    if not text.startswith(hub.SCHEME):
         folder = Path(text).expanduser().absolute()
         if folder.is_file():
             raise ConfigError(f"{folder} is one file of a model. Give its folder, {folder.parent}.")
         return folder
-    match = ADDRESS.fullmatch(text)
-    if match is None:
-        raise ConfigError(
-            f"expected hf://organisation/name or hf://organisation/name@revision, found {text!r}."
-        )
-    try:
-        import huggingface_hub
-    except ImportError as error:
-        raise ConfigError(
-            f"{text}: huggingface_hub, which downloads from Hugging Face, is not installed. "
-            "`pip install huggingface_hub`, or download the model and give its folder."
-        ) from error
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(
-                match["name"],
-                revision=match["revision"],
-                allow_patterns=list(DOWNLOADED),
-                ignore_patterns=["*/*"],
-            )
-        )
-    except Exception as error:  # the libraries below it raise many types
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        reason = re.sub(r"\b(?:Got: )?\w+Error: ", "", first)
-        raise ConfigError(
-            f"{text} cannot be downloaded and is not in the local cache ({reason}). Check the name "
-            "and the network, or download the model elsewhere and give its folder."
-        ) from error
+    return hub.download(text)
 
 
 def open_folder(path: str | os.PathLike[str], expected: ModelConfig | None = None) -> HuggingFaceT5:

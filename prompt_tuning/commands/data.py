@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from prompt_tuning.commands.command import Command, import_tensorflow
+from prompt_tuning.commands.command import Command
+from prompt_tuning.tasks.tensorflow_import import import_tensorflow
 
 
 def _add_no_flags(command: argparse.ArgumentParser) -> None:

@@ -7,8 +7,9 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from prompt_tuning.commands.command import Command, import_tensorflow
+from prompt_tuning.commands.command import Command
 from prompt_tuning.config import ConfigError, EvalRun, Experiment, InferRun
+from prompt_tuning.tasks.tensorflow_import import import_tensorflow
 
 if TYPE_CHECKING:
     from prompt_tuning.config import gin_reader

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 
 from prompt_tuning.commands import runs
-from prompt_tuning.commands.command import Command, import_tensorflow
+from prompt_tuning.commands.command import Command
 from prompt_tuning.config import ConfigError
+from prompt_tuning.tasks.tensorflow_import import import_tensorflow
 
 
 def _add_flags(command: argparse.ArgumentParser) -> None:

@@ -27,6 +27,10 @@ ClassT = TypeVar("ClassT")
 class ConfigError(ValueError):
     """A mistake in what the user asked for: the command line prints it and exits with 2."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback."""
+        return [f"error: {self}"]
+
 
 def check(ok: bool, message: str) -> None:
     """Raises a ConfigError with the message if something is not as it should be."""

@@ -65,13 +65,23 @@ def choose_device(
 def _check_capability(config: ModelConfig, devices: Sequence[Any]) -> None:
     """Raises ConfigError for GPUs that lack cuDNN's attention, before XLA compiles for them."""
     for device in devices if config.attention == "cudnn" else ():
-        capability = str(getattr(device, "compute_capability", "none"))
-        numbers = capability.split(".")
-        if not all(n.isdigit() for n in numbers) or int(numbers[0]) < 8:  # AMD's have names
+        if not _is_ampere(device):
+            capability = getattr(device, "compute_capability", "none")
             raise ConfigError(
                 "ATTENTION = 'cudnn' is for NVIDIA's GPUs of compute capability 8.0 (Ampere) or "
                 f"later, and {device.device_kind} has {capability}: set ATTENTION = 'xla'."
             )
+
+
+def _is_ampere(device: Any) -> bool:
+    """Whether it is a GPU of NVIDIA's, of compute capability 8.0 or later."""
+    numbers = str(getattr(device, "compute_capability", "none")).split(".")
+    return all(n.isdigit() for n in numbers) and int(numbers[0]) >= 8  # AMD's have names
+
+
+def multiplies_bfloat16(device: Any) -> bool:
+    """Whether the device has products in bfloat16: a TPU, or a GPU of NVIDIA's from Ampere on."""
+    return device.platform == "tpu" or _is_ampere(device)
 
 
 def padded_length(config: ModelConfig, device: Device, length: int) -> int:

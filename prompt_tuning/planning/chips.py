@@ -25,6 +25,7 @@ class Chip(NamedTuple):
 # By default TPUs multiply float32 in bfloat16, and GPUs from A100 on in TF32, at half the rate of
 # bfloat16. A T4 has no bfloat16 and multiplies it in float32.
 CHIPS = {
+    "v2": Chip("tpu", 8 * GIB, 22.5e12, 22.5e12),  # a core, as of v3
     "v3": Chip("tpu", 16 * GIB, 61.5e12, 61.5e12),  # a core: two to a chip
     # JAX runs the two cores of a v4 as one device; the compiler needs an option for that.
     "v4": Chip("tpu", 32 * GIB, 275e12, 275e12, {"chip_config_name": "megacore"}),
@@ -41,8 +42,14 @@ CHIPS = {
 }
 
 
+HERE = "this machine"
+
+
 class Topology(NamedTuple):
-    """Chips and their number: `v5e:4x8` is a TPU slice, `h100:8` are GPUs, `cpu:8` CPU devices."""
+    """Chips and their number: `v5e:4x8` is a TPU slice, `h100:8` are GPUs, `cpu:8` CPU devices.
+
+    The name of the devices that JAX has in this process is HERE.
+    """
 
     name: str
     chip: Chip
@@ -68,8 +75,19 @@ def parse_topology(name: str) -> Topology:
     if devices < 1:
         raise ConfigError(f"--topology={name}: expected 1 device or more, such as cpu:8.")
     chip = CHIPS[match.group(1)]
-    # v4 and v5p count chips; each is one JAX device. v3 counts chips of two cores.
-    return Topology(name, chip, devices * (2 if match.group(1) == "v3" else 1))
+    # v4 and v5p count chips; each is one JAX device. v2 and v3 count chips of two cores.
+    return Topology(name, chip, devices * (2 if match.group(1) in ("v2", "v3") else 1))
+
+
+def topology_here(devices: Sequence[Any], memory: float) -> Topology:
+    """The topology of devices that JAX has, with `memory` bytes each.
+
+    The peak is unknown if the table does not have the device.
+    """
+    kind = devices[0].device_kind.lower().replace(" lite", "e")  # "TPU v5 lite" is v5e
+    chips = [chip for name, chip in CHIPS.items() if name in re.split(r"[ \-]", kind)]
+    chip = chips[0] if chips else CHIPS["cpu"]
+    return Topology(HERE, chip._replace(platform=devices[0].platform, memory=memory), len(devices))
 
 
 def compile_only_devices(topology: Topology, platform: str, /, **options: str) -> Sequence[Any]:

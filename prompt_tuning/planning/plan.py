@@ -23,7 +23,7 @@ from prompt_tuning.methods.table import find_method
 from prompt_tuning.model import sharding
 from prompt_tuning.model.prompt import POSITIONS
 from prompt_tuning.planning import flops, gpus, hlo, program
-from prompt_tuning.planning.chips import GIB, Topology, compile_only_devices
+from prompt_tuning.planning.chips import GIB, HERE, Topology, compile_only_devices
 from prompt_tuning.planning.devices import describe_parts
 from prompt_tuning.session import checks
 
@@ -84,7 +84,8 @@ def make_plan(experiment: Experiment, topology: Topology, *, utilisation: float 
     start = time.perf_counter()
     compiled, problem = None, ""
     try:
-        compiled = lowered.compile(gpus.OPTIONS if compiles_for == "gpu" else None)
+        options = gpus.OPTIONS if compiles_for == "gpu" and topology.name != HERE else None
+        compiled = lowered.compile(options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -95,7 +96,7 @@ def make_plan(experiment: Experiment, topology: Topology, *, utilisation: float 
         devices=topology.devices,
         mesh=dict(mesh.shape),
         compiler=compiler,
-        overstates_memory=compiles_for == "cpu",
+        overstates_memory=compiles_for == "cpu" and topology.name != HERE,
         compile_seconds=round(seconds, 1),
         **_describe_run(experiment, mesh, shapes),
         **_describe_memory(compiled, topology),
@@ -111,6 +112,8 @@ def find_devices(topology: Topology) -> tuple[Sequence[Any], str]:
     Raises:
       ConfigError: the TPU's compiler is not installed, or there are too few CPU devices.
     """
+    if topology.name == HERE:
+        return jax.devices(), f"this machine's own compiler ({jax.default_backend()})"
     if topology.chip.platform == "tpu":
         return _find_tpus(topology)
     is_gpu = topology.chip.platform == "gpu"
@@ -193,7 +196,7 @@ def usable_share(topology: Topology, environment: Mapping[str, str] = os.environ
     Raises:
       ConfigError: the environment variable is not a number.
     """
-    if topology.chip.platform != "gpu":
+    if topology.chip.platform != "gpu" or topology.name == HERE:  # its memory is what JAX has
         return HEADROOM
     value = environment.get(FRACTION) or environment.get("XLA_PYTHON_CLIENT_MEM_FRACTION") or "0.75"
     try:
@@ -294,7 +297,7 @@ def describe(plan: Plan) -> str:
             f"{plan.step_flops / 1e12:.3g} TFLOP a step, "
             f"{plan.step_flops / plan.forward_flops:.2f} x forward",
         ),
-        ("time", _time_line(plan)),
+        ("time", describe_time(plan)),
     ]
     return "\n".join(f"{name:<12} {text}" for name, text in lines)
 
@@ -328,7 +331,8 @@ def _collective_line(plan: Plan) -> str:
     return f"{counts}; {gathers}; {donates}"
 
 
-def _time_line(plan: Plan) -> str:
+def describe_time(plan: Plan) -> str:
+    """The estimated time of a step and of the run."""
     if plan.seconds_per_step is None:
         return "unknown: the peak of this device is not in the table"
     text = (

@@ -29,6 +29,10 @@ class Stopped(KeyboardInterrupt):
         self.signum = signum
         super().__init__(describe(signum, saved))
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback."""
+        return [str(self)]
+
     @property
     def exit_code(self) -> int:
         """The exit code by the shells' convention: 130 after Ctrl-C, 143 after SIGTERM."""
@@ -126,27 +130,40 @@ def exit_at_once() -> None:
 
 
 @contextlib.contextmanager
-def handled(program: str) -> Iterator[Watch]:
-    """Handles the signals until the block ends; in another than the main thread it does nothing."""
+def handled(program: str, *, may_exit: bool = True) -> Iterator[Watch]:
+    """Handles the signals until the block ends; in another than the main thread it does nothing.
+
+    Without `may_exit` no signal exits the process, which is the user's: a notebook or a program.
+    """
     global _current
     if threading.current_thread() is not threading.main_thread():
         yield _current
         return
     watch = Watch(program)
+    with contextlib.ExitStack() as stack:
+        if may_exit:
+            stack.enter_context(_followed(watch))
+        for signum in SIGNALS:
+            if signum != signal.SIGHUP or signal.getsignal(signum) != signal.SIG_IGN:
+                stack.callback(signal.signal, signum, signal.signal(signum, watch.receive))
+        old_watch, _current = _current, watch
+        try:
+            yield watch
+        finally:
+            _current = old_watch
+
+
+@contextlib.contextmanager
+def _followed(watch: Watch) -> Iterator[None]:
+    """A block in which a thread exits the process if the main thread does not respond."""
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     # The C handler writes each signal to the pipe, even while the main thread is in compiled code.
     old_fd = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    signums = [s for s in SIGNALS if s != signal.SIGHUP or signal.getsignal(s) != signal.SIG_IGN]
-    old_handlers = {signum: signal.signal(signum, watch.receive) for signum in signums}
     threading.Thread(target=_follow, args=(watch, reading), daemon=True).start()
-    old_watch, _current = _current, watch
     try:
-        yield watch
+        yield
     finally:
-        _current = old_watch
-        for signum, handler in old_handlers.items():
-            signal.signal(signum, handler)
         signal.set_wakeup_fd(old_fd, warn_on_full_buffer=False)
         os.close(writing)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -45,13 +46,14 @@ def train(
     session: Session | None = None,
     config_text: str = "",
     debug_nans: bool = False,
+    after_evaluation: Callable[[], object] | None = None,
 ) -> TrainResult:
     """The result of a run; trains what the mask allows, evaluates, and writes MODEL_DIR.
 
     If MODEL_DIR has a state of the same experiment, the run is resumed; a finished run prints its
     result, or trains on if TRAIN_STEPS was raised. With `debug_nans` JAX repeats a step that ends
     in a NaN operation by operation. An open `session` can be passed: its backbone is already being
-    read.
+    read. `after_evaluation` is called after each evaluation, when its records are written.
 
     Raises:
       ConfigError: the experiment, its data, its checkpoint or its MODEL_DIR does not fit.
@@ -123,6 +125,7 @@ def train(
             identities=identities,
             init=init,
             store=store,
+            after_evaluation=after_evaluation,
         )
         model_dirs.write_info(model_dir, params, mesh, config_text)
 
@@ -209,6 +212,8 @@ def _finish_step(run: Run, loop: LoopState, progress: Progress, end: int) -> Non
     if saves:
         runs.save(run, loop)
     progress.update(done, shown)
+    if evaluates and run.after_evaluation is not None:
+        run.after_evaluation()
 
 
 def _log_training(run: Run, loop: LoopState) -> dict[str, str]:

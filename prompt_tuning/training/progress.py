@@ -40,7 +40,7 @@ class CompileClock:
 
 
 class Progress:
-    """A bar on a terminal; if output is piped, lines at most every five seconds.
+    """A bar on a terminal; else lines at most every five seconds, of a long run fewer.
 
     Speed and remaining time are computed when new values are shown, because only then the host has
     waited for the device. The time of compilation is excluded.
@@ -75,8 +75,8 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str(self._describe(), refresh=False)
             self._bar.update(advance)
-        elif time.monotonic() - self._last_line >= 5.0:
-            self._last_line = time.monotonic()
+        elif (now := time.monotonic()) - self._last_line >= max(5.0, (now - self._began) / 20):
+            self._last_line = now
             text = self._describe()
             print(f"step {self._step}/{self._total}{': ' * bool(text)}{text}", flush=True)
 

@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, NoReturn
 
@@ -164,6 +164,7 @@ class Run:
     identities: Mapping[str, str]  # fingerprints of backbone, vocabulary, files
     init: str  # a description of the prompt's initialisation
     store: Store
+    after_evaluation: Callable[[], object] | None = None
 
 
 @dataclasses.dataclass

@@ -18,6 +18,7 @@ import sentencepiece
 from google.protobuf.message import DecodeError
 
 from prompt_tuning.config import OFFICIAL_VOCABULARY, TINY, ConfigError
+from prompt_tuning.runtime import hub
 from prompt_tuning.runtime.storage import describe_lfs_pointer, open_folder
 from prompt_tuning.vocabularies.identity import vocabulary_identity
 from prompt_tuning.vocabularies.tokenizer_json import (
@@ -193,7 +194,9 @@ def _until(eos_id: int, ids: list[int]) -> list[int]:
 
 
 def find_vocabulary(spec: str) -> str:
-    """The file that VOCABULARY names, or 'bytes': 'tiny' is bundled, a folder is Hugging Face's.
+    """The file that VOCABULARY names, or 'bytes'.
+
+    'tiny' is bundled; a folder is Hugging Face's, also the one that hf:// downloads.
 
     In a folder a SentencePiece model is preferred to the tokenizer.json that was made of it. ByT5's
     folder has neither. Anything else is returned as it is.
@@ -203,8 +206,9 @@ def find_vocabulary(spec: str) -> str:
     """
     if spec == TINY:
         return assets.tiny_vocabulary()
-    folder = Path(spec).expanduser()
-    if "://" in spec or not folder.is_dir():
+    is_address = spec.startswith(hub.SCHEME)
+    folder = hub.download(spec, hub.VOCABULARY) if is_address else Path(spec).expanduser()
+    if not is_address and ("://" in spec or not folder.is_dir()):
         return spec
     for name in (*_MODELS, TOKENIZER):
         if (folder / name).is_file():
