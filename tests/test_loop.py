@@ -108,6 +108,28 @@ def test_a_run_leaves_what_t5x_users_look_for(straight):
     assert [json.loads(line)["step"] for line in metrics] == [START + n for n in (4, 8, 12)]
 
 
+def test_the_average_is_scored_and_saved_and_continues_bit_for_bit(experiment, tmp_path):
+    """Against the prompts of a run without it, which takes the same steps."""
+
+    def run(folder, steps, average):
+        train = TrainConfig(train_steps_relative=steps, prompt_average=average, input_noise=0.1)
+        scores = EvalConfig(period=1, method="rank", num_examples=8, baselines=False)
+        result = loop.train(experiment(tmp_path / folder, train=train, eval=scores))
+        places = [tmp_path / folder / f"prompts/step_{START + n + 1:06d}" for n in range(steps)]
+        return [np.asarray(load_prompt(place)[0]) for place in places], result.prompt
+
+    plain, _ = run("plain", 3, 0.0)
+    saved, last = run("average", 3, 0.5)
+    np.testing.assert_allclose(saved[0], plain[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(saved[1], (plain[0] + 2 * plain[1]) / 3, rtol=1e-5, atol=1e-6)
+    expected = (plain[0] + 2 * plain[1] + 4 * plain[2]) / 7
+    np.testing.assert_allclose(saved[2], expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(last, saved[2])
+    run("stopped", 2, 0.5)
+    resumed, _ = run("stopped", 3, 0.5)
+    assert [x.tobytes() for x in resumed] == [x.tobytes() for x in saved]
+
+
 def test_records_name_step_task_split_and_baselines(straight):
     _, folder = straight
     for method in ("generate", "rank"):

@@ -54,7 +54,7 @@ def methods(*more, slow=True):
 
 def begin(name, values, config=SMALL, optimizer=None, place=jnp.asarray):
     """A state, the frozen backbone and the recipe; `place` puts the method's arrays somewhere."""
-    _, params, _ = make(name, values)
+    _, params, _ = make(name, values, model=config)
     recipe = steps.make_recipe(
         T5(config),
         PromptConfig(method=name, settings=values),
@@ -243,15 +243,17 @@ SUM = Method(
 )
 
 
+@pytest.mark.parametrize("schedule", ["constant", "rsqrt"])
 @pytest.mark.parametrize("optimizer", ["adafactor", "adamw"])
-def test_a_leaf_moves_at_its_own_rate(optimizer):
+def test_a_leaf_moves_at_its_own_rate(optimizer, schedule):
     """All leaves have the same gradient, and begin at zero."""
     name = f"{__name__}.SUM"
     assert find_method(name) is SUM
+    rate = 0.25 * (1.0 if schedule == "constant" else 1_100_000**0.5)
     recipe = steps.make_recipe(
         T5(SMALL),
         PromptConfig(method=name),
-        OptimizerConfig(name=optimizer, learning_rate=0.25, warmup_steps=4),
+        OptimizerConfig(name=optimizer, schedule=schedule, learning_rate=rate, warmup_steps=4),
         TrainConfig(),
         start_step=1_100_000,
     )
@@ -262,8 +264,9 @@ def test_a_leaf_moves_at_its_own_rate(optimizer):
         state, _ = steps.train_step(programs, state, random_params(SMALL), [random_batch()])
         moved = {leaf: np.asarray(value) for leaf, value in state.trainable.items()}
         if optimizer == "adafactor" and done == 1:  # every update has RMS = learning rate
-            rate = np.sqrt((moved["prompt/whole"] ** 2).mean())
-            np.testing.assert_allclose(rate, 0.25 / 4, rtol=1e-5)
+            size = np.sqrt((moved["prompt/whole"] ** 2).mean())
+            first = 0.25 / 4 if schedule == "constant" else 0.25
+            np.testing.assert_allclose(size, first, rtol=1e-5)
         for leaf, factor in SUM.rates.items():
             expected = factor * moved["prompt/whole"]
             np.testing.assert_allclose(moved[leaf], expected, rtol=1e-5, atol=1e-7)

@@ -44,17 +44,17 @@ def draw_rows(number):
     return jnp.asarray(TABLE[3 : 3 + number])
 
 
-def make(name, values, init="auto", seed=0, length=P):
+def make(name, values, init="auto", seed=0, length=P, model=CONFIG):
     """The method's settings, its first parameters and its fold without dropout."""
     method = find_method(name)
     settings = make_settings(method, name, values)
     reads = "rows" not in method.fields
-    backbone = random_params() if reads else {}
-    start = Start(jax.random.key(seed), CONFIG, length, draw_rows, init, backbone=backbone)
+    backbone = random_params(model) if reads else {}
+    start = Start(jax.random.key(seed), model, length, draw_rows, init, backbone=backbone)
     params = first_params(name, method, settings, start)
 
     def fold(params, key=None):
-        return method.fold(settings, params, Frozen(CONFIG, backbone), key)
+        return method.fold(settings, params, Frozen(model, backbone), key)
 
     return method, params, fold
 

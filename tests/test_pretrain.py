@@ -243,7 +243,7 @@ def test_restored_moments_update_like_a_run_that_never_stopped():
         gradients = {name: x * 0.1 + count for name, x in state.trainable.items()}
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.trainable)
         moved = {name: x + updates[name] for name, x in state.trainable.items()}
-        return step.TrainState(state.step + 1, moved, opt_state)
+        return state._replace(step=state.step + 1, trainable=moved, opt_state=opt_state)
 
     optimizer = optim.make_optimizer(config, optim.MODEL_RULES)
     state = step.init_state(params, optimizer, 0)
@@ -282,6 +282,14 @@ def test_the_learning_rate_is_t5s():
         (
             {"train": TrainConfig(trainable="model", train_steps=1, microbatches=3)},
             "MICROBATCHES = 3 does not cut",
+        ),
+        (
+            {"train": TrainConfig(trainable="model", train_steps=1, prompt_average=0.5)},
+            r"PROMPT_AVERAGE = 0\.5.*TRAINABLE = 'model'",
+        ),
+        (
+            {"train": TrainConfig(trainable="model", train_steps=1, input_noise=0.5)},
+            r"INPUT_NOISE = 0\.5.*OBJECTIVE = 'span_corruption'",
         ),
         ({"model": dataclasses.replace(MODEL, num_embeddings=500)}, "512 .*500"),
     ],

@@ -246,6 +246,98 @@ def test_dropout_differs_between_steps_and_seeds():
     assert len(set(losses)) == 3
 
 
+# PROMPT_AVERAGE and INPUT_NOISE ------------------------------------------------------------------
+
+
+def test_the_average_is_of_all_steps_and_what_is_used():
+    """Its weights are 1, d, d^2, ... from the newest on, and sum to 1."""
+    state, frozen, recipe = make_parts(prompt_average=0.5)
+    names = step.averaged_names(recipe, state.trainable)
+    state = jax.jit(lambda t: step.init_state(t, recipe.optimizer, 0, names))(state.trainable)
+    plain, _, without = make_parts()
+    programs, others = step.compile_step(recipe), step.compile_step(without)
+    np.testing.assert_array_equal(
+        programs.fold_for_use(state, frozen).rows, state.trainable["prompt"]
+    )  # before the first step
+    prompts = []
+    for seed in range(3):
+        groups = [random_batch(seed=seed)] * (1 + seed % 2)  # one program, or its parts
+        plain, _ = step.train_step(others, plain, frozen, groups)
+        prompts.append(np.asarray(plain.trainable["prompt"]).copy())
+        state, _ = step.train_step(programs, state, frozen, groups)
+        np.testing.assert_allclose(state.trainable["prompt"], prompts[-1], rtol=1e-5, atol=1e-6)
+        if seed == 1:  # through the host, as a saved state goes
+            state = jax.tree.map(lambda x: jnp.array(np.asarray(x)), state)
+        weights = 0.5 ** np.arange(seed, -1, -1)
+        expected = np.tensordot(weights / weights.sum(), prompts, 1)
+        rows = programs.fold_for_use(state, frozen).rows
+        np.testing.assert_allclose(rows, expected, rtol=1e-5, atol=1e-6)
+    assert plain.average == {}
+
+
+def test_an_average_is_donated_too():
+    state, frozen, recipe = make_parts(prompt_average=0.9)
+    names = step.averaged_names(recipe, state.trainable)
+    state = jax.eval_shape(
+        lambda t: step.init_state(t, recipe.optimizer, 0, names), state.trainable
+    )
+    lowered = step.compile_step(recipe).whole.lower(state, frozen, random_batch())
+    arrays = sum(leaf.shape != (1,) for leaf in jax.tree.leaves(state))
+    assert len(hlo.donated(lowered.compile().as_text())) == arrays
+    assert state.average.keys() == {"prompt"}
+
+
+def noisy(trainable="prompt", length=5, **train):
+    state, frozen, recipe = make_parts(trainable, length=length, **train)
+    return state, frozen, jax.jit(functools.partial(gradient_of, recipe))
+
+
+def test_input_noise_adds_the_divergence_of_noisy_predictions():
+    settings = {"input_noise": 0.25, "input_noise_weight": 3.0, "random_seed": 8, "z_loss": 0.0}
+    state, frozen, gradient = noisy(**settings)
+    prompt, batch = state.trainable["prompt"], random_batch()
+    grad, metrics = gradient(state, frozen, batch)
+
+    table = np.asarray(frozen["token_embedder/embedding"], np.float64)
+    key = jax.random.fold_in(jax.random.key(8), state.step)
+    key = jax.random.fold_in(key, 2**31 - 2)
+    draws = jax.random.normal(key, (*batch["encoder_input_tokens"].shape, CONFIG.embed_dim))
+    noise = jnp.float32(0.25 * np.sqrt((table**2).mean())) * draws
+
+    def objective(prompt):
+        logits = [
+            loss.forward(MODEL, frozen, Prompt(prompt), batch, noise=x) for x in (None, noise)
+        ]
+        p, log_p, log_q = jax.nn.softmax(logits[0]), *map(jax.nn.log_softmax, logits)
+        kl = ((p * (log_p - log_q)).sum(-1) * batch["decoder_loss_weights"]).sum()
+        return loss_fn(logits[0], batch, z_loss=0.0)[0] + 3.0 * kl, kl
+
+    (expected, kl), slope = jax.jit(jax.value_and_grad(objective, has_aux=True))(prompt)
+    assert float(kl) > 1e-3 * float(expected)
+    np.testing.assert_allclose(metrics["loss"], expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"] - metrics["cross_entropy"], 3 * kl, rtol=1e-3)
+    np.testing.assert_allclose(grad, slope, atol=1e-5 * np.abs(slope).max())
+    # The same draws for the same step, others for another.
+    again = gradient(state, frozen, batch)[1]["loss"]
+    later = gradient(state._replace(step=state.step + 1), frozen, batch)[1]["loss"]
+    assert metrics["loss"] == again != later
+
+
+def test_input_noise_drops_out_what_the_plain_prediction_does():
+    """Without noise to speak of, the two predictions are one."""
+    config = ModelConfig(**{**CONFIG.__dict__, "dropout_rate": 0.5})
+    state, frozen, gradient = noisy(config=config, input_noise=1e-9, z_loss=0.0)
+    _, metrics = gradient(state, frozen, random_batch())
+    np.testing.assert_allclose(metrics["loss"], metrics["cross_entropy"], rtol=1e-6)
+
+
+def test_the_model_is_tuned_with_input_noise_too():
+    state, frozen, recipe = make_parts("model", length=0, input_noise=0.25, z_loss=0.0)
+    after, metrics = jax.jit(whole_step(recipe))(state, frozen, random_batch())
+    assert metrics["loss"] > 1.001 * metrics["cross_entropy"]
+    assert all(np.isfinite(value).all() for value in after.trainable.values())
+
+
 def prompt_gradient(dtype, attention="xla"):
     """Of a trained backbone, on its own rows, at a prompt of its own pieces, where JAX computes."""
     vocabulary = load_vocabulary("tiny")

@@ -76,6 +76,8 @@ def test_other_modes_have_files_of_their_own(arguments, tmp_path, mode, run, fol
         ("NUM_EMBEDDINGS=128", "128|does not fit"),
         ("EARLY_STOPPING_EVALS=3", "EARLY_STOPPING_EVALS"),
         ("TASK_METRIC='accuracy'", "TASK_METRIC"),
+        ("PROMPT_AVERAGE=0.99", "PROMPT_AVERAGE"),
+        ("INPUT_NOISE=0.1", "INPUT_NOISE"),
         ("RELATIVE_ATTENTION_NUM_BUCKETS=16", "32"),
         ("RELATIVE_ATTENTION_MAX_DISTANCE=64", "128"),
         ("MIXTURE_OR_TASK_NAME='tiny_mod'", "Did you mean tiny_mood"),

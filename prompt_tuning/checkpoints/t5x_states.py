@@ -92,7 +92,7 @@ class CheckpointStore:
             for damaged, error in failures.items():
                 print(f"{damaged} cannot be read, going back to {folder.name}: {error}", flush=True)
             counted = sharding.put(np.asarray(step, np.int32), abstract.step.sharding)
-            return type(abstract)(counted, params, opt_state), meta
+            return abstract._replace(step=counted, trainable=params, opt_state=opt_state), meta
         raise _refuse(failures)
 
     def save(

@@ -82,6 +82,16 @@ class Experiment(ModelRun):
         )
         lengths, pretrains = self.data.task_feature_lengths, self.corpus.objective != "task"
         check(
+            not self.train.prompt_average or self.train.trainable == "prompt",
+            f"PROMPT_AVERAGE = {self.train.prompt_average}: it averages a prompt's parameters, and "
+            "TRAINABLE = 'model' trains none. Set PROMPT_AVERAGE = 0.",
+        )
+        check(
+            not (self.train.input_noise and pretrains),
+            f"INPUT_NOISE = {self.train.input_noise}: it is for the rows of a task, and "
+            f"OBJECTIVE = {self.corpus.objective!r} trains on a corpus. Set INPUT_NOISE = 0.",
+        )
+        check(
             "targets" in lengths or pretrains,
             "TASK_FEATURE_LENGTHS must be {'inputs': T, 'targets': L} with T, L >= 1, found "
             f"{dict(lengths)}.",

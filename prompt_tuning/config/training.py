@@ -191,9 +191,30 @@ class TrainConfig:
         at_least=0,
         below=1,
     )
+    prompt_average: float = setting(
+        "PROMPT_AVERAGE",
+        "decay of a moving average of the prompt, which is evaluated and saved; 0: none",
+        default=0.0,
+        at_least=0,
+        below=1,
+    )
+    input_noise: float = setting(
+        "INPUT_NOISE",
+        "in training, on the embedded input, in units of the embeddings' RMS; 0: none",
+        default=0.0,
+        at_least=0,
+        below=1e30,
+    )
+    input_noise_weight: float = setting(
+        "INPUT_NOISE_WEIGHT",
+        "weight in the loss of KL(p without noise || p with INPUT_NOISE)",
+        default=1.0,
+        above=0,
+        below=1e30,
+    )
     random_seed: int = setting(
         "RANDOM_SEED",
-        "of the order of the rows, the prompt's first value and dropout",
+        "of the order of the rows, the prompt's first value, dropout and INPUT_NOISE",
         default=0,
         at_least=0,
         below=2**32,

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from prompt_tuning.model import prompt as prompts
@@ -29,9 +30,13 @@ def forward(
     batch: Mapping[str, Array],
     which: Int[Array, "B"] | None = None,
     *,
+    noise: Float[Array, "B T D"] | None = None,
     dropout_key: PRNGKeyArray | None = None,
 ) -> Float[Array, "B L V"]:
-    """Logits of every target position. With a `dropout_key` both stacks drop out."""
+    """Logits of every target position. With a `dropout_key` both stacks drop out.
+
+    `noise` is added to the embedded input.
+    """
     encoder_key, decoder_key = (
         jax.random.split(dropout_key) if dropout_key is not None else (None, None)
     )
@@ -42,6 +47,7 @@ def forward(
         batch["encoder_input_tokens"],
         which,
         segments=batch.get("encoder_segment_ids"),
+        noise=noise,
         dropout_key=encoder_key,
     )
     return prompts.decode(
@@ -106,6 +112,25 @@ def loss_fn(
         "tokens": weights.sum(),
     }
     return loss, metrics
+
+
+def draw_noise(
+    backbone: t5.Params, tokens: Int[Array, "B T"], size: float, key: PRNGKeyArray
+) -> Float[Array, "B T D"]:
+    """Normal draws for the embedded tokens, `size` times the RMS of the embedding table."""
+    table = backbone["token_embedder/embedding"].astype(jnp.float32)
+    rms = jax.lax.stop_gradient(jnp.sqrt(jnp.mean(jnp.square(table))))
+    return size * rms * jax.random.normal(key, (*tokens.shape, table.shape[1]), jnp.float32)
+
+
+@jax.named_scope("divergence")
+def divergence(
+    logits: Float[Array, "B L V"], other: Float[Array, "B L V"], batch: Mapping[str, Array]
+) -> Float[Array, ""]:
+    """KL(p || q) of the predictions of two logits, summed over target tokens as the loss is."""
+    p, q = jax.nn.log_softmax(logits), jax.nn.log_softmax(other)
+    kl = optax.losses.kl_divergence_with_log_targets(q, p)
+    return (kl * batch["decoder_loss_weights"].astype(jnp.float32)).sum()
 
 
 def sequence_log_likelihood(

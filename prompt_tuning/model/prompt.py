@@ -179,6 +179,7 @@ def encode(
     *,
     width: int | None = None,
     segments: Int[Array, "B T"] | None = None,
+    noise: Float[Array, "B T D"] | None = None,
     dropout_key: PRNGKeyArray | None = None,
 ) -> Encoded:
     """The encoder's output for prompt and tokens, and which of its positions are valid.
@@ -187,14 +188,17 @@ def encode(
     positions (paper 2). Token 0 is padding. If the prompt has members, `which` names that of each
     row, and the text follows the rows of its own prompt at once: padding between them would shift
     relative positions. S is then `width`, at least the longest row (P + T by default). With a
-    `dropout_key` the encoder drops out. The `segments` of packed rows are for a model without a
-    prompt: one prompt cannot precede several examples.
+    `dropout_key` the encoder drops out. `noise` is added to the embedded tokens of a prompt without
+    members. The `segments` of packed rows are for a model without a prompt: one prompt cannot
+    precede several examples.
     """
+    assert noise is None or (segments is None and which is None), "noise is for rows of one prompt"
     if segments is not None:
         assert prompt.rows.shape[-2] == 0, "packed rows take no prompt"
         x, valid = t5.apply(model, backbone, "embed", tokens), segments
     elif which is None:
         x = t5.apply(model, backbone, "embed", tokens)
+        x = x if noise is None else x + noise.astype(x.dtype)
         x, valid = prepend_prompt(jnp.asarray(prompt.rows), x, tokens > 0)
     else:
         places = width or prompt.rows.shape[-2] + tokens.shape[1]

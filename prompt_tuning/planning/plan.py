@@ -251,7 +251,9 @@ def _describe_time(experiment: Experiment, topology: Topology, utilisation: floa
         targets=shapes.targets,
         **given,
     )
-    total = cost.step + once if tuned else 3 * cost.forward
+    total = cost.step if tuned else 3 * cost.forward
+    total *= 2 if experiment.train.input_noise else 1  # each row is predicted twice
+    total += once if tuned else 0
     peak = getattr(topology.chip, experiment.model.dtype)
     seconds = None if peak is None else total / (peak * topology.devices * utilisation)
     steps = run_steps(experiment)

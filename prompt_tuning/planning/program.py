@@ -100,8 +100,11 @@ def abstract_state(experiment: Experiment, mesh: Mesh) -> tuple[Any, dict[str, A
     """The shapes of the `TrainState`, and those of the frozen parameters."""
     rules = optim.RULES[experiment.train.trainable]
     trainable, frozen = optim.split_params(abstract_params(experiment, mesh), rules)
-    optimizer = _recipe(experiment, t5.T5(experiment.model)).optimizer
-    state = jax.eval_shape(lambda t: steps.init_state(t, optimizer, 0), trainable)
+    recipe = _recipe(experiment, t5.T5(experiment.model))
+    names = steps.averaged_names(recipe, trainable)
+    state = jax.eval_shape(
+        lambda t: steps.init_state(t, recipe.optimizer, 0, averaged=names), trainable
+    )
     return _place(state, trainable, mesh), frozen
 
 

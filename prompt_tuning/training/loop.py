@@ -103,7 +103,12 @@ def train(
             experiment.train,
             start_step=start,
         )
-        init_state = functools.partial(steps.init_state, optimizer=recipe.optimizer, step=start)
+        init_state = functools.partial(
+            steps.init_state,
+            optimizer=recipe.optimizer,
+            step=start,
+            averaged=steps.averaged_names(recipe, trainable),
+        )
         state = work.restore_optimizer(jax.jit(init_state)(trainable))
         programs = steps.compile_step(recipe, state)
 

@@ -12,7 +12,7 @@ gradients of the prompt and of the backbone.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -24,13 +24,22 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from prompt_tuning.config import OptimizerConfig, PromptConfig, TrainConfig
 from prompt_tuning.methods.method import Frozen, Method
 from prompt_tuning.methods.table import find_method, make_settings
-from prompt_tuning.model.loss import METRICS, Metrics, forward, loss_fn
+from prompt_tuning.model.loss import (
+    METRICS,
+    Metrics,
+    divergence,
+    draw_noise,
+    forward,
+    loss_fn,
+)
 from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.model.t5 import T5
 from prompt_tuning.training import optim
 
 Flat = Mapping[str, Array]
-FOLD = 2**31 - 1  # folded into the step's key for `fold`; greater than any group's number
+# Folded into a key for something else than dropout; greater than any group's number.
+FOLD = 2**31 - 1
+NOISE = 2**31 - 2
 
 
 class TrainState(NamedTuple):
@@ -39,6 +48,7 @@ class TrainState(NamedTuple):
     step: Int[Array, ""]  # absolute: counts the backbone's own steps
     trainable: dict[str, Array]  # also the method's `fixed` parameters, which no step changes
     opt_state: Any
+    average: dict[str, Array]  # PROMPT_AVERAGE's, of the parameters that the method trains; or {}
 
 
 class Total(NamedTuple):
@@ -57,6 +67,7 @@ class Recipe(NamedTuple):
     method: Method
     settings: Any  # the method's
     optimizer: optax.GradientTransformation
+    start_step: int = 0  # of the backbone
 
 
 def make_recipe(
@@ -72,15 +83,30 @@ def make_recipe(
     settings = make_settings(method, prompt.method, prompt.settings)
     rules = optim.method_rules(train.trainable, method)
     update_rule = optim.make_optimizer(optimizer, rules, start_step=start_step)
-    return Recipe(model, train, method, settings, update_rule)
+    return Recipe(model, train, method, settings, update_rule, start_step)
 
 
 def init_state(
-    trainable: Mapping[str, Array], optimizer: optax.GradientTransformation, step: int
+    trainable: Mapping[str, Array],
+    optimizer: optax.GradientTransformation,
+    step: int,
+    averaged: Iterable[str] = (),
 ) -> TrainState:
-    """The state before the first step; trainable parameters are float32."""
+    """The state before the first step; trainable parameters are float32.
+
+    `averaged` names those of which a moving average is kept.
+    """
     params = {name: jnp.asarray(value, jnp.float32) for name, value in trainable.items()}
-    return TrainState(jnp.int32(step), params, optimizer.init(params))
+    # Copies: a state is donated, and no two of its leaves may be one array.
+    average = {name: jnp.copy(params[name]) for name in averaged}
+    return TrainState(jnp.int32(step), params, optimizer.init(params), average)
+
+
+def averaged_names(recipe: Recipe, trainable: Mapping[str, Any]) -> tuple[str, ...]:
+    """The parameters of which a moving average is kept: with PROMPT_AVERAGE, the trained ones."""
+    prompt, _ = split_prompt(trainable)
+    names = (name for name in prompt if name not in recipe.method.fixed)
+    return tuple(names) if recipe.train.prompt_average else ()
 
 
 def is_prompt(name: str) -> bool:
@@ -104,6 +130,11 @@ def fold(
     return recipe.method.fold(recipe.settings, params, inputs, key)
 
 
+def for_use(state: TrainState) -> dict[str, Array]:
+    """The trainable parameters that are evaluated and saved: the moving average, if one is kept."""
+    return {**state.trainable, **state.average}
+
+
 def add(
     recipe: Recipe,
     total: Total,
@@ -115,12 +146,12 @@ def add(
 ) -> Total:
     """`total` plus the gradient and the metrics of one length group.
 
-    The dropout key depends on (random_seed, step) and, if there are several groups, on the group's
-    number, so that a resumed run repeats it. Cutting a batch into groups changes the draws, not
-    their distribution.
+    The key of dropout and INPUT_NOISE depends on (random_seed, step) and, if there are several
+    groups, on the group's number, so that a resumed run repeats it. Cutting a batch into groups
+    changes the draws, not their distribution.
     """
     key = None
-    if recipe.model.config.dropout_rate > 0.0:
+    if recipe.model.config.dropout_rate > 0.0 or recipe.train.input_noise:
         key = _step_key(recipe, state)
         key = key if group is None else jax.random.fold_in(key, group)
     _, backbone = split_prompt({**frozen, **state.trainable})
@@ -138,16 +169,30 @@ def group_loss(
     backbone: Flat,
     lengths: Int[Array, "*M 5"] | None,
     batch: Flat,
-    dropout_key: PRNGKeyArray | None,
+    key: PRNGKeyArray | None,
 ) -> tuple[Float[Array, ""], Metrics]:
     """The loss of one length group, summed over its target tokens, and its sums.
 
     It is differentiated with respect to `prompt` and `tuned`, the trained part of the backbone.
+    With INPUT_NOISE the group is predicted twice, with the same units dropped out.
     """
     prompt, backbone = prompt._replace(lengths=lengths), {**backbone, **tuned}
-    logits = forward(recipe.model, backbone, prompt, batch, dropout_key=dropout_key)
-    train = recipe.train
-    return loss_fn(logits, batch, z_loss=train.z_loss, label_smoothing=train.label_smoothing)
+    train, tokens = recipe.train, batch["encoder_input_tokens"]
+    dropout_key = key if recipe.model.config.dropout_rate > 0.0 else None
+    predict = functools.partial(
+        forward, recipe.model, backbone, prompt, batch, dropout_key=dropout_key
+    )
+    logits = predict()
+    loss, metrics = loss_fn(
+        logits, batch, z_loss=train.z_loss, label_smoothing=train.label_smoothing
+    )
+    if train.input_noise:
+        assert key is not None
+        noise_key = jax.random.fold_in(key, NOISE)
+        noise = draw_noise(backbone, tokens, train.input_noise, noise_key)
+        loss += train.input_noise_weight * divergence(logits, predict(noise=noise), batch)
+        metrics = {**metrics, "loss": loss}
+    return loss, metrics
 
 
 @jax.named_scope("update")
@@ -178,7 +223,22 @@ def update(
     trainable |= {name: v for name, v in params.items() if name not in trained}
     # The norm of the trainable part only: frozen parameters have no gradient.
     metrics = total.metrics | {"gradient_norm": norm}
-    return TrainState(state.step + 1, trainable, opt_state), metrics
+    average = _update_average(recipe, state, trainable)
+    return TrainState(state.step + 1, trainable, opt_state, average), metrics
+
+
+def _update_average(recipe: Recipe, state: TrainState, trainable: Flat) -> dict[str, Array]:
+    """The moving average with one more step.
+
+    Step t of the run has the share (1 - d) / (1 - d^t): the weights of steps 1 to t are in
+    proportion to d^(t-1), ..., d, 1 and sum to 1, so that the first values have none.
+    """
+    if not state.average:
+        return {}
+    decay, count = recipe.train.prompt_average, state.step + 1 - recipe.start_step
+    share = (1.0 - decay) / (1.0 - jnp.float32(decay) ** count)
+    new = {name: trainable[name] for name in state.average}
+    return cast(dict[str, Array], optax.incremental_update(new, state.average, share))
 
 
 def zeros(recipe: Recipe, state: TrainState, folded: Prompt) -> Total:
@@ -236,12 +296,16 @@ def compile_step(recipe: Recipe, state: TrainState | None = None) -> Programs:
         zeros=jit(zeros, shardings.total),
         add=jit(add, shardings.total, donate=True),
         update=jit(update, shardings.state, donate=True),
-        fold_for_use=jit(fold, shardings.folded),
+        fold_for_use=jit(_fold_for_use, shardings.folded),
     )
 
 
 def _fold_in_step(recipe: Recipe, state: TrainState, frozen: Flat) -> Prompt:
     return fold(recipe, state, frozen, _fold_key(recipe, state))
+
+
+def _fold_for_use(recipe: Recipe, state: TrainState, frozen: Flat) -> Prompt:
+    return fold(recipe, state._replace(trainable=for_use(state)), frozen)
 
 
 class _Shardings(NamedTuple):

@@ -222,7 +222,7 @@ class Tasks(Objective):
         if self.experiment.train.trainable == "model":
             return None
         if find_method(self.experiment.prompt.method).visibility == "prompt":
-            folded = Prompt(state.trainable["prompt"])
+            folded = Prompt(steps.for_use(state)["prompt"])
         return jax.device_get(folded)
 
     def save_last_good(self, run: Run, state: steps.TrainState, step: int) -> str:

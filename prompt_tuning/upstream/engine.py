@@ -153,6 +153,10 @@ def _refuse_unknown_to_t5x(run: Run) -> None:
         problems.append("RETURN_ALL_DECODES: its infer writes one answer")
     if isinstance(run, Experiment):
         problems += _compare_periods(config.period, run.train.checkpoint_period)
+        if run.train.prompt_average:
+            problems.append("PROMPT_AVERAGE: it averages nothing")
+        if run.train.input_noise:
+            problems.append("INPUT_NOISE: its loss has no such term")
     if config.early_stopping_evals != default.early_stopping_evals:
         problems.append("EARLY_STOPPING_EVALS: it trains to the last step")
     if config.metric != default.metric:
