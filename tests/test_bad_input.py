@@ -68,6 +68,7 @@ def run(capsys, *arguments: str) -> str:
         ("ATTENTION='flash'", "ATTENTION must be one of 'xla', 'cudnn', found 'flash'"),
         ("RANDOM_SEED=-1", "RANDOM_SEED = -1: out of range. Expected at least 0 and below 2**32"),
         ("PROMPT_AVERAGE=1.0", "PROMPT_AVERAGE = 1.0: out of range. Expected at least 0 and bel"),
+        ("PROMPT_METHOD='shared'", "there is no such method. Did you mean shared_prompt?"),
         ("INPUT_NOISE=-0.1", "INPUT_NOISE = -0.1: out of range. Expected at least 0"),
         ("NUM_MODEL_PARTITIONS=3", "does not divide the 8 devices"),
         ("TASK_FEATURE_LENGTHS={'input': 8}", "TASK_FEATURE_LENGTHS must be"),

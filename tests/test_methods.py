@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import sys
+from contextlib import nullcontext
 
 import jax
 import jax.numpy as jnp
@@ -10,12 +11,23 @@ import numpy as np
 import pytest
 from tiny_models import CONFIG, MODEL, apply_t5, random_params
 
-from prompt_tuning.config import ConfigError, gin_reader
+from prompt_tuning.config import (
+    ConfigError,
+    CorpusConfig,
+    DataConfig,
+    Experiment,
+    PromptConfig,
+    TrainConfig,
+    gin_reader,
+)
 from prompt_tuning.methods.inits import STARTS
 from prompt_tuning.methods.method import Frozen, Start, check_prompt, first_params
+from prompt_tuning.methods.shared_prompt import fold_rows
 from prompt_tuning.methods.table import METHODS, find_method, make_settings
 from prompt_tuning.model import t5
 from prompt_tuning.model.prompt import Prompt
+from prompt_tuning.prompts import prompt_file
+from prompt_tuning.session import session
 
 P, D = 5, CONFIG.embed_dim
 TABLE = np.random.default_rng(0).normal(size=(40, D)).astype(np.float32)
@@ -544,3 +556,71 @@ def test_a_wrong_method_of_the_users_own_is_an_error(own_module, old, new, messa
         text = text.replace('params["prompt/scale"])', 'params["prompt/scale"]))')
     with pytest.raises(ConfigError, match=message):
         make(own_module(text), {})
+
+
+# Where a method cannot be used ------------------------------------------------------------------
+
+
+def open_run(name, values=(), *, model=CONFIG, trainable="prompt", objective="task"):
+    """Opens the session of a run on a checkpoint that is not there."""
+    run = Experiment(
+        model_dir="run",
+        initial_checkpoint_path="nowhere",
+        model=model,
+        data=DataConfig(
+            mixture_or_task_name="tiny_mood",
+            task_feature_lengths={"inputs": 16, "targets": 4},
+            vocabulary="bytes",
+            batch_size=8,
+        ),
+        corpus=CorpusConfig(objective=objective),
+        prompt=PromptConfig(length=P, method=name, settings=dict(values)),
+        train=TrainConfig(train_steps_relative=1, trainable=trainable),
+    )
+    with pytest.raises(ConfigError) as error:
+        session.open_session(run)
+    return str(error.value)
+
+
+CUDNN = dataclasses.replace(CONFIG, attention="cudnn", dtype="bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "refused"),
+    [
+        ("prefix_tuning", {}, True),
+        ("prefix_tuning", {"encoder": False}, False),
+        ("p_tuning_v2", {}, True),
+        ("shared_prompt", {}, True),
+        ("residual", {}, False),
+    ],
+)
+def test_cudnns_attention_takes_no_prefix_of_the_encoder(name, values, refused):
+    message = open_run(name, values, model=CUDNN)
+    assert (f"PROMPT_METHOD = {name!r}" in message) == refused
+    assert "ATTENTION = 'xla'" in message  # these devices have no cuDNN either
+
+
+def test_nor_of_a_prompt_that_is_scored():
+    """A shared prompt too, whose fold is computed without cuDNN."""
+    frozen, rows = Frozen(CUDNN, random_params()), draw_rows(P)
+    prompt = fold_rows(rows, frozen)
+    plain = fold_rows(rows, Frozen(CONFIG, frozen.params))
+    np.testing.assert_array_equal(prompt.encoder, plain.encoder)
+    for model, refused in ((CUDNN, True), (CONFIG, False)):
+        with pytest.raises(ConfigError, match="ATTENTION") if refused else nullcontext():
+            prompt_file.check_prompt(prompt, None, shape=(None, D), model=model, where="x")
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "prompt_tuning"])
+def test_a_run_that_trains_the_model_has_no_method(name):
+    message = open_run(name, trainable="model")
+    assert message.startswith(f"PROMPT_METHOD = {name!r}")
+    assert "TRAINABLE = 'model'" in message
+    message = open_run(name, trainable="model", objective="span_corruption")
+    assert "OBJECTIVE = 'span_corruption'" in message
+    assert "nowhere" in open_run("prompt_tuning", trainable="model")
+
+
+def test_settings_of_a_method_are_checked_before_anything_is_read():
+    assert "Did you mean hidden?" in open_run("residual", {"hiden": 3})

@@ -5,12 +5,15 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
-from tiny_models import CONFIG, random_params
+from tiny_models import CONFIG, random_params, random_prompt
 
 from prompt_tuning import cli
 from prompt_tuning.checkpoints.t5x import write_t5x
 from prompt_tuning.config import ConfigError, EvalRun, InferRun, gin_files, gin_reader, to_dict
+from prompt_tuning.model.prompt import Prompt
+from prompt_tuning.prompts.prompt_file import PromptMetadata, save_prompt
 from prompt_tuning.upstream import engine
 
 
@@ -94,6 +97,26 @@ def test_mistakes_are_found_before_t5x_starts(arguments, tmp_path, binding, mess
         engine.prepare("train", load(arguments, binding))
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "gs:").exists()
+
+
+@pytest.mark.parametrize("name", ["prefix_tuning", "p_tuning_v2", "shared_prompt"])
+def test_a_method_of_more_than_rows_is_refused_before_anything_is_read(arguments, name):
+    loaded = load(arguments, f"PROMPT_METHOD={name!r}", "INITIAL_CHECKPOINT_PATH='nowhere'")
+    with pytest.raises(ConfigError, match=rf"PROMPT_METHOD = '{name}'.*\n.*--engine=embedded"):
+        engine.prepare("train", loaded)
+
+
+@pytest.mark.parametrize(("mode", "run"), [("eval", EvalRun), ("infer", InferRun)])
+def test_a_prompt_of_more_than_rows_is_refused_before_anything_is_read(arguments, mode, run):
+    rows = random_prompt(3)
+    prefix = np.zeros((CONFIG.num_encoder_layers, 2, 3, CONFIG.num_heads, CONFIG.head_dim))
+    save_prompt("prefix", Prompt(rows[:0], encoder=prefix), PromptMetadata())
+    save_prompt("shared", Prompt(rows), PromptMetadata(visibility="prompt"))
+    for file, what in (("prefix", "a prompt of encoder"), ("shared", "a shared prompt")):
+        bindings = f"PROMPT_FILE={file!r}", "CHECKPOINT_PATH='nowhere'"
+        message = rf"PROMPT_FILE = '{file}', {what}:.*\n.*--engine=embedded"
+        with pytest.raises(ConfigError, match=message):
+            engine.prepare(mode, load(arguments, *bindings, run=run))
 
 
 def test_attention_by_cudnn_is_not_upstreams(arguments):

@@ -103,7 +103,7 @@ def activations(start: Start) -> Mapping[str, Float[Array, "N 2 P H K"]]:
 
     The rows see each other in the encoder; as targets they see those before them, and the encoded.
     """
-    model = t5.T5(dataclasses.replace(start.model, dtype="float32"))
+    model = t5.T5(dataclasses.replace(start.model, dtype="float32", attention="xla"))
     rows = jnp.asarray(start.draw_rows(start.length), jnp.float32)[None]
     valid = jnp.ones(rows.shape[:2], bool)
     states, encoder = t5.encode_keys_values(model, start.backbone, rows, valid)

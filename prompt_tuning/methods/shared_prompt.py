@@ -31,7 +31,7 @@ def fold(
     settings: prompt_tuning.Settings, params: Params, frozen: Frozen, key: PRNGKeyArray | None
 ) -> Prompt:
     """What the frozen encoder makes of the rows; with a key it drops out."""
-    model = t5.T5(dataclasses.replace(frozen.model, dtype="float32"))
+    model = t5.T5(dataclasses.replace(frozen.model, dtype="float32", attention="xla"))
     rows = jnp.asarray(params["prompt"])[None]
     states, keys_values = t5.encode_keys_values(
         model, frozen.params, rows, jnp.ones(rows.shape[:2], bool), dropout_key=key

@@ -10,7 +10,10 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from prompt_tuning.config import ConfigError, PromptConfig
+import jax
+import jax.numpy as jnp
+
+from prompt_tuning.config import ConfigError, ModelConfig, PromptConfig
 from prompt_tuning.config.gin_files import convert, describe, fits, suggest
 from prompt_tuning.methods import (
     low_rank,
@@ -22,7 +25,9 @@ from prompt_tuning.methods import (
     shared_prompt,
     superpos,
 )
-from prompt_tuning.methods.method import Method
+from prompt_tuning.methods.method import Frozen, Method, Params, Start, first_params
+from prompt_tuning.model import t5
+from prompt_tuning.model.prompt import Prompt
 
 METHODS: Mapping[str, Method] = {
     "prompt_tuning": prompt_tuning.METHOD,
@@ -107,6 +112,33 @@ def make_settings(method: Method, name: str, values: Mapping[str, Any]) -> Any:
                 f"{name!r}. Expected {describe(hints[field])}."
             )
     return method.Settings(**settings)
+
+
+def trace_method(config: PromptConfig, model: ModelConfig) -> tuple[Params, Prompt]:
+    """The method's parameters, begun with rows of zeros, and the shapes of the prompt they fold to.
+
+    No backbone is needed, and no value of an init changes a shape.
+
+    Raises:
+      ConfigError: see `first_params`.
+    """
+    method = find_method(config.method)
+    settings = make_settings(method, config.method, config.settings)
+    backbone: Any = t5.param_shapes(model)
+    start = Start(
+        jax.random.key(0),
+        model,
+        config.length,
+        draw_rows=lambda number: jnp.zeros((number, model.embed_dim)),
+        backbone=backbone,
+    )
+    params = first_params(config.method, method, settings, start)
+    prompt = jax.eval_shape(
+        lambda params, backbone: method.fold(settings, params, Frozen(model, backbone), None),
+        params,
+        backbone,
+    )
+    return params, prompt
 
 
 def rows_in_front(config: PromptConfig) -> int:

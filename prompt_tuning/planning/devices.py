@@ -26,6 +26,7 @@ def describe_devices(experiment: Experiment, mesh: Mesh | None = None) -> str:
     """
     mesh = mesh or sharding.make_mesh(experiment.num_model_partitions)
     rows = experiment.data.batch_size
+    checks.check_method(experiment)
     checks.check_batch_size(rows, mesh)
     partitions = mesh.shape["model"]
     choose_device(experiment.model, mesh.devices.flat, partitions=partitions)

@@ -74,6 +74,7 @@ def make_plan(experiment: Experiment, topology: Topology, *, utilisation: float 
     """
     if not 0.0 < utilisation <= 1.0:
         raise ConfigError(f"--utilisation={utilisation}: expected a number in (0, 1].")
+    checks.check_method(experiment)
     devices, compiler = find_devices(topology)
     compiles_for = devices[0].platform
     mesh = sharding.make_mesh(experiment.num_model_partitions, devices)

@@ -12,11 +12,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prompt_tuning.config import Experiment
-from prompt_tuning.methods.method import Frozen, Start
-from prompt_tuning.methods.table import find_method, make_settings
+from prompt_tuning.methods.table import trace_method
 from prompt_tuning.model import sharding, t5
 from prompt_tuning.model.device import choose_device
-from prompt_tuning.model.prompt import Prompt
+from prompt_tuning.model.prompt import Prompt, no_prompt
 from prompt_tuning.pretraining.examples import make_shape
 from prompt_tuning.training import optim
 from prompt_tuning.training import step as steps
@@ -63,33 +62,18 @@ def abstract_params(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
 
 def param_shapes_of_prompt(experiment: Experiment) -> dict[str, Struct]:
     """The shapes of the prompt method's parameters."""
-    model, prompt = experiment.model, experiment.prompt
+    model = experiment.model
     if experiment.train.trainable == "model":
         return {"prompt": Struct((0, model.embed_dim), jnp.float32)}
-    method = find_method(prompt.method)
-    settings = make_settings(method, prompt.method, prompt.settings)
-
-    def init() -> dict[str, Any]:
-        # With PROMPT_INIT = 'auto', as no first value changes a shape.
-        draw_rows = lambda number: jnp.zeros((number, model.embed_dim))  # noqa: E731
-        return method.init(settings, Start(jax.random.key(0), model, prompt.length, draw_rows))
-
-    return jax.eval_shape(init)
+    params, _ = trace_method(experiment.prompt, model)
+    return {name: Struct(value.shape, value.dtype) for name, value in params.items()}
 
 
 def prompt_shapes(experiment: Experiment) -> Prompt:
     """The shapes of the folded prompt."""
-    model, params = experiment.model, param_shapes_of_prompt(experiment)
     if experiment.train.trainable == "model":
-        return Prompt(params["prompt"])  # type: ignore[arg-type]
-    config = experiment.prompt
-    method = find_method(config.method)
-    settings = make_settings(method, config.method, config.settings)
-    return jax.eval_shape(
-        lambda params, backbone: method.fold(settings, params, Frozen(model, backbone), None),
-        params,
-        t5.param_shapes(model),
-    )
+        return no_prompt(experiment.model)
+    return trace_method(experiment.prompt, experiment.model)[1]
 
 
 def _recipe(experiment: Experiment, model: t5.T5) -> steps.Recipe:

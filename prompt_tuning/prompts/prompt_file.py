@@ -221,6 +221,14 @@ def read_prompt(path: str | os.PathLike[str]) -> StoredPrompt:
     return StoredPrompt(prompt, form, metadata, dtype=array.dtype.name)
 
 
+def describe_more_than_rows(stored: StoredPrompt) -> str:
+    """What a prompt is that is not only rows which see the input; "" if it is."""
+    if stored.metadata is not None and stored.metadata.visibility == "prompt":
+        return "a shared prompt"
+    others = other_fields(stored.prompt)
+    return f"a prompt of {', '.join(others)}" if others else ""
+
+
 def _read_npy(file: Path) -> Shaped[np.ndarray, "..."]:
     """The array of a `.npy` file. It is mapped, so its size is checked before memory is taken."""
     try:
@@ -440,3 +448,8 @@ def _check_fields(prompt: Prompt, model: ModelConfig, where: str) -> None:
                 f"the prompt {where} has {field} of shape {found}; the model needs {expected}. Was "
                 "it trained for a model of another size?"
             )
+    if prompt.encoder is not None and model.attention == "cudnn":
+        raise ConfigError(
+            f"the prompt {where} has keys and values for the encoder, which ATTENTION = 'cudnn' "
+            "does not take. Set ATTENTION = 'xla'."
+        )

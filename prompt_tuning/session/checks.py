@@ -10,7 +10,15 @@ import os
 import jax
 from jax.sharding import Mesh
 
-from prompt_tuning.config import ConfigError, Experiment, ModelConfig, ModelRun, TrainConfig
+from prompt_tuning.config import (
+    ConfigError,
+    Experiment,
+    ModelConfig,
+    ModelRun,
+    PromptConfig,
+    TrainConfig,
+)
+from prompt_tuning.methods.table import find_method, make_settings, trace_method
 from prompt_tuning.vocabularies.vocabulary import Vocabulary
 
 
@@ -23,6 +31,32 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
             f"({mesh.size} devices, NUM_MODEL_PARTITIONS = {mesh.shape['model']}): choose a "
             f"multiple of {parts}."
         )
+
+
+def check_method(experiment: Experiment) -> None:
+    """Checks the method of a run and its settings, before anything is read.
+
+    Raises:
+      ConfigError: there is no such method or setting, the model itself is trained, or the attention
+        takes no prefix.
+    """
+    config = experiment.prompt
+    method = find_method(config.method)
+    make_settings(method, config.method, config.settings)
+    if experiment.train.trainable == "model" and config.method != PromptConfig().method:
+        objective = experiment.corpus.objective
+        of = "TRAINABLE = 'model'" if objective == "task" else f"OBJECTIVE = {objective!r}"
+        raise ConfigError(
+            f"PROMPT_METHOD = {config.method!r}: it learns a prompt, and {of} trains the model "
+            "itself, without one. Leave PROMPT_METHOD and PROMPT_SETTINGS out."
+        )
+    if experiment.model.attention == "cudnn" and "encoder" in method.fields:
+        _, prompt = trace_method(config, experiment.model)
+        if prompt.encoder is not None:
+            raise ConfigError(
+                f"PROMPT_METHOD = {config.method!r}: its prompt has keys and values for the "
+                "encoder, which ATTENTION = 'cudnn' does not take. Set ATTENTION = 'xla'."
+            )
 
 
 def check_activations(run: ModelRun, mesh: Mesh) -> None:

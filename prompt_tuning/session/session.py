@@ -94,6 +94,7 @@ def open_session(run: Experiment | EvalRun) -> Session:
     if isinstance(run, Experiment):
         dtype = "float32" if run.train.trainable == "model" else dtype
         is_random = run.from_scratch
+        checks.check_method(run)
         checks.check_batch_size(run.data.batch_size, mesh)
     checks.check_activations(run, mesh)
     partitions = run.num_model_partitions

@@ -25,7 +25,10 @@ from prompt_tuning.config import (
     gin_reader,
 )
 from prompt_tuning.config.gin_files import gin_folder
+from prompt_tuning.methods.table import find_method
+from prompt_tuning.prompts import prompt_file
 from prompt_tuning.runtime.replace_folder import local_folder
+from prompt_tuning.session import checks
 
 Run = Experiment | EvalRun | InferRun
 FILES: Mapping[str, str] = {
@@ -146,7 +149,7 @@ def _refuse_unknown_to_t5x(run: Run) -> None:
     """Stops at settings that would have no effect under T5X."""
     config, model = run.eval, run.model
     default = EvalConfig()
-    problems = _compare_scoring(run) + _compare_targets(run)
+    problems = _compare_scoring(run) + _compare_targets(run) + _compare_prompt(run)
     if isinstance(run, InferRun) and config.num_examples != default.num_examples:
         problems.append("EVALUATOR_NUM_EXAMPLES: it answers whole splits, or EVAL_SPLIT's slice")
     if isinstance(run, InferRun) and run.return_all_decodes:
@@ -174,6 +177,22 @@ def _refuse_unknown_to_t5x(run: Run) -> None:
             + "\n  ".join(problems)
             + "\nLeave it out, or use --engine=embedded (docs/t5x.md)."
         )
+
+
+def _compare_prompt(run: Run) -> list[str]:
+    """What of the prompt its network, which takes rows in front of the input, cannot have."""
+    takes = "its network takes rows that see the input, and no more"
+    if isinstance(run, Experiment):
+        checks.check_method(run)
+        fields = find_method(run.prompt.method).fields
+        if run.train.trainable == "model" or fields == ("rows",):
+            return []
+        return [f"PROMPT_METHOD = {run.prompt.method!r}, a prompt of {', '.join(fields)}: {takes}"]
+    problems = []
+    for file in (run.prompt_file,) if isinstance(run.prompt_file, str) else run.prompt_file:
+        if file and (what := prompt_file.describe_more_than_rows(prompt_file.read_prompt(file))):
+            problems.append(f"PROMPT_FILE = {file!r}, {what}: {takes}")
+    return problems
 
 
 def _compare_attention(model: ModelConfig) -> list[str]:
