@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -22,7 +23,7 @@ from tiny_models import CONFIG, as_prompt, random_params
 from prompt_tuning.config import ConfigError
 from prompt_tuning.methods.method import Frozen
 from prompt_tuning.methods.table import METHODS
-from prompt_tuning.model.prompt import Prompt
+from prompt_tuning.model.prompt import Prompt, no_prompt, stack_prompts
 from prompt_tuning.prompts import prompt_file
 from prompt_tuning.prompts.convert import convert_prompt
 from prompt_tuning.prompts.prompt_file import (
@@ -172,6 +173,19 @@ def test_members_are_saved_one_by_one(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="members"):
         save_prompt(tmp_path / "p", Prompt(np.ones((2, 3, 32)), lengths=np.ones((2, 5))), METADATA)
     assert not (tmp_path / "p").exists()
+
+
+def test_a_saved_prefix_can_stand_beside_prompts_of_rows(tmp_path: Path) -> None:
+    """Its file has no rows; the model says how wide none are."""
+    shape = (CONFIG.num_decoder_layers, 2, 3, CONFIG.num_heads, CONFIG.head_dim)
+    no_rows = jnp.zeros((0, CONFIG.embed_dim))
+    save_prompt(tmp_path / "p", Prompt(no_rows, decoder=jnp.ones(shape)), METADATA)
+    frozen = Frozen(CONFIG, {})
+    prompt, _ = prompt_file.load_fitting_prompt(
+        tmp_path / "p", (None, CONFIG.embed_dim), frozen=frozen
+    )
+    assert prompt.rows.shape == (0, CONFIG.embed_dim)
+    stack_prompts([prompt, no_prompt(CONFIG), Prompt(jnp.ones((2, CONFIG.embed_dim)))])
 
 
 def test_a_shared_prompt_is_never_read_as_a_plain_one(tmp_path: Path, prompt: np.ndarray) -> None:

@@ -75,6 +75,12 @@ def _add_convert_prompt_flags(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="with --format=peft: write 2 P rows, as PEFT does, of which it uses the first P",
     )
+    command.add_argument(
+        "--task",
+        type=int,
+        metavar="N",
+        help="of an adapter of PEFT's MULTITASK_PROMPT_TUNING: which of its tasks, from 0",
+    )
 
 
 def _convert_prompt(args: argparse.Namespace, rest: list[str]) -> int:
@@ -86,6 +92,7 @@ def _convert_prompt(args: argparse.Namespace, rest: list[str]) -> int:
         args.format,
         checkpoint=args.checkpoint,
         dead_half=args.dead_half,
+        task=args.task,
     )
     print("\n".join(lines))
     return 0

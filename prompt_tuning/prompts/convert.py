@@ -14,9 +14,9 @@ import numpy as np
 
 from prompt_tuning.checkpoints import t5x, t5x_prompt
 from prompt_tuning.checkpoints.huggingface import is_huggingface
-from prompt_tuning.checkpoints.load import find_path
+from prompt_tuning.checkpoints.load import find_path, read_model
 from prompt_tuning.config import ConfigError
-from prompt_tuning.model.prompt import Prompt
+from prompt_tuning.model.prompt import Prompt, other_fields
 from prompt_tuning.prompts import peft, prompt_file
 from prompt_tuning.prompts.embedding import open_embedding, read_identity
 from prompt_tuning.prompts.prompt_file import PromptMetadata, StoredPrompt
@@ -40,12 +40,14 @@ def convert_prompt(
     *,
     checkpoint: str = "",
     dead_half: bool = False,
+    task: int | None = None,
 ) -> list[str]:
     """Writes the prompt at `path` in another form; returns lines on what was written and lost.
 
     If a `checkpoint` (T5X's, Hugging Face's or "tiny") is named, the prompt must fit it, and its
     identity is written if the form has a place for it; `t5x` puts the prompt into a copy of it.
-    `dead_half` writes 2 P rows for PEFT, as PEFT itself does.
+    `dead_half` writes 2 P rows for PEFT, as PEFT itself does. `task` is the number of a task in an
+    adapter of PEFT's that has several.
 
     Raises:
       ConfigError: nothing can be read or written there, something is there already, or the prompt
@@ -56,11 +58,12 @@ def convert_prompt(
         raise ConfigError(f"{place} exists already: delete it, or give another --output.")
     if dead_half and form != "peft":
         raise ConfigError(f"--dead_half belongs to --format=peft, found --format={form}.")
-    stored = prompt_file.read_prompt(path)
-    if form != "ours":  # the other forms are of rows that see the input
-        prompt_file.load_prompt(path)
+    stored = prompt_file.read_prompt(path, task)
+    if form != "ours":  # the other forms are of prompts that see the input
+        prompt_file.refuse_shared(stored, path)
+    if form in ("npy", "t5x") or dead_half:
         check_rows_alone(stored.prompt, str(path))
-    metadata = stored.metadata or PromptMetadata(init=stored.init)
+    metadata = stored.metadata or PromptMetadata(init=stored.init, method=stored.method)
     backbone = find_path(checkpoint)
     if not backbone and stored.form == "t5x":
         backbone = os.fspath(path)  # of the same checkpoint
@@ -93,6 +96,7 @@ def _fit(
         stored.prompt,
         metadata,
         shape=(None, width),
+        model=read_model(backbone) if other_fields(stored.prompt) else None,
         backbone=identity,
         where=path,
     )
@@ -150,6 +154,19 @@ def _losses(
     if stored.unused_rows:
         what = "replaced by a copy of the first" if dead_half else "left out"
         lines.append(f"{what}: the last {stored.unused_rows} rows, which PEFT never uses")
+    if stored.form == "peft" and form == "ours" and stored.prompt.decoder is not None:
+        layers = len(stored.prompt.decoder)
+        if layers % 2 == 0:
+            half = layers // 2
+            lines.append(
+                f"left out: half of the keys and values, which PEFT never uses; layers l and l + "
+                f"{half} have the same"
+            )
+    if form == "peft" and other_fields(stored.prompt):
+        lines.append(
+            "PEFT's forward pass computes the same with it; its generate leaves a T5's prefix out "
+            "(PEFT 0.21.2 with transformers 5.24)"
+        )
     if form == "t5x":
         lines.append(f"step of the checkpoint: {metadata.step}; optimizer state: left out")
     preserved = {

@@ -39,6 +39,7 @@ from prompt_tuning.prompts.rows import (
     check_arrays,
     check_rows_alone,
     make_prompt,
+    widen_no_rows,
 )
 from prompt_tuning.runtime.replace_folder import replace_folder
 from prompt_tuning.runtime.storage import describe_lfs_pointer
@@ -150,6 +151,7 @@ class StoredPrompt:
     metadata: PromptMetadata | None = None
     base_model: str | None = None  # the Hugging Face name of its backbone
     init: str = ""  # how PEFT began it
+    method: str = "prompt_tuning"  # our name of the one that has learned it
     dtype: str = "float32"  # of the file
     unused_rows: int = 0  # of PEFT's file
 
@@ -167,14 +169,25 @@ def load_prompt(
         backbone: as a plain prompt it would be another one.
     """
     stored = read_prompt(path)
-    if stored.metadata is None or stored.metadata.visibility == "input":
-        return stored.prompt, stored.metadata
     if frozen is None:
+        refuse_shared(stored, path)
+    elif is_shared(stored):
+        return shared_prompt.fold_rows(stored.prompt.rows, frozen), stored.metadata
+    return stored.prompt, stored.metadata
+
+
+def is_shared(stored: StoredPrompt) -> bool:
+    """Whether what is stored are rows that do not see the input."""
+    return stored.metadata is not None and stored.metadata.visibility == "prompt"
+
+
+def refuse_shared(stored: StoredPrompt, path: str | os.PathLike[str]) -> None:
+    """Raises ConfigError for a shared prompt: as a plain one it would be another prompt."""
+    if is_shared(stored):
         raise ConfigError(
             f"{path} is a shared prompt: its rows do not see the input. Expected a prompt of rows "
             "that do. Predictor, t5x eval, t5x infer and PROMPT_METHOD = 'shared_prompt' read it."
         )
-    return shared_prompt.fold_rows(stored.prompt.rows, frozen), stored.metadata
 
 
 def load_fitting_prompt(
@@ -190,11 +203,13 @@ def load_fitting_prompt(
     model = frozen.model if frozen else None
     identities = {"backbone": backbone, "vocabulary": vocabulary}
     check_prompt(prompt, metadata, shape=shape, model=model, where=path, **identities)
-    return prompt, metadata
+    return widen_no_rows(prompt, shape[1]), metadata
 
 
-def read_prompt(path: str | os.PathLike[str]) -> StoredPrompt:
+def read_prompt(path: str | os.PathLike[str], task: int | None = None) -> StoredPrompt:
     """The prompt at a path, in any form that `recognise` knows.
+
+    `task` is the number of one in an adapter of PEFT's that has several.
 
     Raises:
       ConfigError: there is no such prompt, or it is damaged.
@@ -208,7 +223,9 @@ def read_prompt(path: str | os.PathLike[str]) -> StoredPrompt:
             "path."
         ) from error
     if form in ("ours", "peft"):
-        return _read_folder(place, form)
+        return _read_folder(place, form, task)
+    if task is not None:
+        raise ConfigError(f"--task={task}: {path} is one prompt. Leave --task out.")
     metadata = None
     if form == "npy":
         array = _read_npy(place)
@@ -223,7 +240,7 @@ def read_prompt(path: str | os.PathLike[str]) -> StoredPrompt:
 
 def describe_more_than_rows(stored: StoredPrompt) -> str:
     """What a prompt is that is not only rows which see the input; "" if it is."""
-    if stored.metadata is not None and stored.metadata.visibility == "prompt":
+    if is_shared(stored):
         return "a shared prompt"
     others = other_fields(stored.prompt)
     return f"a prompt of {', '.join(others)}" if others else ""
@@ -303,10 +320,10 @@ def _nearby(place: Path, arrays: list[Path]) -> str:
     return f" There are {len(paths)} prompts in it; give one of them: {shown}." if paths else ""
 
 
-def _read_folder(folder: Path, form: Form) -> StoredPrompt:
+def _read_folder(folder: Path, form: Form, task: int | None) -> StoredPrompt:
     if (folder / ARRAYS).is_file() or (form == "ours" and _names_arrays(folder)):
         return _read_arrays(folder)
-    adapter = peft.read_peft(folder)
+    adapter = peft.read_peft(folder, task)
     metadata = None
     if form == "ours":
         text = (folder / METADATA).read_bytes()
@@ -320,6 +337,7 @@ def _read_folder(folder: Path, form: Form) -> StoredPrompt:
         metadata,
         adapter.base_model,
         adapter.init,
+        adapter.method,
         adapter.dtype,
         unused_rows=adapter.unused_rows,
     )

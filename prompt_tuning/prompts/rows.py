@@ -60,6 +60,14 @@ def check_arrays(prompt: Prompt, where: str) -> Prompt:
     return Prompt(**arrays)
 
 
+def widen_no_rows(prompt: Prompt, embed_dim: int) -> Prompt:
+    """The prompt with rows of the model's width, where it has none: files of a prefix hold none."""
+    if prompt.rows.shape != (0, 0):
+        return prompt
+    no_rows: Any = np.zeros((0, embed_dim), np.float32)
+    return prompt._replace(rows=no_rows)
+
+
 def check_rows_alone(prompt: Prompt, where: str) -> None:
     """Raises ConfigError unless the prompt is rows in front of the input and nothing else."""
     if others := other_fields(prompt):

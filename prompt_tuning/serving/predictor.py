@@ -30,6 +30,7 @@ from prompt_tuning.model import sharding, t5
 from prompt_tuning.model.device import choose_device
 from prompt_tuning.model.prompt import Prompt, no_prompt, read_memory, stack_prompts
 from prompt_tuning.prompts import prompt_file
+from prompt_tuning.prompts.rows import widen_no_rows
 from prompt_tuning.serving import mixed_batch
 from prompt_tuning.vocabularies.truncate import encode_input
 from prompt_tuning.vocabularies.vocabulary import Vocabulary, load_vocabulary
@@ -90,7 +91,7 @@ class Predictor:
             prompt_file.check_prompt(prompt, None, shape=shape, model=self.config, where=name)
             if prompt.memory is not None:
                 prompt = jax.jit(read_memory, static_argnums=0)(model, dict(self.backbone), prompt)
-            prompts.append(prompt)
+            prompts.append(widen_no_rows(prompt, self.config.embed_dim))
         members = stack_prompts([*prompts, no_prompt(self.config)])
         object.__setattr__(self, "members", jax.device_put(members, self._sharding()))
 

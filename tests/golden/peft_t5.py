@@ -82,11 +82,13 @@ def _theirs(name: str) -> str:
 
 
 def outputs(
-    model: peft.PeftModel, inputs: np.ndarray, targets: np.ndarray
+    model: peft.PeftModel, inputs: np.ndarray, targets: np.ndarray, task: int | None = None
 ) -> dict[str, np.ndarray]:
     """Logits of the targets, and what greedy decoding says."""
     tokens = torch.tensor(inputs)
     given = {"input_ids": tokens, "attention_mask": (tokens > 0).long()}
+    if task is not None:
+        given["task_ids"] = torch.full((len(inputs),), task)
     limits = {"max_new_tokens": NEW_TOKENS, "do_sample": False}
     with torch.no_grad():
         logits = model(**given, labels=torch.tensor(targets)).logits
@@ -94,7 +96,13 @@ def outputs(
     return {"logits": logits.numpy(), "greedy": greedy[:, 1:].numpy()}
 
 
-def tune(model: peft.PeftModel, inputs: np.ndarray, targets: np.ndarray, steps: int = 5) -> None:
+def tune(
+    model: peft.PeftModel,
+    inputs: np.ndarray,
+    targets: np.ndarray,
+    steps: int = 5,
+    task: int | None = None,
+) -> None:
     """A few steps of Adam on the prompt, as PEFT's users take them."""
     tokens = torch.tensor(inputs)
     trainable = [p for p in model.parameters() if p.requires_grad]
@@ -102,12 +110,29 @@ def tune(model: peft.PeftModel, inputs: np.ndarray, targets: np.ndarray, steps: 
     for _ in range(steps):
         optimizer.zero_grad()
         given = {"input_ids": tokens, "attention_mask": (tokens > 0).long()}
+        if task is not None:
+            given["task_ids"] = torch.full((len(inputs),), task)
         model(**given, labels=torch.tensor(targets)).loss.backward()
         optimizer.step()
 
 
-def new_adapter(seed: int = 0) -> peft.PeftModel:
-    """The model with a new prompt of PEFT's own defaults: 2 P rows."""
+def new_adapter(seed: int = 0, config: str = "PromptTuningConfig", **settings) -> peft.PeftModel:
+    """The model with a new prompt; prompt tuning has by PEFT's own defaults 2 P rows."""
     torch.manual_seed(seed)
-    config = peft.PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=P)
-    return peft.get_peft_model(make_t5(), config)
+    make = getattr(peft, config)
+    made = make(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=P, **settings)
+    return peft.get_peft_model(make_t5(), made)
+
+
+def greedy(model: peft.PeftModel, inputs: np.ndarray) -> np.ndarray:
+    """Greedy decoding by the model's forward pass, without its cache."""
+    tokens, decoded = torch.tensor(inputs), torch.zeros((len(inputs), 1), dtype=torch.long)
+    for _ in range(NEW_TOKENS):
+        with torch.no_grad():
+            logits = model(
+                input_ids=tokens, attention_mask=(tokens > 0).long(), decoder_input_ids=decoded
+            ).logits
+        decoded = torch.cat([decoded, logits[:, -1:].argmax(-1)], dim=1)
+    said = decoded[:, 1:].numpy()
+    ended = (said == 1).cumsum(axis=1) - (said == 1) > 0
+    return np.where(ended, 0, said)
