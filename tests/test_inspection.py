@@ -1,9 +1,12 @@
 """What is said of a prompt is what is known of it: rows that are tokens are found as those."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -16,10 +19,12 @@ from prompt_tuning.checkpoints.architecture import make_json
 from prompt_tuning.checkpoints.names import to_huggingface
 from prompt_tuning.checkpoints.t5x import read_param, read_shapes
 from prompt_tuning.config import ConfigError
+from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.prompts import embedding
 from prompt_tuning.prompts.convert import convert_prompt
 from prompt_tuning.prompts.embedding import EmbeddingTable
 from prompt_tuning.prompts.inspection import describe, inspect_prompts, search, similarities
+from prompt_tuning.prompts.prefix_inspection import are_prefixes
 from prompt_tuning.prompts.prompt_file import PromptMetadata, load_prompt, save_prompt
 from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 from prompt_tuning.world.assets import TINY_CONFIG, tiny_checkpoint, tiny_vocabulary
@@ -203,3 +208,69 @@ def test_conversion_against_a_hugging_face_folder(hugging_face: Path, prompt: Pa
     assert metadata.backbone == embedding.read_identity("tiny")
     with pytest.raises(ConfigError, match="`t5x convert`"):
         convert_prompt(prompt, prompt.parent / "t5x", "t5x", checkpoint=str(hugging_face))
+
+
+# Prompts that are more than rows ----------------------------------------------------------------
+
+
+def save_prefix(folder: Path, **fields: Any) -> Path:
+    save_prompt(folder, Prompt(jnp.zeros((0, 128)), **fields), PromptMetadata(task="tiny_mood"))
+    return folder
+
+
+def test_a_prefix_by_layer_and_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Keys of length 5 in head 3 of layer 1, else 1; its values are those of layer 0, turned."""
+    prefix = np.zeros((2, 2, 3, 4, 32), np.float32)
+    prefix[:, 0, ..., 0] = 1
+    prefix[1, 0, :, 3] *= 5
+    prefix[0, 1] = np.random.default_rng(0).standard_normal((3, 4, 32))
+    prefix[1, 1] = -prefix[0, 1]
+    folder = save_prefix(tmp_path / "p", encoder=prefix, cross=prefix[:, :, :1])
+    files = [f"--plot={tmp_path / 'p.png'}", f"--json={tmp_path / 'p.json'}"]
+    assert cli.main(["inspect-prompt", str(folder), "--checkpoint=tiny", *files]) == 0
+    (one,) = json.loads((tmp_path / "p.json").read_text())["prompts"]
+    assert one["metadata"]["task"] == "tiny_mood"
+    assert one["encoder"]["shape"] == [2, 2, 3, 4, 32]
+    assert one["cross"]["shape"] == [2, 2, 1, 4, 32]
+    assert "decoder" not in one
+    keys, values = one["encoder"]["keys"], one["encoder"]["values"]
+    np.testing.assert_allclose(keys["norms"], [[1, 1, 1, 1], [1, 1, 1, 5]])
+    cosine = 8 / np.sqrt(4 * 28)  # (1 + 1 + 1 + 5) / (2 sqrt(1 + 1 + 1 + 25))
+    np.testing.assert_allclose(keys["similarity"], [[1, cosine], [cosine, 1]], rtol=1e-5)
+    np.testing.assert_allclose(values["similarity"], [[1, -1], [-1, 1]], rtol=1e-5)
+    mean = np.linalg.norm(prefix[0, 1], axis=-1).mean(axis=0)
+    np.testing.assert_allclose(values["norms"], [mean, mean], rtol=1e-5)
+    said = capsys.readouterr().out
+    assert "encoder float32[2, 2, 3, 4, 32]\nnorms of keys by head" in said
+    assert "    1    1.00    1.00    1.00    5.00\n" in said
+    picture = (tmp_path / "p.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 30_000
+
+
+def test_what_cannot_be_inspected_together(
+    prompt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ones = jnp.ones((2, 2, 3, 4, 32))
+    prefix, wrong = save_prefix(tmp_path / "a", cross=ones), tmp_path / "b"
+    save_prefix(wrong, cross=ones[:1])
+    save_prompt(tmp_path / "c", Prompt(jnp.ones((3, 128)), cross=ones), PromptMetadata())
+    for arguments, message in (
+        ([prompt, prefix], "Inspect them apart"),
+        ([tmp_path / "c"], "has rows, cross. Expected rows alone, or keys and values alone"),
+        ([wrong], "cross of shape (1, 2, 3, 4, 32); the model needs (2, 2, 3, 4, 32)"),
+        ([prefix, "--init=x"], "--init is for rows"),
+    ):
+        code = cli.main(["inspect-prompt", *map(str, arguments), "--checkpoint=tiny"])
+        assert code == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_shared_prompt_is_inspected_as_its_rows(prompt: Path, tmp_path: Path) -> None:
+    rows, metadata = load_prompt(prompt)
+    assert metadata is not None
+    shared = dataclasses.replace(metadata, method="shared_prompt", visibility="prompt")
+    save_prompt(tmp_path / "shared", rows, shared)
+    assert not are_prefixes([tmp_path / "shared", prompt])
+    one, other = inspect_prompts([prompt, tmp_path / "shared"], "tiny").prompts
+    assert (one.rows, one.labels) == (other.rows, other.labels)

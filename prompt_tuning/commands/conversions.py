@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 from pathlib import Path
@@ -126,28 +127,38 @@ def _add_inspect_flags(command: argparse.ArgumentParser) -> None:
 
 
 def _inspect(args: argparse.Namespace, rest: list[str]) -> int:
-    from prompt_tuning.prompts import inspection, picture
+    from prompt_tuning.prompts import inspection, picture, prefix_inspection
 
     plot = local_file(args.plot, "--plot") if args.plot else None
     if plot:
         picture.check_suffix(plot)
     values = local_file(args.json, "--json") if args.json else None
-    report = inspection.inspect_prompts(
-        args.paths,
-        args.checkpoint,
-        vocabulary=args.vocabulary,
-        label_words=[word.strip() for word in args.label_words.split(",") if word.strip()],
-        init=args.init,
-        neighbours=args.neighbours,
-    )
-    print(inspection.describe(report))
+    if prefix_inspection.are_prefixes(args.paths):
+        for flag in ("vocabulary", "label_words", "init"):
+            if getattr(args, flag):
+                raise ConfigError(f"--{flag} is for rows, and {args.paths[0]} is keys and values.")
+        prefixes = prefix_inspection.inspect_prefixes(args.paths, args.checkpoint)
+        described, report = prefix_inspection.describe(prefixes), prefixes.to_json()
+        draw = functools.partial(picture.draw_prefixes, prefixes)
+    else:
+        rows = inspection.inspect_prompts(
+            args.paths,
+            args.checkpoint,
+            vocabulary=args.vocabulary,
+            label_words=[word.strip() for word in args.label_words.split(",") if word.strip()],
+            init=args.init,
+            neighbours=args.neighbours,
+        )
+        described, report = inspection.describe(rows), rows.to_json()
+        draw = functools.partial(picture.draw, rows)
+    print(described)
     if values:
-        text = json.dumps(report.to_json(), indent=1, ensure_ascii=False)
+        text = json.dumps(report, indent=1, ensure_ascii=False)
         with writing(f"--json={values}"):
             replace_text(values, text + "\n")
     if plot:
         with writing(f"--plot={plot}"):
-            picture.draw(report, plot)
+            draw(plot)
     return 0
 
 
@@ -177,7 +188,7 @@ COMMANDS = {
         _convert_prompt,
     ),
     "inspect-prompt": Command(
-        "inspect prompts: row norms, nearest pieces, label words, similarity to other prompts",
+        "inspect prompts: norms, nearest pieces, label words, similarity of prompts or of layers",
         _add_inspect_flags,
         _inspect,
     ),

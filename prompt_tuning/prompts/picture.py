@@ -1,4 +1,4 @@
-"""A picture of prompts: norms of their rows, nearest pieces, similarity between prompts."""
+"""Pictures of prompts: norms of their rows, nearest pieces, similarity; or those of prefixes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from prompt_tuning.config import ConfigError
 from prompt_tuning.prompts.inspection import Inspected, Inspection, Neighbour, unit
+from prompt_tuning.prompts.prefix_inspection import KINDS, PrefixInspection
 
 MAX_ROWS = 50  # more would be too small to read; the text names them all
 _ROW_HEIGHT, _CELL_WIDTH = 0.25, 1.15  # inches
@@ -56,6 +57,41 @@ def draw(inspection: Inspection, file: Path) -> None:
         for panel in (norms, pieces):  # rows of the same height, whatever the prompts' lengths
             panel.set_ylim(shown - 0.5, -0.5)
     _draw_similarity(axes[-1], inspection, names)
+    figure.savefig(file, dpi=130)
+
+
+def draw_prefixes(inspection: PrefixInspection, file: Path) -> None:
+    """Writes a PNG, or the format of the file's suffix.
+
+    For every place of every prompt, from the left: the norms of the keys by layer and head, and of
+    the values on the same scale; the cosines between the layers' keys, and between their values.
+    """
+    from matplotlib.figure import Figure
+
+    names = _short_names([prompt.name for prompt in inspection.prompts])
+    panels = [
+        (name, place)
+        for name, prompt in zip(names, inspection.prompts, strict=True)
+        for place in prompt.places
+    ]
+    figure = Figure(figsize=(17, 3.8 * len(panels)), layout="constrained")
+    grid = figure.subplots(len(panels), 4, squeeze=False)
+    for axes, (name, place) in zip(grid, panels, strict=True):
+        scales = {"cmap": "Blues", "vmin": 0, "vmax": float(place.norms.max())}
+        for column, (kind, norms) in enumerate(zip(KINDS, place.norms, strict=True)):
+            image = axes[column].imshow(norms, aspect="auto", **scales)
+            title = f"{name}, {place.name}: norms of {kind}"
+            axes[column].set_title(title.replace("$", r"\$"), fontsize=9)
+            axes[column].set(xlabel="head", ylabel="layer")
+            figure.colorbar(image, ax=axes[column], shrink=0.8)
+        for column, (kind, cosines) in enumerate(zip(KINDS, place.similarity, strict=True), 2):
+            image = axes[column].imshow(cosines, cmap="RdBu_r", vmin=-1, vmax=1)
+            axes[column].set_title(f"cosine of the layers' {kind}", fontsize=9)
+            axes[column].set(xlabel="layer", ylabel="layer")
+            figure.colorbar(image, ax=axes[column], shrink=0.8)
+        for panel in axes:
+            panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.yaxis.get_major_locator().set_params(integer=True)
     figure.savefig(file, dpi=130)
 
 
