@@ -14,6 +14,9 @@ GIN_PACKAGES = {
     for folder in GIN
 }
 
+# The one place of the address: `python notebooks/build.py` takes it to the notebooks.
+URL = "https://github.com/OWNER/prompt_tuning"
+
 # T5X is not on the package index; docs/t5x.md says how to install it beside the rest.
 T5X = "t5x @ git+https://github.com/google-research/t5x@cc342d419ec3e3e9c4bf1df33c82330cafdc1e16"
 TEST = [
@@ -33,6 +36,7 @@ setup(
     long_description=(ROOT / "README.md").read_text() if (ROOT / "README.md").exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    url=URL,
     python_requires=">=3.11,<3.14",
     packages=["prompt_tuning", *(f"prompt_tuning.{room}" for room in ROOMS), *GIN_PACKAGES],
     package_dir=GIN_PACKAGES,

@@ -74,28 +74,26 @@ def train(
       ConfigError: something does not fit, or the system refuses it (a full disk, no memory).
       Stopped: a KeyboardInterrupt, once the state is saved; the same call goes on from there.
     """
-    from prompt_tuning.config import gin_reader
-    from prompt_tuning.pretraining.run import find_objective
-    from prompt_tuning.training import loop
+    with _as_command("train"):  # also for the imports, some of which import TensorFlow
+        from prompt_tuning.config import gin_reader
+        from prompt_tuning.pretraining.run import find_objective
+        from prompt_tuning.training import loop
 
-    text = gin_reader.to_gin(experiment)
-    with _as_command("train"):
         return loop.train(
             experiment,
             objective=find_objective(experiment),
-            config_text=text,
+            config_text=gin_reader.to_gin(experiment),
             after_evaluation=after_evaluation,
         )
 
 
 def evaluate(run: EvalRun) -> Matrix:
     """The scores of prompts on tasks, as by `t5x eval`; see `evaluation.matrix.run_eval`."""
-    from prompt_tuning.config import gin_reader
-    from prompt_tuning.evaluation import matrix
-
-    text = gin_reader.to_gin(run)
     with _as_command("eval"):
-        return matrix.run_eval(run, config_text=text)
+        from prompt_tuning.config import gin_reader
+        from prompt_tuning.evaluation import matrix
+
+        return matrix.run_eval(run, config_text=gin_reader.to_gin(run))
 
 
 def fit_to_devices(experiment: Experiment) -> Experiment:
@@ -106,12 +104,12 @@ def fit_to_devices(experiment: Experiment) -> Experiment:
     Raises:
       ConfigError: nothing fits: the backbone is too large for these devices.
     """
-    from prompt_tuning.planning import fit
-
     with _as_command("plan"):
+        from prompt_tuning.planning import fit
+
         fitting, description = fit.fit_to_devices(experiment)
-    print(description, flush=True)
-    return fitting
+        print(description, flush=True)
+        return fitting
 
 
 @contextlib.contextmanager

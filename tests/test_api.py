@@ -3,6 +3,8 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -77,6 +79,19 @@ def test_what_the_system_refuses_is_the_users_to_mend():
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     with pytest.raises(KeyError), api._as_command("train"):  # a defect keeps its traceback
         raise KeyError("x")
+
+
+@pytest.mark.slow
+def test_tensorflow_is_quiet():
+    """In a new process: importing TensorFlow, its first import, writes lines to standard error."""
+    for function in ("train", "evaluate", "fit_to_devices"):
+        # None has no settings: that is said once all is imported.
+        text = f"import prompt_tuning as pt\ntry: pt.{function}(None)\nexcept Exception: pass"
+        environment = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
+        done = subprocess.run(
+            [sys.executable, "-c", text], env=environment, capture_output=True, text=True
+        )
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_notebook_shows_one_message(capsys):

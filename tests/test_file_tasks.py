@@ -130,6 +130,11 @@ def test_task_metric_chooses_the_best_prompt(folder):
         describe_choice([task], EvalConfig(metric="f1"))
 
 
+def test_no_label_words_are_one_setting_however_they_are_written():
+    """A stored run with {} is that run: its settings are compared as they were saved."""
+    assert FileTask(label_words={}) == FileTask(label_words=()) == FileTask()
+
+
 def test_rows_without_labels_are_answered_and_not_scored(folder, tmp_path):
     config = data_config(folder, eval_file=str(folder / "new.csv"))
     (found,) = task_rows.load_eval_rows(config)

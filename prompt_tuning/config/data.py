@@ -64,6 +64,8 @@ class FileTask:
                 len(mark) <= 1 and mark not in ("\n", "\r"),
                 f"{macro} must be one character or '', found {mark!r}.",
             )
+        if not self.label_words:  # {} is the same setting, in a stored run too
+            object.__setattr__(self, "label_words", ())
         if isinstance(self.label_words, Mapping):
             # As text, so that they can be stored as JSON: `1` and `'1'` are one label.
             words = {
