@@ -24,7 +24,8 @@ from prompt_tuning import cli
 from prompt_tuning.checkpoints import load
 from prompt_tuning.checkpoints.conversion import convert
 from prompt_tuning.checkpoints.t5x import read_step, read_t5x, write_t5x
-from prompt_tuning.config import ConfigError, FileTask, gin_reader
+from prompt_tuning.config import ConfigError, CorpusConfig, FileTask, gin_reader
+from prompt_tuning.pretraining.documents import read_texts
 from prompt_tuning.prompts.prompt_file import PromptMetadata, load_prompt, save_prompt
 from prompt_tuning.runtime.replace_folder import replace_text
 from prompt_tuning.serving.lines import Line, read_lines
@@ -246,6 +247,20 @@ def test_a_git_lfs_pointer_in_place_of_a_prompt_or_a_vocabulary_is_named(tmp_pat
         (tmp_path / file).write_text(LFS)
         with pytest.raises(ConfigError, match=rf"VOCABULARY: .*{file} is a pointer of Git LFS"):
             load_vocabulary(str(tmp_path / file))
+
+
+def test_a_git_lfs_pointer_in_place_of_data_is_named(tmp_path):
+    (tmp_path / "RTE").mkdir()
+    for file in ("rows.csv", "rows.jsonl", "rows.txt", "RTE/train.jsonl"):
+        (tmp_path / file).write_text(LFS)
+        for read in (
+            lambda path: read_source(path, ["text"], FileTask()),
+            lambda path: list(read_texts(path, CorpusConfig())),
+        ):
+            with pytest.raises(ConfigError, match=rf"{file} is a pointer of Git LFS"):
+                read(str(tmp_path / file))
+    with pytest.raises(ConfigError, match=r"RTE/train\.jsonl is a pointer of Git LFS"):
+        prepare_superglue(tmp_path, tmp_path / "tfds")
 
 
 @pytest.mark.parametrize(

@@ -410,6 +410,7 @@ def test_overview_counts_what_the_vocabulary_cannot_write(tmp_path):
     config = dataclasses.replace(config, task_feature_lengths={"inputs": 64, "targets": 16})
     data = load_data(experiment(config))
     assert data.vocabulary.lost(answers[0]) == ["\u2192"]
+    assert data.vocabulary.lost("\u00bd \u03c0") == ["\u00bd", "\u03c0"]  # a half is three pieces
     text = overview.describe_data(data, config.task_feature_lengths, "validation")
     for split in ("train", "validation"):
         assert re.search(rf"inputs of {split}: 2 of 6 .*'\u6c64' in 2 rows", text)
@@ -436,8 +437,12 @@ def test_a_class_whose_rows_become_alike_is_refused(tmp_path):
     for words in ({"good": "up", "bad": "down"}, ()):
         file = write_rows(tmp_path / "rows.jsonl", rows)
         config = data_config(tmp_path, train_file=file, eval_file=new, label_words=words)
-        with pytest.raises(ConfigError, match=r"2 inputs of reviews .*2 different.*'\u6c64' in 1"):
-            load_data(experiment(config))
+        scored = data_config(tmp_path, train_file=new, eval_file=file, label_words=words)
+        for refused in (config, scored):
+            with pytest.raises(
+                ConfigError, match=r"2 inputs of reviews .*2 different.*'\u6c64' in 1"
+            ):
+                load_data(experiment(refused))
         # One that the model can tell from the others is enough; so are equal texts.
         for more in ([*rows, ("lovely", "good")], [rows[0], *rows[:1], *rows[2:]]):
             write_rows(tmp_path / "rows.jsonl", more)

@@ -15,7 +15,7 @@ from tiny_models import CONFIG as TWO_LAYERS
 from tiny_models import as_prompt, random_prompt
 
 from prompt_tuning.checkpoints import identity, manifest, t5x
-from prompt_tuning.config import ConfigError, DataConfig, Decoding, EvalConfig, InferRun
+from prompt_tuning.config import ConfigError, DataConfig, Decoding, EvalConfig, FileTask, InferRun
 from prompt_tuning.model.t5 import init_params
 from prompt_tuning.prompts import prompt_file
 from prompt_tuning.serving.infer import run_infer
@@ -146,6 +146,13 @@ def test_inputs_that_the_vocabulary_cannot_write(tmp_path, capsys):
         "rows: inputs: 2 of 3 have characters that the vocabulary does not know: '\u6c64' in 1 rows"
     )
     assert note in capsys.readouterr().err
+    files = FileTask(input_template="{p} {q}")
+    data = dataclasses.replace(data, files=files, task_feature_lengths={"inputs": 8, "targets": 6})
+    file = write_rows(tmp_path / "rows.jsonl", [{"p": "soup " * 9, "q": "soup"}])
+    with pytest.raises(ConfigError, match="needs label words"):
+        run_infer(dataclasses.replace(run, data=data), input=file, output=str(tmp_path / "answers"))
+    lost = "1 of 1 inputs are longer than 8 tokens (TASK_FEATURE_LENGTHS) and were cut: 1 lose all"
+    assert lost in capsys.readouterr().err
 
 
 def test_answers_without_a_prompt_say_so(folder, tmp_path, capsys):

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from prompt_tuning.config import ConfigError, FileTask
 from prompt_tuning.serving.lines import Line, replace_file, write_line
 from prompt_tuning.serving.lines import read_lines as read_lines_of
-from prompt_tuning.tasks.file_reader import read_source
+from prompt_tuning.tasks.file_examples import fill_inputs
+from prompt_tuning.tasks.file_reader import parse_rows, read_source
 
 
 def write(path, content):
@@ -104,6 +105,14 @@ def test_a_file_that_cannot_be_read(tmp_path):
         read_lines(str(tmp_path / "nothing"), prompt=None)
     with pytest.raises(ConfigError, match="Is a directory"):
         read_lines(str(tmp_path), prompt=None)
+
+
+def test_a_table_whose_names_differ_in_case_is_no_text(tmp_path):
+    path = write(tmp_path / "rows", 'Review,id\n"good, soup",1\n')
+    source = read_source(path, ["review"], FileTask())
+    assert source.form == "csv"
+    with pytest.raises(ConfigError, match=r"no field 'review'.*Did you mean 'Review'"):
+        fill_inputs(parse_rows(source, FileTask()), FileTask(input_template="{review}"))
 
 
 def test_standard_input(monkeypatch):

@@ -44,6 +44,14 @@ TWO = {
 }
 
 
+def test_a_task_counts_with_the_metric_that_task_metric_names():
+    matrix = make(TWO, metric="f1")
+    assert matrix.means("generate") == {"a": {CB: 40.0}, "b": {CB: 10.0}}
+    end = [line.split() for line in str(matrix).splitlines()[-3:]]
+    assert end[0][:3] == ["f1", "/", "generate"]
+    assert end[1:] == [["a", "40.0", "-", "-"], ["b", "10.0", "-", "-"]]
+
+
 def test_a_task_counts_with_the_mean_of_its_metrics():
     matrix = make(TWO, majority={CB: {"f1/generate": 20.0, "accuracy/generate": 50.0}})
     assert matrix.means("generate")["a"] == {CB: 50.0, RTE: 80.0}

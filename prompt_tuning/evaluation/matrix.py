@@ -80,7 +80,7 @@ def run_eval(run: EvalRun, *, session: Session | None = None, config_text: str =
         if config_text:
             replace_text(folder / "config.gin", config_text)
         log = RunLog(folder, step=-1)  # an earlier evaluation's records go
-        matrix = Matrix({}, methods=methods(run.eval))
+        matrix = Matrix({}, methods=methods(run.eval), metric=run.eval.metric)
         if run.eval.baselines:
             for task in data.eval_tasks:
                 values = matrix.majority[task.name] = majority(task, run.eval)

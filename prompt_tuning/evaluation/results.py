@@ -41,6 +41,7 @@ class Matrix:
     majority: dict[str, dict[str, float]] = dataclasses.field(default_factory=dict)  # by task
     cells: dict[str, dict[str, Cell]] = dataclasses.field(default_factory=dict)
     methods: tuple[str, ...] = ("generate", "rank")
+    metric: str = ""  # TASK_METRIC
 
     @property
     def tasks(self) -> list[str]:
@@ -65,10 +66,10 @@ class Matrix:
         return "\n".join(lines)
 
     def _mean_table(self, method: str) -> str:
-        """The table of each task's mean metric; the last column is the mean over tasks."""
+        """The table of each task's score; the last column is the mean over tasks."""
         means = self.means(method)
         names = [short_name(task) for task in self.tasks]
-        head = (f"mean of metrics / {method}", *names, mean_name(self.tasks))
+        head = (f"{self.scores} / {method}", *names, self._mean_name)
         lines = [head]
         for prompt, scores in means.items():
             columns = [scores.get(task) for task in self.tasks]
@@ -77,8 +78,18 @@ class Matrix:
             lines.append((prompt, *("-" if x is None else f"{x:.1f}" for x in columns), mean))
         return table(lines) if any(means.values()) else ""
 
+    @property
+    def scores(self) -> str:
+        """What the score of a task is, in words."""
+        return self.metric or "mean of metrics"
+
+    @property
+    def _mean_name(self) -> str:
+        """SuperGLUE's score is a mean of the means of metrics, not of one metric."""
+        return f"mean of {len(self.tasks)}" if self.metric else mean_name(self.tasks)
+
     def means(self, method: str) -> dict[str, dict[str, float]]:
-        """The mean of every task's metrics by one method, for each line of the table.
+        """The mean of every task's metrics by one method, or its TASK_METRIC, for each line.
 
         If every task was scored with exactly one prompt, a line joins them: each task's own prompt.
         """
@@ -87,7 +98,7 @@ class Matrix:
             prompt: {
                 task: score
                 for task, metrics in row.items()
-                if (score := task_score(metrics, method)) is not None
+                if (score := task_score(metrics, method, self.metric)) is not None
             }
             for prompt, row in rows.items()
         }
@@ -125,7 +136,7 @@ class Matrix:
         means: dict[str, Any] = {}
         for prompt, scores in self.means(method).items():
             has_all = len(scores) == len(self.tasks)
-            mean = {mean_name(self.tasks): float(np.mean(list(scores.values())))} if has_all else {}
+            mean = {self._mean_name: float(np.mean(list(scores.values())))} if has_all else {}
             means[prompt] = {**scores, **mean}
         return means
 

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 from prompt_tuning.config import ConfigError, CorpusConfig, DataConfig
+from prompt_tuning.runtime.storage import describe_lfs_pointer
 from prompt_tuning.tasks import registry, sources
 from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 
@@ -144,6 +145,8 @@ def read_texts(
       ConfigError: a file is missing or not UTF-8, or a line of JSON lacks the field.
     """
     for path in find_files(patterns, macro):
+        if pointer := describe_lfs_pointer(path):
+            raise ConfigError(f"{macro}: {pointer}")
         try:
             with _open(path) as file:
                 if re.search(r"\.(jsonl|json)(\.gz)?$", path):

@@ -26,6 +26,7 @@ from prompt_tuning.session import checks
 from prompt_tuning.tasks.file_examples import field_names, fill_inputs, rows_to_answer
 from prompt_tuning.tasks.file_reader import STANDARD, Source, read_source
 from prompt_tuning.vocabularies.coverage import CURE, describe_lost, refuse_alike
+from prompt_tuning.vocabularies.truncate import describe_losses
 from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 
 BATCHES_PER_CALL = 8  # rows are sorted by length within this many batches
@@ -41,6 +42,7 @@ class InferRows:
     tokens: list[Sequence[int]] | None = None  # None: the text under "inputs" is tokenised
     label_words: tuple[str, ...] = ()
     cut: int = 0  # how many of the tokenised rows were truncated
+    losses: str = ""  # what of their fields these have lost
 
 
 class RowSlice(NamedTuple):
@@ -163,6 +165,7 @@ def _read_tasks(run: InferRun) -> list[InferRows]:
         run.data, class_labels=run.class_labels, limit=run.eval.num_examples
     )
     vocabulary = load_vocabulary(run.data.vocabulary)
+    length = run.data.task_feature_lengths["inputs"]
     sources = []
     for part in loaded:
         task, rows, words = part
@@ -172,6 +175,7 @@ def _read_tasks(run: InferRun) -> list[InferRows]:
         for line in find_lost(run.data.eval_split, rows, scored, vocabulary):
             print(f"{task.name}: {line}", file=sys.stderr)
         name = {"task": task.name} if len(loaded) > 1 else {}
+        full = [t for t, i in zip(rows.input_texts, rows.inputs, strict=True) if len(i) == length]
         sources.append(
             InferRows(
                 task.name,
@@ -180,6 +184,7 @@ def _read_tasks(run: InferRun) -> list[InferRows]:
                 [ids.tolist() for ids in rows.inputs],
                 words,
                 rows.truncated_inputs,
+                describe_losses(vocabulary, full, length, run.data.truncate),
             )
         )
     return sources
@@ -213,11 +218,14 @@ def _open_outputs(
 
 def _answer(predictor: Predictor, rows: InferRows, run: InferRun) -> Iterator[dict[str, Any]]:
     """The record of every row with its answer, in order."""
-    tokens, cut = rows.tokens, rows.cut
+    tokens, cut, losses = rows.tokens, rows.cut, rows.losses
     if tokens is None:
         texts = [record["inputs"] for record in rows.records]
         tokens, numbers = predictor.tokenize(texts)
-        cut = len(numbers)
+        cut, full = len(numbers), [texts[number] for number in numbers]
+        losses = describe_losses(
+            predictor.vocabulary, full, predictor.max_input_length, run.data.truncate
+        )
         refuse_alike(texts, tokens, predictor.vocabulary, f"the inputs of {rows.name}")
         if lost := describe_lost(texts, tokens, predictor.vocabulary):
             print(
@@ -227,7 +235,8 @@ def _answer(predictor: Predictor, rows: InferRows, run: InferRun) -> Iterator[di
     if cut:
         print(
             f"{rows.name}: {cut} of {len(tokens)} inputs are longer than "
-            f"{predictor.max_input_length} tokens (TASK_FEATURE_LENGTHS) and were cut.",
+            f"{predictor.max_input_length} tokens (TASK_FEATURE_LENGTHS) and were cut"
+            f"{f': {losses}' if losses else ''}.",
             file=sys.stderr,
         )
     words = [()] * len(tokens) if run.eval.method == "generate" else _rank_words(rows, run)

@@ -24,7 +24,6 @@ from prompt_tuning.checkpoints import identity
 from prompt_tuning.checkpoints.load import read_backbone
 from prompt_tuning.config import BEAM, ConfigError, Decoding, ModelConfig, Truncate
 from prompt_tuning.decoding import decode
-from prompt_tuning.decoding.sample import EOS_ID
 from prompt_tuning.methods.method import Frozen
 from prompt_tuning.model import sharding, t5
 from prompt_tuning.model.device import choose_device
@@ -32,6 +31,7 @@ from prompt_tuning.model.prompt import Prompt, no_prompt, read_memory, stack_pro
 from prompt_tuning.prompts import prompt_file
 from prompt_tuning.prompts.rows import widen_no_rows
 from prompt_tuning.serving import mixed_batch
+from prompt_tuning.vocabularies.coverage import CURE, describe_lost
 from prompt_tuning.vocabularies.truncate import encode_input
 from prompt_tuning.vocabularies.vocabulary import Vocabulary, load_vocabulary
 
@@ -73,7 +73,12 @@ class Predictor:
           ConfigError: a prompt has another width than the model, the vocabulary has more ids than
             the model has embeddings, or a limit is below 1.
         """
-        _check_vocabulary(self.vocabulary, self.config)
+        if self.vocabulary.vocab_size > self.config.num_embeddings:
+            raise ConfigError(
+                f"the vocabulary has {self.vocabulary.vocab_size} ids, the model only "
+                f"{self.config.num_embeddings} embeddings (NUM_EMBEDDINGS). Give the model's "
+                "vocabulary."
+            )
         for name in ("max_input_length", "max_target_length", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}.")
@@ -143,7 +148,8 @@ class Predictor:
         """The output for every text with its prompt; more than one decode is beam search.
 
         With `Decoding(method="sample", ...)` it is the most probable of `num_decodes` samples.
-        Warns if texts are longer than `max_input_length` and were cut.
+        Warns if texts are longer than `max_input_length` and were cut, or have characters that the
+        vocabulary does not know.
 
         Raises:
           ConfigError: a prompt is not loaded, or the number of prompts is not that of the texts.
@@ -254,6 +260,10 @@ class Predictor:
                 f"{self.max_input_length} tokens and were cut: numbers {shown}.",
                 stacklevel=3,  # the program that called generate, rank or score
             )
+        if lost := describe_lost(texts, rows, self.vocabulary):
+            warnings.warn(
+                f"texts: {lost}. The model reads an unknown piece there. {CURE}", stacklevel=3
+            )
         return rows
 
     def _label_tokens(self, labels: Sequence[str]) -> Int[np.ndarray, "C L"]:
@@ -313,19 +323,6 @@ class Predictor:
         if mesh is None:
             return None
         return NamedSharding(mesh, PartitionSpec(*(axis for axis in axes if axis in mesh.shape)))
-
-
-def _check_vocabulary(vocabulary: Vocabulary, config: ModelConfig) -> None:
-    if vocabulary.vocab_size > config.num_embeddings:
-        raise ConfigError(
-            f"the vocabulary has {vocabulary.vocab_size} ids, the model only "
-            f"{config.num_embeddings} embeddings (NUM_EMBEDDINGS). Give the model's vocabulary."
-        )
-    if vocabulary.eos_id != EOS_ID:
-        raise ConfigError(
-            f"the vocabulary's end-of-sequence id is {vocabulary.eos_id}. Expected T5's, "
-            f"{EOS_ID}. Train the SentencePiece model with pad_id=0, eos_id=1, unk_id=2."
-        )
 
 
 def _dispatch_ahead(

@@ -18,7 +18,7 @@ from prompt_tuning.tasks.metrics import parse_number
 from prompt_tuning.tasks.spec import UNLABELLED
 from prompt_tuning.tasks.task_rows import CLASSES
 from prompt_tuning.vocabularies.coverage import CURE, describe_lost
-from prompt_tuning.vocabularies.truncate import find_losses
+from prompt_tuning.vocabularies.truncate import describe_losses
 from prompt_tuning.vocabularies.vocabulary import Vocabulary
 
 LONG = 4  # a label word of this many tokens is reported
@@ -74,20 +74,11 @@ def _describe_losses(
         if not rows.truncated_inputs:
             continue
         full = [i for i in range(len(rows)) if len(rows.inputs[i]) == length]
-        losses = [
-            loss
-            for i in full
-            for loss in find_losses(data.vocabulary, rows.input_texts[i], length, truncate)
-        ]
-        whole = collections.Counter(loss.field for loss in losses if not loss.kept)
-        part = collections.Counter(loss.field for loss in losses if loss.kept)
-        lost = [f"{n} lose all of {name!r}" for name, n in whole.items()]
-        lost += [f"{n} lose the end of {name!r}" for name, n in part.items()]
-        if lost:
-            cure = ". TRUNCATE = 'longest_field' cuts the longest field instead" if whole else ""
+        texts = [rows.input_texts[i] for i in full]
+        if lost := describe_losses(data.vocabulary, texts, length, truncate):
             yield (
                 f"note: of the {rows.truncated_inputs} inputs of {split} that are longer than "
-                f"{length} tokens {', '.join(lost)}{cure}"
+                f"{length} tokens {lost}"
             )
 
 

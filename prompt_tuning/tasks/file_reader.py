@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from prompt_tuning.config import ConfigError, FileTask
+from prompt_tuning.runtime.storage import describe_lfs_pointer
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".json")
 STANDARD = "-"  # standard input
@@ -66,7 +67,8 @@ def read_rows(path: str, config: FileTask) -> list[Row]:
 def read_source(path: str, names: Sequence[str], config: FileTask) -> Source:
     """What a file holds, or standard input for "-": its name says so, else its beginning.
 
-    It is JSON if an object comes first, and a table if its first line has all of `names`.
+    It is JSON if an object comes first, and a table if its first line has all of `names`, whatever
+    their case: the rows of a table whose names differ in case are refused, not read as text.
 
     Raises:
       ConfigError: it is missing, cannot be read, or holds nothing.
@@ -82,8 +84,8 @@ def read_source(path: str, names: Sequence[str], config: FileTask) -> Source:
     has_tabs = "\t" in first or config.train_file.lower().endswith(".tsv")
     forms: tuple[Form, ...] = ("tsv", "csv") if has_tabs else ("csv", "tsv")
     for form in forms:
-        header = _read_header(Source(name, text, form), config)
-        if all(find_field(header, field) is not None for field in names):
+        header = [field.casefold() for field in _read_header(Source(name, text, form), config)]
+        if all(find_field(header, field.casefold()) is not None for field in names):
             return Source(name, text, form)
     return Source(name, text, "lines")
 
@@ -125,6 +127,8 @@ def read_text(path: str) -> str:
         data = place.read_bytes()
     except OSError as error:
         raise ConfigError(f"{path} cannot be read ({error.strerror}).") from error
+    if pointer := describe_lfs_pointer(place):
+        raise ConfigError(pointer)
     return decode(path, data)
 
 

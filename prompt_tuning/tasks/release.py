@@ -20,6 +20,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from prompt_tuning.config import ConfigError
+from prompt_tuning.runtime.storage import describe_lfs_pointer
 
 # The files of a task's folder by the name of their split in TFDS; the first one there is taken.
 # dev32.jsonl is the development set of few-shot releases such as FewGLUE.
@@ -148,7 +149,8 @@ def _rows(file: File) -> Iterator[tuple[int, dict[str, Any]]]:
             row = json.loads(data.decode("utf-8"))  # bytes might be UTF-16, or begin with a mark
         except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deeply
             where = f"{file.shown}, line {line}"
-            raise ConfigError(f"{where}: this is not JSON ({error}).") from error
+            pointer = describe_lfs_pointer(file.path)
+            raise ConfigError(pointer or f"{where}: this is not JSON ({error}).") from error
         if not isinstance(row, dict):
             raise ConfigError(
                 f"{file.shown}, line {line}: a row must be a JSON object, found {row!r}."

@@ -305,5 +305,6 @@ def load_eval_rows(
             limit=limit,
             truncate=config.truncate,
         )
+        _refuse_alike_classes(rows, vocabulary)
         loaded.append(EvalRows(resolve(name), rows, label_words(name, otherwise=class_labels)))
     return loaded

@@ -97,6 +97,19 @@ def find_losses(
     return tuple(loss for loss in losses if loss.kept < loss.whole)
 
 
+def describe_losses(
+    vocabulary: Vocabulary, texts: Iterable[str], length: int, truncate: Truncate
+) -> str:
+    """What of their fields the texts lose, and the cure; "" if their fields are not known."""
+    losses = [loss for text in texts for loss in find_losses(vocabulary, text, length, truncate)]
+    whole = collections.Counter(loss.field for loss in losses if not loss.kept)
+    part = collections.Counter(loss.field for loss in losses if loss.kept)
+    lost = [f"{n} lose all of {name!r}" for name, n in whole.items()]
+    lost += [f"{n} lose the end of {name!r}" for name, n in part.items()]
+    cure = ". TRUNCATE = 'longest_field' cuts the longest field instead" if whole else ""
+    return ", ".join(lost) + cure
+
+
 def _find_owners(vocabulary: Vocabulary, text: str) -> list[int | None]:
     """For each token of a text the number of the field that has its last byte."""
     _, ends = vocabulary.encode_with_ends(text)

@@ -117,8 +117,13 @@ class SentencePieceVocabulary:
 
     def lost(self, text: str) -> list[str]:
         """The parts of a text that the unknown piece stands for."""
-        pieces = self.processor.encode(text, return_type="proto").pieces
-        return [piece.surface.strip() for piece in pieces if piece.id == self.unk_id]
+        lost, surface = [], ""
+        for piece in reversed(self.processor.encode(text, return_type="proto").pieces):
+            # Of a character that becomes several pieces, as a fraction does, the last one has it.
+            surface = piece.surface or surface
+            if piece.id == self.unk_id:
+                lost.append(surface.strip())
+        return lost[::-1]
 
     def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
         """The same ids, and for each the byte of the text (UTF-8) behind its piece."""
