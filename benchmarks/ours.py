@@ -34,7 +34,7 @@ from prompt_tuning.config import (  # noqa: E402
 )
 from prompt_tuning.decoding import decode  # noqa: E402
 from prompt_tuning.methods.method import Start  # noqa: E402
-from prompt_tuning.methods.table import find_method, rows_in_front  # noqa: E402
+from prompt_tuning.methods.table import find_method  # noqa: E402
 from prompt_tuning.model import sharding, t5  # noqa: E402
 from prompt_tuning.model.device import choose_device  # noqa: E402
 from prompt_tuning.planning import flops, plan  # noqa: E402
@@ -61,7 +61,7 @@ def batches(workload: Workload, number: int) -> list[dict[str, np.ndarray]]:
     if workload.engine == "ours-512":
         return [batching.pad_batch(inputs, targets, 512, workload.targets)]  # type: ignore[list-item]
     run = experiment(workload)
-    cutting = make_cutting(run.train, run.data, rows_in_front(run.prompt), 1)
+    cutting = make_cutting(run.train, run.data, 1)
     groups = cut_batch([len(x) for x in inputs], [len(x) for x in targets], cutting)
     return [
         batching.pad_batch(  # type: ignore[misc]

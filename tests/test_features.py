@@ -334,7 +334,7 @@ def test_training_resumes_anywhere(seed, size, batch_size, start):
 
 def test_groups_are_the_batch_in_another_order():
     rows = [task_rows.load_rows("tiny_mood", "validation", LENGTHS)]
-    cutting = groups.Cutting(inputs=64, targets=16, prompt=0, fewest=4, most=4)
+    cutting = groups.Cutting(inputs=64, targets=16, fewest=4, most=4)
     where = {"seed": 3, "step": 1, "batch_size": 8}
     whole = batching.train_batch(rows, [1.0], lengths=LENGTHS, **where)
     cut = batching.train_groups(rows, [1.0], cutting, **where)

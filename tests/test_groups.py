@@ -19,7 +19,7 @@ from prompt_tuning.batches.groups import (
 )
 from prompt_tuning.config import ConfigError, DataConfig, Experiment, TrainConfig
 
-CUTTING = Cutting(inputs=512, targets=62, prompt=100, fewest=1, most=8)
+CUTTING = Cutting(inputs=512, targets=62, fewest=1, most=8)
 
 
 @settings(deadline=None)
@@ -62,10 +62,10 @@ def test_a_batch_is_cut_only_where_that_saves_more_than_it_costs():
     assert [len(g.rows) for g in alike] == [32]
     assert len(cut_batch([60] * 24 + [500] * 8, [2] * 32, CUTTING)) == 8
     # Half of the rows at width 48 instead of 64 saves 16 tokens each, of GROUP_COST's 64.
-    two = Cutting(inputs=512, targets=8, prompt=100, most=2)
+    two = Cutting(inputs=512, targets=8, most=2)
     counts = [len(cut_batch([40] * n + [60] * n, [2] * 2 * n, two)) for n in (3, 4, 5)]
     assert counts == [1, 1, 2]
-    always = Cutting(inputs=512, targets=8, prompt=100, fewest=2, most=4)
+    always = Cutting(inputs=512, targets=8, fewest=2, most=4)
     assert len(cut_batch([500] * 32, [2] * 32, always)) == 2
 
 
@@ -138,7 +138,7 @@ def test_real_rows_need_little_more_than_half_of_full_padding(shared_dir, folder
     rows = [json.loads(line) for line in lines]
     texts = [" ".join([folder.lower(), *(f"{k}: {row[k]}" for k in keys)]) for row in rows]
     lengths = np.minimum([len(ids) + 1 for ids in vocabulary.encode(texts)], 512)
-    cutting = Cutting(inputs=512, targets=8, prompt=100, most=8)
+    cutting = Cutting(inputs=512, targets=8, most=8)
     order = np.random.default_rng(0).permutation(len(lengths))
     shapes, padded, real, count = set(), 0, 0, 0
     for start in range(0, len(order) - 31, 32):

@@ -250,7 +250,7 @@ def test_two_processes_are_one(work, straight, alone):
 def test_the_batches_of_these_runs_are_cut():
     registry.import_task_module("user_tasks")
     rows = task_rows.load_rows(TASK, "train", LENGTHS)
-    cutting = groups.Cutting(96, 5, prompt=4, most=8, data_parts=2)
+    cutting = groups.Cutting(96, 5, most=8, data_parts=2)
     for step in range(STEPS):
         cut = batching.train_groups([rows], [1.0], cutting, seed=0, step=step, batch_size=16)
         widths = {group["encoder_input_tokens"].shape[1] for group in cut}

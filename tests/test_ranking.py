@@ -200,7 +200,7 @@ def test_rows_grouped_by_length_are_answered_as_rows_of_one_width(long_and_short
 
 def test_the_loss_of_length_groups_is_that_of_rows_of_one_width(long_and_short, params):
     rows, how = [long_and_short.rows], {"seed": 0, "step": 0, "batch_size": 24}
-    cutting = Cutting(inputs=64, targets=5, prompt=0, fewest=4, most=4)
+    cutting = Cutting(inputs=64, targets=5, fewest=4, most=4)
     groups = batching.train_groups(rows, [1.0], cutting, **how)
     assert len({group["encoder_input_tokens"].shape for group in groups}) == 4
 

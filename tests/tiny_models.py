@@ -85,7 +85,7 @@ def random_batch(
 
 
 def cutting_of(experiment: Experiment, *args: Any) -> groups.Cutting:
-    return groups.make_cutting(experiment.train, experiment.data, experiment.prompt.length, *args)
+    return groups.make_cutting(experiment.train, experiment.data, *args)
 
 
 def load_data(run: Experiment, *, train: bool = True) -> Any:

@@ -35,7 +35,6 @@ class Cutting:
 
     inputs: int  # TASK_FEATURE_LENGTHS
     targets: int
-    prompt: int  # prompt rows, which are in front of every row of a batch
     fewest: int = 1  # groups of every batch
     most: int = 1  # groups of a batch if that saves padding
     data_parts: int = 1  # of the mesh: a group's rows are padded to a multiple of it
@@ -50,7 +49,6 @@ class Cutting:
 def make_cutting(
     train: TrainConfig,
     data: DataConfig,
-    prompt_length: int,
     data_parts: int,
     recorded: Mapping[str, int] | None = None,
 ) -> Cutting:
@@ -64,9 +62,8 @@ def make_cutting(
     Raises:
       ConfigError: MICROBATCHES does not fit batch and mesh.
     """
-    prompt = prompt_length if train.trainable == "prompt" else 0
     lengths = data.task_feature_lengths
-    cutting = Cutting(lengths["inputs"], lengths["targets"], prompt, data_parts=data_parts)
+    cutting = Cutting(lengths["inputs"], lengths["targets"], data_parts=data_parts)
     if recorded is not None:
         return dataclasses.replace(cutting, **recorded)
     fewest, rows = train.microbatches, data.batch_size
@@ -97,7 +94,7 @@ def record_cutting(cutting: Cutting) -> dict[str, int]:
 def fill_up(cutting: Cutting, rows: int) -> int:
     """The number of padding rows that makes a group divide by the data-parallel devices.
 
-    >>> fill_up(Cutting(512, 8, prompt=0, most=4, data_parts=8), rows=12)
+    >>> fill_up(Cutting(512, 8, most=4, data_parts=8), rows=12)
     4
     """
     return -rows % cutting.data_parts
@@ -109,14 +106,14 @@ def cut_batch(inputs: Sequence[int], targets: Sequence[int], cutting: Cutting) -
     Rows of the same length keep their order. The larger number of groups is used if it saves more
     padding than it costs.
 
-    >>> cutting = Cutting(inputs=512, targets=8, prompt=0, most=2)
+    >>> cutting = Cutting(inputs=512, targets=8, most=2)
     >>> [(g.rows, g.inputs, g.targets) for g in cut_batch([500, 30, 40, 490], [2] * 4, cutting)]
     [((1, 2), 48, 2), ((3, 0), 512, 2)]
     """
     order = np.argsort(np.asarray(inputs), kind="stable")
     few, many = (_cut(order, inputs, targets, cutting, n) for n in (cutting.fewest, cutting.most))
     extra = GROUP_COST * (len(many) - len(few))
-    return many if _cost(many, cutting) + extra < _cost(few, cutting) else few
+    return many if _cost(many) + extra < _cost(few) else few
 
 
 def _cut(
@@ -134,8 +131,9 @@ def _cut(
     return tuple(groups)
 
 
-def _cost(groups: Sequence[Group], cutting: Cutting) -> int:
-    return sum(len(g.rows) * (cutting.prompt + g.inputs + g.targets) for g in groups)
+def _cost(groups: Sequence[Group]) -> int:
+    """Tokens with their padding; the prompt in front of them is the same in every cutting."""
+    return sum(len(g.rows) * (g.inputs + g.targets) for g in groups)
 
 
 def fitting_width(length: int, widths: Sequence[int]) -> int:

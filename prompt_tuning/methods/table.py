@@ -139,8 +139,3 @@ def trace_method(config: PromptConfig, model: ModelConfig) -> tuple[Params, Prom
         backbone,
     )
     return params, prompt
-
-
-def rows_in_front(config: PromptConfig) -> int:
-    """How many rows the prompt of these settings puts in front of the embedded input."""
-    return config.length if "rows" in find_method(config.method).fields else 0

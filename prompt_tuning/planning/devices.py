@@ -10,7 +10,6 @@ from jax.sharding import Mesh
 
 from prompt_tuning.batches.groups import check_microbatches, make_cutting
 from prompt_tuning.config import Experiment
-from prompt_tuning.methods.table import rows_in_front
 from prompt_tuning.model import sharding
 from prompt_tuning.model.device import choose_device
 from prompt_tuning.planning import program
@@ -53,9 +52,7 @@ def describe_parts(experiment: Experiment, mesh: Mesh) -> str:
         parts = experiment.train.microbatches
         check_microbatches(experiment.data.batch_size, parts, mesh.shape["data"])
         return f"{parts} equal part(s) of one shape"
-    cutting = make_cutting(
-        experiment.train, experiment.data, rows_in_front(experiment.prompt), mesh.shape["data"]
-    )
+    cutting = make_cutting(experiment.train, experiment.data, mesh.shape["data"])
     return (
         f"{cutting.fewest} to {cutting.most} parts by length, at most {cutting.max_shapes} shapes"
     )

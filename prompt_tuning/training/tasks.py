@@ -31,7 +31,7 @@ from prompt_tuning.evaluation.evaluate import (
 from prompt_tuning.evaluation.intervals import score_intervals
 from prompt_tuning.evaluation.pictures import draw_curves
 from prompt_tuning.evaluation.records import METRICS, read_records
-from prompt_tuning.methods.table import find_method, rows_in_front
+from prompt_tuning.methods.table import find_method
 from prompt_tuning.model import sharding
 from prompt_tuning.model.prompt import Prompt, no_prompt, other_fields
 from prompt_tuning.prompts import prompt_file
@@ -257,8 +257,7 @@ class Tasks(Objective):
 def _make_cutting(
     experiment: Experiment, mesh: Mesh, recorded: Mapping[str, int] | None = None
 ) -> groups.Cutting:
-    data_parts, length = mesh.shape["data"], rows_in_front(experiment.prompt)
-    return groups.make_cutting(experiment.train, experiment.data, length, data_parts, recorded)
+    return groups.make_cutting(experiment.train, experiment.data, mesh.shape["data"], recorded)
 
 
 def _losses(run: Run, loop: LoopState) -> list[float]:
