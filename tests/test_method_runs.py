@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 from safetensors.numpy import load_file
-from test_methods import CASES, VARIANTS, make
+from test_methods import CASES, TASKS, VARIANTS, make
 from tiny_models import CONFIG, random_batch, random_params
 
 from prompt_tuning import cli
@@ -68,6 +68,15 @@ def begin(name, values, config=SMALL, optimizer=None, place=jnp.asarray):
     return state, random_params(config), recipe
 
 
+def batch_for(recipe, seed=0, rows=4):
+    """A random batch; each row names the member of its task, if there are members."""
+    batch = random_batch(rows=rows, seed=seed)
+    if recipe.method.members:
+        which = np.random.default_rng(seed).integers(0, len(TASKS), rows)
+        batch["which"] = jnp.asarray(which, jnp.int32)
+    return batch
+
+
 def to_host(tree):
     return jax.tree.map(np.array, tree)
 
@@ -103,12 +112,13 @@ def test_the_gradient_is_that_of_a_loss_that_folds(name, values):
     def loss(params, frozen, group, key_of_dropout):
         key = jax.random.fold_in(key_of_step, KEY_OF_FOLD)
         prompt = recipe.method.fold(recipe.settings, params, Frozen(DROPPING, frozen), key)
-        logits = forward(recipe.model, frozen, prompt, group, dropout_key=key_of_dropout)
+        which = group.get("which")
+        logits = forward(recipe.model, frozen, prompt, group, which, dropout_key=key_of_dropout)
         return loss_fn(logits, group, z_loss=recipe.train.z_loss)[0]
 
     gradient = jax.jit(jax.grad(loss))
     # Groups of one size are compiled once; test_step.py has groups of different widths.
-    batches = [random_batch(seed=seed) for seed in range(3)]
+    batches = [batch_for(recipe, seed) for seed in range(3)]
     for groups in (batches[:1], batches):
         keys = [jax.random.fold_in(key_of_step, number) for number in range(len(groups))]
         keys = keys if len(groups) > 1 else [key_of_step]
@@ -139,7 +149,7 @@ def ten_steps(case):
     def go_on(state, numbers):
         state = to_device(state)
         for number in numbers:
-            groups = [random_batch(seed=number)]
+            groups = [batch_for(recipe, number)]
             state, _ = steps.train_step(programs, state, frozen, groups)
         return to_host(state)
 
@@ -202,7 +212,7 @@ def test_a_mesh_is_one_device(name, values):
     for where in (None, mesh):
         place = functools.partial(sharding.replicate, mesh=mesh) if where else jnp.asarray
         state, frozen, recipe = begin(name, values, place=place)
-        batch = random_batch(rows=8)
+        batch = batch_for(recipe, rows=8)
         if where:
             frozen = jax.device_put(frozen, sharding.param_shardings(frozen, mesh))
             batch = sharding.shard_batch(to_host(batch), mesh)
@@ -219,6 +229,79 @@ def test_a_mesh_is_one_device(name, values):
     for field, same in zip(*map(jax.tree.leaves, (prompt, same_prompt)), strict=True):
         atol = 1e-5 * np.abs(field).max(initial=0)
         np.testing.assert_allclose(same, field, rtol=0, atol=atol)
+
+
+# Members ----------------------------------------------------------------------------------------
+
+with_members = pytest.mark.parametrize(
+    ("name", "values"), [case for case in CASES if find_method(case[0]).members], ids=str
+)
+
+
+@with_members
+def test_a_mixed_batch_is_the_sum_of_each_tasks_own(name, values):
+    """Each member alone, as a prompt without members, on the rows of its task."""
+    state, frozen, recipe = begin(name, values, optimizer=keep_gradients())
+    state = to_host(state)
+    moved = np.random.default_rng(0)
+    params = {
+        leaf: value + moved.normal(size=value.shape).astype(np.float32) / 10
+        for leaf, value in state.trainable.items()
+    }
+    state = state._replace(trainable=params)
+    batch = batch_for(recipe, rows=12)
+    assert len({*batch["which"].tolist()}) == 3
+
+    def loss(params, number, part):
+        rows = recipe.method.fold(recipe.settings, params, Frozen(SMALL, frozen), None).rows
+        logits = forward(recipe.model, frozen, Prompt(rows[number]), part)
+        return loss_fn(logits, part, z_loss=recipe.train.z_loss)[0]
+
+    gradient, expected = jax.jit(jax.grad(loss), static_argnums=1), []
+    for number in range(3):
+        own = np.asarray(batch["which"]) == number
+        part = {
+            key: value * own.astype(value.dtype)[:, None]
+            for key, value in batch.items()
+            if key != "which"
+        }
+        expected.append(gradient(params, number, part))
+    after, _ = steps.train_step(steps.compile_step(recipe), to_device(state), frozen, [batch])
+    for leaf, found in after.opt_state.items():
+        whole = sum(np.asarray(part[leaf], np.float64) for part in expected)
+        assert np.linalg.norm(found - whole) <= 1e-6 * np.linalg.norm(whole), leaf
+
+
+@with_members
+def test_a_task_that_a_batch_lacks_stays_and_changes_no_other(name, values):
+    """Adafactor clips by array: the update of one task is the same beside others or alone."""
+    ends = []
+    for which in ([0, 0, 0, 0], [0, 0, 0, 0, 1, 1, 1, 1]):
+        state, frozen, recipe = begin(name, values)
+        before = to_host(state.trainable)
+        batch = {key: jnp.concatenate([x] * (len(which) // 4)) for key, x in random_batch().items()}
+        batch["which"] = jnp.asarray(which, jnp.int32)
+        state, _ = steps.train_step(steps.compile_step(recipe), state, frozen, [batch])
+        ends.append(to_host(state.trainable))
+    for leaf, value in before.items():
+        task = leaf.split("/")[1]
+        if task == TASKS[0]:
+            np.testing.assert_allclose(ends[0][leaf], ends[1][leaf], rtol=1e-5, atol=1e-6)
+        if task in TASKS[1:]:  # weight decay alone
+            decayed = value * (1 - OptimizerConfig().weight_decay)
+            np.testing.assert_allclose(ends[0][leaf], decayed, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_model_that_is_tuned_has_no_prompt_whatever_the_method(name):
+    recipe = steps.make_recipe(
+        T5(SMALL), PromptConfig(method=name), OptimizerConfig(), TrainConfig(trainable="model")
+    )
+    no_rows = {"prompt": jnp.zeros((0, SMALL.embed_dim))}
+    state = steps.TrainState(jnp.int32(0), {**random_params(SMALL), **no_rows}, None)
+    prompt = steps.fold(recipe, state, {})
+    assert prompt.rows.shape == (0, SMALL.embed_dim)
+    assert jax.tree.leaves(prompt) == [prompt.rows]
 
 
 # A leaf with a learning rate of its own ---------------------------------------------------------
@@ -286,8 +369,8 @@ def checkpoint(tmp_path_factory):
 
 def files_of(folder):
     """All that a run leaves, by name, but times, curves and names of folders; its state by sums."""
-    patterns = ("prompts/*/*", "metrics.jsonl", "inference_eval/*.jsonl")
-    files = {path for pattern in patterns for path in folder.glob(pattern)}
+    patterns = ("prompts/**/*", "metrics.jsonl", "inference_eval/*.jsonl")
+    files = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     end = {str(path.relative_to(folder)): path.read_bytes() for path in sorted(files)}
     for name in [name for name in end if name.endswith(prompt_file.METADATA)]:
         described = json.loads(end[name])
@@ -302,10 +385,11 @@ def files_of(folder):
 @every_case
 def test_a_run_that_goes_on_is_one_that_was_not_stopped(name, values, checkpoint, tmp_path):
     """Bit for bit, stopped half-way, with dropout and length groups."""
+    has_members = find_method(name).members
 
     def run(folder, steps):
         data = DataConfig(
-            mixture_or_task_name="short_and_long_as",
+            mixture_or_task_name="all_as" if has_members else "short_and_long_as",
             mixture_or_task_module="user_tasks",
             task_feature_lengths={"inputs": 72, "targets": 5},
             vocabulary="bytes",
@@ -350,9 +434,14 @@ LEARNED = [
     ("prefix_tuning", {"hidden": 16, "dropout": 0.1}, 0.03),
     ("p_tuning_v2", {}, None),
     ("shared_prompt", {}, None),
+    ("multitask", {}, None),
+    ("multitask", {"form": "concat"}, None),
+    ("multitask", {"form": "project"}, 0.003),
+    ("mpt", {}, None),
 ]
 STEPS = 300
 TASK = "tiny_mood"
+MIXTURE, MEMBERS = "tiny_three", ("tiny_gloom", TASK, "tiny_topic")
 
 
 def test_every_method_is_run():
@@ -367,13 +456,15 @@ def command(*arguments, **settings):
 
 @pytest.fixture(scope="module", params=LEARNED, ids=str)
 def learned(request, tmp_path_factory):
-    """The MODEL_DIR of a short run of the demo."""
+    """The MODEL_DIR of a short run of the demo; of a mixture, if each task has a member."""
     name, values, rate = request.param
     folder = tmp_path_factory.mktemp(name) / "run"
     settings = {"MODEL_DIR": str(folder), "TRAIN_STEPS_RELATIVE": STEPS, "EVAL_PERIOD": STEPS}
     settings |= {"PROMPT_SETTINGS": values} if values else {}
     settings |= {"LEARNING_RATE": rate} if rate else {}
     settings |= {"EVAL_BASELINES": False, "EVALUATOR_NUM_EXAMPLES": 100}
+    if find_method(name).members:
+        settings |= {"MIXTURE_OR_TASK_NAME": MIXTURE, "MIXTURE_OR_TASK_MODULE": "member_tasks"}
     command("train", "--gin_file=demo.gin", f"--gin_file=methods/{name}.gin", **settings)
     return folder
 
@@ -389,14 +480,20 @@ def read_prompt(folder):
     return rows
 
 
+def best_prompt(folder):
+    """The best prompt of a run, or its member for TASK."""
+    best = folder / "prompts" / "best"
+    return best / TASK if (best / TASK).exists() else best
+
+
 def skip_without_rows(folder):
-    if not (folder / "prompts" / "best" / "adapter_model.safetensors").exists():
+    if not (best_prompt(folder) / "adapter_model.safetensors").exists():
         pytest.skip("a prompt that is not rows which see the input: PEFT has none")
 
 
 @pytest.mark.slow
 def test_the_demos_task_is_learned(learned):
-    best = json.loads((learned / "prompts" / "best" / "prompt_tuning.json").read_text())
+    best = json.loads((best_prompt(learned) / "prompt_tuning.json").read_text())
     assert best["score"] >= 90
     assert len(read_rows(learned)) == 100
 
@@ -404,7 +501,7 @@ def test_the_demos_task_is_learned(learned):
 @pytest.mark.slow
 def test_the_folder_is_one_that_peft_reads(learned):
     skip_without_rows(learned)
-    best = learned / "prompts" / "best"
+    best = best_prompt(learned)
     config = json.loads((best / "adapter_config.json").read_text())
     assert (config["peft_type"], config["task_type"]) == ("PROMPT_TUNING", "SEQ_2_SEQ_LM")
     assert config["num_virtual_tokens"] == 20
@@ -415,7 +512,7 @@ def test_the_folder_is_one_that_peft_reads(learned):
 
 @pytest.mark.slow
 def test_a_prompt_that_is_saved_again_is_the_same_files(learned, tmp_path):
-    best = learned / "prompts" / "best"
+    best = best_prompt(learned)
     stored = prompt_file.read_prompt(best)
     prompt_file.save_prompt(tmp_path / "again", stored.prompt, stored.metadata)
     one, other = (
@@ -433,7 +530,7 @@ def test_the_saved_prompt_scores_as_the_run_did(learned, tmp_path):
         "eval",
         f"--gin_file={learned / 'config.gin'}",
         "--gin_file=runs/eval.gin",
-        PROMPT_FILE=str(learned / "prompts" / "best"),
+        PROMPT_FILE=str(best_prompt(learned)),
         EVAL_OUTPUT_DIR=str(tmp_path),
     )
     rows = read_rows(learned)
@@ -446,7 +543,7 @@ def test_the_prompt_is_served_beside_another(learned, tmp_path):
     rng = np.random.default_rng(0)
     config = model_config("tiny")
     np.save(tmp_path / "other.npy", rng.normal(size=(7, config.embed_dim)).astype(np.float32))
-    prompts = {"own": learned / "prompts" / "best", "other": tmp_path / "other.npy"}
+    prompts = {"own": best_prompt(learned), "other": tmp_path / "other.npy"}
     predictor = Predictor.from_checkpoint(
         "tiny", config, "tiny", prompts, max_input_length=64, max_target_length=8, batch_size=8
     )
@@ -468,7 +565,7 @@ def test_the_prompt_is_served_beside_another(learned, tmp_path):
 @pytest.mark.slow
 def test_the_prompt_is_inspected_and_converted(learned, tmp_path):
     skip_without_rows(learned)
-    best = learned / "prompts" / "best"
+    best = best_prompt(learned)
     values = tmp_path / "inspected.json"
     command("inspect-prompt", str(best), "--checkpoint=tiny", f"--json={values}")
     norms = np.linalg.norm(read_prompt(best), axis=1)

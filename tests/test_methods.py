@@ -46,7 +46,10 @@ VARIANTS = {
     "prefix_tuning": [{}, {"hidden": 3, "cross": False}],
     "p_tuning_v2": [{}],
     "shared_prompt": [{}],
+    "multitask": [{}, {"form": "concat"}, {"form": "project"}],
+    "mpt": [{}],
 }
+TASKS = ("first", "second", "third")
 CASES = [(name, values) for name, variants in VARIANTS.items() for values in variants]
 every_variant = pytest.mark.parametrize(("name", "values"), CASES, ids=str)
 
@@ -62,7 +65,7 @@ def make(name, values, init="auto", seed=0, length=P, model=CONFIG):
     settings = make_settings(method, name, values)
     reads = "rows" not in method.fields
     backbone = random_params(model) if reads else {}
-    start = Start(jax.random.key(seed), model, length, draw_rows, init, backbone=backbone)
+    start = Start(jax.random.key(seed), model, length, draw_rows, init, TASKS, backbone)
     params = first_params(name, method, settings, start)
 
     def fold(params, key=None):
@@ -82,11 +85,13 @@ def test_parameters_and_rows_are_as_declared(name, values):
     assert {value.dtype for value in params.values()} == {jnp.dtype(jnp.float32)}
     assert set(params) - set(method.fixed)
     prompt = fold(params)
-    check_prompt(name, method, prompt, P, CONFIG)
+    members = TASKS if method.members else ()
+    check_prompt(name, method, prompt, Start(None, CONFIG, P, draw_rows, tasks=members))
     assert all(np.isfinite(field).all() for field in jax.tree.leaves(prompt))
     filled = {field for field in Prompt._fields if getattr(prompt, field) is not None}
     assert filled - {"rows"} <= set(method.fields)
-    assert prompt.rows.shape == (P if "rows" in method.fields else 0, D)
+    axes = (len(TASKS),) if method.members else ()
+    assert prompt.rows.shape == (*axes, P if "rows" in method.fields else 0, D)
 
 
 @every_variant
@@ -97,14 +102,15 @@ def test_a_key_makes_the_same_parameters_again(name, values):
     assert first.keys() == again.keys() == other.keys()
     for leaf in first:
         np.testing.assert_array_equal(first[leaf], again[leaf])
-    draws = name not in ("prompt_tuning", "superpos", "shared_prompt")
+    draws = name not in ("prompt_tuning", "superpos", "shared_prompt", "multitask", "mpt")
     assert draws == any((first[leaf] != other[leaf]).any() for leaf in first)
 
 
 @every_variant
 def test_no_two_parameters_are_drawn_with_one_key(name, values):
-    """One key makes one array the beginning of another, up to scale."""
+    """One key makes one array the beginning of another, up to scale. All tasks begin alike."""
     _, params, _ = make(name, {**values, "hidden": 30} if "hidden" in values else values)
+    params = {n: v for n, v in params.items() if not any(f"/{task}/" in n for task in TASKS[1:])}
     drawn = [np.ravel(value) for value in params.values() if np.std(value) > 0 and value.size > 20]
     for i, first in enumerate(drawn):
         for second in drawn[:i]:
@@ -365,6 +371,63 @@ def test_a_shared_prompt_is_what_the_encoder_makes_of_its_rows():
     np.testing.assert_allclose(fold(params).memory, states[0], atol=1e-5)
 
 
+def test_multitask():
+    """The members are in the order of the tasks' names."""
+    rows, p = moved("multitask", {})
+    assert rows.shape == (3, P, D)
+    for found, task in zip(rows, TASKS, strict=True):
+        np.testing.assert_allclose(found, p["shared"] + p[f"{task}/rows"], rtol=1e-5, atol=1e-5)
+    rows, p = moved("multitask", {"form": "project"})
+    for found, task in zip(rows, TASKS, strict=True):
+        expected = p["shared"] @ p[f"{task}/kernel"] + p[f"{task}/bias"]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    rows, p = moved("multitask", {"form": "concat", "task_length": 2})
+    assert p["shared"].shape == (P - 2, D)
+    for found, task in zip(rows, TASKS, strict=True):
+        np.testing.assert_array_equal(found, [*p["shared"], *p[f"{task}/rows"]])
+
+
+def test_mpt():
+    rows, p = moved("mpt", {})
+    for found, task in zip(rows, TASKS, strict=True):
+        expected = p["shared"] * np.outer(p[f"{task}/of_rows"], p[f"{task}/of_columns"])
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), [case for case in CASES if find_method(case[0]).members], ids=str
+)
+def test_every_task_begins_as_the_first_rows(name, values):
+    for init in ("auto", *STARTS):
+        _, params, fold = make(name, values, init)
+        known = P - P // 2 if (init, values) == ("file", {"form": "concat"}) else P
+        for rows in np.asarray(fold(params).rows):
+            np.testing.assert_array_equal(rows[:known], ROWS[:known])
+            assert np.abs(rows[known:]).max(initial=0) <= 0.5
+
+
+def test_a_run_on_one_task_has_one_member():
+    method, settings = find_method("mpt"), make_settings(find_method("mpt"), "mpt", {})
+    start = Start(jax.random.key(0), CONFIG, P, draw_rows, tasks=("only",))
+    params = first_params("mpt", method, settings, start)
+    assert set(params) == {"prompt/shared", "prompt/only/of_rows", "prompt/only/of_columns"}
+    rows = method.fold(settings, params, Frozen(CONFIG, {}), None).rows
+    np.testing.assert_array_equal(rows, ROWS[None])
+
+
+def test_members_are_in_the_order_of_names_not_of_arrays():
+    """The names of arrays have another order: "a.b/rows" is before "a/rows"."""
+    method, settings = find_method("multitask"), make_settings(find_method("multitask"), "", {})
+    start = Start(jax.random.key(0), CONFIG, P, draw_rows, tasks=("a", "a.b", "b"))
+    params = first_params("multitask", method, settings, start)
+    for number, task in enumerate(start.tasks):
+        params[f"prompt/{task}/rows"] += number
+    rows = jax.jit(lambda p: method.fold(settings, p, Frozen(CONFIG, {}), None).rows)(params)
+    np.testing.assert_allclose(
+        rows - ROWS, np.arange(3)[:, None, None] * np.ones((P, D)), atol=1e-5
+    )
+
+
 # The sizes that the papers and their code have at D = 768, and what they train.
 SIZES = [
     ("prompt_tuning", {}, 100, 100 * 768),
@@ -380,6 +443,10 @@ SIZES = [
     ("prefix_tuning", {"decoder": False, "cross": False, "hidden": 512}, 20, 9_864_704),
     ("p_tuning_v2", {}, 20, 368_640),
     ("shared_prompt", {}, 100, 100 * 768),
+    ("multitask", {}, 100, 4 * 100 * 768),
+    ("multitask", {"form": "concat"}, 100, 50 * 768 + 3 * 50 * 768),
+    ("multitask", {"form": "project"}, 100, 100 * 768 + 3 * (768 * 768 + 768)),
+    ("mpt", {}, 100, 100 * 768 + 3 * (100 + 768)),
 ]
 
 
@@ -394,7 +461,7 @@ def test_as_many_parameters_as_published(name, values, length, expected):
         num_encoder_layers=12,
         num_decoder_layers=12,
     )
-    start = Start(jax.random.key(0), config, length, lambda n: jnp.ones((n, 768)))
+    start = Start(jax.random.key(0), config, length, lambda n: jnp.ones((n, 768)), tasks=TASKS)
     params = method.init(make_settings(method, name, values), start)
     assert sum(v.size for leaf, v in params.items() if leaf not in method.fixed) == expected
 
@@ -436,6 +503,9 @@ def test_an_unknown_method_is_an_error(name, message):
         ("low_rank", {"rank": 2.0}, "Expected an integer"),
         ("low_rank", {"form": "lopt"}, "one of 'ulpt', 'dpt', 'lopt2'"),
         ("low_rank", {3: 3}, "no such setting"),
+        ("multitask", {"form": "multiply"}, "one of 'add', 'concat', 'project'"),
+        ("multitask", {"task_length": 3}, "'task_length': 3"),
+        ("multitask", {"form": "concat", "task_length": 0}, "'task_length': 0"),
     ],
 )
 def test_a_wrong_setting_is_an_error(name, values, message):
@@ -466,6 +536,9 @@ def test_a_method_refuses_a_start_that_its_formula_does_not_allow():
             make("superpos", {}, init)
     with pytest.raises(ConfigError, match="PROMPT_LENGTH = 10"):
         make("superpos", {"tokens": 9}, length=10)
+    for length, values in ((1, {}), (3, {"task_length": 3})):
+        with pytest.raises(ConfigError, match=f"PROMPT_LENGTH = {length}.*'concat'"):
+            make("multitask", {"form": "concat", **values}, length=length)
 
 
 # A user's own method ---------------------------------------------------------------------------
@@ -535,6 +608,8 @@ def test_a_method_of_the_users_own(own_module):
         ("Prompt(rows=", "Prompt(memory=jnp.zeros((1, 32)), rows=", "memory.*`fields`"),
         ("start.draw_rows(start.length)", "start.draw_rows(2)", r"\(2, 32\)"),
         ('* params["prompt/scale"]', "[:, :3]", r"\(5, 3\)"),
+        ('* params["prompt/scale"]', ", lengths=jnp.ones(5, int)", "returns lengths"),
+        ("starts=", "members=True, starts=", r"Expected \(3, 5, 32\).*these tasks"),
         ("Prompt(rows=", "Prompt(rows=jnp.float16(1) + 0 * jnp.float16(", "float16"),
         (
             'starts=("sampled_vocab",)',

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from jaxtyping import Float32, Int32
@@ -27,6 +27,7 @@ class Batch(TypedDict):
     decoder_input_tokens: Int32[np.ndarray, "B L"]
     decoder_target_tokens: Int32[np.ndarray, "B L"]
     decoder_loss_weights: Float32[np.ndarray, "B L"]
+    which: NotRequired[Int32[np.ndarray, "B"]]  # each row's member of a prompt that has members
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,7 +57,8 @@ def train_batch(
     lengths: Lengths,
 ) -> Batch:
     """The batch of a step, a pure function of (seed, step); steps count from 0 in this run."""
-    return make_batch(*_step_rows(rows, rates, seed, step, batch_size), lengths)
+    inputs, targets, _ = _step_rows(rows, rates, seed, step, batch_size)
+    return make_batch(inputs, targets, lengths)
 
 
 def train_groups(
@@ -67,33 +69,39 @@ def train_groups(
     seed: int,
     step: int,
     batch_size: int,
+    members: Sequence[int] | None = None,
 ) -> list[Batch]:
     """The same batch as length groups, which split its rows: their losses add up to the batch's.
 
     A group that does not divide by the mesh is padded with rows at its end, as in `eval_batches`.
-    The padding does not change the dropout of the real rows.
+    The padding does not change the dropout of the real rows. Of a prompt with members, `members`
+    has the number of each task's, which its rows are then given as `which`.
     """
-    inputs, targets = _step_rows(rows, rates, seed, step, batch_size)
-    groups = cut_batch([len(x) for x in inputs], [len(x) for x in targets], cutting)
-    return [
-        pad_batch(
-            [inputs[i] for i in (*group.rows, *group.rows[-1:] * fill)],
+    inputs, targets, tasks = _step_rows(rows, rates, seed, step, batch_size)
+    groups = []
+    for group in cut_batch([len(x) for x in inputs], [len(x) for x in targets], cutting):
+        fill = fill_up(cutting, len(group.rows))
+        padded = (*group.rows, *group.rows[-1:] * fill)
+        batch = pad_batch(
+            [inputs[i] for i in padded],
             [*(targets[i] for i in group.rows), *[np.zeros(0, np.int32)] * fill],
             group.inputs,
             group.targets,
         )
-        for group in groups
-        for fill in [fill_up(cutting, len(group.rows))]
-    ]
+        if members is not None:
+            batch["which"] = np.asarray([members[tasks[i]] for i in padded], np.int32)
+        groups.append(batch)
+    return groups
 
 
 def _step_rows(
     rows: Sequence[Rows], rates: Sequence[float], seed: int, step: int, batch_size: int
-) -> tuple[list[Tokens], list[Tokens]]:
+) -> tuple[list[Tokens], list[Tokens], list[int]]:
+    """Inputs, targets and the number of the task of each row of a step."""
     positions = np.arange(step * batch_size, (step + 1) * batch_size)
     task, row = row_order(seed, [len(r) for r in rows], rates, positions)
     chosen = [(rows[t], int(i)) for t, i in zip(task, row, strict=True)]
-    return [r.inputs[i] for r, i in chosen], [r.targets[i] for r, i in chosen]
+    return [r.inputs[i] for r, i in chosen], [r.targets[i] for r, i in chosen], task.tolist()
 
 
 def eval_batches(

@@ -74,11 +74,13 @@ def _checks(place: Path) -> Iterator[Check]:
 
 def _check_model_dir(place: Path) -> Iterator[Check]:
     from prompt_tuning.checkpoints import manifest, t5x_states
+    from prompt_tuning.prompts import prompt_file
 
     if (place / STATES).exists():
         yield from _check_states(place / STATES)
-    for folder in sorted((place / "prompts").glob("[!.]*")):
-        yield f"prompt {folder}", lambda folder=folder: _read_prompt(folder)
+    for path in sorted((place / "prompts").glob("[!.]*")):
+        for folder in prompt_file.list_prompts(path):
+            yield f"prompt {folder}", lambda folder=folder: _read_prompt(folder)
     for folder in t5x_states.find_checkpoints(place, file=""):
         yield f"checkpoint {folder}", lambda folder=folder: _read_checkpoint(folder)
         if (folder / manifest.NAME).exists():

@@ -98,7 +98,8 @@ def load_prompts(
 def tuned_tasks(prompt: NamedPrompt) -> set[str]:
     """The names of the tasks that a prompt was tuned for; a mixture counts as its tasks.
 
-    WSC is trained on "simple_train" and scored on "simple_eval": both names are returned.
+    So do tasks that are there to be scored by it: WSC is trained on "simple_train" and scored on
+    "simple_eval".
 
     Raises:
       ConfigError: the prompt's task is unknown or not registered.
@@ -109,7 +110,7 @@ def tuned_tasks(prompt: NamedPrompt) -> set[str]:
             "EVAL_PAIRS = 'all', or give a prompt folder of this project."
         )
     names = {task for task, _ in registry.component_tasks(prompt.task)}
-    return names | {name.replace("_simple_train", "_simple_eval") for name in names}
+    return names | {name for name in registry.task_names() if registry.trained_task(name) in names}
 
 
 def file_suffixes(prompts: Sequence[str]) -> dict[str, str]:

@@ -28,7 +28,7 @@ class Start(NamedTuple):
     length: int  # P
     draw_rows: Callable[[int], Float[Array, "n D"]]  # n first rows by PROMPT_INIT
     init: str = "auto"  # PROMPT_INIT as it is set; "auto": the method may begin as published
-    tasks: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()  # that it is trained on, in the order of their names
     backbone: Mapping[str, Array] = {}  # for a method that begins with what the frozen T5 computes
     file: Prompt | None = None  # the prompt of PROMPT_INIT = 'file', for a method without rows
 
@@ -52,6 +52,11 @@ class Method(NamedTuple):
     fixed: tuple[str, ...] = ()  # leaves that are not trained; some settings may not have them
     rates: Mapping[str, float] = {}  # leaves with a learning rate of their own, as a factor
     fields: tuple[str, ...] = ("rows",)  # those of `Prompt` that fold fills, with some settings
+    members: bool = False
+    """Whether fold returns one member for each of `Start.tasks`, in that order. Each row of a batch
+    is given its task's. A task has parameters of its own: in one array, a task that a batch lacks
+    would change Adafactor's clipped update of the others."""
+    shared: str = ""  # of a method with members, the rows that they share: saved beside them
     visibility: Visibility = "input"
     """What its rows see. "prompt": nothing but each other, so that what is saved for use is not the
     folded prompt but the rows, `params["prompt"]`, which whoever has the backbone folds."""
@@ -78,7 +83,7 @@ def first_params(name: str, method: Method, settings: Any, start: Start) -> Para
         params,
         start.backbone,
     )
-    check_prompt(name, method, folded, start.length, start.model)
+    check_prompt(name, method, folded, start)
     return {leaf: jnp.asarray(value) for leaf, value in params.items()}
 
 
@@ -110,20 +115,27 @@ def check_params(name: str, method: Method, params: Any) -> None:
         )
 
 
-def check_prompt(name: str, method: Method, prompt: Any, length: int, model: ModelConfig) -> None:
-    """Raises ConfigError unless the prompt has the method's `fields`, as this model takes them."""
+def check_prompt(name: str, method: Method, prompt: Any, start: Start) -> None:
+    """Raises ConfigError unless the prompt has the method's `fields`, as the model takes them."""
     problem = f"PROMPT_METHOD = {name!r}: its fold"
     if not isinstance(prompt, Prompt):
         raise ConfigError(
             f"{problem} returns {type(prompt).__name__}. Expected a Prompt. "
             "Return Prompt(rows=rows)."
         )
-    expected = shapes_of_fields(model, length)
+    expected = shapes_of_fields(start.model, start.length)
     if "rows" not in method.fields:
-        expected["rows"] = (0, model.embed_dim)
+        expected["rows"] = (0, start.model.embed_dim)
+    if method.members:
+        expected = {field: (len(start.tasks), *shape) for field, shape in expected.items()}
+    if prompt.lengths is not None:
+        raise ConfigError(
+            f"{problem} returns lengths. Expected a prompt whose members are all full. Leave them "
+            "out."
+        )
     for field in Prompt._fields:
         value = getattr(prompt, field)
-        if value is None or field == "lengths":
+        if value is None:
             continue
         if field != "rows" and field not in method.fields:
             raise ConfigError(
@@ -133,13 +145,13 @@ def check_prompt(name: str, method: Method, prompt: Any, length: int, model: Mod
         if tuple(value.shape) != expected[field] or value.dtype != jnp.float32:
             raise ConfigError(
                 f"{problem} returns {field} of shape {tuple(value.shape)} and {value.dtype}. "
-                f"Expected {expected[field]} and float32, for PROMPT_LENGTH = {length} and this "
-                "model."
+                f"Expected {expected[field]} and float32, for PROMPT_LENGTH = {start.length} and "
+                f"this model{' and these tasks' if method.members else ''}."
             )
 
 
 def shapes_of_fields(model: ModelConfig, length: int) -> dict[str, tuple[int, ...]]:
-    """The shape of every field of a prompt of one member, at one length for all."""
+    """The shape of every field of a prompt without members, at one length for all."""
     heads = (2, length, model.num_heads, model.head_dim)
     return {
         "rows": (length, model.embed_dim),

@@ -17,6 +17,8 @@ from prompt_tuning.config import ConfigError, ModelConfig, PromptConfig
 from prompt_tuning.config.gin_files import convert, describe, fits, suggest
 from prompt_tuning.methods import (
     low_rank,
+    mpt,
+    multitask,
     p_tuning,
     p_tuning_v2,
     prefix_tuning,
@@ -38,6 +40,8 @@ METHODS: Mapping[str, Method] = {
     "prefix_tuning": prefix_tuning.METHOD,
     "p_tuning_v2": p_tuning_v2.METHOD,
     "shared_prompt": shared_prompt.METHOD,
+    "multitask": multitask.METHOD,
+    "mpt": mpt.METHOD,
 }
 
 
@@ -114,7 +118,9 @@ def make_settings(method: Method, name: str, values: Mapping[str, Any]) -> Any:
     return method.Settings(**settings)
 
 
-def trace_method(config: PromptConfig, model: ModelConfig) -> tuple[Params, Prompt]:
+def trace_method(
+    config: PromptConfig, model: ModelConfig, tasks: tuple[str, ...] = ("task",)
+) -> tuple[Params, Prompt]:
     """The method's parameters, begun with rows of zeros, and the shapes of the prompt they fold to.
 
     No backbone is needed, and no value of an init changes a shape.
@@ -130,6 +136,7 @@ def trace_method(config: PromptConfig, model: ModelConfig) -> tuple[Params, Prom
         model,
         config.length,
         draw_rows=lambda number: jnp.zeros((number, model.embed_dim)),
+        tasks=tasks,
         backbone=backbone,
     )
     params = first_params(config.method, method, settings, start)

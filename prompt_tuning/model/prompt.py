@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, Shaped
@@ -74,6 +75,15 @@ def stack_prompts(prompts: Sequence[Prompt]) -> Prompt:
     return Prompt(**fields, lengths=jnp.asarray(lengths))
 
 
+def take_member(prompt: Prompt, number: int) -> Prompt:
+    """One of the members, which are all full, as a prompt of its own.
+
+    >>> take_member(Prompt(jnp.ones((2, 3, 4))), 1).rows.shape
+    (3, 4)
+    """
+    return jax.tree.map(lambda field: field[number], prompt)
+
+
 def _pad(field: str, x: Any, length: int) -> Float[Array, "..."]:
     """A member's field, float32, with as many positions as the longest has."""
     more, ends = length - x.shape[POSITIONS[field]], [(0, 0)] * x.ndim
@@ -96,9 +106,9 @@ def read_memory(model: t5.T5, backbone: t5.Params, prompt: Prompt) -> Prompt:
 
 
 def prepend_prompt(
-    prompt: Float[Array, "P D"], x: Float[Array, "B T D"], valid: Bool[Array, "B T"]
+    prompt: Float[Array, "*B P D"], x: Float[Array, "B T D"], valid: Bool[Array, "B T"]
 ) -> tuple[Float[Array, "B P+T D"], Bool[Array, "B P+T"]]:
-    """Puts the prompt in front of every row and marks it valid.
+    """Puts the prompt, the same or each row's own, in front of every row and marks it valid.
 
     The prompt has no token ids, so padding cannot be read from the tokens any more: this is where
     the longer mask is made, and everything after it takes `valid` as given.
@@ -108,8 +118,8 @@ def prepend_prompt(
     ((3, 7, 4), (3, 7))
     """
     batch = x.shape[0]
-    rows = jnp.broadcast_to(prompt.astype(x.dtype), (batch, *prompt.shape))
-    seen = jnp.ones((batch, prompt.shape[0]), bool)
+    rows = jnp.broadcast_to(prompt.astype(x.dtype), (batch, *prompt.shape[-2:]))
+    seen = jnp.ones((batch, prompt.shape[-2]), bool)
     return jnp.concatenate([rows, x], axis=1), jnp.concatenate([seen, valid], axis=1)
 
 
@@ -188,18 +198,20 @@ def encode(
     positions (paper 2). Token 0 is padding. If the prompt has members, `which` names that of each
     row, and the text follows the rows of its own prompt at once: padding between them would shift
     relative positions. S is then `width`, at least the longest row (P + T by default). With a
-    `dropout_key` the encoder drops out. `noise` is added to the embedded tokens of a prompt without
-    members. The `segments` of packed rows are for a model without a prompt: one prompt cannot
+    `dropout_key` the encoder drops out. `noise` is added to the embedded tokens of a prompt whose
+    members, if any, are full. The `segments` of packed rows are for a model without a prompt: one prompt cannot
     precede several examples.
     """
-    assert noise is None or (segments is None and which is None), "noise is for rows of one prompt"
+    is_full = which is None or (prompt.lengths is None and width is None)
+    assert noise is None or (segments is None and is_full), "noise is for prompts of one length"
     if segments is not None:
         assert prompt.rows.shape[-2] == 0, "packed rows take no prompt"
         x, valid = t5.apply(model, backbone, "embed", tokens), segments
-    elif which is None:
+    elif is_full:
         x = t5.apply(model, backbone, "embed", tokens)
         x = x if noise is None else x + noise.astype(x.dtype)
-        x, valid = prepend_prompt(jnp.asarray(prompt.rows), x, tokens > 0)
+        rows = jnp.asarray(prompt.rows)
+        x, valid = prepend_prompt(rows if which is None else rows[which], x, tokens > 0)
     else:
         places = width or prompt.rows.shape[-2] + tokens.shape[1]
         lengths = member_lengths(prompt, which)

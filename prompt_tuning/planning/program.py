@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prompt_tuning.config import Experiment
-from prompt_tuning.methods.table import trace_method
+from prompt_tuning.methods.table import find_method, trace_method
 from prompt_tuning.model import sharding, t5
 from prompt_tuning.model.device import choose_device
 from prompt_tuning.model.prompt import Prompt, no_prompt
@@ -31,8 +31,13 @@ class Shapes(NamedTuple):
     targets: int
 
 
-def abstract_batch(shapes: Shapes, mesh: Mesh, *, packed: bool = False) -> dict[str, Struct]:
-    """The shapes of T5X's four arrays, and those of packed rows, sharded by row over 'data'."""
+def abstract_batch(
+    shapes: Shapes, mesh: Mesh, *, packed: bool = False, members: bool = False
+) -> dict[str, Struct]:
+    """The shapes of T5X's four arrays, and those of packed rows, sharded by row over 'data'.
+
+    For a prompt with members there is also that of each row.
+    """
     where = NamedSharding(mesh, PartitionSpec("data"))
     widths = {
         "encoder_input_tokens": (shapes.inputs, jnp.int32),
@@ -43,10 +48,11 @@ def abstract_batch(shapes: Shapes, mesh: Mesh, *, packed: bool = False) -> dict[
     if packed:
         widths["encoder_segment_ids"] = (shapes.inputs, jnp.int32)
         widths["decoder_segment_ids"] = (shapes.targets, jnp.int32)
-    return {
+    batch = {
         name: Struct((shapes.rows, width), dtype, sharding=where)
         for name, (width, dtype) in widths.items()
     }
+    return batch | ({"which": Struct((shapes.rows,), jnp.int32, sharding=where)} if members else {})
 
 
 def abstract_params(experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
@@ -65,7 +71,7 @@ def param_shapes_of_prompt(experiment: Experiment) -> dict[str, Struct]:
     model = experiment.model
     if experiment.train.trainable == "model":
         return {"prompt": Struct((0, model.embed_dim), jnp.float32)}
-    params, _ = trace_method(experiment.prompt, model)
+    params, _ = trace_method(experiment.prompt, model, _find_members(experiment))
     return {name: Struct(value.shape, value.dtype) for name, value in params.items()}
 
 
@@ -73,7 +79,15 @@ def prompt_shapes(experiment: Experiment) -> Prompt:
     """The shapes of the folded prompt."""
     if experiment.train.trainable == "model":
         return no_prompt(experiment.model)
-    return trace_method(experiment.prompt, experiment.model)[1]
+    return trace_method(experiment.prompt, experiment.model, _find_members(experiment))[1]
+
+
+def _find_members(experiment: Experiment) -> tuple[str, ...]:
+    if not find_method(experiment.prompt.method).members:
+        return ()
+    from prompt_tuning.session import setup  # imports TensorFlow
+
+    return setup.find_members(experiment)
 
 
 def _recipe(experiment: Experiment, model: t5.T5) -> steps.Recipe:
@@ -116,7 +130,9 @@ def trace_step(
     programs = steps.compile_step(recipe, state)
     parts = experiment.train.microbatches
     packed = experiment.corpus.objective != "task" and experiment.corpus.pack
-    batch = abstract_batch(shapes or largest_shapes(experiment), mesh, packed=packed)
+    batch = abstract_batch(
+        shapes or largest_shapes(experiment), mesh, packed=packed, members=recipe.method.members
+    )
     if parts == 1:
         return programs.whole.trace(state, frozen, batch)
     everywhere = sharding.replicated(mesh)

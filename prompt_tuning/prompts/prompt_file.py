@@ -89,14 +89,39 @@ def save_prompt(
       ConfigError: the prompt has members or numbers that are not finite, or the path is not a
         local folder.
     """
-    prompt = check_arrays(prompt, f"the prompt for {os.fspath(folder)}")
     with replace_folder(folder) as new:
-        if metadata.visibility == "input" and not other_fields(prompt):
-            peft.write_peft(new, prompt, base_model=base_model)
-        else:
-            (new / ARRAYS).write_bytes(safetensors.numpy.save(_name_arrays(prompt, metadata)))
-        files = {file.name: _sha256(file.read_bytes()) for file in sorted(new.iterdir())}
-        (new / METADATA).write_text(describe(prompt, metadata, files))
+        _write(new, prompt, metadata, os.fspath(folder), base_model)
+
+
+def save_prompts(
+    folder: str | os.PathLike[str], prompts: Mapping[str, tuple[Prompt, PromptMetadata]]
+) -> None:
+    """Writes a folder of prompt folders, by name, whole or not at all.
+
+    The name "" is the folder itself: `save_prompt`.
+    """
+    with replace_folder(folder) as new:
+        for name, (prompt, metadata) in prompts.items():
+            (new / name).mkdir(exist_ok=True)
+            _write(new / name, prompt, metadata, os.path.join(folder, name))
+
+
+def list_prompts(folder: Path) -> list[Path]:
+    """The prompts that `save_prompts` wrote to a folder: itself, or the folders in it."""
+    inside = sorted({path.parent for path in folder.glob(f"[!.]*/{METADATA}")})
+    return [folder] if (folder / METADATA).is_file() or not inside else inside
+
+
+def _write(
+    new: Path, prompt: Prompt, metadata: PromptMetadata, where: str, base_model: str | None = None
+) -> None:
+    prompt = check_arrays(prompt, f"the prompt for {where}")
+    if metadata.visibility == "input" and not other_fields(prompt):
+        peft.write_peft(new, prompt, base_model=base_model)
+    else:
+        (new / ARRAYS).write_bytes(safetensors.numpy.save(_name_arrays(prompt, metadata)))
+    files = {file.name: _sha256(file.read_bytes()) for file in sorted(new.iterdir())}
+    (new / METADATA).write_text(describe(prompt, metadata, files))
 
 
 def describe(
@@ -312,7 +337,8 @@ def _starts_as_npy(file: Path) -> bool:
 
 def _nearby(place: Path, arrays: list[Path]) -> str:
     """The end of a message that names prompts one or two levels below: of a MODEL_DIR."""
-    paths = [p.parent for g in ("*", "prompts/*") for p in place.glob(f"{g}/{METADATA}")]
+    depths = ("*", "*/*", "prompts/*/*")  # prompts of members are a level below others
+    paths = [p.parent for depth in depths for p in place.glob(f"{depth}/{METADATA}")]
     paths += [p.parent for p in place.glob(f"*/{peft.WEIGHTS}") if p.parent not in paths]
     paths += [p for g in ("*", "numpy_checkpoints/*") for p in place.glob(f"{g}/*.prompt")]
     paths += [p.parent for p in place.glob(f"checkpoint_*/{_T5X_INDICES[0]}")] + arrays

@@ -101,6 +101,32 @@ def load_data(
     )
 
 
+def find_members(experiment: Experiment) -> tuple[str, ...]:
+    """The tasks of which a prompt with members has one each, sorted; () for any other prompt.
+
+    It registers the tasks, and reads no rows.
+
+    Raises:
+      ConfigError: a task that is scored has no member, because it is not trained.
+    """
+    config, method = experiment.data, find_method(experiment.prompt.method)
+    if not method.members or len(config.names) != 1:
+        return ()
+    task_rows.register_tasks(config)
+    (name,), split = config.names, config.train_split
+    members = tuple(sorted(task for task, _ in task_rows.training_tasks(name, split)))
+    scored = task_rows.scored_tasks(config)
+    others = [task for task in scored if registry.trained_task(task) not in members]
+    if others:
+        raise ConfigError(
+            f"MIXTURE_OR_TASK_NAME = {name!r}: PROMPT_METHOD = {experiment.prompt.method!r} learns "
+            f"a prompt for each task that is trained ({', '.join(members)}), and none for "
+            f"{', '.join(others)}. Expected such tasks alone. Give each a rate above 0 and rows "
+            f"in the split {split!r}, or leave it out of the mixture."
+        )
+    return members
+
+
 def vocabulary_identity(spec: str) -> str:
     """The fingerprint of a vocabulary, which is saved with a prompt."""
     return load_vocabulary(spec).sha256
@@ -126,7 +152,7 @@ def first_params(
     def draw_rows(number: int) -> Any:
         if file is not None:
             loaded = np.asarray(file.rows)
-            if len(loaded) < number:
+            if len(loaded) != number:
                 raise ConfigError(
                     f"PROMPT_FILE = {config.file!r}: it has {len(loaded)} rows. Expected {number} "
                     f"for PROMPT_METHOD = {config.method!r}. Choose another PROMPT_INIT."
@@ -148,7 +174,7 @@ def first_params(
         length=config.length,
         draw_rows=draw_rows,
         init=config.init,
-        tasks=tuple(rows.task for rows in data.train),
+        tasks=tuple(sorted(rows.task for rows in data.train)),
         backbone=backbone.params,
         file=file if file is not None and other_fields(file) else None,
     )
@@ -162,6 +188,8 @@ def first_params(
         if method.fields == ("rows",)
         else f"{config.length} positions ({', '.join(method.fields)})"
     )
+    if method.members:
+        shape = f"{shape} for each of {', '.join(start.tasks)}"
     print(f"prompt: {shape}, {init}", flush=True)
     return {name: np.asarray(value) for name, value in params.items()}, init
 
@@ -181,11 +209,12 @@ def _load_first_prompt(
         prompt, metadata = stored.prompt, stored.metadata
     else:
         prompt, metadata = prompt_file.load_prompt(config.file)
-    has_rows = not other_fields(prompt)
+    # A method with members may begin with rows for a part of its prompt.
+    any_length = method.members or other_fields(prompt)
     prompt_file.check_prompt(
         prompt,
         metadata,
-        shape=(config.length if has_rows else None, model.embed_dim),
+        shape=(None if any_length else config.length, model.embed_dim),
         model=None if "rows" in method.fields or method.visibility == "prompt" else model,
         backbone=backbone.identity,
         vocabulary=data.vocabulary_identity,
@@ -209,10 +238,19 @@ def _fetch(array: Array) -> np.ndarray:
 
 
 def describe_prompt(
-    experiment: Experiment, *, backbone: str, vocabulary: str, init: str, step: int
+    experiment: Experiment,
+    *,
+    backbone: str,
+    vocabulary: str,
+    init: str,
+    step: int,
+    task: str | None = None,
 ) -> prompt_file.PromptMetadata:
-    """The metadata of a prompt of this run, without its score. The tasks must be registered."""
-    name, config = experiment.data.names[0], experiment.prompt
+    """The metadata of a prompt of this run, or of its member for `task`, without its score.
+
+    The tasks must be registered.
+    """
+    name, config = task or experiment.data.names[0], experiment.prompt
     method = find_method(config.method)
     settings = make_settings(method, config.method, config.settings)
     return prompt_file.PromptMetadata(

@@ -12,6 +12,7 @@ import functools
 import importlib
 import itertools
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -237,6 +238,25 @@ def component_tasks(name: str) -> list[tuple[str, float]]:
             f"the rates of the mixture {name} must be 0 or more, one of them more; found {values}."
         )
     return rates
+
+
+# Tasks that are there to be scored by a prompt for another one's rows, and that one's name.
+_SCORED_BY = (
+    (r"_wsc_(\w+)_simple_eval", r"_wsc_\1_simple_train"),
+    (r"glue_mnli_(?:mis)?matched_", r"glue_mnli_"),
+    (r"glue_[a-z0-9]+_from_([a-z0-9]+)_", r"glue_\1_"),
+)
+
+
+def trained_task(name: str) -> str:
+    """The task whose rows a prompt for this task is trained on: nearly always the task itself.
+
+    >>> trained_task("glue_mnli_matched_v002"), trained_task("super_glue_cb_v102")
+    ('glue_mnli_v002', 'super_glue_cb_v102')
+    """
+    for pattern, other in _SCORED_BY:
+        name = re.sub(pattern, other, name)
+    return name
 
 
 def find_spec(name: str) -> TaskSpec | None:

@@ -181,6 +181,50 @@ def _is_cut(feature: Feature, example: Mapping[str, Any], key: str, length: int)
     return whole > length
 
 
+def training_tasks(name: str, split: str) -> list[tuple[str, float]]:
+    """The names and rates of what a task or mixture trains on.
+
+    Raises:
+      ConfigError: see `tasks.component_tasks`, or no task is left.
+    """
+    rates = dict(component_tasks(name))
+    drawn = [(task, rates[task]) for task in _with_split(name, split) if rates[task] > 0]
+    if not drawn:
+        raise ConfigError(
+            f"no task of the mixture {name} has the split {split!r}: set TRAIN_SPLIT."
+        )
+    return drawn
+
+
+def scored_tasks(config: DataConfig) -> list[str]:
+    """The names of the tasks that are scored: of a mixture those that have the split.
+
+    Raises:
+      ConfigError: none is named, or none has the split.
+    """
+    if not config.names:
+        raise ConfigError("MIXTURE_OR_TASK_NAME is empty: name the tasks or mixtures to score.")
+    names = [task for name in config.names for task in _with_split(name, config.eval_split)]
+    if not names:
+        raise ConfigError(
+            f"no task of {', '.join(config.names)} has the split {config.eval_split!r}: set "
+            "EVAL_SPLIT."
+        )
+    return list(dict.fromkeys(names))
+
+
+def register_tasks(config: DataConfig) -> None:
+    """Registers the project's tasks, those of the user's files and those of the user's module."""
+    register(
+        config.vocabulary,
+        tfds_data_dir=config.tfds_data_dir,
+        sentinel_targets=config.sentinel_targets,
+    )
+    register_files(config)
+    if config.mixture_or_task_module:
+        import_task_module(config.mixture_or_task_module)
+
+
 def load_training_rows(
     name: str,
     split: str,
@@ -196,12 +240,7 @@ def load_training_rows(
     Raises:
       ConfigError: see `load_rows` and `tasks.component_tasks`, or no task is left.
     """
-    rates = dict(component_tasks(name))
-    drawn = [(task, rates[task]) for task in _with_split(name, split) if rates[task] > 0]
-    if not drawn:
-        raise ConfigError(
-            f"no task of the mixture {name} has the split {split!r}: set TRAIN_SPLIT."
-        )
+    drawn = training_tasks(name, split)
     rows = [
         load_rows(task, split, lengths, vocabulary=vocabulary, truncate=truncate)
         for task, _ in drawn
@@ -277,26 +316,11 @@ def load_eval_rows(
     Raises:
       ConfigError: a task, its data or its vocabulary is missing or does not fit.
     """
-    register(
-        config.vocabulary,
-        tfds_data_dir=config.tfds_data_dir,
-        sentinel_targets=config.sentinel_targets,
-    )
-    register_files(config)
-    if config.mixture_or_task_module:
-        import_task_module(config.mixture_or_task_module)
+    register_tasks(config)
     vocabulary = load_vocabulary(config.vocabulary)
     check_label_words(config.files.words, vocabulary, config.task_feature_lengths)
     loaded = []
-    if not config.names:
-        raise ConfigError("MIXTURE_OR_TASK_NAME is empty: name the tasks or mixtures to score.")
-    names = [task for name in config.names for task in _with_split(name, config.eval_split)]
-    if not names:
-        raise ConfigError(
-            f"no task of {', '.join(config.names)} has the split {config.eval_split!r}: set "
-            "EVAL_SPLIT."
-        )
-    for name in dict.fromkeys(names):
+    for name in scored_tasks(config):
         rows = load_rows(
             name,
             config.eval_split,

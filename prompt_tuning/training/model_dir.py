@@ -148,9 +148,13 @@ def write_info(
     replace_text(model_dir / "model-info.txt", "\n".join(lines) + "\n")
 
 
-def repair_best(model_dir: Path, best_step: int | None) -> None:
-    """Copies the best step's prompt to `prompts/best` if that was damaged or removed."""
-    best, source = (model_dir / "prompts" / n for n in ("best", f"step_{best_step or 0:06d}"))
+def repair_best(model_dir: Path, best_step: int | None, name: str = "") -> None:
+    """Copies the best step's prompt to `prompts/best` if that was damaged or removed.
+
+    `name` is that of the folder in both, if a step has several prompts.
+    """
+    folders = ("best", f"step_{best_step or 0:06d}")
+    best, source = (model_dir / "prompts" / folder / name for folder in folders)
     if best_step is None or not (best.exists() or source.exists()):  # a run that has no prompt
         return
     try:
@@ -202,7 +206,8 @@ def describe_result(
             )
     best = model_dir / "prompts" / "best"
     if best.exists():
-        text.append(f"prompt: {best}")
+        prompts = prompt_file.list_prompts(best)
+        text += [f"prompt: {prompt}" for prompt in prompts]
     if curves:
         text.append(f"curves: {curves}")
     return "\n".join(text)

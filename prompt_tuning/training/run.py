@@ -52,7 +52,8 @@ class TrainResult:
     step: int
     summary: str
     best_step: int | None = None
-    prompt: np.ndarray | Prompt | None = None  # of the last step: float32[P, D], if it is rows
+    # Of the last step: float32[P, D], if it is rows; [M, P, D], if it has members.
+    prompt: np.ndarray | Prompt | None = None
     checkpoint: Path | None = None  # of a pre-training run
     held_out_loss: float | None = None  # of a pre-training run: nats per token
 

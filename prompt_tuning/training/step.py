@@ -179,8 +179,9 @@ def group_loss(
     prompt, backbone = prompt._replace(lengths=lengths), {**backbone, **tuned}
     train, tokens = recipe.train, batch["encoder_input_tokens"]
     dropout_key = key if recipe.model.config.dropout_rate > 0.0 else None
+    which = batch.get("which")  # of a prompt with members
     predict = functools.partial(
-        forward, recipe.model, backbone, prompt, batch, dropout_key=dropout_key
+        forward, recipe.model, backbone, prompt, batch, which, dropout_key=dropout_key
     )
     logits = predict()
     loss, metrics = loss_fn(

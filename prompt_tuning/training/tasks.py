@@ -33,7 +33,7 @@ from prompt_tuning.evaluation.pictures import draw_curves
 from prompt_tuning.evaluation.records import METRICS, read_records
 from prompt_tuning.methods.table import find_method
 from prompt_tuning.model import sharding
-from prompt_tuning.model.prompt import Prompt, no_prompt, other_fields
+from prompt_tuning.model.prompt import Prompt, no_prompt, other_fields, take_member
 from prompt_tuning.prompts import prompt_file
 from prompt_tuning.runtime import processes, signals
 from prompt_tuning.runtime.replace_folder import write_with_retries
@@ -41,6 +41,7 @@ from prompt_tuning.session import setup
 from prompt_tuning.session.checks import refuse_many_processes
 from prompt_tuning.session.overview import describe_data
 from prompt_tuning.session.session import Backbone, Session, describe_start
+from prompt_tuning.tasks import registry
 from prompt_tuning.training import health
 from prompt_tuning.training import model_dir as model_dirs
 from prompt_tuning.training import run as runs
@@ -54,6 +55,10 @@ from prompt_tuning.training.run import (
     check_patience,
 )
 
+Scores = Mapping[str, Mapping[str, float]]  # the metrics of each task
+# The folder of the rows that all members share, beside theirs. No name of seqio's has a hyphen.
+ALL_TASKS = "all-tasks"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tasks(Objective):
@@ -62,6 +67,7 @@ class Tasks(Objective):
     data: setup.Data
     evaluator: Evaluator
     cutting: groups.Cutting
+    members: tuple[str, ...]  # the tasks that have a member of the prompt each; () without members
     entropy: float | None  # of the targets, see health.py
     has_small_states = True
 
@@ -88,7 +94,7 @@ class Tasks(Objective):
     def load(cls, experiment: Experiment, session: Session, model_dir: Path, meta: Any) -> Tasks:
         for line in describe_start(experiment, session.step):
             print(line, flush=True)
-        config = experiment.data
+        config, members = experiment.data, setup.find_members(experiment)
         data = setup.load_data(
             config, experiment.eval, experiment.model, class_labels=experiment.prompt.class_labels
         )
@@ -104,6 +110,7 @@ class Tasks(Objective):
             data=data,
             evaluator=Evaluator(session.model, session.mesh, experiment.eval, config),
             cutting=_make_cutting(experiment, session.mesh, (meta or {}).get("cutting")),
+            members=members,
             entropy=health.target_entropy(data.train, data.rates),
             description="\n".join(filter(None, (description, choice))),
         )
@@ -119,9 +126,11 @@ class Tasks(Objective):
         return setup.first_params(self.experiment, backbone, self.data)
 
     def repair(self, model_dir: Path, status: EvalStatus) -> None:
-        model_dirs.repair_best(model_dir, status.best_step)
+        for name in self._folders:
+            model_dirs.repair_best(model_dir, status.best_step, name)
 
     def batches(self, numbers: range) -> Iterator[list[dict[str, jax.Array]]]:
+        members = [self.members.index(rows.task) for rows in self.data.train if self.members]
         for number in numbers:
             length_groups = batching.train_groups(
                 self.data.train,
@@ -130,6 +139,7 @@ class Tasks(Objective):
                 seed=self.experiment.train.random_seed,
                 step=number,
                 batch_size=self.experiment.data.batch_size,
+                members=members or None,
             )
             yield [sharding.shard_batch(group, self.mesh) for group in length_groups]
 
@@ -159,7 +169,8 @@ class Tasks(Objective):
         prompt = run.programs.fold_for_use(loop.state, run.frozen)
         with signals.current().allowed():  # this block writes no file
             results = {
-                t.name: evaluate(self.evaluator, (params, prompt), t) for t in self.data.eval_tasks
+                t.name: evaluate(self.evaluator, (params, self._own(prompt, t.name)), t)
+                for t in self.data.eval_tasks
             }
         parts: list[str] = []
         for task in self.data.eval_tasks:
@@ -179,11 +190,11 @@ class Tasks(Objective):
             best_step=step if is_best else status.best_step,
             evals_since_best=0 if is_best else status.evals_since_best + 1,
         )
-        if (host := self._to_save(run, loop.state, prompt)) is not None:
-            metadata = self.describe_prompt(run, step, score)
+        scores = {name: result.metrics for name, result in results.items()}
+        if prompts := self._to_save(run, loop.state, prompt, step, scores):
             folder = run.log.model_dir / "prompts"
             for name in (f"step_{step:06d}", *(["best"] if is_best else [])):
-                save = functools.partial(prompt_file.save_prompt, folder / name, host, metadata)
+                save = functools.partial(prompt_file.save_prompts, folder / name, prompts)
                 write_with_retries(save, folder)
         lines = ["; ".join(parts)]
         learned = functools.partial(self._has_learned, score)
@@ -202,37 +213,62 @@ class Tasks(Objective):
         margin = health.clear_margin(min(len(task.rows) for task in tasks))
         return bool(baselines and score > np.mean(baselines) + margin)
 
-    def describe_prompt(
-        self, run: Run, step: int, score: float | None = None
+    def _own(self, prompt: Prompt, task: str) -> Prompt:
+        """The prompt that a task is scored with: its member, if there are members."""
+        if not self.members:
+            return prompt
+        return take_member(prompt, self.members.index(registry.trained_task(task)))
+
+    @property
+    def _folders(self) -> tuple[str, ...]:
+        """The names of the prompts of a step in its folder; "" is the folder itself."""
+        method = find_method(self.experiment.prompt.method)
+        return (*self.members, *([ALL_TASKS] if method.shared else [])) if self.members else ("",)
+
+    def _to_save(
+        self, run: Run, state: steps.TrainState, folded: Prompt, step: int, scores: Scores
+    ) -> dict[str, tuple[Prompt, prompt_file.PromptMetadata]]:
+        """The prompts of a state for use, on the host, by folder; {} in model tuning."""
+        if self.experiment.train.trainable == "model":
+            return {}
+        method, prompts = find_method(self.experiment.prompt.method), {}
+        for name in self._folders:
+            if name in self.members:
+                prompt = take_member(folded, self.members.index(name))
+            elif name == ALL_TASKS:
+                prompt = Prompt(steps.for_use(state)[method.shared])
+            else:
+                rows = method.visibility == "prompt"
+                prompt = Prompt(steps.for_use(state)["prompt"]) if rows else folded
+            prompts[name] = jax.device_get(prompt), self._describe(run, step, scores, name)
+        return prompts
+
+    def _describe(
+        self, run: Run, step: int, scores: Scores, name: str
     ) -> prompt_file.PromptMetadata:
-        """The metadata of a prompt of this run."""
+        """The metadata of the prompt of that name in `_folders`, with the scores that are its."""
         metadata = setup.describe_prompt(
             self.experiment,
             backbone=run.backbone.identity,
             vocabulary=self.data.vocabulary_identity,
             init=run.init,
             step=step,
+            task=name if name in self.members else None,
         )
-        names = ", ".join(task.name for task in self.data.eval_tasks)
-        score_name = "" if score is None else f"mean of {names}"
-        return dataclasses.replace(metadata, score=score, score_name=score_name)
-
-    def _to_save(self, run: Run, state: steps.TrainState, folded: Prompt) -> Prompt | None:
-        """The arrays of a state's prompt for use, on the host; None in model tuning."""
-        if self.experiment.train.trainable == "model":
-            return None
-        if find_method(self.experiment.prompt.method).visibility == "prompt":
-            folded = Prompt(steps.for_use(state)["prompt"])
-        return jax.device_get(folded)
+        own = [task for task in scores if name in ("", registry.trained_task(task))]
+        if not own:
+            return metadata
+        score = mean_score((scores[task] for task in own), self.experiment.eval)
+        return dataclasses.replace(metadata, score=score, score_name=f"mean of {', '.join(own)}")
 
     def save_last_good(self, run: Run, state: steps.TrainState, step: int) -> str:
         """A sentence on the prompt of a state, which it writes to `prompts/last_good`."""
         folded = run.programs.fold_for_use(state, run.frozen)
-        prompt = self._to_save(run, state, folded)
-        if prompt is None:
+        prompts = self._to_save(run, state, folded, step, {})
+        if not prompts:
             return f"The last good state, of step {step}, is in {run.log.model_dir}."
         folder = run.log.model_dir / "prompts" / "last_good"
-        prompt_file.save_prompt(folder, prompt, self.describe_prompt(run, step))
+        prompt_file.save_prompts(folder, prompts)
         return f"The last good prompt, of step {step}, is in {folder}."
 
     # ---- at the end

@@ -184,10 +184,13 @@ def _compare_prompt(run: Run) -> list[str]:
     takes = "its network takes rows that see the input, and no more"
     if isinstance(run, Experiment):
         checks.check_method(run)
-        fields = find_method(run.prompt.method).fields
-        if run.train.trainable == "model" or fields == ("rows",):
+        name, method = run.prompt.method, find_method(run.prompt.method)
+        if method.members:
+            lacks = "its batches do not say of which task a row is"
+            return [f"PROMPT_METHOD = {name!r}, a prompt for each task: {lacks}"]
+        if run.train.trainable == "model" or method.fields == ("rows",):
             return []
-        return [f"PROMPT_METHOD = {run.prompt.method!r}, a prompt of {', '.join(fields)}: {takes}"]
+        return [f"PROMPT_METHOD = {name!r}, a prompt of {', '.join(method.fields)}: {takes}"]
     problems = []
     for file in (run.prompt_file,) if isinstance(run.prompt_file, str) else run.prompt_file:
         if file and (what := prompt_file.describe_more_than_rows(prompt_file.read_prompt(file))):

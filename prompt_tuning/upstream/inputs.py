@@ -272,6 +272,11 @@ def starting_prompt(run: Run) -> StartingPrompt:
 
 def _first_prompt(experiment: Experiment) -> StartingPrompt:
     config, model = experiment.prompt, experiment.model
+    if find_method(config.method).members:
+        raise ConfigError(
+            f"PROMPT_METHOD = {config.method!r}: it learns a prompt for each task, and a batch of "
+            "upstream T5X does not say of which task a row is. Use --engine=embedded."
+        )
     checkpoint = find_checkpoint(experiment)
     register_task(experiment.data)
     embedding = t5x_checkpoint.read_param(checkpoint, EMBEDDING)
