@@ -83,11 +83,14 @@ def prompt_shapes(experiment: Experiment) -> Prompt:
 
 
 def _find_members(experiment: Experiment) -> tuple[str, ...]:
+    """At least the tasks that are trained: whether a task has TRAIN_SPLIT may need its data."""
     if not find_method(experiment.prompt.method).members:
         return ()
-    from prompt_tuning.session import setup  # imports TensorFlow
+    from prompt_tuning.tasks import registry, task_rows  # these import TensorFlow
 
-    return setup.find_members(experiment)
+    task_rows.register_tasks(experiment.data)
+    tasks = registry.component_tasks(experiment.data.names[0])
+    return tuple(sorted(task for task, rate in tasks if rate > 0))
 
 
 def _recipe(experiment: Experiment, model: t5.T5) -> steps.Recipe:
