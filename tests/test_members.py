@@ -37,12 +37,7 @@ from prompt_tuning.upstream import inputs
 START = 7  # the step of the backbone
 LABELS = ("yes", "no")
 MEMBERS = ("short_and_long_as", "two_as")
-FOUR = {
-    "encoder_input_tokens",
-    "decoder_input_tokens",
-    "decoder_target_tokens",
-    "decoder_loss_weights",
-}
+FOUR = set(batching.Batch.__annotations__)
 
 
 # The member of each row ---------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NotRequired, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from jaxtyping import Float32, Int32
@@ -27,7 +27,12 @@ class Batch(TypedDict):
     decoder_input_tokens: Int32[np.ndarray, "B L"]
     decoder_target_tokens: Int32[np.ndarray, "B L"]
     decoder_loss_weights: Float32[np.ndarray, "B L"]
-    which: NotRequired[Int32[np.ndarray, "B"]]  # each row's member of a prompt that has members
+
+
+class TrainBatch(Batch, total=False):
+    """A batch for training; with a prompt that has members, also the number of each row's."""
+
+    which: Int32[np.ndarray, "B"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,7 +75,7 @@ def train_groups(
     step: int,
     batch_size: int,
     members: Sequence[int] | None = None,
-) -> list[Batch]:
+) -> list[TrainBatch]:
     """The same batch as length groups, which split its rows: their losses add up to the batch's.
 
     A group that does not divide by the mesh is padded with rows at its end, as in `eval_batches`.
@@ -78,16 +83,14 @@ def train_groups(
     has the number of each task's, which its rows are then given as `which`.
     """
     inputs, targets, tasks = _step_rows(rows, rates, seed, step, batch_size)
-    groups = []
+    groups: list[TrainBatch] = []
     for group in cut_batch([len(x) for x in inputs], [len(x) for x in targets], cutting):
         fill = fill_up(cutting, len(group.rows))
         padded = (*group.rows, *group.rows[-1:] * fill)
-        batch = pad_batch(
-            [inputs[i] for i in padded],
-            [*(targets[i] for i in group.rows), *[np.zeros(0, np.int32)] * fill],
-            group.inputs,
-            group.targets,
-        )
+        own_targets = [*(targets[i] for i in group.rows), *[np.zeros(0, np.int32)] * fill]
+        batch: TrainBatch = {
+            **pad_batch([inputs[i] for i in padded], own_targets, group.inputs, group.targets)
+        }
         if members is not None:
             batch["which"] = np.asarray([members[tasks[i]] for i in padded], np.int32)
         groups.append(batch)
