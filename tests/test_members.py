@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 import seqio
-from tiny_models import CONFIG, load_data, random_params
+from tiny_models import CONFIG, MODEL, forward, load_data, random_batch, random_params
 
 from prompt_tuning import load_prompt
 from prompt_tuning.batches import batching, groups
@@ -26,6 +26,7 @@ from prompt_tuning.config import (
 from prompt_tuning.evaluation import matrix, prompts
 from prompt_tuning.evaluation.records import read_records
 from prompt_tuning.model import sharding
+from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.planning import program
 from prompt_tuning.prompts.prompt_file import list_prompts
 from prompt_tuning.session import setup
@@ -112,8 +113,6 @@ def test_members_are_the_tasks_that_are_trained(experiment):
     assert setup.find_members(experiment("x")) == MEMBERS
     assert setup.find_members(experiment("x", "two_as")) == ("two_as",)
     assert setup.find_members(experiment("x", method="residual")) == ()
-    model = dataclasses.replace(experiment("x"), train=TrainConfig(trainable="model"))
-    assert setup.find_members(model) == ()
 
 
 def test_a_task_without_a_member_is_an_error_before_rows_are_read(experiment, tmp_path):
@@ -153,6 +152,24 @@ def test_tasks_that_are_scored_by_anothers_prompt():
     assert prompts.tuned_tasks(tuned) == {
         f"glue_{name}_v002" for name in ("mnli", "mnli_matched", "mnli_mismatched")
     }
+
+
+def test_full_members_are_their_prompts_with_noise_too():
+    """Each row of a mixed batch against the same row with its member as a plain prompt."""
+    members = jax.random.normal(jax.random.key(1), (3, 4, CONFIG.embed_dim))
+    batch, which = random_batch(), np.asarray([2, 0, 1, 0])
+    shape = (*batch["encoder_input_tokens"].shape, CONFIG.embed_dim)
+    for noise in (None, jax.random.normal(jax.random.key(2), shape)):
+        params = random_params()
+        mixed = forward(MODEL, params, Prompt(members), batch, which=which, noise=noise)
+        full = np.full((3, 5), 4, np.int32)
+        if noise is None:  # members that could be of other lengths
+            other = forward(MODEL, params, Prompt(members, lengths=full), batch, which=which)
+            np.testing.assert_allclose(other, mixed, atol=1e-4)
+        for row, member in enumerate(which):
+            alone = forward(MODEL, params, Prompt(members[member]), batch, noise=noise)
+            valid = np.asarray(batch["decoder_target_tokens"][row] > 0)
+            np.testing.assert_allclose(mixed[row][valid], alone[row][valid], atol=1e-4)
 
 
 def test_upstream_t5x_refuses_members_and_loads_one(experiment, trained, checkpoint):

@@ -292,18 +292,6 @@ def test_a_task_that_a_batch_lacks_stays_and_changes_no_other(name, values):
             np.testing.assert_allclose(ends[0][leaf], decayed, rtol=1e-6)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_a_model_that_is_tuned_has_no_prompt_whatever_the_method(name):
-    recipe = steps.make_recipe(
-        T5(SMALL), PromptConfig(method=name), OptimizerConfig(), TrainConfig(trainable="model")
-    )
-    no_rows = {"prompt": jnp.zeros((0, SMALL.embed_dim))}
-    state = steps.TrainState(jnp.int32(0), {**random_params(SMALL), **no_rows}, None)
-    prompt = steps.fold(recipe, state, {})
-    assert prompt.rows.shape == (0, SMALL.embed_dim)
-    assert jax.tree.leaves(prompt) == [prompt.rows]
-
-
 # A leaf with a learning rate of its own ---------------------------------------------------------
 
 

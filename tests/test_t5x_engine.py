@@ -99,7 +99,9 @@ def test_mistakes_are_found_before_t5x_starts(arguments, tmp_path, binding, mess
     assert not (tmp_path / "gs:").exists()
 
 
-@pytest.mark.parametrize("name", ["prefix_tuning", "p_tuning_v2", "shared_prompt"])
+@pytest.mark.parametrize(
+    "name", ["prefix_tuning", "p_tuning_v2", "shared_prompt", "multitask", "mpt"]
+)
 def test_a_method_of_more_than_rows_is_refused_before_anything_is_read(arguments, name):
     loaded = load(arguments, f"PROMPT_METHOD={name!r}", "INITIAL_CHECKPOINT_PATH='nowhere'")
     with pytest.raises(ConfigError, match=rf"PROMPT_METHOD = '{name}'.*\n.*--engine=embedded"):

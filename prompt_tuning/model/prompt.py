@@ -198,21 +198,22 @@ def encode(
     positions (paper 2). Token 0 is padding. If the prompt has members, `which` names that of each
     row, and the text follows the rows of its own prompt at once: padding between them would shift
     relative positions. S is then `width`, at least the longest row (P + T by default). With a
-    `dropout_key` the encoder drops out. `noise` is added to the embedded tokens of a prompt whose
-    members, if any, are full. The `segments` of packed rows are for a model without a prompt: one prompt cannot
-    precede several examples.
+    `dropout_key` the encoder drops out. `noise` is added to the embedded tokens; the members of
+    the prompt, if there are any, are then full. The `segments` of packed rows are for a model
+    without a prompt: one prompt cannot precede several examples.
     """
-    is_full = which is None or (prompt.lengths is None and width is None)
-    assert noise is None or (segments is None and is_full), "noise is for prompts of one length"
+    are_full = prompt.lengths is None and width is None
+    assert noise is None or segments is None, "noise is for rows of one example"
     if segments is not None:
         assert prompt.rows.shape[-2] == 0, "packed rows take no prompt"
         x, valid = t5.apply(model, backbone, "embed", tokens), segments
-    elif is_full:
+    elif which is None or are_full:
         x = t5.apply(model, backbone, "embed", tokens)
         x = x if noise is None else x + noise.astype(x.dtype)
         rows = jnp.asarray(prompt.rows)
         x, valid = prepend_prompt(rows if which is None else rows[which], x, tokens > 0)
     else:
+        assert noise is None, "noise is for members of one length"
         places = width or prompt.rows.shape[-2] + tokens.shape[1]
         lengths = member_lengths(prompt, which)
         tokens = shift_tokens(tokens, lengths, places)
