@@ -19,7 +19,8 @@ from prompt_tuning.model.device import ANY, Device, choose_device
 
 
 def draw(*shape, seed=0):
-    return 3.0 * jax.random.normal(jax.random.key(seed), shape)
+    values = 3.0 * np.random.default_rng(seed).normal(size=shape)
+    return jnp.asarray(values, jnp.float32)  # without a program for each shape
 
 
 def gradients(function, *arguments):
@@ -139,7 +140,7 @@ def test_absorbed_attention_is_that_of_keys_and_values(drops):
 
 
 @given(st.integers(1, 5), st.integers(1, 4), st.lists(st.integers(1, 40), min_size=1, max_size=4))
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)  # each compiles
 def test_what_a_row_keeps_does_not_depend_on_the_rows_behind_it(rows, more, widths):
     config = dataclasses.replace(CONFIG, dropout_rate=0.4)
     names = {str(n): (1 + n % 2, width) for n, width in enumerate(widths)}

@@ -233,6 +233,7 @@ def test_interrupts_and_bugs(tmp_path, body, code, message):
         Path(file).unlink()
 
 
+@pytest.mark.slow
 def test_the_first_run_is_quiet(tmp_path):
     """A few steps of the demo: on stderr are the overrides, and nothing of the libraries."""
     flags = ["--gin_file=demo.gin", "--gin.TRAIN_STEPS_RELATIVE=2", "--gin.EVAL_PERIOD=2"]

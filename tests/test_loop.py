@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import seqio
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_models import CONFIG, MODEL, random_params
+from tiny_models import CONFIG as TWO_LAYERS
+from tiny_models import random_params
 
 from prompt_tuning import load_prompt
 from prompt_tuning.batches import batching
@@ -31,6 +32,7 @@ from prompt_tuning.decoding import decode
 from prompt_tuning.evaluation import matrix, ranking
 from prompt_tuning.evaluation.evaluate import mean_score
 from prompt_tuning.evaluation.records import read_records
+from prompt_tuning.model import t5
 from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.session import checks, session
 from prompt_tuning.tasks.eval_task import make_eval_task
@@ -38,13 +40,15 @@ from prompt_tuning.tasks.task_rows import EvalRows
 from prompt_tuning.training import loop, model_dir
 from prompt_tuning.training import step as steps
 
+CONFIG = dataclasses.replace(TWO_LAYERS, num_encoder_layers=1, num_decoder_layers=1)
+MODEL = t5.T5(CONFIG)
 START = 7  # the step of the backbone
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     path = str(tmp_path_factory.mktemp("backbone") / f"checkpoint_{START}")
-    t5x.write_t5x(path, random_params(), START)
+    t5x.write_t5x(path, random_params(CONFIG), START)
     return path
 
 
@@ -278,7 +282,7 @@ def test_config_gin_is_that_of_the_last_start(experiment, tmp_path):
 @pytest.mark.slow
 def test_a_backbone_that_was_replaced_is_refused(experiment, tmp_path):
     path = tmp_path / f"checkpoint_{START}"
-    t5x.write_t5x(path, random_params(), START)
+    t5x.write_t5x(path, random_params(CONFIG), START)
     run = dataclasses.replace(
         experiment(tmp_path / "run", steps=2), initial_checkpoint_path=str(path)
     )
@@ -331,7 +335,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_anything_is_saved(
 ):
     changes = {"parts": 1, **changes}
     parts, length = changes.pop("parts"), 0 if "trainable" in changes else 4
-    params = random_params()
+    params = random_params(CONFIG)
     params["decoder/logits_dense/kernel"] = (
         params["decoder/logits_dense/kernel"].at[0, 5].set(np.inf)
     )
@@ -356,7 +360,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_anything_is_saved(
 
 def test_a_ranking_that_is_not_finite_is_no_divergence(experiment, tmp_path):
     """Of the backbone, before any step: no step is named, no row of a batch, no learning rate."""
-    params = random_params() | {"decoder/decoder_norm/scale": np.full(CONFIG.embed_dim, np.nan)}
+    params = random_params(CONFIG) | {
+        "decoder/decoder_norm/scale": np.full(CONFIG.embed_dim, np.nan)
+    }
     t5x.write_t5x(tmp_path / f"checkpoint_{START}", params, START)
     run = dataclasses.replace(
         experiment(tmp_path / "run", eval=EvalConfig(period=4, method="rank")),
@@ -381,7 +387,7 @@ def test_beams_and_number_of_rows_are_those_of_the_settings(experiment, tmp_path
         row[: len(ids)] = ids
     prompt, tokens = jax.numpy.asarray(result.prompt), jax.numpy.asarray(tokens)
     _, scores = decode.generate(
-        MODEL, random_params(), Prompt(prompt), tokens, length=5, num_decodes=3
+        MODEL, random_params(CONFIG), Prompt(prompt), tokens, length=5, num_decodes=3
     )
     np.testing.assert_allclose([record["score"] for record in rows], scores, rtol=1e-4)
 
@@ -465,9 +471,9 @@ def test_model_tuning_changes_the_model_and_writes_t5x_checkpoints(experiment, t
     result = loop.train(tuned)
     kept = {f"checkpoint_{result.best_step}", f"checkpoint_{START + 4}"}
     assert {path.name for path in tmp_path.glob("checkpoint_*")} == kept  # the best and the last
-    params, step = t5x.read_t5x(str(tmp_path / f"checkpoint_{START + 4}"), random_params())
+    params, step = t5x.read_t5x(str(tmp_path / f"checkpoint_{START + 4}"), random_params(CONFIG))
     assert step == START + 4
-    before = random_params()
+    before = random_params(CONFIG)
     assert all((np.asarray(params[k]) != np.asarray(before[k])).any() for k in before)
     assert not (tmp_path / "prompts").exists()
 

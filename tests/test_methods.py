@@ -1,6 +1,7 @@
 """Every method: its parameters, where it begins, its formula and gradient, its settings."""
 
 import dataclasses
+import functools
 import importlib
 import sys
 from contextlib import nullcontext
@@ -69,9 +70,15 @@ def make(name, values, init="auto", seed=0, length=P, model=CONFIG):
     params = first_params(name, method, settings, start)
 
     def fold(params, key=None):
-        return method.fold(settings, params, Frozen(model, backbone), key)
+        return fold_compiled(method.fold, settings, model, params, backbone, key)
 
     return method, params, fold
+
+
+# Compiled: operation by operation, each is a program of its own.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def fold_compiled(fold, settings, model, params, backbone, key):
+    return fold(settings, params, Frozen(model, backbone), key)
 
 
 def test_every_method_is_tested():
@@ -136,7 +143,8 @@ def test_the_gradient_is_the_finite_difference(name, values):
             fields = zip(jax.tree.leaves(fold(params)), weights, strict=True)
             return sum((jnp.tanh(field) * weight).sum() for field, weight in fields)
 
-        gradient = jax.grad(loss)(params)
+        gradient = jax.jit(jax.grad(loss))(params)
+        loss = jax.jit(loss)
         for leaf in set(params) - set(method.fixed):
             direction = jnp.asarray(rng.normal(size=params[leaf].shape))
             ahead, behind = (

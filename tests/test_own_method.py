@@ -40,6 +40,14 @@ def test_the_method_by_itself(folder):
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[-1])
+def test_the_commands_are_read(folder, command, capsys):
+    """Every setting is known, those of the method too; behind `slow`, they train."""
+    assert cli.main(["show-config", *command[2:]]) == 0
+    assert "my_module.METHOD" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[-1])
 def test_the_commands_train(folder, command):
     train_briefly(command)
     (adapter,) = (folder / "short" / "prompts").glob("*4/adapter_model.safetensors")

@@ -17,11 +17,15 @@ from prompt_tuning.model.prompt import Prompt, no_prompt
 
 # H x K is not D, and stacks of different depth.
 ODD = dataclasses.replace(CONFIG, num_encoder_layers=3, num_heads=3, head_dim=5)
+ONE = dataclasses.replace(CONFIG, num_encoder_layers=1, num_decoder_layers=1)
 # Compiled: operation by operation, each is a program of its own.
 ENCODE = jax.jit(prompt.encode, static_argnums=0, static_argnames="width")
 DECODE = jax.jit(prompt.decode, static_argnums=0)
 SCORE = jax.jit(loss.label_log_likelihoods, static_argnums=0)
 SEARCH = jax.jit(decode.generate_all, static_argnums=(0, 4))
+ENCODE_KEYS_VALUES = jax.jit(t5.encode_keys_values, static_argnums=0)
+DECODE_KEYS_VALUES = jax.jit(t5.decode_keys_values, static_argnums=0)
+INIT_CACHE = jax.jit(prompt.init_cache, static_argnums=0, static_argnames="length")
 FIELDS = ("encoder", "decoder", "cross", "memory")
 LENGTHS = {"encoder": 3, "decoder": 2, "cross": 4, "memory": 1}
 
@@ -74,7 +78,7 @@ def test_a_prefix_of_tokens_is_those_tokens_which_do_not_see_the_input():
     params, batch = random_params(), random_batch(rows=1, inputs=9, targets=5)
     plain, ids = PlainT5(params), np.asarray([[7, 300, 12, 45]], np.int32)
     x, valid = params["token_embedder/embedding"][ids], jnp.ones((1, 4), bool)
-    states, keys_values = t5.encode_keys_values(MODEL, params, x, valid)
+    states, keys_values = ENCODE_KEYS_VALUES(MODEL, params, x, valid)
     given = no_prompt(CONFIG)._replace(encoder=keys_values[0], memory=states[0])
     inputs, targets = batch["encoder_input_tokens"], batch["decoder_input_tokens"]
 
@@ -93,7 +97,7 @@ def test_a_prefix_of_tokens_is_those_tokens_which_do_not_see_the_input():
 
     # Tokens before the targets do not see these in any case.
     encoded = ENCODE(MODEL, params, no_prompt(CONFIG), inputs)
-    front = t5.decode_keys_values(MODEL, params, x, *encoded)
+    front = DECODE_KEYS_VALUES(MODEL, params, x, *encoded)
     given = no_prompt(CONFIG)._replace(decoder=front[0])
     longer = jnp.concatenate([jnp.asarray(ids), targets], axis=1)
     expected = DECODE(MODEL, params, no_prompt(CONFIG), longer, encoded)[:, 4:]
@@ -160,11 +164,11 @@ def test_a_field_of_length_0_is_no_field(field):
 @pytest.mark.parametrize("targets", [3, 40], ids=["absorbed", "plain"])
 def test_every_slot_has_a_gradient_of_its_own(targets):
     """With dropout as without, equal to a difference quotient where one is taken."""
-    params, batch = random_params(), random_batch(targets=targets)
-    given = random_prefix(rows=1)
+    params, batch = random_params(ONE), random_batch(targets=targets)
+    given = random_prefix(ONE, rows=1)
 
     def total(given, key=None, rate=0.0):
-        model = t5.T5(dataclasses.replace(CONFIG, dropout_rate=rate))
+        model = t5.T5(dataclasses.replace(ONE, dropout_rate=rate))
         logits = loss.forward(model, params, given, batch, dropout_key=key)
         return loss.loss_fn(logits, batch)[0] / 100
 
@@ -175,7 +179,7 @@ def test_every_slot_has_a_gradient_of_its_own(targets):
             assert np.all(np.asarray(getattr(found, field)) != 0), field
     value = jax.jit(total)
     for field in FIELDS:
-        direction = random_prefix(seed=9)
+        direction = random_prefix(ONE, seed=9)
         step = jax.tree.map(jnp.zeros_like, given)
         step = step._replace(**{field: getattr(direction, field) * 1e-2})
         ahead, behind = (jax.tree.map(lambda x, d, s=s: x + s * d, given, step) for s in (1, -1))
@@ -185,17 +189,17 @@ def test_every_slot_has_a_gradient_of_its_own(targets):
 
 
 def test_dropout_is_the_same_whether_keys_are_computed_or_absorbed(monkeypatch):
-    config = dataclasses.replace(CONFIG, dropout_rate=0.3)
-    params, batch, given = random_params(), random_batch(targets=3), random_prefix(rows=1)
+    config = dataclasses.replace(ONE, dropout_rate=0.3)
+    params, batch = random_params(ONE), random_batch(targets=3)
+    given = random_prefix(ONE, rows=1)
 
     def outcome():
-        function = jax.value_and_grad(
-            lambda given: loss.loss_fn(
-                loss.forward(t5.T5(config), params, given, batch, dropout_key=jax.random.key(1)),
-                batch,
-            )[0]
-        )
-        return jax.tree.leaves(function(given))
+        def total(given, params, batch):
+            key = jax.random.key(1)
+            logits = loss.forward(t5.T5(config), params, given, batch, dropout_key=key)
+            return loss.loss_fn(logits, batch)[0]
+
+        return jax.tree.leaves(jax.jit(jax.value_and_grad(total))(given, params, batch))
 
     absorbed = outcome()
     for module in ("t5", "layers"):
@@ -267,7 +271,7 @@ def test_step_by_step_equals_all_at_once(length):
     encoded = ENCODE(MODEL, params, given, batch["encoder_input_tokens"])
     tokens = batch["decoder_input_tokens"]
     expected = DECODE(MODEL, params, given, tokens, encoded)
-    cache = prompt.init_cache(MODEL, params, given, encoded, length=length)
+    cache = INIT_CACHE(MODEL, params, given, encoded, length=length)
     assert ("encoded" in cache) == (length == 3)
     assert cache["self_key"].shape[2] == length  # prefixes are not in it
     for index in range(length):

@@ -12,7 +12,8 @@ import seqio
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tiny_models import CONFIG, MODEL, evaluator_of, random_params, random_prompt
+from tiny_models import CONFIG as TWO_LAYERS
+from tiny_models import evaluator_of, random_params, random_prompt
 
 from prompt_tuning.batches import batching
 from prompt_tuning.batches.groups import Cutting
@@ -25,6 +26,8 @@ from prompt_tuning.planning import hlo
 from prompt_tuning.tasks import registry, task_rows
 from prompt_tuning.tasks.eval_task import EvalTask
 
+CONFIG = dataclasses.replace(TWO_LAYERS, num_encoder_layers=1, num_decoder_layers=1)
+MODEL = t5.T5(CONFIG)
 LENGTHS = {"inputs": 16, "targets": 5}
 WORDS = ("yes", "no", "maybe not")
 RAGGED = (*(tuple("abcdefghi"[:n]) for n in (1, 9, 3)), ("yes", "nobody at all"))
@@ -48,7 +51,7 @@ def ragged(task):
 
 @pytest.fixture(scope="module")
 def params():
-    return random_params(), Prompt(random_prompt(3))
+    return random_params(CONFIG), Prompt(random_prompt(3))
 
 
 @functools.cache  # compiled once

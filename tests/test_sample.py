@@ -15,6 +15,7 @@ from test_decode import markov
 from tiny_models import (
     CONFIG,
     MODEL,
+    apply_t5,
     evaluator_of,
     load_data,
     random_batch,
@@ -26,7 +27,7 @@ from prompt_tuning.config import ConfigError, DataConfig, Decoding, EvalConfig, 
 from prompt_tuning.decoding import beam, decode
 from prompt_tuning.decoding.sample import mask_logits, row_keys, temperature_sample
 from prompt_tuning.evaluation.evaluate import evaluate
-from prompt_tuning.model import sharding, t5
+from prompt_tuning.model import sharding
 from prompt_tuning.model.prompt import Prompt, encode, no_prompt
 from prompt_tuning.world.assets import TINY_CONFIG
 
@@ -37,6 +38,12 @@ SEED = 5  # of the golden file
 
 def table_step(last, cache, index):
     return cache["table"][jnp.arange(last.shape[0]), last], cache
+
+
+# Compiled: operation by operation, each is a program of its own.
+draw = jax.jit(
+    temperature_sample, static_argnums=0, static_argnames=("num_decodes", "length", "decoding")
+)
 
 
 def decoding_of(options) -> tuple[Decoding, int]:
@@ -56,7 +63,7 @@ def test_samples_are_t5xs(name, draws):
     decoding, num_decodes = decoding_of(CASES[name])
     cache = {"table": jnp.asarray(GOLDEN["table"])}
     keys = jax.random.key(SEED) if draws == "joint" else row_keys(SEED, jnp.arange(3))
-    tokens, scores = temperature_sample(
+    tokens, scores = draw(
         table_step, cache, keys, num_decodes=num_decodes, length=7, decoding=decoding
     )
     np.testing.assert_array_equal(tokens, GOLDEN[f"{name}/{draws}/tokens"])
@@ -130,7 +137,7 @@ def _allowed(logits, decoding):
 def test_samples_have_the_exact_distribution(options):
     decoding = Decoding(method="sample", **options)
     _, cache, _ = markov(3)
-    tokens, scores = temperature_sample(
+    tokens, scores = draw(
         table_step,
         cache,
         row_keys(0, jnp.arange(2)),
@@ -230,11 +237,13 @@ def test_a_row_draws_the_same_in_any_batch():
 def test_scores_are_those_of_the_whole_sequence_without_a_cache():
     tokens = random_batch()["encoder_input_tokens"]
     drawn, scores = sample(tokens, jnp.arange(4), SEARCH)
-    encoded, valid = encode(MODEL, random_params(), Prompt(random_prompt(3)), tokens)
+    encoded, valid = jax.jit(encode, static_argnums=0)(
+        MODEL, random_params(), Prompt(random_prompt(3)), tokens
+    )
     for k in range(3):
         targets = drawn[:, k]
         inputs = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
-        logits = t5.apply(t5.T5(CONFIG), random_params(), "decode", inputs, encoded, valid)
+        logits = apply_t5(MODEL, random_params(), "decode", inputs, encoded, valid)
         log_p = jax.nn.log_softmax(logits)
         each = jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
         ended = jnp.cumsum(inputs == 1, axis=1) > 0

@@ -6,7 +6,8 @@ import functools
 import jax
 import numpy as np
 import pytest
-from tiny_models import CONFIG, random_batch, random_params, random_prompt
+from tiny_models import CONFIG as TWO_LAYERS
+from tiny_models import random_batch, random_params, random_prompt
 
 from prompt_tuning.checkpoints import t5x
 from prompt_tuning.checkpoints.run_state import RunStateStore
@@ -23,6 +24,7 @@ from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.session import checks
 from prompt_tuning.training import optim, step
 
+CONFIG = dataclasses.replace(TWO_LAYERS, num_encoder_layers=1, num_decoder_layers=1)
 MESHES = {(8, 1): 1, (4, 2): 2, (2, 4): 4, (1, 8): 8}
 every_mesh = pytest.mark.parametrize(
     "shape",
@@ -41,7 +43,7 @@ def run(mesh, batches, config=CONFIG):
     Every other batch is cut into two groups, of which the second is padded to less.
     """
     shapes = t5.param_shapes(config)
-    params = {name: value.astype(config.dtype) for name, value in random_params().items()}
+    params = {name: value.astype(config.dtype) for name, value in random_params(CONFIG).items()}
     backbone = jax.device_put(params, sharding.param_shardings(shapes, mesh))
     state, model = make_state(mesh), t5.T5(config)
     recipe = step.make_recipe(model, PromptConfig(), OptimizerConfig(), TrainConfig())
@@ -114,7 +116,7 @@ def test_a_bfloat16_backbone_on_a_mesh_equals_one_on_a_device(batches, single):
 def written(tmp_path_factory):
     """A checkpoint, and a state that was trained and saved on one device."""
     folder = tmp_path_factory.mktemp("sharding")
-    t5x.write_t5x(folder / "checkpoint_9", random_params(), 9)
+    t5x.write_t5x(folder / "checkpoint_9", random_params(CONFIG), 9)
     with RunStateStore(folder / "states") as store:
         store.save(3, make_state(sharding.make_mesh(1, jax.devices()[:1])), {"is": "one"})
         store.wait()
@@ -134,7 +136,7 @@ def test_a_mesh_restores_saves_and_resumes_as_one_device_does(shape, written, tm
     mesh = sharding.make_mesh(shape[1])
     places = sharding.param_shardings(t5.param_shapes(CONFIG), mesh)
     found, _ = t5x.read_t5x(written / "checkpoint_9", t5.param_shapes(CONFIG), shardings=places)
-    for name, value in random_params().items():
+    for name, value in random_params(CONFIG).items():
         assert found[name].sharding == places[name], name
         np.testing.assert_array_equal(found[name], value, err_msg=name)
 

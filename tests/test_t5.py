@@ -30,8 +30,9 @@ NO_PROMPT = jnp.zeros((0, CONFIG.embed_dim))
 
 def test_a_seed_gives_the_same_model_however_it_is_traced():
     key = jax.random.key(3)
-    expected = t5.init_params(CONFIG, key)
-    for name, value in jax.jit(lambda key: t5.init_params(CONFIG, key))(key).items():
+    config = dataclasses.replace(CONFIG, num_encoder_layers=1, num_decoder_layers=1)
+    expected = t5.init_params(config, key)
+    for name, value in jax.jit(lambda key: t5.init_params(config, key))(key).items():
         np.testing.assert_allclose(value, expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
 
 

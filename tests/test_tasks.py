@@ -52,7 +52,11 @@ def pretokenized(example: dict) -> dict[str, str]:
     return {key: example[f"{key}_pretokenized"].decode() for key in ("inputs", "targets")}
 
 
-@pytest.mark.parametrize("name", SUPER_GLUE)
+# Without its word a task takes the same operations; test_superglue.py has both forms.
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * n.startswith("taskless")) for n in SUPER_GLUE],
+)
 def test_tf_data_gives_what_the_pure_function_gives(name):
     spec = registry.find_spec(name)
     source = seqio.get_mixture_or_task(name).source
