@@ -29,16 +29,14 @@ def known_to_xla(flag: str) -> bool:
 
 # Eight CPU devices, so that the mesh tests run in the same process as the others. Most of a test's
 # time is compiling, of programs that run for milliseconds: LLVM need not make them faster, and the
-# older emitters of XLA compile a training step in a third of the time. A program also
-# takes less in one piece, without products that a library compiles anew in each process, and
-# without the places in the source that its operations come from.
+# older emitters of XLA compile a training step in a third of the time. A program also takes less in
+# one piece, and without the places in the source that its operations come from.
 # With JAX_PLATFORMS=cuda,cpu the tests of GPUs find them as users do.
 if os.environ.setdefault("JAX_PLATFORMS", "cpu") == "cpu":
     flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     for flag in (
         "xla_cpu_use_fusion_emitters=false",
         "xla_cpu_parallel_codegen_split_count=1",
-        "xla_cpu_experimental_ynn_fusion_type=",
     ):
         if known_to_xla(flag.split("=")[0]):
             flags += f"--{flag} "

@@ -56,7 +56,7 @@ def test_every_row_of_a_batch_names_its_member():
     """In every group, the rows that are padding too; a run without members has no more arrays."""
     tokens = {5: 2, 6: 0, 7: 1}  # of a task's rows -> the number of its member
     rows = [make_rows(f"task_{token}", token, range(1, 40)) for token in tokens]
-    cutting = groups.Cutting(inputs=64, targets=2, prompt=0, fewest=4, most=4, data_parts=8)
+    cutting = groups.Cutting(inputs=64, targets=2, fewest=4, most=4, data_parts=8)
     where = {"seed": 3, "batch_size": 24}
     seen = set()
     for step in range(5):
