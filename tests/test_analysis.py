@@ -170,6 +170,14 @@ def test_groups_are_drawn_whole_and_one_drawn_twice_counts_twice():
     assert (high - low) / 2 == pytest.approx(spread, rel=0.2)
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_score_that_is_no_number_has_no_interval():
+    """The parity of rows none of which has its pair."""
+    targets = [{"value": 1, "group": row} for row in range(5)]
+    task = make_task(["x"] * 5, metric_fns=(metrics.gender_parity,))
+    assert intervals.bootstrap(dataclasses.replace(task, targets=targets), targets, 300) == {}
+
+
 def test_too_many_rows_have_no_bootstrap():
     task = make_task(["x"] * 60, metric_fns=(exact_match,))
     rows = 2 * intervals.MOST_WORK // intervals.FEWEST_RESAMPLES

@@ -421,12 +421,13 @@ def test_overview_counts_what_the_vocabulary_cannot_write(tmp_path):
 
 
 def test_overview_names_answers_that_are_numbers(tmp_path):
-    file = write_rows(tmp_path / "rows.jsonl", [(f"soup {i}", f"{i / 2}") for i in range(6)])
+    file = write_rows(tmp_path / "rows.jsonl", [(f"soup {i}", f"{i % 3}") for i in range(12)])
     config = data_config(tmp_path, train_file=file, eval_file=file, label_words=())
     data = load_data(experiment(config))
     (task,) = data.eval_tasks
     text = overview.describe_data(data, config.task_feature_lengths, "validation")
     assert "note: the answers of validation are numbers" in text
+    assert "different answers" not in text  # one note, which says both
     correlations = {"pearson_corrcoef": pytest.approx(100), "spearman_corrcoef": pytest.approx(100)}
     assert task.metrics(task.targets) == {"exact_match": 100.0, **correlations}
 

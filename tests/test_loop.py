@@ -523,7 +523,7 @@ def test_prompts_and_tasks_are_scored_as_a_matrix(straight, experiment, tmp_path
     assert names == {f"two_as-step_{START + n:06d}-{START + n:06d}.jsonl" for n in (4, 12)}
 
 
-def test_an_evaluation_does_not_write_into_a_run(straight, experiment):
+def test_an_evaluation_refuses_a_run_s_folder_and_a_metric_that_is_not_there(straight, experiment):
     _, folder = straight
     source = experiment(folder)
     before = (folder / "metrics.jsonl").read_bytes()
@@ -536,6 +536,9 @@ def test_an_evaluation_does_not_write_into_a_run(straight, experiment):
     with pytest.raises(ConfigError, match="MODEL_DIR"):
         matrix.run_eval(run)
     assert (folder / "metrics.jsonl").read_bytes() == before
+    elsewhere = {"eval_output_dir": str(folder / "scores"), "eval": EvalConfig(metric="f1")}
+    with pytest.raises(ConfigError, match=r"TASK_METRIC = 'f1'.*accuracy"):
+        matrix.run_eval(dataclasses.replace(run, **elsewhere))
 
 
 @pytest.mark.slow  # test_meshes.py runs others

@@ -60,7 +60,7 @@ def wilson(right: int, rows: int) -> Interval:
 
 
 def bootstrap(task: EvalTask, predictions: Sequence[Any], resamples: int) -> dict[str, Interval]:
-    """The percentile interval of every metric over rows drawn with replacement."""
+    """The percentile interval of every numeric metric over rows drawn with replacement."""
     groups = _group_rows(task.targets)
     draws = np.random.default_rng(SEED).integers(len(groups), size=(resamples, len(groups)))
     values: dict[str, list[float]] = {}
@@ -73,6 +73,7 @@ def bootstrap(task: EvalTask, predictions: Sequence[Any], resamples: int) -> dic
     return {
         name: (float(low), float(high))
         for name, scores in values.items()
+        if not np.isnan(scores).all()  # a gender parity without a whole pair
         for low, high in [np.nanpercentile(scores, ends)]
     }
 

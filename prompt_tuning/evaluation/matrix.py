@@ -16,7 +16,14 @@ from prompt_tuning.checkpoints import load
 from prompt_tuning.config import ConfigError, EvalRun, config_hash
 from prompt_tuning.evaluation import pictures
 from prompt_tuning.evaluation.analysis import analyse, describe
-from prompt_tuning.evaluation.evaluate import Evaluator, TaskResult, evaluate, majority, methods
+from prompt_tuning.evaluation.evaluate import (
+    Evaluator,
+    TaskResult,
+    describe_choice,
+    evaluate,
+    majority,
+    methods,
+)
 from prompt_tuning.evaluation.intervals import score_intervals
 from prompt_tuning.evaluation.prompts import (
     NamedPrompt,
@@ -59,6 +66,7 @@ def run_eval(run: EvalRun, *, session: Session | None = None, config_text: str =
         for task in data.eval_tasks:
             for line in find_lost(run.data.eval_split, task.rows, task, data.vocabulary):
                 print(f"{task.name}: {line}", flush=True)
+        describe_choice(data.eval_tasks, run.eval)  # refuses a metric that a task does not have
         backbone = session.load_backbone()
     if unused := load.describe_unused_prompt(run.checkpoint_path, files):
         print(unused, flush=True)
