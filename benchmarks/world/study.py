@@ -1,4 +1,4 @@
-"""Zero-shot, prompt and model tuning on SuperGLUE in miniature, before and after LM adaptation.
+"""Zero-shot, prompts and model tuning on SuperGLUE in miniature, before and after LM adaptation.
 
 For the backbones of README.md, in the folder in which its commands were run:
   python benchmarks/world/study.py --sizes 200k 1m --out study.jsonl
@@ -20,7 +20,11 @@ from pathlib import Path
 import numpy as np
 
 STAGES = {"span corruption": "{size}", "LM-adapted": "{size}_lm"}
-METHODS = {"prompt tuning": "runs/prompt_tune.gin", "model tuning": "runs/model_tune.gin"}
+METHODS = {
+    "prompt tuning": ("runs/prompt_tune.gin",),
+    "shared prompt": ("runs/prompt_tune.gin", "methods/shared_prompt.gin"),
+    "model tuning": ("runs/model_tune.gin",),
+}
 T_95 = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 6: 2.57, 7: 2.45, 8: 2.36, 9: 2.31, 10: 2.26}
 
 
@@ -40,7 +44,8 @@ def run(args: argparse.Namespace, key: dict) -> list[dict]:
     from prompt_tuning.training import loop
 
     folder = Path(tempfile.mkdtemp(prefix="world-study-"))
-    steps = args.steps if key["method"] == "prompt tuning" else args.model_steps
+    tunes_model = key["method"] == "model tuning"
+    steps = args.model_steps if tunes_model else args.steps
     bindings = {
         "MODEL_DIR": str(folder / "run"),
         "INITIAL_CHECKPOINT_PATH": str(checkpoint(args.runs, key["size"], key["stage"])),
@@ -51,15 +56,15 @@ def run(args: argparse.Namespace, key: dict) -> list[dict]:
         "EVAL_PERIOD": max(1, steps // 2),
         "EVAL_METHOD": "rank",
         "BATCH_SIZE": 32,
-        "PROMPT_LENGTH": 20 if key["method"] == "prompt tuning" else 0,
+        "PROMPT_LENGTH": 0 if tunes_model else 20,
         "DROPOUT_RATE": 0.0,
         "WARMUP_STEPS": 0,
-        "LEARNING_RATE": args.rate if key["method"] == "prompt tuning" else args.model_rate,
+        "LEARNING_RATE": args.model_rate if tunes_model else args.rate,
         "RANDOM_SEED": key["seed"],
     }
     files = [f"world_{key['size']}.gin", f"superglue/{key['task']}.gin"]
     loaded = gin_reader.load(
-        [*files, METHODS[key["method"]]],
+        [*files, *METHODS[key["method"]]],
         [f"{k} = {v!r}" for k, v in bindings.items()],
         [str(Path(__file__).parent)],
     )
@@ -82,7 +87,7 @@ def run(args: argparse.Namespace, key: dict) -> list[dict]:
 def study(args: argparse.Namespace) -> None:
     """Every run that is not in the file yet."""
     names = ("size", "stage", "task", "method", "seed")
-    for values in itertools.product(args.sizes, STAGES, args.tasks, METHODS, range(args.seeds)):
+    for values in itertools.product(args.sizes, args.stages, args.tasks, args.methods, range(args.seeds)):
         key = dict(zip(names, values, strict=True))
         if any(all(r[k] == v for k, v in key.items()) for r in read(args.out)):
             continue
@@ -182,10 +187,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("study.jsonl"))
     parser.add_argument("--sizes", nargs="+", default=["200k", "1m", "3m", "10m"])
     parser.add_argument("--tasks", nargs="+", default=["copa", "wic", "cb"])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=300, help="of prompt tuning")
+    parser.add_argument("--steps", type=int, default=300, help="of a prompt")
     parser.add_argument("--model_steps", type=int, default=200, help="of model tuning")
-    parser.add_argument("--rate", type=float, default=0.1, help="learning rate of prompt tuning")
+    parser.add_argument("--rate", type=float, default=0.1, help="learning rate of a prompt")
     parser.add_argument("--model_rate", type=float, default=0.01, help="of model tuning")
     parser.add_argument("--report", action="store_true")
     parser.add_argument("--curves", action="store_true")
