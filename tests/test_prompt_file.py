@@ -210,6 +210,10 @@ def test_a_shared_prompt_is_never_read_as_a_plain_one(tmp_path: Path, prompt: np
     described.write_text(json.dumps(values))
     with pytest.raises(ConfigError, match="visibility"):
         load_prompt(tmp_path / "p")
+    cudnn = dataclasses.replace(frozen.model, attention="cudnn", dtype="bfloat16")
+    prompt_file.check_stored_prompt(tmp_path / "q", frozen.model)
+    with pytest.raises(ConfigError, match="ATTENTION"):
+        prompt_file.check_stored_prompt(tmp_path / "q", cudnn)  # before weights are read
 
 
 # ---- files of others

@@ -87,7 +87,9 @@ def run(args: argparse.Namespace, key: dict) -> list[dict]:
 def study(args: argparse.Namespace) -> None:
     """Every run that is not in the file yet."""
     names = ("size", "stage", "task", "method", "seed")
-    for values in itertools.product(args.sizes, args.stages, args.tasks, args.methods, range(args.seeds)):
+    for values in itertools.product(
+        args.sizes, args.stages, args.tasks, args.methods, range(args.seeds)
+    ):
         key = dict(zip(names, values, strict=True))
         if any(all(r[k] == v for k, v in key.items()) for r in read(args.out)):
             continue

@@ -36,6 +36,7 @@ from prompt_tuning.evaluation.records import RunLog
 from prompt_tuning.evaluation.results import Cell, Matrix
 from prompt_tuning.model import sharding
 from prompt_tuning.model.prompt import no_prompt
+from prompt_tuning.prompts.prompt_file import check_stored_prompt
 from prompt_tuning.runtime import agreement, processes
 from prompt_tuning.runtime.replace_folder import replace_text, writing
 from prompt_tuning.session import setup
@@ -61,6 +62,8 @@ def run_eval(run: EvalRun, *, session: Session | None = None, config_text: str =
         agreement.check("settings", f"{config_hash(run)} {mesh.shape}")
         evaluator = Evaluator(session.model, mesh, run.eval, run.data)
         files = find_prompts(run.prompt_file)
+        for file in files:
+            check_stored_prompt(file, run.model)
         labels = run.class_labels
         data = setup.load_data(run.data, run.eval, run.model, class_labels=labels, train=False)
         for task in data.eval_tasks:

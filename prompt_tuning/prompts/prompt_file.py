@@ -263,6 +263,13 @@ def read_prompt(path: str | os.PathLike[str], task: int | None = None) -> Stored
     return StoredPrompt(prompt, form, metadata, dtype=array.dtype.name)
 
 
+def check_stored_prompt(path: str | os.PathLike[str], model: ModelConfig) -> None:
+    """Raises ConfigError for what is wrong with a prompt that can be told without weights."""
+    stored = read_prompt(path)
+    reaches_encoder = stored.prompt.encoder is not None or is_shared(stored)
+    _check_attention(reaches_encoder, model, os.fspath(path))
+
+
 def describe_more_than_rows(stored: StoredPrompt) -> str:
     """What a prompt is that is not only rows which see the input; "" if it is."""
     if is_shared(stored):
@@ -492,7 +499,11 @@ def _check_fields(prompt: Prompt, model: ModelConfig, where: str) -> None:
                 f"the prompt {where} has {field} of shape {found}; the model needs {expected}. Was "
                 "it trained for a model of another size?"
             )
-    if prompt.encoder is not None and model.attention == "cudnn":
+    _check_attention(prompt.encoder is not None, model, where)
+
+
+def _check_attention(reaches_encoder: bool, model: ModelConfig, where: str) -> None:
+    if reaches_encoder and model.attention == "cudnn":
         raise ConfigError(
             f"the prompt {where} has keys and values for the encoder, which ATTENTION = 'cudnn' "
             "does not take. Set ATTENTION = 'xla'."

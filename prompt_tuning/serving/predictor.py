@@ -122,7 +122,7 @@ class Predictor:
         """
         loaded_vocabulary = load_vocabulary(vocabulary)
         for path in prompts.values():
-            prompt_file.read_prompt(path)  # what is wrong with one is said before weights are read
+            prompt_file.check_stored_prompt(path, config)
         mesh = sharding.make_mesh(num_model_partitions)
         choose_device(config, mesh.devices.flat, partitions=num_model_partitions)
         backbone, _ = read_backbone(checkpoint, config, mesh=mesh)
