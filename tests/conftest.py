@@ -23,7 +23,7 @@ def known_to_xla(flag: str) -> bool:
             library.open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as text,
         ):
-            return text.find(flag.encode()) >= 0
+            return text.find(f"\0{flag}\0".encode()) >= 0
     return False
 
 

@@ -19,7 +19,7 @@ from prompt_tuning.config import DataConfig
 from prompt_tuning.session import setup
 
 FEWEST = 8  # steps before the losses are checked
-PATIENCE = 100  # steps before "not learning" is reported: the loss first falls to the entropy
+PATIENCE = 150  # steps before "not learning" is reported: the loss first falls to the entropy
 WINDOW = 10  # the least steps of a window; its mean is compared with that of the window before
 FLAT = 0.97  # ratio of a window's loss to the one before: from here on it has not fallen
 SLOW = 0.85  # the same ratio: from here on it falls too slowly to leave the entropy
