@@ -96,8 +96,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                     item.add_marker(skip)
 
 
+def pytest_collection_finish() -> None:
+    gc.freeze()  # modules and tests stay to the end: no collection has to look at them again
+
+
 # JAX keeps every program that it has compiled, some 1.5 MB each: a worker would grow to 5 GB.
-MEMORY_LIMIT = 3 << 29
+MEMORY_LIMIT = 5 << 28
 memory_limit = MEMORY_LIMIT
 
 

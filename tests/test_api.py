@@ -57,6 +57,7 @@ def experiment(checkpoint):
     return make
 
 
+@pytest.mark.slow  # two runs; test_safety.py and test_run_state.py have the parts
 def test_an_interrupted_call_is_saved_and_the_same_call_goes_on(experiment, tmp_path):
     handler = signal.getsignal(signal.SIGINT)
     pictures = []

@@ -192,7 +192,13 @@ IN_PARTS = {"num_heads": 3, "head_dim": 8, "mlp_dim": 8, "embed_dim": 24, "num_e
 
 
 # All rows at once; some at a time; not as many in the last part; one at a time; more than a few.
-@pytest.mark.parametrize(("batch", "heads"), [(2, 3), (8, 3), (5, 6), (8, 13), (33, 13)])
+@pytest.mark.parametrize(
+    ("batch", "heads"),
+    [
+        pytest.param(*sizes, marks=[pytest.mark.slow] * (sizes in [(2, 3), (8, 13)]))
+        for sizes in [(2, 3), (8, 3), (5, 6), (8, 13), (33, 13)]
+    ],
+)
 def test_attention_in_parts_is_that_of_all_rows(batch, heads):
     """Rows that do not divide by their parts, a bias of one row or of each."""
     config = ModelConfig(

@@ -161,7 +161,14 @@ def count_parameters(model: ModelConfig) -> int:
     return one + (model.num_encoder_layers - 1) * encoder + (model.num_decoder_layers - 1) * decoder
 
 
-@pytest.mark.parametrize("model", MODELS)
+# test_t5.py has the published counts; a large model has the names of its family's smaller ones.
+LARGE = re.compile("large|xl|xxl|3b|11b")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [pytest.param(m, marks=[pytest.mark.slow] * bool(LARGE.search(m))) for m in MODELS],
+)
 def test_model_files_say_their_parameter_count(model):
     (count,) = re.findall(r"([\d,]+) parameters", (GIN / model).read_text())
     found = load([model, RECIPE, "superglue/cb.gin"], WHERE).model

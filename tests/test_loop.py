@@ -112,22 +112,24 @@ def test_a_run_leaves_what_t5x_users_look_for(straight):
     assert [json.loads(line)["step"] for line in metrics] == [START + n for n in (4, 8, 12)]
 
 
-def test_the_average_is_scored_and_saved_and_continues_bit_for_bit(experiment, tmp_path):
-    """Against the prompts of a run without it, which takes the same steps."""
+@pytest.mark.parametrize("noise", [0.0, pytest.param(0.1, marks=pytest.mark.slow)])
+def test_the_average_is_scored_and_saved_and_continues_bit_for_bit(experiment, tmp_path, noise):
+    """Against the prompts of a run without it, which takes the same steps, where there is noise."""
 
     def run(folder, steps, average):
-        train = TrainConfig(train_steps_relative=steps, prompt_average=average, input_noise=0.1)
+        train = TrainConfig(train_steps_relative=steps, prompt_average=average, input_noise=noise)
         scores = EvalConfig(period=1, method="rank", num_examples=8, baselines=False)
         result = loop.train(experiment(tmp_path / folder, train=train, eval=scores))
         places = [tmp_path / folder / f"prompts/step_{START + n + 1:06d}" for n in range(steps)]
         return [np.asarray(load_prompt(place)[0]) for place in places], result.prompt
 
-    plain, _ = run("plain", 3, 0.0)
     saved, last = run("average", 3, 0.5)
-    np.testing.assert_allclose(saved[0], plain[0], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(saved[1], (plain[0] + 2 * plain[1]) / 3, rtol=1e-5, atol=1e-6)
-    expected = (plain[0] + 2 * plain[1] + 4 * plain[2]) / 7
-    np.testing.assert_allclose(saved[2], expected, rtol=1e-5, atol=1e-6)
+    if noise:  # test_step.py has the numbers without it
+        plain, _ = run("plain", 3, 0.0)
+        np.testing.assert_allclose(saved[0], plain[0], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(saved[1], (plain[0] + 2 * plain[1]) / 3, rtol=1e-5, atol=1e-6)
+        expected = (plain[0] + 2 * plain[1] + 4 * plain[2]) / 7
+        np.testing.assert_allclose(saved[2], expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(last, saved[2])
     run("stopped", 2, 0.5)
     resumed, _ = run("stopped", 3, 0.5)
@@ -211,6 +213,7 @@ def test_rows_of_the_next_step_are_made_while_one_is_computed(experiment, tmp_pa
     assert waited == [True] * 4
 
 
+@pytest.mark.slow  # test_conversion.py has the weights' bits
 def test_a_huggingface_folder_gives_the_same_bits(straight, experiment, checkpoint, tmp_path):
     convert(checkpoint, str(tmp_path / "hf"))
     other = dataclasses.replace(

@@ -1,15 +1,20 @@
 """The loss: known values, weights, and T5X's normalised forms."""
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import CONFIG, MODEL, forward, random_batch, random_params, random_prompt
+from tiny_models import CONFIG as TWO_LAYERS
+from tiny_models import as_model, forward, random_batch, random_params, random_prompt
 
 from prompt_tuning.model import loss
 from prompt_tuning.model.prompt import Prompt, encode
+
+CONFIG = dataclasses.replace(TWO_LAYERS, num_encoder_layers=1, num_decoder_layers=1)
+MODEL = as_model(CONFIG)
 
 
 def logits_for(batch, seed=0):
@@ -67,11 +72,11 @@ def test_log_likelihood_is_a_product_of_probabilities():
         np.testing.assert_allclose(np.exp(scores[row]), np.prod(real), rtol=1e-4)
 
 
-@pytest.mark.parametrize("at_once", [16, 2])
+@pytest.mark.parametrize("at_once", [pytest.param(16, marks=pytest.mark.slow), 2])
 def test_labels_scored_together_are_labels_scored_one_by_one(monkeypatch, at_once):
     """And some at a time, where there are many: the last part is filled up."""
     monkeypatch.setattr(loss, "MOST_LABELS", at_once)
-    params, prompt, batch = random_params(), random_prompt(3), random_batch()
+    params, prompt, batch = random_params(CONFIG), random_prompt(3), random_batch()
     labels = np.array([[7, 8, 1], [9, 1, 0], [300, 1, 0]], np.int32)
     prompt = Prompt(prompt)
     encoded = jax.jit(encode, static_argnums=0)(

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 import seqio
-from tiny_models import CONFIG, MODEL, forward, load_data, random_batch, random_params
+from tiny_models import CONFIG as TWO_LAYERS
+from tiny_models import as_model, forward, load_data, random_batch, random_params
 
 from prompt_tuning import load_prompt
 from prompt_tuning.batches import batching, groups
@@ -35,6 +36,8 @@ from prompt_tuning.tasks import registry
 from prompt_tuning.training import loop
 from prompt_tuning.upstream import inputs
 
+CONFIG = dataclasses.replace(TWO_LAYERS, num_encoder_layers=1, num_decoder_layers=1)
+MODEL = as_model(CONFIG)
 START = 7  # the step of the backbone
 LABELS = ("yes", "no")
 MEMBERS = ("short_and_long_as", "two_as")
@@ -83,7 +86,7 @@ def test_every_row_of_a_batch_names_its_member():
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     path = str(tmp_path_factory.mktemp("backbone") / f"checkpoint_{START}")
-    t5x.write_t5x(path, random_params(), START)
+    t5x.write_t5x(path, random_params(CONFIG), START)
     return path
 
 
@@ -160,14 +163,14 @@ def test_full_members_are_their_prompts_with_noise_too():
     batch, which = random_batch(), np.asarray([2, 0, 1, 0])
     shape = (*batch["encoder_input_tokens"].shape, CONFIG.embed_dim)
     for noise in (None, jax.random.normal(jax.random.key(2), shape)):
-        params = random_params()
-        mixed = forward(MODEL, params, Prompt(members), batch, which=which, noise=noise)
+        params = random_params(CONFIG)
+        mixed = np.asarray(forward(MODEL, params, Prompt(members), batch, which=which, noise=noise))
         full = np.full((3, 5), 4, np.int32)
         if noise is None:  # members that could be of other lengths
             other = forward(MODEL, params, Prompt(members, lengths=full), batch, which=which)
             np.testing.assert_allclose(other, mixed, atol=1e-4)
         for row, member in enumerate(which):
-            alone = forward(MODEL, params, Prompt(members[member]), batch, noise=noise)
+            alone = np.asarray(forward(MODEL, params, Prompt(members[member]), batch, noise=noise))
             valid = np.asarray(batch["decoder_target_tokens"][row] > 0)
             np.testing.assert_allclose(mixed[row][valid], alone[row][valid], atol=1e-4)
 
@@ -271,7 +274,7 @@ def test_a_damaged_member_is_restored_when_a_run_is_resumed(trained, experiment,
 def begin_with(trained, experiment, tmp_path):
     """The first parameters of a run on a new task that begins with the shared rows of another."""
     shared = trained[1] / "prompts" / "best" / "all-tasks"
-    backbone = Backbone(random_params(), START, backbone_identity(random_params()))
+    backbone = Backbone(random_params(CONFIG), START, backbone_identity(random_params(CONFIG)))
 
     def begin(**prompt):
         run = experiment(tmp_path, "two_as_again", init="file", file=str(shared), **prompt)

@@ -43,9 +43,9 @@ START = 3  # the step of the backbone
 KEY_OF_FOLD = 2**31 - 1  # what is folded into the key of a step for the method
 
 
-def methods(*fast):
+def methods(*fast, more=()):
     """These cases, and all others only with --slow."""
-    cases = [*CASES, *(case for case in fast if case not in CASES)]
+    cases = [*CASES, *(case for case in (*fast, *more) if case not in CASES)]
     cases = [
         pytest.param(*c, marks=() if c in fast else pytest.mark.slow, id=f"{c}") for c in cases
     ]
@@ -101,13 +101,12 @@ def keep_gradients():
     return optax.GradientTransformation(zeros, lambda grads, state, params: (zeros(grads), grads))
 
 
-# Without a formula, with dropout, with what is fixed, of keys and values, of what a T5 computes.
+# With what is fixed, of keys and values with dropout, of what a T5 computes.
 @methods(
-    ("prompt_tuning", {}),
-    ("p_tuning", {"encoder": "lstm", "hidden": 3, "dropout": 0.5}),
     ("low_rank", {"rank": 3}),
-    ("prefix_tuning", {}),
+    ("prefix_tuning", {"dropout": 0.5}),
     ("shared_prompt", {}),
+    more=[("p_tuning", {"encoder": "lstm", "hidden": 3, "dropout": 0.5})],
 )
 def test_the_gradient_is_that_of_a_loss_that_folds(name, values):
     """The prompt is folded once a step, and the sum pulled back once; here inside each loss."""
@@ -210,8 +209,8 @@ def test_only_what_is_trained_has_slots(case):
     assert slots == {leaf: [value.size] for leaf, value in trained.items() if value.size > 1}
 
 
-# Rows, keys and values, both; a mesh knows nothing else of a method.
-@methods(("p_tuning", {"hidden": 6}), ("prefix_tuning", {}), ("shared_prompt", {}))
+# Keys, values and rows of memory; test_sharding.py has rows before the input.
+@methods(("shared_prompt", {}))
 def test_a_mesh_is_one_device(name, values):
     """(4, 2): rows over four, the backbone's matrices over two, the method on each device whole."""
     mesh = sharding.make_mesh(2)
@@ -242,7 +241,12 @@ def test_a_mesh_is_one_device(name, values):
 # Members ----------------------------------------------------------------------------------------
 
 with_members = pytest.mark.parametrize(
-    ("name", "values"), [case for case in CASES if find_method(case[0]).members], ids=str
+    ("name", "values"),
+    [
+        pytest.param(*case, marks=[] if case[1] == {} else pytest.mark.slow, id=f"{case}")
+        for case in CASES
+        if find_method(case[0]).members
+    ],
 )
 
 

@@ -29,6 +29,7 @@ from prompt_tuning.model import sharding, t5
 from prompt_tuning.planning import chips, devices, fit, flops, hlo, plan, program
 
 ROOT = Path(__file__).parents[1]
+ONE_LAYER = dataclasses.replace(CONFIG, num_encoder_layers=1, num_decoder_layers=1)
 
 
 def experiment(
@@ -103,7 +104,8 @@ def test_no_weight_is_gathered_and_none_is_copied_to_float32(compiled):
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_accelerators_are_given_frozen_weights_as_they_are(platform):
     """Lowered for them: the products are not those of a processor, which sums to float32."""
-    model = dataclasses.replace(model_config("small"), dtype="bfloat16", dropout_rate=0.0)
+    depth = {"num_encoder_layers": 2, "num_decoder_layers": 2}
+    model = dataclasses.replace(model_config("small"), dtype="bfloat16", dropout_rate=0.0, **depth)
     settings = experiment(model, partitions=1)
     mesh = sharding.make_mesh(1, jax.devices()[:1])
     traced = program.trace_step(settings, mesh)
@@ -185,10 +187,14 @@ COUNTED = [
     ("p_tuning_v2", {}, flops.Prefixes(encoder=20)),
     ("shared_prompt", {}, BEFORE._replace(decoder=0)),
 ]
+FAST = [COUNTED[0], COUNTED[-1]]
 
 
 @pytest.mark.parametrize("targets", [8, pytest.param(60, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("name", "values", "prefixes"), COUNTED, ids=str)
+@pytest.mark.parametrize(
+    ("name", "values", "prefixes"),
+    [pytest.param(*c, id=f"{c}", marks=[pytest.mark.slow] * (c not in FAST)) for c in COUNTED],
+)
 def test_the_count_is_exact_for_keys_and_values(name, values, prefixes, targets):
     settings = experiment(CONFIG, targets=targets, partitions=1)
     config = dataclasses.replace(settings.prompt, method=name, settings=values)
@@ -212,7 +218,7 @@ def test_a_shared_prompt_takes_about_half_of_a_steps_operations():
 
 def test_a_gpu_is_planned_for_with_the_attention_it_will_have():
     """One processor computes attention in parts, whatever it stands for; a GPU does not."""
-    one, settings = sharding.make_mesh(1, jax.devices()[:1]), experiment(CONFIG, partitions=1)
+    one, settings = sharding.make_mesh(1, jax.devices()[:1]), experiment(ONE_LAYER, partitions=1)
 
     def products_of(mesh, platform):
         lowered = program.lower_step(settings, mesh, platform=platform)
@@ -235,13 +241,13 @@ def test_a_gpu_has_the_memory_that_jax_takes_of_it():
 
 
 def test_a_plan_names_mesh_memory_and_time():
-    found = plan.make_plan(experiment(CONFIG), chips.parse_topology("h100:8"), utilisation=0.5)
+    found = plan.make_plan(experiment(ONE_LAYER), chips.parse_topology("h100:8"), utilisation=0.5)
     assert found.mesh == {"data": 4, "model": 2}
     assert found.devices == 8
     assert found.fits
     assert found.donates
     assert not found.gathers_a_weight
-    cost = flops.count(CONFIG, rows=8, prompt=20, inputs=64, targets=8)
+    cost = flops.count(ONE_LAYER, rows=8, prompt=20, inputs=64, targets=8)
     assert found.seconds_per_step == pytest.approx(cost.step / (494e12 * 8 * 0.5))
     assert found.hours == pytest.approx(100 * found.seconds_per_step / 3600)
     text = plan.describe(found)
@@ -249,7 +255,7 @@ def test_a_plan_names_mesh_memory_and_time():
     assert ("upper bound" in text) == found.overstates_memory
     assert "2 a data-parallel device" in text
     # The same run in parts needs less memory.
-    parts = plan.make_plan(experiment(CONFIG, microbatches=2), chips.parse_topology("cpu:8"))
+    parts = plan.make_plan(experiment(ONE_LAYER, microbatches=2), chips.parse_topology("cpu:8"))
     assert parts.temporary_bytes < found.temporary_bytes
     assert parts.batch["rows"] == 4
     assert parts.fits is parts.seconds_per_step is None
@@ -372,7 +378,7 @@ def test_what_cannot_be_planned_says_so():
 
 
 def test_a_run_is_cut_into_parts_until_it_fits():
-    run = experiment(CONFIG, rows=32)
+    run = experiment(ONE_LAYER, rows=32)
     whole, text = fit.fit_to_devices(run)
     assert (whole.model.dtype, whole.train.microbatches) == ("float32", 1)
     assert "MICROBATCHES = 1, inputs of 64 tokens" in text
@@ -385,7 +391,7 @@ def test_a_run_is_cut_into_parts_until_it_fits():
 
 
 def test_a_run_that_cannot_be_cut_further_has_shorter_inputs_or_is_refused():
-    run = experiment(CONFIG, rows=4, inputs=256)  # a row for each data-parallel device
+    run = experiment(ONE_LAYER, rows=4, inputs=256)  # a row for each data-parallel device
     here = plan.make_plan(run, chips.topology_here(jax.devices(), 2**30))
     memory = (here.argument_bytes + 0.6 * here.temporary_bytes) / here.usable_share
     shorter, text = fit.fit_to_devices(run, memory)

@@ -108,12 +108,12 @@ def test_every_row_is_encoded_as_if_it_were_alone(backbone, some_prompts, rows):
     seen = []
     for places, batch in batches:
         encoded, valid = encode_mixed(MODEL, backbone, members, batch)
-        for place, own, counts in zip(places, encoded, valid, strict=False):
+        for place, own, counts in zip(places, *map(np.asarray, (encoded, valid)), strict=False):
             row = jnp.asarray([tokens[place] + [0] * (12 - len(tokens[place]))], jnp.int32)
             expected, _ = encode_alone(MODEL, backbone, prompts[which[place]], row)
             length = lengths[which[place]] + len(tokens[place])
             np.testing.assert_array_equal(counts, np.arange(len(counts)) < length)
-            np.testing.assert_allclose(own[:length], expected[0, :length], atol=1e-5)
+            np.testing.assert_allclose(own[:length], np.asarray(expected)[0, :length], atol=1e-5)
         seen += places
     assert sorted(seen) == list(range(len(rows)))
 
@@ -134,7 +134,7 @@ def test_padding_changes_nothing(backbone):
 # Texts
 
 
-@pytest.mark.parametrize("num_decodes", [1, 3])
+@pytest.mark.parametrize("num_decodes", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_mixed_batch_generates_what_separate_runs_do(predictor, backbone, num_decodes):
     rows, _ = predictor.tokenize(TEXTS)
     expected = []
@@ -336,7 +336,7 @@ def test_prompts_of_another_backbone_or_vocabulary_are_refused(files, tmp_path, 
 # Devices and threads
 
 
-@pytest.mark.parametrize("partitions", [2, 8])
+@pytest.mark.parametrize("partitions", [2, pytest.param(8, marks=pytest.mark.slow)])
 def test_on_a_mesh_it_answers_as_on_one_device(predictor, backbone, partitions):
     mesh = sharding.make_mesh(partitions)
     placed = jax.device_put(backbone, sharding.param_shardings(backbone, mesh))

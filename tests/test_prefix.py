@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from plain_t5 import PlainT5
-from tiny_models import CONFIG, MODEL, apply_t5, forward, random_batch, random_params, random_prompt
+from tiny_models import CONFIG as TWO_LAYERS
+from tiny_models import apply_t5, forward, random_batch, random_params, random_prompt
 
 from prompt_tuning.decoding import decode
 from prompt_tuning.methods.method import Frozen
@@ -16,8 +17,10 @@ from prompt_tuning.model import loss, prompt, t5
 from prompt_tuning.model.prompt import Prompt, no_prompt
 
 # H x K is not D, and stacks of different depth.
-ODD = dataclasses.replace(CONFIG, num_encoder_layers=3, num_heads=3, head_dim=5)
-ONE = dataclasses.replace(CONFIG, num_encoder_layers=1, num_decoder_layers=1)
+ODD = dataclasses.replace(TWO_LAYERS, num_encoder_layers=3, num_heads=3, head_dim=5)
+# What is true of any layer.
+CONFIG = dataclasses.replace(TWO_LAYERS, num_encoder_layers=1, num_decoder_layers=1)
+MODEL = t5.T5(CONFIG)
 # Compiled: operation by operation, each is a program of its own.
 ENCODE = jax.jit(prompt.encode, static_argnums=0, static_argnames="width")
 DECODE = jax.jit(prompt.decode, static_argnums=0)
@@ -39,35 +42,43 @@ def random_prefix(config=CONFIG, *, fields=FIELDS, seed=0, rows=0, lengths=None)
         shapes[name] = (layers, 2, lengths[name], config.num_heads, config.head_dim)
         if name == "memory":
             shapes[name] = (lengths[name], config.embed_dim)
-    arrays = {n: jnp.asarray(rng.normal(size=s), jnp.float32) for n, s in shapes.items()}
+    arrays = {n: jnp.asarray(np.float32(rng.normal(size=s))) for n, s in shapes.items()}
     return Prompt(random_prompt(rows, config, seed=seed + 1), **arrays)
 
 
 def layers_of(array) -> list:
-    return [(np.asarray(layer[0], float), np.asarray(layer[1], float)) for layer in array]
+    return [(layer[0], layer[1]) for layer in np.asarray(array, float)]
 
 
 def plain_logits(params, config, given: Prompt, batch, row: int) -> np.ndarray:
     """What the reference makes of a row, whose padding it does not have."""
     plain = PlainT5(params, config)
-    inputs = np.asarray(batch["encoder_input_tokens"][row])
-    targets = np.asarray(batch["decoder_input_tokens"][row])
+    inputs = np.asarray(batch["encoder_input_tokens"])[row]
+    targets = np.asarray(batch["decoder_input_tokens"])[row]
     x = np.concatenate([np.asarray(given.rows, float), plain.embed(inputs[inputs > 0])])
     states, _ = plain.encode(x, True, None if given.encoder is None else layers_of(given.encoder))
     cross = None if given.cross is None else layers_of(given.cross)
     if given.memory is not None:
         states = np.concatenate([np.asarray(given.memory, float), states])
-    length = int((np.asarray(batch["decoder_target_tokens"][row]) > 0).sum())
+    length = int((np.asarray(batch["decoder_target_tokens"])[row] > 0).sum())
     front = None if given.decoder is None else layers_of(given.decoder)
     return plain.decode(targets[:length], states, front, cross)
 
 
-@pytest.mark.parametrize("fields", [(), *((name,) for name in FIELDS), FIELDS], ids=str)
-@pytest.mark.parametrize("targets", [3, 40], ids=["absorbed", "plain"])
+@pytest.mark.parametrize(
+    ("targets", "fields"),
+    [
+        # Where keys are computed, each field alone is the same code as where they are absorbed.
+        pytest.param(n, fields, id=f"{how}-{fields}", marks=[pytest.mark.slow] * one)
+        for n, how in ((3, "absorbed"), (40, "plain"))
+        for fields in ((), *((name,) for name in FIELDS), FIELDS)
+        for one in [how == "plain" and len(fields) == 1]
+    ],
+)
 def test_logits_are_those_of_attention_written_out(fields, targets):
     params, batch = random_params(ODD), random_batch(rows=2, inputs=9, targets=targets)
     given = random_prefix(ODD, fields=fields, rows=2)
-    found = forward(ODD, params, given, batch)
+    found = np.asarray(forward(ODD, params, given, batch))
     for row in range(2):
         expected = plain_logits(params, ODD, given, batch, row)
         np.testing.assert_allclose(found[row][: len(expected)], expected, atol=2e-4)
@@ -75,8 +86,8 @@ def test_logits_are_those_of_attention_written_out(fields, targets):
 
 def test_a_prefix_of_tokens_is_those_tokens_which_do_not_see_the_input():
     """In the encoder, with the tokens' own outputs as memory, and in the decoder."""
-    params, batch = random_params(), random_batch(rows=1, inputs=9, targets=5)
-    plain, ids = PlainT5(params), np.asarray([[7, 300, 12, 45]], np.int32)
+    params, batch = random_params(CONFIG), random_batch(rows=1, inputs=9, targets=5)
+    plain, ids = PlainT5(params, CONFIG), np.asarray([[7, 300, 12, 45]], np.int32)
     x, valid = params["token_embedder/embedding"][ids], jnp.ones((1, 4), bool)
     states, keys_values = ENCODE_KEYS_VALUES(MODEL, params, x, valid)
     given = no_prompt(CONFIG)._replace(encoder=keys_values[0], memory=states[0])
@@ -107,8 +118,8 @@ def test_a_prefix_of_tokens_is_those_tokens_which_do_not_see_the_input():
 
 def test_a_shared_prompt_is_a_plain_one_that_does_not_see_the_input():
     """Its logits and their gradient, against attention under that mask written out."""
-    params, batch = random_params(), random_batch(rows=2, inputs=9, targets=5)
-    plain, rows = PlainT5(params), np.asarray(random_prompt(4), np.float64)
+    params, batch = random_params(CONFIG), random_batch(rows=2, inputs=9, targets=5)
+    plain, rows = PlainT5(params, CONFIG), np.asarray(random_prompt(4), np.float64)
     frozen = Frozen(CONFIG, params)
     rng = np.random.default_rng(0)
     lengths = (np.asarray(batch["decoder_target_tokens"]) > 0).sum(axis=1).tolist()
@@ -150,10 +161,14 @@ def test_a_shared_prompt_is_a_plain_one_that_does_not_see_the_input():
         assert abs(error) <= 1e-5 * np.linalg.norm(gradient) * np.linalg.norm(step)
 
 
-@pytest.mark.parametrize("field", FIELDS)
-def test_a_field_of_length_0_is_no_field(field):
-    params, batch = random_params(), random_batch()
-    empty = random_prefix(fields=(field,), lengths=dict.fromkeys(FIELDS, 0))
+@pytest.mark.parametrize(
+    "fields",
+    [*(pytest.param((name,), marks=pytest.mark.slow) for name in FIELDS), FIELDS],
+    ids=str,
+)
+def test_a_field_of_length_0_is_no_field(fields):
+    params, batch = random_params(CONFIG), random_batch()
+    empty = random_prefix(fields=fields, lengths=dict.fromkeys(FIELDS, 0))
     np.testing.assert_allclose(
         forward(MODEL, params, empty, batch),
         forward(MODEL, params, no_prompt(CONFIG), batch),
@@ -161,37 +176,40 @@ def test_a_field_of_length_0_is_no_field(field):
     )
 
 
-@pytest.mark.parametrize("targets", [3, 40], ids=["absorbed", "plain"])
+# test_dropout_is_the_same... compares the gradients of both.
+@pytest.mark.parametrize(
+    "targets", [3, pytest.param(40, marks=pytest.mark.slow)], ids=["absorbed", "plain"]
+)
 def test_every_slot_has_a_gradient_of_its_own(targets):
     """With dropout as without, equal to a difference quotient where one is taken."""
-    params, batch = random_params(ONE), random_batch(targets=targets)
-    given = random_prefix(ONE, rows=1)
+    params, batch = random_params(CONFIG), random_batch(targets=targets)
+    given = jax.tree.map(np.asarray, random_prefix(CONFIG, rows=1))
 
     def total(given, key=None, rate=0.0):
-        model = t5.T5(dataclasses.replace(ONE, dropout_rate=rate))
+        model = t5.T5(dataclasses.replace(CONFIG, dropout_rate=rate))
         logits = loss.forward(model, params, given, batch, dropout_key=key)
         return loss.loss_fn(logits, batch)[0] / 100
 
-    gradient = jax.jit(jax.grad(total))(given)
+    both = jax.jit(jax.value_and_grad(total))
+    _, gradient = both(given)
     dropped = jax.jit(jax.grad(total), static_argnums=2)(given, jax.random.key(3), 0.1)
     for field in ("rows", *FIELDS):
         for found in (gradient, dropped):
             assert np.all(np.asarray(getattr(found, field)) != 0), field
-    value = jax.jit(total)
     for field in FIELDS:
-        direction = random_prefix(ONE, seed=9)
-        step = jax.tree.map(jnp.zeros_like, given)
-        step = step._replace(**{field: getattr(direction, field) * 1e-2})
+        direction = random_prefix(CONFIG, seed=9)
+        step = jax.tree.map(np.zeros_like, given)
+        step = step._replace(**{field: np.asarray(getattr(direction, field)) * np.float32(1e-2)})
         ahead, behind = (jax.tree.map(lambda x, d, s=s: x + s * d, given, step) for s in (1, -1))
-        quotient = (value(ahead) - value(behind)) / 2
-        slope = sum(jax.tree.leaves(jax.tree.map(jnp.vdot, gradient, step)))
+        quotient = (both(ahead)[0] - both(behind)[0]) / 2
+        slope = np.vdot(getattr(gradient, field), getattr(step, field))
         np.testing.assert_allclose(quotient, slope, rtol=2e-2)
 
 
 def test_dropout_is_the_same_whether_keys_are_computed_or_absorbed(monkeypatch):
-    config = dataclasses.replace(ONE, dropout_rate=0.3)
-    params, batch = random_params(ONE), random_batch(targets=3)
-    given = random_prefix(ONE, rows=1)
+    config = dataclasses.replace(CONFIG, dropout_rate=0.3)
+    params, batch = random_params(CONFIG), random_batch(targets=3)
+    given = random_prefix(CONFIG, rows=1)
 
     def outcome():
         def total(given, params, batch):
@@ -221,11 +239,19 @@ def mixed() -> tuple[list[Prompt], Prompt]:
     return members, prompt.stack_prompts(members)
 
 
-@pytest.mark.parametrize(("length", "decodes"), [(2, 1), (30, 3)], ids=["absorbed", "plain"])
+@pytest.mark.parametrize(
+    ("length", "decodes"),
+    [
+        (2, 3),
+        pytest.param(2, 1, marks=pytest.mark.slow),
+        pytest.param(30, 3, marks=pytest.mark.slow),
+    ],
+    ids=["absorbed", "absorbed, greedy", "plain"],
+)
 def test_a_mixed_batch_answers_as_separate_runs(length, decodes):
     members, together = mixed()
-    params, which = random_params(), jnp.asarray([3, 0, 1, 2])
-    tokens = random_batch(rows=4)["encoder_input_tokens"]
+    params, which = random_params(CONFIG), jnp.asarray([3, 0, 1, 2])
+    tokens = np.asarray(random_batch(rows=4)["encoder_input_tokens"])
     width = 12 + 3
     encoded = ENCODE(MODEL, params, together, tokens, which, width=width)
     search = decode.Search(length, decodes)
@@ -243,7 +269,7 @@ def test_a_mixed_batch_answers_as_separate_runs(length, decodes):
 
 
 def test_memory_that_was_read_once_is_read_the_same():
-    params, batch, given = random_params(), random_batch(), random_prefix(rows=1)
+    params, batch, given = random_params(CONFIG), random_batch(), random_prefix(rows=1)
     read = prompt.read_memory(MODEL, params, given)
     assert (read.memory, read.cross.shape[2]) == (None, LENGTHS["cross"] + LENGTHS["memory"])
     expected = forward(MODEL, params, given, batch)
@@ -251,10 +277,10 @@ def test_memory_that_was_read_once_is_read_the_same():
     assert prompt.read_memory(MODEL, params, no_prompt(CONFIG)).cross is None
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_a_prefix_is_cast_with_the_model(dtype):
     config = dataclasses.replace(CONFIG, dtype=dtype)
-    params, batch = random_params(), random_batch()
+    params, batch = random_params(CONFIG), random_batch()
     cast = {name: value.astype(dtype) for name, value in params.items()}
     given = random_prefix(rows=2)
     encoded = ENCODE(t5.T5(config), cast, given, batch["encoder_input_tokens"])
@@ -267,14 +293,15 @@ def test_a_prefix_is_cast_with_the_model(dtype):
 
 @pytest.mark.parametrize("length", [3, 30], ids=["absorbed", "plain"])
 def test_step_by_step_equals_all_at_once(length):
-    params, batch, given = random_params(), random_batch(targets=length), random_prefix(rows=2)
-    encoded = ENCODE(MODEL, params, given, batch["encoder_input_tokens"])
+    model, params = t5.T5(TWO_LAYERS), random_params(TWO_LAYERS)
+    batch, given = random_batch(targets=length), random_prefix(TWO_LAYERS, rows=2)
+    encoded = ENCODE(model, params, given, batch["encoder_input_tokens"])
     tokens = batch["decoder_input_tokens"]
-    expected = DECODE(MODEL, params, given, tokens, encoded)
-    cache = INIT_CACHE(MODEL, params, given, encoded, length=length)
+    expected = DECODE(model, params, given, tokens, encoded)
+    cache = INIT_CACHE(model, params, given, encoded, length=length)
     assert ("encoded" in cache) == (length == 3)
     assert cache["self_key"].shape[2] == length  # prefixes are not in it
     for index in range(length):
         step = (tokens[:, index], cache, jnp.int32(index))
-        logits, cache = apply_t5(MODEL, params, "decode_step", *step)
+        logits, cache = apply_t5(model, params, "decode_step", *step)
         np.testing.assert_allclose(logits, expected[:, index], atol=1e-4)

@@ -125,6 +125,7 @@ def test_tensorboard_shows_how_long_steps_took(straight):
     assert not [name for name in names if "timing" in name], "a resumed run repeats its records"
 
 
+@pytest.mark.slow  # test_loop.py has the same loop with a prompt
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, text, straight):
     pretrain(experiment(tmp_path, text, steps=3))
     done = pretrain(experiment(tmp_path, text, steps=6))

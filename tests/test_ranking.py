@@ -98,7 +98,7 @@ def one_by_one(params, task):
     return found
 
 
-@pytest.mark.parametrize("which", ["task", "ragged"])
+@pytest.mark.parametrize("which", [pytest.param("task", marks=pytest.mark.slow), "ragged"])
 def test_words_ranked_in_batches_are_words_ranked_one_by_one(which, request, params):
     task = request.getfixturevalue(which)
     expected = one_by_one(params, task)
@@ -201,6 +201,7 @@ def test_rows_grouped_by_length_are_answered_as_rows_of_one_width(long_and_short
     assert grouped.outputs["rank"] == [WORDS[i] for i in best]
 
 
+@pytest.mark.slow  # test_step.py has its gradient
 def test_the_loss_of_length_groups_is_that_of_rows_of_one_width(long_and_short, params):
     rows, how = [long_and_short.rows], {"seed": 0, "step": 0, "batch_size": 24}
     cutting = Cutting(inputs=64, targets=5, fewest=4, most=4)

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from scipy import stats
 from test_decode import markov
+from tiny_models import CONFIG as TWO_LAYERS
 from tiny_models import (
-    CONFIG,
-    MODEL,
     apply_t5,
+    as_model,
     evaluator_of,
     load_data,
     random_batch,
@@ -31,6 +31,8 @@ from prompt_tuning.model import sharding
 from prompt_tuning.model.prompt import Prompt, encode, no_prompt
 from prompt_tuning.world.assets import TINY_CONFIG
 
+CONFIG = dataclasses.replace(TWO_LAYERS, num_encoder_layers=1, num_decoder_layers=1)
+MODEL = as_model(CONFIG)
 GOLDEN = np.load(Path(__file__).parent / "golden" / "t5x_samples.npz")
 CASES = json.loads(GOLDEN["cases"].tobytes())
 SEED = 5  # of the golden file
@@ -211,9 +213,9 @@ def test_evaluation_draws_the_same_with_any_batch_size():
 
 @functools.partial(jax.jit, static_argnums=2)
 def sample(tokens, numbers, search):
-    encoded = encode(MODEL, random_params(), Prompt(random_prompt(3)), tokens)
+    encoded = encode(MODEL, random_params(CONFIG), Prompt(random_prompt(3)), tokens)
     return decode.generate_all(
-        MODEL, random_params(), no_prompt(CONFIG), encoded, search, numbers=numbers
+        MODEL, random_params(CONFIG), no_prompt(CONFIG), encoded, search, numbers=numbers
     )
 
 
@@ -238,12 +240,12 @@ def test_scores_are_those_of_the_whole_sequence_without_a_cache():
     tokens = random_batch()["encoder_input_tokens"]
     drawn, scores = sample(tokens, jnp.arange(4), SEARCH)
     encoded, valid = jax.jit(encode, static_argnums=0)(
-        MODEL, random_params(), Prompt(random_prompt(3)), tokens
+        MODEL, random_params(CONFIG), Prompt(random_prompt(3)), tokens
     )
     for k in range(3):
-        targets = drawn[:, k]
-        inputs = jnp.pad(targets, ((0, 0), (1, 0)))[:, :-1]
-        logits = apply_t5(MODEL, random_params(), "decode", inputs, encoded, valid)
+        targets = np.asarray(drawn)[:, k]
+        inputs = np.pad(targets, ((0, 0), (1, 0)))[:, :-1]
+        logits = apply_t5(MODEL, random_params(CONFIG), "decode", inputs, encoded, valid)
         log_p = jax.nn.log_softmax(logits)
         each = jnp.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
         ended = jnp.cumsum(inputs == 1, axis=1) > 0

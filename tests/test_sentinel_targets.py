@@ -6,12 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import CONFIG, evaluator_of
+from tiny_models import CONFIG, evaluator_of, random_params
 
 from prompt_tuning.config import TINY, DataConfig, EvalConfig, Experiment
 from prompt_tuning.evaluation import ranking
 from prompt_tuning.evaluation.evaluate import evaluate
-from prompt_tuning.model import sharding, t5
+from prompt_tuning.model import sharding
 from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.serving.predictor import Predictor
 from prompt_tuning.tasks import registry, task_rows
@@ -62,8 +62,10 @@ def test_a_task_is_asked_and_ranked_with_it():
 
 def test_the_predictor_answers_as_evaluation_does():
     """Ranked and generated under the same prompt, from seqio's tokens there and from texts here."""
-    model = dataclasses.replace(CONFIG, num_embeddings=512)
-    params = t5.init_params(model, jax.random.key(0))
+    model = dataclasses.replace(
+        CONFIG, num_encoder_layers=1, num_decoder_layers=1, num_embeddings=512
+    )
+    params = random_params(model)
     # A model that answers with a sentinel, as one that was trained on span corruption.
     sentinel = load_seqio_vocabulary("tiny").vocab_size - 1
     head = params["decoder/logits_dense/kernel"]

@@ -18,6 +18,7 @@ from prompt_tuning import cli, load_prompt
 from prompt_tuning.checkpoints.t5x import write_t5x
 from prompt_tuning.config import ModelConfig, to_dict
 
+pytestmark = pytest.mark.slow
 START, STEPS = 11, 8
 HERE = Path(__file__).parent
 TASK = "taskless_super_glue_cb_v102"
@@ -28,7 +29,7 @@ def has_t5x() -> bool:
     return done.returncode == 0
 
 
-@pytest.fixture(scope="module", params=["made", pytest.param("real", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["made", "real"])
 def work(request, tmp_path_factory):
     """A folder with a TFDS directory, a random backbone, and what the recipe leaves open."""
     folder = tmp_path_factory.mktemp("cb")

@@ -114,7 +114,7 @@ def test_steps_count_from_the_backbones(experiment):
         inputs.last_step(absolute)
 
 
-@pytest.mark.parametrize("done", [0, 7])
+@pytest.mark.parametrize("done", [pytest.param(0, marks=pytest.mark.slow), 7])
 def test_t5x_trains_on_the_rows_of_the_embedded_engine(experiment, tmp_path, done):
     """From the step that it resumes at; each of two hosts gets its half of a batch."""
     experiment = dataclasses.replace(experiment, model_dir=str(tmp_path))
@@ -168,7 +168,7 @@ def test_tasks_are_registered_with_the_vocabulary_of_the_run():
     ],
     ids=["labels", "uniform", "vocabulary", "text", "residual", "p_tuning"],
 )
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_the_first_prompt_is_the_embedded_engines(experiment, prompt, dtype):
     model = dataclasses.replace(CONFIG, dtype=dtype)
     experiment = dataclasses.replace(experiment, prompt=prompt, model=model)

@@ -106,7 +106,7 @@ TEXTS = {
 }
 
 
-@pytest.mark.parametrize("task_word", [True, False])
+@pytest.mark.parametrize("task_word", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_the_spans_of_a_task_are_its_fields(task_word):
     for spec in [*SPECS, superglue.RECORD, qa.SQUAD]:
         raw = RAW.get(spec.name, of_names(spec))
