@@ -30,19 +30,19 @@ def test_the_first_step_that_is_not_finite_is_named():
 def test_the_rows_of_a_batch_are_those_that_it_was_made_of():
     """Every row is one token, its number, so that the batch itself says what is in it."""
     train = (rows("a", [[n] for n in range(1, 8)]), rows("b", [[n] for n in range(101, 106)]))
-    data = types.SimpleNamespace(train=train, rates=(1.0, 2.0))
+    rates = (1.0, 2.0)
     config = types.SimpleNamespace(batch_size=4, train_split="train")
     for step in (1, 5):
         batch = batching.train_batch(
             train,
-            data.rates,
+            rates,
             seed=3,
             step=step - 1,
             batch_size=4,
             lengths={"inputs": 1, "targets": 1},
         )
         expected = sorted(batch["encoder_input_tokens"][:, 0].tolist())
-        named = health.name_rows(data, config, 3, step)
+        named = health.name_rows(train, rates, config, 3, step)
         found = []
         for part in named.split("; "):
             task, split, numbers = part.split(" ", 2)

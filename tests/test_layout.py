@@ -90,13 +90,13 @@ def test_one_module_imports_gin_and_one_orbax():
     }
 
 
-def test_model_and_serving_load_no_tensorflow():
+def test_model_training_loop_and_serving_load_no_tensorflow():
     code = (
         "import sys\n"
         "import prompt_tuning.decoding.decode, prompt_tuning.model.sharding\n"
         "import prompt_tuning.serving.predictor, prompt_tuning.serving.infer\n"
         "import prompt_tuning.batches.batching\n"
-        "import prompt_tuning.checkpoints.t5x, prompt_tuning.training.step\n"
+        "import prompt_tuning.checkpoints.t5x, prompt_tuning.training.loop\n"
         "found = {'tensorflow', 'seqio', 'tensorflow_datasets', 'gin'} & set(sys.modules)\n"
         "assert not found, found\n"
     )

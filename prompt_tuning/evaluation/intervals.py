@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from prompt_tuning.evaluation.score_table import Interval
 from prompt_tuning.tasks.eval_task import EvalTask, is_right
 
 LEVEL = 0.95
 SEED = 0
 MOST_WORK = 1_000_000  # rows scored for one interval; limits the resamples if there are many rows
 FEWEST_RESAMPLES = 100  # fewer give no interval: that of so many rows would be narrow
-Interval = tuple[float, float]
 
 
 def score_intervals(

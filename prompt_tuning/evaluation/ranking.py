@@ -19,6 +19,7 @@ from jaxtyping import Int32
 
 from prompt_tuning.batches.groups import fitting_width, input_widths
 from prompt_tuning.config import ConfigError
+from prompt_tuning.model.loss import NotRankableError
 from prompt_tuning.tasks.eval_task import EvalTask
 
 Ids = tuple[int, ...]
@@ -35,10 +36,6 @@ class Chunk(NamedTuple):
     row: Int32[np.ndarray, "G C"]  # counted within the part
     tokens: Int32[np.ndarray, "G*C L"]
     used: list[tuple[int, int]]  # (index of the pair in the chunk, its row in the batch)
-
-
-class NotRankableError(FloatingPointError):
-    """Log probabilities are not finite."""
 
 
 def word_ids(task: EvalTask) -> list[list[Ids]]:

@@ -15,8 +15,7 @@ import numpy as np
 
 from prompt_tuning.evaluation.analysis import Analysis, illegal_line
 from prompt_tuning.evaluation.evaluate import task_score
-from prompt_tuning.evaluation.intervals import Interval
-from prompt_tuning.evaluation.score_table import score_table, table
+from prompt_tuning.evaluation.score_table import Interval, score_table, table
 from prompt_tuning.runtime.replace_folder import replace_text
 
 # SuperGLUE's score is the mean of these tasks, without the diagnostics AX-b and AX-g.

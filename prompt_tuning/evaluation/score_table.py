@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from prompt_tuning.evaluation.intervals import Interval
-
+Interval = tuple[float, float]
 NO_INTERVALS: Mapping[str, Mapping[str, Interval]] = {}
 
 

@@ -23,6 +23,10 @@ MOST_LABELS = 16  # of a row, scored at a time
 METRICS = ("loss", "cross_entropy", "z_loss", "correct", "tokens")  # what `loss_fn` sums
 
 
+class NotRankableError(FloatingPointError):
+    """Log probabilities of answers are not finite."""
+
+
 def forward(
     model: t5.T5,
     backbone: t5.Params,

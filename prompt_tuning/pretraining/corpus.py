@@ -43,7 +43,7 @@ def load_corpus(experiment: Experiment, model_dir: Path) -> Corpus:
     """
     config = experiment.data
     vocabulary = load_vocabulary(config.vocabulary)
-    checks.check_vocabulary_size(vocabulary, config.vocabulary, experiment.model)
+    checks.check_vocabulary_size(vocabulary.vocab_size, config.vocabulary, experiment.model)
     lengths = dict(config.task_feature_lengths)
     shape = examples.make_shape(experiment.corpus, lengths, vocabulary.vocab_size)
     store = _load_tokens(experiment, model_dir / FOLDER, vocabulary.vocab_size)

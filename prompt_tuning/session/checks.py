@@ -19,7 +19,6 @@ from prompt_tuning.config import (
     TrainConfig,
 )
 from prompt_tuning.methods.table import find_method, make_settings, trace_method
-from prompt_tuning.vocabularies.vocabulary import Vocabulary
 
 
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
@@ -105,11 +104,11 @@ def memory_of(mesh: Mesh) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * jax.process_count()
 
 
-def check_vocabulary_size(vocabulary: Vocabulary, name: str, model: ModelConfig) -> None:
+def check_vocabulary_size(size: int, name: str, model: ModelConfig) -> None:
     """Raises ConfigError if the vocabulary has more ids than the model has embeddings."""
-    if vocabulary.vocab_size > model.num_embeddings:
+    if size > model.num_embeddings:
         raise ConfigError(
-            f"VOCABULARY = {name!r} has {vocabulary.vocab_size} ids, the model only "
+            f"VOCABULARY = {name!r} has {size} ids, the model only "
             f"{model.num_embeddings} embeddings (NUM_EMBEDDINGS). Give the model's vocabulary."
         )
 

@@ -73,7 +73,7 @@ def load_data(
       ConfigError: a task, its data or its vocabulary is missing or does not fit.
     """
     vocabulary = load_vocabulary(config.vocabulary)
-    checks.check_vocabulary_size(vocabulary, config.vocabulary, model)
+    checks.check_vocabulary_size(vocabulary.vocab_size, config.vocabulary, model)
     if train and len(config.names) != 1:
         raise ConfigError(
             f"MIXTURE_OR_TASK_NAME = {config.names}: a run trains on one task or mixture. Register "

@@ -16,7 +16,6 @@ import numpy as np
 from prompt_tuning.batches import batching
 from prompt_tuning.batches.order import row_order
 from prompt_tuning.config import DataConfig
-from prompt_tuning.session import setup
 
 FEWEST = 8  # steps before the losses are checked
 PATIENCE = 150  # steps before "not learning" is reported: the loss first falls to the entropy
@@ -57,18 +56,23 @@ def describe_not_finite(error: FloatingPointError, done: int) -> tuple[int, str]
     return done + 1, f"the run diverged in step {done + 1}, {locate(error)}"
 
 
-def name_rows(data: setup.Data, config: DataConfig, seed: int, step: int) -> str:
+def name_rows(
+    train: Sequence[batching.Rows],
+    rates: Sequence[float],
+    config: DataConfig,
+    seed: int,
+    step: int,
+) -> str:
     """The rows of a step's batch as text, by task and number.
 
     Steps are counted from 1 in this run, rows of a split from 0.
     """
     size = config.batch_size
     positions = np.arange((step - 1) * size, step * size)
-    sizes = [len(rows) for rows in data.train]
-    tasks, rows = row_order(seed, sizes, data.rates, positions)
+    tasks, rows = row_order(seed, [len(rows) for rows in train], rates, positions)
     named: dict[str, list[str]] = {}
     for task, row in zip(tasks, rows, strict=True):
-        named.setdefault(data.train[task].task, []).append(str(row))
+        named.setdefault(train[task].task, []).append(str(row))
     split = config.train_split
     return "; ".join(f"{name} {split} {', '.join(n)}" for name, n in named.items())
 

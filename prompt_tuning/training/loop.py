@@ -36,13 +36,12 @@ from prompt_tuning.training.run import (
     TrainResult,
     check_patience,
 )
-from prompt_tuning.training.tasks import Tasks
 
 
 def train(
     experiment: Experiment,
+    objective: type[Objective],
     *,
-    objective: type[Objective] = Tasks,
     session: Session | None = None,
     config_text: str = "",
     debug_nans: bool = False,

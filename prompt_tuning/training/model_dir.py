@@ -17,9 +17,8 @@ from jax.sharding import Mesh
 
 from prompt_tuning.checkpoints import run_state
 from prompt_tuning.config import ConfigError, Experiment, flatten, to_dict
-from prompt_tuning.evaluation.intervals import Interval
 from prompt_tuning.evaluation.records import METRICS, is_score, read_records
-from prompt_tuning.evaluation.score_table import score_table
+from prompt_tuning.evaluation.score_table import Interval, score_table
 from prompt_tuning.model import sharding
 from prompt_tuning.prompts import prompt_file
 from prompt_tuning.runtime.replace_folder import replace_text

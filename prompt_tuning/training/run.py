@@ -22,8 +22,8 @@ from jax.sharding import Mesh
 from prompt_tuning.checkpoints import manifest, run_state, t5x_states
 from prompt_tuning.checkpoints import t5x as t5x_checkpoint
 from prompt_tuning.config import ConfigError, EvalConfig, Experiment, to_dict
-from prompt_tuning.evaluation.ranking import NotRankableError
 from prompt_tuning.evaluation.records import RunLog
+from prompt_tuning.model.loss import NotRankableError
 from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.runtime import processes, signals
 from prompt_tuning.runtime.replace_folder import write_with_retries

@@ -145,7 +145,7 @@ class Tasks(Objective):
 
     def name_rows(self, number: int) -> str:
         config, seed = self.experiment.data, self.experiment.train.random_seed
-        return health.name_rows(self.data, config, seed, number)
+        return health.name_rows(self.data.train, self.data.rates, config, seed, number)
 
     # ---- during the run
 
