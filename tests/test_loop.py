@@ -39,6 +39,7 @@ from prompt_tuning.tasks.eval_task import make_eval_task
 from prompt_tuning.tasks.task_rows import EvalRows
 from prompt_tuning.training import loop, model_dir
 from prompt_tuning.training import step as steps
+from prompt_tuning.training.tasks import Tasks
 
 CONFIG = dataclasses.replace(TWO_LAYERS, num_encoder_layers=1, num_decoder_layers=1)
 MODEL = t5.T5(CONFIG)
@@ -79,7 +80,7 @@ def experiment(checkpoint):
 def straight(experiment, tmp_path_factory):
     """A run of 12 steps without a break, and its folder."""
     folder = tmp_path_factory.mktemp("straight")
-    return loop.train(experiment(folder), config_text="# settings\n"), folder
+    return loop.train(experiment(folder), Tasks, config_text="# settings\n"), folder
 
 
 def records(folder, **wanted):
@@ -119,7 +120,7 @@ def test_the_average_is_scored_and_saved_and_continues_bit_for_bit(experiment, t
     def run(folder, steps, average):
         train = TrainConfig(train_steps_relative=steps, prompt_average=average, input_noise=noise)
         scores = EvalConfig(period=1, method="rank", num_examples=8, baselines=False)
-        result = loop.train(experiment(tmp_path / folder, train=train, eval=scores))
+        result = loop.train(experiment(tmp_path / folder, train=train, eval=scores), Tasks)
         places = [tmp_path / folder / f"prompts/step_{START + n + 1:06d}" for n in range(steps)]
         return [np.asarray(load_prompt(place)[0]) for place in places], result.prompt
 
@@ -181,8 +182,8 @@ def test_prompts_are_saved_at_every_evaluation_with_what_is_known_of_them(straig
 @pytest.mark.parametrize("first", [pytest.param(4, marks=pytest.mark.slow), 6])
 def test_a_run_that_was_stopped_ends_with_the_same_bits(straight, experiment, tmp_path, first):
     result, folder = straight
-    loop.train(experiment(tmp_path, steps=first))
-    resumed = loop.train(experiment(tmp_path))
+    loop.train(experiment(tmp_path, steps=first), Tasks)
+    resumed = loop.train(experiment(tmp_path), Tasks)
     np.testing.assert_array_equal(resumed.prompt, result.prompt)
 
     def losses(path):
@@ -209,7 +210,7 @@ def test_rows_of_the_next_step_are_made_while_one_is_computed(experiment, tmp_pa
 
     monkeypatch.setattr(batching, "train_groups", train_groups_and_say)
     monkeypatch.setattr(steps, "train_step", wait_and_run_step)
-    loop.train(experiment(tmp_path, steps=4, eval=EvalConfig(period=4, baselines=False)))
+    loop.train(experiment(tmp_path, steps=4, eval=EvalConfig(period=4, baselines=False)), Tasks)
     assert waited == [True] * 4
 
 
@@ -219,7 +220,7 @@ def test_a_huggingface_folder_gives_the_same_bits(straight, experiment, checkpoi
     other = dataclasses.replace(
         experiment(tmp_path / "run"), initial_checkpoint_path=str(tmp_path / "hf")
     )
-    np.testing.assert_array_equal(loop.train(other).prompt, straight[0].prompt)
+    np.testing.assert_array_equal(loop.train(other, Tasks).prompt, straight[0].prompt)
     assert not list(session.describe_start(other, START))  # it kept the step
 
 
@@ -237,12 +238,12 @@ def test_a_huggingface_folder_without_a_step_says_where_the_optimizer_begins(
 
 @pytest.mark.slow
 def test_records_written_after_the_last_saved_state_are_not_doubled(experiment, tmp_path):
-    loop.train(experiment(tmp_path, steps=4))
+    loop.train(experiment(tmp_path, steps=4), Tasks)
     before = records(tmp_path)
     with (tmp_path / "metrics.jsonl").open("a") as file:  # a kill in the middle of an evaluation
         line = {"step": START + 8, "task": "two_as", "split": "validation", "name": "x", "value": 1}
         file.write(json.dumps(line) + '\n{"step": 15, "ta')
-    loop.train(experiment(tmp_path, steps=8))
+    loop.train(experiment(tmp_path, steps=8), Tasks)
     assert not records(tmp_path, name="x")
     assert records(tmp_path)[: len(before)] == before
     assert len(records(tmp_path, step=START + 8, name="accuracy/rank")) == 1
@@ -252,7 +253,7 @@ def test_a_finished_run_prints_its_result_again(straight, experiment, capsys):
     result, folder = straight
     before = (folder / "metrics.jsonl").read_bytes()
     capsys.readouterr()
-    again = loop.train(experiment(folder))
+    again = loop.train(experiment(folder), Tasks)
     assert again.summary == result.summary
     said = capsys.readouterr().out
     assert "majority class" in said
@@ -269,7 +270,7 @@ def test_damaged_records_cost_themselves(straight, experiment, tmp_path):
     (folder / f"inference_eval/two_as-{START + 12:06d}.jsonl").write_text('{"outpu')
     shutil.rmtree(folder / "train")
     (folder / "config.gin").write_text("# set")
-    again = loop.train(experiment(folder), config_text="# settings\n")
+    again = loop.train(experiment(folder), Tasks, config_text="# settings\n")
     assert again.best_step == straight[0].best_step
     assert path.read_bytes() == b"".join(lines[1:])
     assert (folder / "config.gin").read_text() == "# settings\n"
@@ -277,8 +278,8 @@ def test_damaged_records_cost_themselves(straight, experiment, tmp_path):
 
 @pytest.mark.slow
 def test_config_gin_is_that_of_the_last_start(experiment, tmp_path):
-    loop.train(experiment(tmp_path, steps=2), config_text="# first\n")
-    loop.train(experiment(tmp_path, steps=4), config_text="# more steps\n")
+    loop.train(experiment(tmp_path, steps=2), Tasks, config_text="# first\n")
+    loop.train(experiment(tmp_path, steps=4), Tasks, config_text="# more steps\n")
     assert (tmp_path / "config.gin").read_text() == "# more steps\n"
 
 
@@ -289,18 +290,18 @@ def test_a_backbone_that_was_replaced_is_refused(experiment, tmp_path):
     run = dataclasses.replace(
         experiment(tmp_path / "run", steps=2), initial_checkpoint_path=str(path)
     )
-    loop.train(run)
+    loop.train(run, Tasks)
     t5x.write_t5x(path, random_params(seed=5), START)
     longer = dataclasses.replace(run, train=TrainConfig(train_steps_relative=4))
     with pytest.raises(ConfigError, match=r"backbone.*MODEL_DIR"):
-        loop.train(longer)
+        loop.train(longer, Tasks)
 
 
 @pytest.mark.slow
 def test_baselines_of_a_run_killed_before_its_first_state_stand_once(experiment, tmp_path):
-    loop.train(experiment(tmp_path, steps=2))
+    loop.train(experiment(tmp_path, steps=2), Tasks)
     shutil.rmtree(tmp_path / "checkpoints")
-    loop.train(experiment(tmp_path, steps=2))
+    loop.train(experiment(tmp_path, steps=2), Tasks)
     for prompt in ("majority", "none"):
         assert len(records(tmp_path, prompt=prompt, name="accuracy/rank")) == 1
     assert len(records(tmp_path, split="train", name="loss", step=START + 2)) == 1
@@ -314,8 +315,8 @@ def test_training_records_do_not_depend_on_when_a_run_was_stopped(experiment, tm
         run = experiment(tmp_path / folder, train=train, eval=EvalConfig(period=30, method="rank"))
         short = TrainConfig(train_steps_relative=first, checkpoint_period=15)
         if first < 30:
-            loop.train(dataclasses.replace(run, train=short))
-        loop.train(run)
+            loop.train(dataclasses.replace(run, train=short), Tasks)
+        loop.train(run, Tasks)
     straight, stopped = (
         records(tmp_path / folder, split="train", name="loss") for folder in ("straight", "stopped")
     )
@@ -354,7 +355,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_anything_is_saved(
         num_model_partitions=parts,
     )
     with pytest.raises(FloatingPointError, match=r"step 8 .*two_as train .*WARMUP") as caught:
-        loop.train(run)
+        loop.train(run, Tasks)
     assert kept in str(caught.value)
     found = [p.name for p in (tmp_path / "run" / "prompts").glob("*")]
     assert found == (["last_good"] if length else [])
@@ -372,7 +373,7 @@ def test_a_ranking_that_is_not_finite_is_no_divergence(experiment, tmp_path):
         initial_checkpoint_path=str(tmp_path / f"checkpoint_{START}"),
     )
     with pytest.raises(ranking.NotRankableError, match="not finite") as caught:
-        loop.train(run)
+        loop.train(run, Tasks)
     assert "in step" not in str(caught.value)
     assert "LEARNING_RATE" not in str(caught.value)
 
@@ -380,7 +381,7 @@ def test_a_ranking_that_is_not_finite_is_no_divergence(experiment, tmp_path):
 @pytest.mark.slow
 def test_beams_and_number_of_rows_are_those_of_the_settings(experiment, tmp_path):
     config = EvalConfig(period=4, num_decodes=3, num_examples=5)
-    result = loop.train(experiment(tmp_path, steps=4, eval=config))
+    result = loop.train(experiment(tmp_path, steps=4, eval=config), Tasks)
     file = tmp_path / "inference_eval" / f"two_as-{START + 4:06d}.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(rows) == 5
@@ -416,16 +417,16 @@ def test_rows_without_labels_cannot_be_scored():
 
 def test_ranking_without_label_words_is_refused_before_anything_is_scored(experiment, tmp_path):
     with pytest.raises(ConfigError, match="two_as"):
-        loop.train(experiment(tmp_path, prompt=PromptConfig(length=4)))
+        loop.train(experiment(tmp_path, prompt=PromptConfig(length=4)), Tasks)
 
 
 def test_another_experiment_is_refused(straight, experiment):
     _, folder = straight
     other = experiment(folder, prompt=PromptConfig(length=5, class_labels=("yes", "no")))
     with pytest.raises(ConfigError, match=r"prompt\.length.*4.*5"):
-        loop.train(other)
+        loop.train(other, Tasks)
     # What may differ: how long, how often.
-    loop.train(experiment(folder, eval=EvalConfig(period=6, method="both")))
+    loop.train(experiment(folder, eval=EvalConfig(period=6, method="both")), Tasks)
 
 
 def test_a_run_of_which_only_damaged_states_are_left_does_not_begin_anew(experiment, tmp_path):
@@ -441,10 +442,10 @@ def test_the_same_seed_gives_the_same_prompt_and_another_one_another(
     straight, experiment, tmp_path
 ):
     result, _ = straight
-    again = loop.train(experiment(tmp_path / "same"))
+    again = loop.train(experiment(tmp_path / "same"), Tasks)
     np.testing.assert_array_equal(again.prompt, result.prompt)
     train = TrainConfig(train_steps_relative=4, random_seed=1)
-    other = loop.train(experiment(tmp_path / "other", train=train))
+    other = loop.train(experiment(tmp_path / "other", train=train), Tasks)
     first, _ = load_prompt(tmp_path / "same" / "prompts" / f"step_{START + 4:06d}")
     assert np.abs(other.prompt - first).max() > 0.1
 
@@ -452,14 +453,14 @@ def test_the_same_seed_gives_the_same_prompt_and_another_one_another(
 @pytest.mark.slow
 def test_early_stopping_ends_the_run_and_says_how_to_go_on(experiment, tmp_path, capsys):
     stop = EvalConfig(period=2, method="rank", early_stopping_evals=1)
-    result = loop.train(experiment(tmp_path, steps=40, eval=stop))
+    result = loop.train(experiment(tmp_path, steps=40, eval=stop), Tasks)
     assert result.step < START + 40
     said = f"stopped early: 1 evaluations without a better score than at step {result.best_step}"
     assert said in capsys.readouterr().out
-    assert loop.train(experiment(tmp_path, steps=60, eval=stop)).step == result.step
+    assert loop.train(experiment(tmp_path, steps=60, eval=stop), Tasks).step == result.step
     assert said in capsys.readouterr().out
     go_on = dataclasses.replace(stop, early_stopping_evals=None)
-    assert loop.train(experiment(tmp_path, steps=40, eval=go_on)).step == START + 40
+    assert loop.train(experiment(tmp_path, steps=40, eval=go_on), Tasks).step == START + 40
 
 
 @pytest.mark.slow
@@ -471,7 +472,7 @@ def test_model_tuning_changes_the_model_and_writes_t5x_checkpoints(experiment, t
         train=TrainConfig(train_steps_relative=4, trainable="model"),
     )
     tuned = dataclasses.replace(tuned, eval=EvalConfig(period=1, method="rank"))
-    result = loop.train(tuned)
+    result = loop.train(tuned, Tasks)
     kept = {f"checkpoint_{result.best_step}", f"checkpoint_{START + 4}"}
     assert {path.name for path in tmp_path.glob("checkpoint_*")} == kept  # the best and the last
     params, step = t5x.read_t5x(str(tmp_path / f"checkpoint_{START + 4}"), random_params(CONFIG))
@@ -490,7 +491,7 @@ def test_a_mixture_is_trained_on_and_its_tasks_are_scored_apart(experiment, tmp_
         vocabulary="bytes",
         batch_size=8,
     )
-    loop.train(experiment(tmp_path, steps=4, data=data))
+    loop.train(experiment(tmp_path, steps=4, data=data), Tasks)
     tasks = {r["task"] for r in records(tmp_path, split="validation")}
     assert tasks == {"two_as", "two_as_again"}
 
@@ -552,8 +553,8 @@ def test_a_run_on_a_mesh_continues_on_one_device(straight, experiment, tmp_path)
     """
     result, folder = straight
     first = dataclasses.replace(experiment(tmp_path, steps=4), num_model_partitions=4)
-    loop.train(first)
-    resumed = loop.train(dataclasses.replace(experiment(tmp_path), num_model_partitions=2))
+    loop.train(first, Tasks)
+    resumed = loop.train(dataclasses.replace(experiment(tmp_path), num_model_partitions=2), Tasks)
     assert len(jax.devices()) == 8
     largest = np.abs(result.prompt).max()
     np.testing.assert_allclose(resumed.prompt, result.prompt, rtol=0, atol=1e-5 * largest)
@@ -585,15 +586,15 @@ def test_absolute_and_relative_steps():
 def test_a_folder_that_cannot_be_made(experiment, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match=r"MODEL_DIR .*file"):
-        loop.train(experiment(tmp_path / "file"))
+        loop.train(experiment(tmp_path / "file"), Tasks)
 
 
 def test_a_bucket_is_no_folder_to_write_to(experiment):
     with pytest.raises(ConfigError, match=r"MODEL_DIR .*gs://bucket/x"):
-        loop.train(experiment("gs://bucket/x"))
+        loop.train(experiment("gs://bucket/x"), Tasks)
 
 
 def test_a_vocabulary_that_is_too_large(experiment, tmp_path):
     small = ModelConfig(**{**CONFIG.__dict__, "num_embeddings": 128})
     with pytest.raises(ConfigError, match="128"):
-        loop.train(experiment(tmp_path, model=small))
+        loop.train(experiment(tmp_path, model=small), Tasks)

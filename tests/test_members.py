@@ -34,6 +34,7 @@ from prompt_tuning.session import setup
 from prompt_tuning.session.session import Backbone
 from prompt_tuning.tasks import registry
 from prompt_tuning.training import loop
+from prompt_tuning.training.tasks import Tasks
 from prompt_tuning.upstream import inputs
 
 CONFIG = dataclasses.replace(TWO_LAYERS, num_encoder_layers=1, num_decoder_layers=1)
@@ -132,7 +133,7 @@ def test_a_task_without_a_member_is_an_error_before_rows_are_read(experiment, tm
     )
     seqio.MixtureRegistry.add("one_scored", [("never_read", 1.0), ("two_as", 0.0)])
     with pytest.raises(ConfigError) as error:
-        loop.train(experiment(tmp_path, "one_scored"))
+        loop.train(experiment(tmp_path, "one_scored"), Tasks)
     text = str(error.value)
     assert text.startswith("MIXTURE_OR_TASK_NAME = 'one_scored': PROMPT_METHOD = 'mpt'")
     assert "(never_read), and none for two_as" in text
@@ -199,7 +200,7 @@ def test_the_planned_step_has_the_members(experiment):
 @pytest.fixture(scope="module")
 def trained(experiment, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained") / "run"
-    return loop.train(experiment(folder, steps=4)), folder
+    return loop.train(experiment(folder, steps=4), Tasks), folder
 
 
 def eval_run(experiment, checkpoint, output, *files):
@@ -266,7 +267,7 @@ def test_a_damaged_member_is_restored_when_a_run_is_resumed(trained, experiment,
     assert len(whole) == 9
     (best / "two_as" / "adapter_model.safetensors").write_bytes(b"")
     shutil.rmtree(best / "all-tasks")
-    loop.train(experiment(copy, steps=4))
+    loop.train(experiment(copy, steps=4), Tasks)
     assert {path: path.read_bytes() for path in best.glob("*/*")} == whole
 
 
@@ -309,4 +310,4 @@ def test_a_mesh_shards_the_members_of_rows_as_the_rows(experiment, tmp_path, tra
     straight, _ = trained
     assert len(jax.devices()) == 8
     run = dataclasses.replace(experiment(tmp_path / "run", steps=4), num_model_partitions=2)
-    np.testing.assert_allclose(loop.train(run).prompt, straight.prompt, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(loop.train(run, Tasks).prompt, straight.prompt, rtol=1e-3, atol=1e-3)

@@ -35,6 +35,7 @@ from prompt_tuning.prompts import prompt_file
 from prompt_tuning.serving.predictor import Predictor
 from prompt_tuning.training import loop
 from prompt_tuning.training import step as steps
+from prompt_tuning.training.tasks import Tasks
 from prompt_tuning.world.generator import demo_rows
 
 SMALL = dataclasses.replace(CONFIG, num_encoder_layers=1, num_decoder_layers=1)
@@ -405,7 +406,7 @@ def test_a_run_that_goes_on_is_one_that_was_not_stopped(name, values, checkpoint
             eval=EvalConfig(period=3, method="rank", num_examples=8, baselines=False),
             num_model_partitions=2,
         )
-        return loop.train(experiment).prompt
+        return loop.train(experiment, Tasks).prompt
 
     straight = run("straight", 6)
     half = run("stopped", 3)

@@ -42,6 +42,7 @@ def run(args: argparse.Namespace, key: dict) -> list[dict]:
     from prompt_tuning.config import gin_reader
     from prompt_tuning.evaluation.records import read_records
     from prompt_tuning.training import loop
+    from prompt_tuning.training.tasks import Tasks
 
     folder = Path(tempfile.mkdtemp(prefix="world-study-"))
     tunes_model = key["method"] == "model tuning"
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace, key: dict) -> list[dict]:
         [str(Path(__file__).parent)],
     )
     began = time.monotonic()
-    loop.train(loaded.run)
+    loop.train(loaded.run, Tasks)
     seconds = time.monotonic() - began
     records = [
         r for r in read_records(folder / "run" / "metrics.jsonl") if r["name"] == "accuracy/rank"
