@@ -130,7 +130,8 @@ def test_no_operand_is_copied_to_float32():
         text = jax.jit(lambda *pair: both(function, *pair)).lower(x, kernel).compile().as_text()
         return hlo_text.float32_copies(text, {kernel.shape})
 
-    assert copies(jnp.dot)  # if this ever fails, `multiply` has become needless
+    if jaxlib.version.__version_info__ < (0, 12):  # from there on `multiply` is needless for this
+        assert copies(jnp.dot)
     assert not copies(products.multiply)
 
 
