@@ -101,7 +101,16 @@ def test_a_byte_order_mark_is_skipped(tmp_path):
 # The project's own files
 
 
-@pytest.mark.parametrize("model", MODELS)
+# A large model's file names what those of its family's smaller ones do; test_t5.py has the
+# published counts.
+LARGE = re.compile("large|xl|3b|11b")
+every_model = pytest.mark.parametrize(
+    "model",
+    [pytest.param(m, marks=[pytest.mark.slow] * bool(LARGE.search(m))) for m in MODELS],
+)
+
+
+@every_model
 def test_every_combination_resolves_and_nothing_clobbers(model):
     """Every two of a model, an initialisation and a task: two files can clobber a macro."""
     number = MODELS.index(model)
@@ -161,14 +170,7 @@ def count_parameters(model: ModelConfig) -> int:
     return one + (model.num_encoder_layers - 1) * encoder + (model.num_decoder_layers - 1) * decoder
 
 
-# test_t5.py has the published counts; a large model has the names of its family's smaller ones.
-LARGE = re.compile("large|xl|xxl|3b|11b")
-
-
-@pytest.mark.parametrize(
-    "model",
-    [pytest.param(m, marks=[pytest.mark.slow] * bool(LARGE.search(m))) for m in MODELS],
-)
+@every_model
 def test_model_files_say_their_parameter_count(model):
     (count,) = re.findall(r"([\d,]+) parameters", (GIN / model).read_text())
     found = load([model, RECIPE, "superglue/cb.gin"], WHERE).model

@@ -291,7 +291,9 @@ def test_a_prefix_is_cast_with_the_model(dtype):
     assert error < (1e-6 if dtype == "float32" else 5e-2)
 
 
-@pytest.mark.parametrize("length", [3, 30], ids=["absorbed", "plain"])
+@pytest.mark.parametrize(
+    "length", [pytest.param(3, marks=pytest.mark.slow), 30], ids=["absorbed", "plain"]
+)
 def test_step_by_step_equals_all_at_once(length):
     model, params = t5.T5(TWO_LAYERS), random_params(TWO_LAYERS)
     batch, given = random_batch(targets=length), random_prefix(TWO_LAYERS, rows=2)

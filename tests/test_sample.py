@@ -128,11 +128,11 @@ def _allowed(logits, decoding):
     "options",
     [
         {},
-        {"temperature": 2.0},
+        pytest.param({"temperature": 2.0}, marks=pytest.mark.slow),
         {"topk": 3},
-        {"topp": 0.5},
+        pytest.param({"topp": 0.5}, marks=pytest.mark.slow),
         {"topp": 0.9, "temperature": 2.0},
-        {"topp": 1.0},
+        pytest.param({"topp": 1.0}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -363,6 +363,7 @@ def prompt_gradient(dtype, attention="xla"):
     return np.asarray(gradient).ravel()
 
 
+@pytest.mark.slow  # test_t5.py has its logits, test_products.py its gradients
 def test_bfloat16_moves_the_prompt_where_float32_does():
     half, whole = prompt_gradient("bfloat16"), prompt_gradient("float32")
     cosine = half @ whole / np.linalg.norm(half) / np.linalg.norm(whole)

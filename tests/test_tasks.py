@@ -192,7 +192,8 @@ def test_rows_without_labels_in_tf_data():
     assert {e["label"] for e in read("super_glue_wsc_v102_simple_eval", "test")} == {-1}
 
 
-@pytest.mark.parametrize("form", ["", pytest.param("taskless_", marks=pytest.mark.slow)])
+@pytest.mark.slow  # test_superglue.py has the same rows
+@pytest.mark.parametrize("form", ["", "taskless_"])
 def test_tf_data_equals_what_t5_makes_of_real_rows(shared_dir, tmp_path, form):
     prepare.prepare_superglue(shared_dir / "data" / "fewglue", tmp_path)
     registry.register("bytes", tfds_data_dir=str(tmp_path))
