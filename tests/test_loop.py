@@ -291,7 +291,7 @@ def test_a_backbone_that_was_replaced_is_refused(experiment, tmp_path):
         experiment(tmp_path / "run", steps=2), initial_checkpoint_path=str(path)
     )
     loop.train(run, Tasks)
-    t5x.write_t5x(path, random_params(seed=5), START)
+    t5x.write_t5x(path, random_params(CONFIG, seed=5), START)
     longer = dataclasses.replace(run, train=TrainConfig(train_steps_relative=4))
     with pytest.raises(ConfigError, match=r"backbone.*MODEL_DIR"):
         loop.train(longer, Tasks)
