@@ -76,6 +76,9 @@ def shapes(workload: Workload, number: int) -> tuple[tuple[int, int], ...]:
     return tuple(b["encoder_input_tokens"].shape for b in batches(workload, number))
 
 
+TASKS = ("a", "b")  # of a prompt with members; the rows of a batch are theirs in turn
+
+
 class Prepared(NamedTuple):
     """All that a step needs."""
 
@@ -84,6 +87,7 @@ class Prepared(NamedTuple):
     programs: step.Programs
     state: step.TrainState
     frozen: Any
+    has_members: bool
 
 
 def prepare(workload: Workload) -> Prepared:
@@ -100,12 +104,16 @@ def prepare(workload: Workload) -> Prepared:
     prompt = experiment(workload).prompt
     model = t5.T5(config, choose_device(config, mesh.devices.flat))
     recipe = step.make_recipe(model, prompt, OptimizerConfig(), TrainConfig())
-    start = Start(jax.random.key(0), config, workload.prompt, lambda n: _rows(n, config))
+    tasks = TASKS if recipe.method.members else ()
+    draw_rows = functools.partial(_rows, config=config)
+    start = Start(jax.random.key(0), config, workload.prompt, draw_rows, tasks=tasks)
     params = sharding.replicate(recipe.method.init(recipe.settings, start), mesh)
     state = step.init_state(params, recipe.optimizer, 0)
     state = jax.device_put(state, sharding.replicated(mesh))
     programs = step.compile_step(recipe, state)
-    return Prepared(model, mesh, programs, state, make_backbone(config, mesh))
+    return Prepared(
+        model, mesh, programs, state, make_backbone(config, mesh), recipe.method.members
+    )
 
 
 def _rows(number: int, config: ModelConfig) -> Any:
@@ -133,7 +141,11 @@ def make_backbone(config: ModelConfig, mesh: Mesh) -> dict[str, jax.Array]:
 
 
 def place(groups: list[dict[str, np.ndarray]], prepared: Prepared) -> list[dict[str, jax.Array]]:
-    """The groups of a step on the devices."""
+    """The groups of a step on the devices; each row names its member, if there are members."""
+    if prepared.has_members:
+        for batch in groups:
+            rows = len(batch["encoder_input_tokens"])
+            batch["which"] = np.arange(rows, dtype=np.int32) % len(TASKS)
     return [sharding.shard_batch(batch, prepared.mesh) for batch in groups]
 
 
@@ -153,7 +165,11 @@ def run(workload: Workload) -> dict[str, Any]:
     if stats := jax.devices()[0].memory_stats():  # a processor has none
         found["device_memory_bytes"] = float(stats["peak_bytes_in_use"])
     groups = [shapes(workload, number) for number in range(1, workload.steps + 1)]
-    given, once = plan.describe_prompt(dataclasses.replace(experiment(workload), model=config))
+    # Each row has one member's prompt, of as many rows as a plain prompt.
+    plain = (
+        dataclasses.replace(workload, method="prompt_tuning") if prepared.has_members else workload
+    )
+    given, once = plan.describe_prompt(dataclasses.replace(experiment(plain), model=config))
     sizes = {**given, "targets": workload.targets}
     costs = [sum(flops.count(config, rows=r, inputs=t, **sizes).step for r, t in g) for g in groups]
     if workload.method != "prompt_tuning" or workload.targets == 2:
@@ -188,13 +204,14 @@ def decode_rate(workload: Workload, prepared: Prepared, state: step.TrainState) 
     Random weights seldom end a sequence, so all rows are as long as they may be.
     """
     prompt = prepared.programs.fold_for_use(state, prepared.frozen)
-    tokens = place(batches(workload, 1), prepared)[0]["encoder_input_tokens"]
+    batch = place(batches(workload, 1), prepared)[0]
+    tokens, which = batch["encoder_input_tokens"], batch.get("which")
     run = jax.jit(decode.generate, static_argnums=0, static_argnames="length")
     seconds = []
     for _ in range(3):
         begin = time.perf_counter()
         found, _ = jax.block_until_ready(
-            run(prepared.model, prepared.frozen, prompt, tokens, length=32)
+            run(prepared.model, prepared.frozen, prompt, tokens, which, length=32)
         )
         seconds.append(time.perf_counter() - begin)
     method = find_method(workload.method)

@@ -35,6 +35,15 @@ SUITES: dict[str, tuple[str, list[Workload]]] = {
             for method in METHODS
         ],
     ),
+    # In turn, so that each round is a pair at each width.
+    "shared": (
+        "inputs",
+        [
+            by(BASE, size="base", engine="ours", rows=32, inputs=n, targets=2, steps=3, method=m)
+            for n in (64, 128)
+            for m in ("prompt_tuning", "shared_prompt")
+        ],
+    ),
     "dropout": ("inputs", [by(BASE, engine=e) for e in ("ours", "ours-dropout")]),
     "start": (
         "weights_bytes",
