@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from tiny_models import CONFIG as TWO_LAYERS
+from tiny_models import ONE_LAYER as CONFIG
 from tiny_models import as_prompt, random_prompt
 
 from prompt_tuning.checkpoints import identity, manifest, t5x
@@ -23,7 +23,6 @@ from prompt_tuning.serving.predictor import Predictor
 from prompt_tuning.vocabularies.vocabulary import ByteVocabulary
 from prompt_tuning.world.assets import TINY_CONFIG
 
-CONFIG = dataclasses.replace(TWO_LAYERS, num_encoder_layers=1, num_decoder_layers=1)
 TEXTS = ["a first text", "", "zwei: äöü", "d"]
 LABELS = ("yes", "no")
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import seqio
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_models import CONFIG as TWO_LAYERS
-from tiny_models import random_params
+from tiny_models import ONE_LAYER as CONFIG
+from tiny_models import random_params, write_backbone
 
 from prompt_tuning import load_prompt
 from prompt_tuning.batches import batching
@@ -41,16 +41,13 @@ from prompt_tuning.training import loop, model_dir
 from prompt_tuning.training import step as steps
 from prompt_tuning.training.tasks import Tasks
 
-CONFIG = dataclasses.replace(TWO_LAYERS, num_encoder_layers=1, num_decoder_layers=1)
 MODEL = t5.T5(CONFIG)
 START = 7  # the step of the backbone
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    path = str(tmp_path_factory.mktemp("backbone") / f"checkpoint_{START}")
-    t5x.write_t5x(path, random_params(CONFIG), START)
-    return path
+    return write_backbone(tmp_path_factory.mktemp("backbone"), CONFIG, START)
 
 
 @pytest.fixture(scope="module")

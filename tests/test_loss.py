@@ -1,19 +1,17 @@
 """The loss: known values, weights, and T5X's normalised forms."""
 
-import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import CONFIG as TWO_LAYERS
+from tiny_models import ONE_LAYER as CONFIG
 from tiny_models import as_model, forward, random_batch, random_params, random_prompt
 
 from prompt_tuning.model import loss
 from prompt_tuning.model.prompt import Prompt, encode
 
-CONFIG = dataclasses.replace(TWO_LAYERS, num_encoder_layers=1, num_decoder_layers=1)
 MODEL = as_model(CONFIG)
 
 

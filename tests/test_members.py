@@ -8,12 +8,11 @@ import jax
 import numpy as np
 import pytest
 import seqio
-from tiny_models import CONFIG as TWO_LAYERS
-from tiny_models import as_model, forward, load_data, random_batch, random_params
+from tiny_models import ONE_LAYER as CONFIG
+from tiny_models import as_model, forward, load_data, random_batch, random_params, write_backbone
 
 from prompt_tuning import load_prompt
 from prompt_tuning.batches import batching, groups
-from prompt_tuning.checkpoints import t5x
 from prompt_tuning.checkpoints.identity import backbone_identity
 from prompt_tuning.config import (
     ConfigError,
@@ -37,7 +36,6 @@ from prompt_tuning.training import loop
 from prompt_tuning.training.tasks import Tasks
 from prompt_tuning.upstream import inputs
 
-CONFIG = dataclasses.replace(TWO_LAYERS, num_encoder_layers=1, num_decoder_layers=1)
 MODEL = as_model(CONFIG)
 START = 7  # the step of the backbone
 LABELS = ("yes", "no")
@@ -86,9 +84,7 @@ def test_every_row_of_a_batch_names_its_member():
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    path = str(tmp_path_factory.mktemp("backbone") / f"checkpoint_{START}")
-    t5x.write_t5x(path, random_params(CONFIG), START)
-    return path
+    return write_backbone(tmp_path_factory.mktemp("backbone"), CONFIG, START)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import optax
 import pytest
 from safetensors.numpy import load_file
 from test_methods import CASES, TASKS, VARIANTS, make
-from tiny_models import CONFIG, random_batch, random_params
+from tiny_models import ONE_LAYER, random_batch, random_params
 
 from prompt_tuning import cli
 from prompt_tuning.api import model_config
@@ -38,8 +38,7 @@ from prompt_tuning.training import step as steps
 from prompt_tuning.training.tasks import Tasks
 from prompt_tuning.world.generator import demo_rows
 
-SMALL = dataclasses.replace(CONFIG, num_encoder_layers=1, num_decoder_layers=1)
-DROPPING = dataclasses.replace(SMALL, dropout_rate=0.1)
+DROPPING = dataclasses.replace(ONE_LAYER, dropout_rate=0.1)
 START = 3  # the step of the backbone
 KEY_OF_FOLD = 2**31 - 1  # what is folded into the key of a step for the method
 
@@ -53,7 +52,7 @@ def methods(*fast, more=()):
     return pytest.mark.parametrize(("name", "values"), cases)
 
 
-def begin(name, values, config=SMALL, optimizer=None, place=jnp.asarray):
+def begin(name, values, config=ONE_LAYER, optimizer=None, place=jnp.asarray):
     """A state, the frozen backbone and the recipe; `place` puts the method's arrays somewhere."""
     _, params, _ = make(name, values, model=config)
     recipe = steps.make_recipe(
@@ -266,7 +265,7 @@ def test_a_mixed_batch_is_the_sum_of_each_tasks_own(name, values):
     assert len({*batch["which"].tolist()}) == 3
 
     def loss(params, number, part):
-        rows = recipe.method.fold(recipe.settings, params, Frozen(SMALL, frozen), None).rows
+        rows = recipe.method.fold(recipe.settings, params, Frozen(ONE_LAYER, frozen), None).rows
         logits = forward(recipe.model, frozen, Prompt(rows[number]), part)
         return loss_fn(logits, part, z_loss=recipe.train.z_loss)[0]
 
@@ -335,7 +334,7 @@ def test_a_leaf_moves_at_its_own_rate(optimizer, schedule):
     assert find_method(name) is SUM
     rate = 0.25 * (1.0 if schedule == "constant" else 1_100_000**0.5)
     recipe = steps.make_recipe(
-        T5(SMALL),
+        T5(ONE_LAYER),
         PromptConfig(method=name),
         OptimizerConfig(name=optimizer, schedule=schedule, learning_rate=rate, warmup_steps=4),
         TrainConfig(),
@@ -345,7 +344,7 @@ def test_a_leaf_moves_at_its_own_rate(optimizer, schedule):
     state = to_device(to_host(steps.init_state(params, recipe.optimizer, 0)))  # leaves of their own
     programs = steps.compile_step(recipe)
     for done in (1, 2):
-        state, _ = steps.train_step(programs, state, random_params(SMALL), [random_batch()])
+        state, _ = steps.train_step(programs, state, random_params(ONE_LAYER), [random_batch()])
         moved = {leaf: np.asarray(value) for leaf, value in state.trainable.items()}
         if optimizer == "adafactor" and done == 1:  # every update has RMS = learning rate
             size = np.sqrt((moved["prompt/whole"] ** 2).mean())

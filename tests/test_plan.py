@@ -12,7 +12,7 @@ import hlo_text
 import jax
 import numpy as np
 import pytest
-from tiny_models import CONFIG
+from tiny_models import CONFIG, ONE_LAYER
 
 from prompt_tuning import cli
 from prompt_tuning.api import model_config
@@ -29,7 +29,6 @@ from prompt_tuning.model import sharding, t5
 from prompt_tuning.planning import chips, devices, fit, flops, hlo, plan, program
 
 ROOT = Path(__file__).parents[1]
-ONE_LAYER = dataclasses.replace(CONFIG, num_encoder_layers=1, num_decoder_layers=1)
 
 
 def experiment(

@@ -1,6 +1,5 @@
 """Rows under different prompts in one batch get what they would get alone."""
 
-import dataclasses
 import functools
 import threading
 import warnings
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_models import CONFIG as TWO_LAYERS
+from tiny_models import ONE_LAYER as CONFIG
 from tiny_models import as_prompt, random_prompt
 
 from prompt_tuning.checkpoints import identity, t5x
@@ -24,7 +23,6 @@ from prompt_tuning.serving import mixed_batch
 from prompt_tuning.serving.predictor import Predictor
 from prompt_tuning.vocabularies.vocabulary import ByteVocabulary
 
-CONFIG = dataclasses.replace(TWO_LAYERS, num_encoder_layers=1, num_decoder_layers=1)
 LENGTHS = {"long": 11, "short": 2}
 PROMPTS = {
     name: np.asarray(random_prompt(length, CONFIG, seed=seed))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from plain_t5 import PlainT5
 from tiny_models import CONFIG as TWO_LAYERS
+from tiny_models import ONE_LAYER as CONFIG
 from tiny_models import apply_t5, forward, random_batch, random_params, random_prompt
 
 from prompt_tuning.decoding import decode
@@ -19,7 +20,6 @@ from prompt_tuning.model.prompt import Prompt, no_prompt
 # H x K is not D, and stacks of different depth.
 ODD = dataclasses.replace(TWO_LAYERS, num_encoder_layers=3, num_heads=3, head_dim=5)
 # What is true of any layer.
-CONFIG = dataclasses.replace(TWO_LAYERS, num_encoder_layers=1, num_decoder_layers=1)
 MODEL = t5.T5(CONFIG)
 # Compiled: operation by operation, each is a program of its own.
 ENCODE = jax.jit(prompt.encode, static_argnums=0, static_argnames="width")

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_models import CONFIG as TWO_LAYERS
+from tiny_models import ONE_LAYER as CONFIG
 from tiny_models import (
     apply_t5,
     as_model,
@@ -26,7 +27,6 @@ from prompt_tuning.model import prompt
 from prompt_tuning.model.loss import loss_fn
 from prompt_tuning.model.prompt import Prompt, no_prompt
 
-CONFIG = dataclasses.replace(TWO_LAYERS, num_encoder_layers=1, num_decoder_layers=1)
 MODEL = as_model(CONFIG)
 GENERATE = jax.jit(decode.generate, static_argnums=0, static_argnames=("length", "num_decodes"))
 

@@ -12,7 +12,7 @@ import seqio
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tiny_models import CONFIG as TWO_LAYERS
+from tiny_models import ONE_LAYER as CONFIG
 from tiny_models import evaluator_of, random_params, random_prompt
 
 from prompt_tuning.batches import batching
@@ -26,7 +26,6 @@ from prompt_tuning.planning import hlo
 from prompt_tuning.tasks import registry, task_rows
 from prompt_tuning.tasks.eval_task import EvalTask
 
-CONFIG = dataclasses.replace(TWO_LAYERS, num_encoder_layers=1, num_decoder_layers=1)
 MODEL = t5.T5(CONFIG)
 LENGTHS = {"inputs": 16, "targets": 5}
 WORDS = ("yes", "no", "maybe not")

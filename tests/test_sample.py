@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from test_decode import markov
-from tiny_models import CONFIG as TWO_LAYERS
+from tiny_models import ONE_LAYER as CONFIG
 from tiny_models import (
     apply_t5,
     as_model,
@@ -31,7 +31,6 @@ from prompt_tuning.model import sharding
 from prompt_tuning.model.prompt import Prompt, encode, no_prompt
 from prompt_tuning.world.assets import TINY_CONFIG
 
-CONFIG = dataclasses.replace(TWO_LAYERS, num_encoder_layers=1, num_decoder_layers=1)
 MODEL = as_model(CONFIG)
 GOLDEN = np.load(Path(__file__).parent / "golden" / "t5x_samples.npz")
 CASES = json.loads(GOLDEN["cases"].tobytes())

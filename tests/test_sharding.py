@@ -6,7 +6,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-from tiny_models import CONFIG as TWO_LAYERS
+from tiny_models import ONE_LAYER as CONFIG
 from tiny_models import random_batch, random_params, random_prompt
 
 from prompt_tuning.checkpoints import t5x
@@ -24,7 +24,6 @@ from prompt_tuning.model.prompt import Prompt
 from prompt_tuning.session import checks
 from prompt_tuning.training import optim, step
 
-CONFIG = dataclasses.replace(TWO_LAYERS, num_encoder_layers=1, num_decoder_layers=1)
 MESHES = {(8, 1): 1, (4, 2): 2, (2, 4): 4, (1, 8): 8}
 every_mesh = pytest.mark.parametrize(
     "shape",

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_models import CONFIG as TWO_LAYERS
+from tiny_models import ONE_LAYER as CONFIG
 from tiny_models import as_model, fit_to, random_batch, random_params, random_prompt
 
 from prompt_tuning.api import model_config
@@ -24,7 +24,6 @@ from prompt_tuning.vocabularies.vocabulary import load_vocabulary
 from prompt_tuning.world.generator import demo_rows
 
 OPTIMIZER = OptimizerConfig()
-CONFIG = dataclasses.replace(TWO_LAYERS, num_encoder_layers=1, num_decoder_layers=1)
 MODEL = t5.T5(CONFIG)
 
 

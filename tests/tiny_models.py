@@ -1,6 +1,8 @@
 """Small random models and batches that many tests share: real objects, not stand-ins."""
 
+import dataclasses
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from prompt_tuning.batches import groups
+from prompt_tuning.checkpoints import t5x
 from prompt_tuning.config import Experiment, ModelConfig
 from prompt_tuning.model import loss, t5
 from prompt_tuning.model.device import choose_device
@@ -25,8 +28,7 @@ CONFIG = ModelConfig(
     num_embeddings=384,
     dropout_rate=0.0,
 )
-
-
+ONE_LAYER = dataclasses.replace(CONFIG, num_encoder_layers=1, num_decoder_layers=1)
 MODEL = t5.T5(CONFIG)
 
 
@@ -55,6 +57,13 @@ _init_params = jax.jit(t5.init_params, static_argnums=0)
 
 def random_params(config: ModelConfig = CONFIG, seed: int = 0) -> dict[str, jax.Array]:
     return _init_params(config, jax.random.key(seed))
+
+
+def write_backbone(folder: Path, config: ModelConfig, step: int) -> str:
+    """The path of a T5X checkpoint of a random backbone."""
+    path = str(folder / f"checkpoint_{step}")
+    t5x.write_t5x(path, random_params(config), step)
+    return path
 
 
 def random_prompt(length: int, config: ModelConfig = CONFIG, seed: int = 1) -> jax.Array:

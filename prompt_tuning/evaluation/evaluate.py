@@ -250,35 +250,39 @@ def describe_choice(tasks: Sequence[EvalTask], config: EvalConfig) -> str:
     """A line on what chooses the best prompt; "" if each task has a single metric.
 
     Raises:
-      ConfigError: a task does not have the metric that TASK_METRIC names.
+      ConfigError: see `check_metric`.
     """
     method = methods(config)[0]
-    try:
-        scores = {task.name: majority(task, config) for task in tasks}
-    except ConfigError:  # a user's metric may not accept constant answers
-        if config.metric:
-            raise
-        return ""
-    names = {
-        task: [name for name in values if name.endswith(f"/{method}")]
-        for task, values in scores.items()
-    }
     if config.metric:
-        for task, metrics in names.items():
-            if metrics and f"{config.metric}/{method}" not in metrics:
-                known = ", ".join(name.rsplit("/", 1)[0] for name in metrics)
-                raise ConfigError(
-                    f"TASK_METRIC = {config.metric!r}: the task {task} has no such metric. "
-                    f"Expected one of its metrics, {known}, or '' for their mean."
-                )
+        check_metric(tasks, config)
         return f"the best prompt is chosen by {config.metric}/{method} (TASK_METRIC)"
+    try:
+        names = {task.name: _metric_names(task, config) for task in tasks}
+    except ConfigError:  # a user's metric may not accept constant answers
+        return ""
     if max(map(len, names.values()), default=0) < 2:
         return ""
-    of = "; ".join(
-        ", ".join(metrics) if len(names) == 1 else f"{task}: {', '.join(metrics)}"
-        for task, metrics in names.items()
-    )
+    texts = {task: ", ".join(f"{name}/{method}" for name in own) for task, own in names.items()}
+    of = "; ".join(text if len(texts) == 1 else f"{task}: {text}" for task, text in texts.items())
     return f"the best prompt is chosen by the mean of {of} (TASK_METRIC names one of them)"
+
+
+def check_metric(tasks: Sequence[EvalTask], config: EvalConfig) -> None:
+    """Raises ConfigError if a task does not have the metric that TASK_METRIC names."""
+    for task in tasks if config.metric else ():
+        known = _metric_names(task, config)
+        if known and config.metric not in known:
+            raise ConfigError(
+                f"TASK_METRIC = {config.metric!r}: the task {task.name} has no such metric. "
+                f"Expected one of its metrics, {', '.join(known)}, or '' for their mean."
+            )
+
+
+def _metric_names(task: EvalTask, config: EvalConfig) -> list[str]:
+    """The metrics of the method that chooses the best prompt."""
+    method = methods(config)[0]
+    names = (name.rsplit("/", 1) for name in majority(task, config))
+    return [metric for metric, scored in names if scored == method]
 
 
 def _record(task: EvalTask, row: int) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from prompt_tuning.evaluation.analysis import analyse, describe
 from prompt_tuning.evaluation.evaluate import (
     Evaluator,
     TaskResult,
-    describe_choice,
+    check_metric,
     evaluate,
     majority,
     methods,
@@ -69,7 +69,7 @@ def run_eval(run: EvalRun, *, session: Session | None = None, config_text: str =
         for task in data.eval_tasks:
             for line in find_lost(run.data.eval_split, task.rows, task, data.vocabulary):
                 print(f"{task.name}: {line}", flush=True)
-        describe_choice(data.eval_tasks, run.eval)  # refuses a metric that a task does not have
+        check_metric(data.eval_tasks, run.eval)
         backbone = session.load_backbone()
     if unused := load.describe_unused_prompt(run.checkpoint_path, files):
         print(unused, flush=True)

@@ -96,7 +96,7 @@ def draw_matrix(matrix: Matrix, folder: Path) -> Path | None:
         values = np.array([[row.get(task, np.nan) for task in tasks] for row in means.values()])
         _heat(panel, values, [f"{v:.1f}" if np.isfinite(v) else "" for v in values.flat])
         _label(panel, tasks, [_tail(name) for name in means])
-        panel.set_title(f"{matrix.scores}, {method}", fontsize="medium")
+        panel.set_title(f"{matrix.score_name}, {method}", fontsize="medium")
     return _save(figure, folder / "matrix.png")
 
 

@@ -98,8 +98,8 @@ def load_prompts(
 def tuned_tasks(prompt: NamedPrompt) -> set[str]:
     """The names of the tasks that a prompt was tuned for; a mixture counts as its tasks.
 
-    So do tasks that are there to be scored by it: WSC is trained on "simple_train" and scored on
-    "simple_eval".
+    Tasks that are only scored count with the one that they are trained as: WSC is trained on
+    "simple_train" and scored on "simple_eval".
 
     Raises:
       ConfigError: the prompt's task is unknown or not registered.

@@ -68,7 +68,7 @@ class Matrix:
         """The table of each task's score; the last column is the mean over tasks."""
         means = self.means(method)
         names = [short_name(task) for task in self.tasks]
-        head = (f"{self.scores} / {method}", *names, self._mean_name)
+        head = (f"{self.score_name} / {method}", *names, self._mean_name)
         lines = [head]
         for prompt, scores in means.items():
             columns = [scores.get(task) for task in self.tasks]
@@ -78,7 +78,7 @@ class Matrix:
         return table(lines) if any(means.values()) else ""
 
     @property
-    def scores(self) -> str:
+    def score_name(self) -> str:
         """What the score of a task is, in words."""
         return self.metric or "mean of metrics"
 

@@ -56,7 +56,7 @@ class Method(NamedTuple):
     """Whether fold returns one member for each of `Start.tasks`, in that order. Each row of a batch
     is given its task's. A task has parameters of its own: in one array, a task that a batch lacks
     would change Adafactor's clipped update of the others."""
-    shared: str = ""  # of a method with members, the rows that they share: saved beside them
+    shared: str = ""  # the leaf of the rows that all members share, which is saved beside them
     visibility: Visibility = "input"
     """What its rows see. "prompt": nothing but each other, so that what is saved for use is not the
     folded prompt but the rows, `params["prompt"]`, which whoever has the backbone folds."""

@@ -29,9 +29,7 @@ from prompt_tuning.methods.dense import dense, init_dense
 from prompt_tuning.methods.inits import STARTS
 from prompt_tuning.methods.method import Frozen, Method, Params, Start, shapes_of_fields
 from prompt_tuning.model import t5
-from prompt_tuning.model.prompt import Prompt, no_prompt
-
-PLACES = ("encoder", "decoder", "cross")
+from prompt_tuning.model.prompt import PREFIXES, Prompt, no_prompt
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +69,7 @@ def init(settings: Settings, start: Start) -> Params:
     params: Params = {}
     for place in _places(settings):
         shape = shapes_of_fields(start.model, start.length)[place]
-        key, prefix = jax.random.fold_in(start.key, PLACES.index(place)), real.get(place)
+        key, prefix = jax.random.fold_in(start.key, PREFIXES.index(place)), real.get(place)
         if settings.hidden:
             params |= _init_mlp(key, place, settings.hidden, shape, start.model.embed_dim, prefix)
         else:
@@ -113,7 +111,7 @@ def activations(start: Start) -> Mapping[str, Float[Array, "N 2 P H K"]]:
 
 
 def _places(settings: Settings) -> list[str]:
-    return [place for place in PLACES if getattr(settings, place)]
+    return [place for place in PREFIXES if getattr(settings, place)]
 
 
 def _init_mlp(
@@ -148,4 +146,4 @@ def _hidden(place: str, params: Params) -> Float[Array, "P m"]:
     return jnp.tanh(dense(params, f"prompt/{place}_in", params[f"prompt/{place}_rows"]))
 
 
-METHOD = Method(Settings, init, fold, starts=STARTS, fields=PLACES)
+METHOD = Method(Settings, init, fold, starts=STARTS, fields=PREFIXES)

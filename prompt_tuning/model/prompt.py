@@ -40,6 +40,7 @@ class Prompt(NamedTuple):
 
 # Which axis of each field counts its positions, in the order of `lengths`.
 POSITIONS = {"rows": -2, "encoder": -3, "decoder": -3, "cross": -3, "memory": -2}
+PREFIXES = ("encoder", "decoder", "cross")  # the fields of keys and values
 
 
 class Encoded(NamedTuple):

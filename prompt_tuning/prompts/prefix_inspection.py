@@ -16,11 +16,10 @@ from jaxtyping import Float
 
 from prompt_tuning.checkpoints.load import read_model
 from prompt_tuning.config import ConfigError, to_dict
-from prompt_tuning.model.prompt import Prompt, other_fields
+from prompt_tuning.model.prompt import PREFIXES, Prompt, other_fields
 from prompt_tuning.prompts.inspection import unit
 from prompt_tuning.prompts.prompt_file import PromptMetadata, check_prompt, read_prompt
 
-PLACES = ("encoder", "decoder", "cross")
 KINDS = ("keys", "values")
 
 
@@ -82,7 +81,7 @@ def are_prefixes(paths: Sequence[str | os.PathLike[str]]) -> bool:
         prompt = read_prompt(path).prompt
         rows = ["rows"] if prompt.rows.shape[0] else []
         fields[os.fspath(path)] = [*rows, *other_fields(prompt)]
-    kinds = {set(names) <= set(PLACES): path for path, names in fields.items()}
+    kinds = {set(names) <= set(PREFIXES): path for path, names in fields.items()}
     unknown = [path for path, names in fields.items() if len(names) > 1 and "rows" in names]
     unknown += [path for path, names in fields.items() if "memory" in names]
     if unknown:
@@ -115,7 +114,7 @@ def inspect_prefixes(paths: Sequence[str | os.PathLike[str]], checkpoint: str) -
 
 
 def _places(prompt: Prompt) -> Iterator[Place]:
-    for name in PLACES:
+    for name in PREFIXES:
         if getattr(prompt, name) is None:
             continue
         prefix = np.asarray(getattr(prompt, name))

@@ -264,7 +264,10 @@ def read_prompt(path: str | os.PathLike[str], task: int | None = None) -> Stored
 
 
 def check_stored_prompt(path: str | os.PathLike[str], model: ModelConfig) -> None:
-    """Raises ConfigError for what is wrong with a prompt that can be told without weights."""
+    """Raises ConfigError if a prompt cannot be read, or ATTENTION = 'cudnn' does not take it.
+
+    It needs no weights: commands call it before they read a backbone.
+    """
     stored = read_prompt(path)
     reaches_encoder = stored.prompt.encoder is not None or is_shared(stored)
     _check_attention(reaches_encoder, model, os.fspath(path))

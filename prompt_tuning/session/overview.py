@@ -133,8 +133,9 @@ def _find_problems(splits: Mapping[str, batching.Rows], words: Sequence[str]) ->
             )
     yield from _find_bad_targets(splits, words)
     scored = list(splits)[-1]
-    numeric = None not in map(parse_number, splits[scored].target_texts)
-    if of_files and not words and numeric:
+    free = of_files and not words  # the answers are not named
+    numeric = free and None not in map(parse_number, splits[scored].target_texts)
+    if numeric:
         yield (
             f"note: the answers of {scored} are numbers: they have correlations instead of an F1. "
             "If they stand for classes, give LABEL_WORDS"
@@ -143,7 +144,7 @@ def _find_problems(splits: Mapping[str, batching.Rows], words: Sequence[str]) ->
         return
     different = len(set(splits["train"].target_texts))
     few = different <= min(CLASSES, len(splits["train"]) // 3)
-    if of_files and not words and not numeric and few:
+    if free and not numeric and few:
         yield f"note: only {different} different answers; LABEL_WORDS would make classes of them"
     answers: dict[str, set[str]] = collections.defaultdict(set)
     for text, answer in zip(splits["train"].input_texts, splits["train"].target_texts, strict=True):

@@ -102,7 +102,7 @@ def load_data(
 
 
 def find_members(experiment: Experiment) -> tuple[str, ...]:
-    """The tasks of which a prompt with members has one each, sorted; () for any other prompt.
+    """The tasks that have a member of the prompt each, sorted; () for a prompt without members.
 
     It registers the tasks, and reads no rows.
 

@@ -240,7 +240,7 @@ def component_tasks(name: str) -> list[tuple[str, float]]:
     return rates
 
 
-# Tasks that are there to be scored by a prompt for another one's rows, and that one's name.
+# Tasks that are only scored, and the task on whose rows their prompt is trained.
 _SCORED_BY = (
     (r"_wsc_(\w+)_simple_eval", r"_wsc_\1_simple_train"),
     (r"glue_mnli_(?:mis)?matched_", r"glue_mnli_"),
@@ -249,7 +249,7 @@ _SCORED_BY = (
 
 
 def trained_task(name: str) -> str:
-    """The task whose rows a prompt for this task is trained on: nearly always the task itself.
+    """The task on whose rows a prompt for this task is trained: nearly always the task itself.
 
     >>> trained_task("glue_mnli_matched_v002"), trained_task("super_glue_cb_v102")
     ('glue_mnli_v002', 'super_glue_cb_v102')

@@ -56,7 +56,7 @@ from prompt_tuning.training.run import (
 )
 
 Scores = Mapping[str, Mapping[str, float]]  # the metrics of each task
-# The folder of the rows that all members share, beside theirs. No name of seqio's has a hyphen.
+# The folder of the rows that all members share. Names of seqio have no hyphen: it is no task's.
 ALL_TASKS = "all-tasks"
 
 
@@ -169,7 +169,7 @@ class Tasks(Objective):
         prompt = run.programs.fold_for_use(loop.state, run.frozen)
         with signals.current().allowed():  # this block writes no file
             results = {
-                t.name: evaluate(self.evaluator, (params, self._own(prompt, t.name)), t)
+                t.name: evaluate(self.evaluator, (params, self._prompt_for(prompt, t.name)), t)
                 for t in self.data.eval_tasks
             }
         parts: list[str] = []
@@ -213,7 +213,7 @@ class Tasks(Objective):
         margin = health.clear_margin(min(len(task.rows) for task in tasks))
         return bool(baselines and score > np.mean(baselines) + margin)
 
-    def _own(self, prompt: Prompt, task: str) -> Prompt:
+    def _prompt_for(self, prompt: Prompt, task: str) -> Prompt:
         """The prompt that a task is scored with: its member, if there are members."""
         if not self.members:
             return prompt
@@ -238,8 +238,8 @@ class Tasks(Objective):
             elif name == ALL_TASKS:
                 prompt = Prompt(steps.for_use(state)[method.shared])
             else:
-                rows = method.visibility == "prompt"
-                prompt = Prompt(steps.for_use(state)["prompt"]) if rows else folded
+                is_shared = method.visibility == "prompt"
+                prompt = Prompt(steps.for_use(state)["prompt"]) if is_shared else folded
             prompts[name] = jax.device_get(prompt), self._describe(run, step, scores, name)
         return prompts
 
