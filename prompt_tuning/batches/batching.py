@@ -30,7 +30,7 @@ class Batch(TypedDict):
 
 
 class TrainBatch(Batch, total=False):
-    """A batch for training; with a prompt that has members, also the number of each row's."""
+    """A batch for training. If the prompt has members, `which` is the number of each row's."""
 
     which: Int32[np.ndarray, "B"]
 
@@ -79,8 +79,8 @@ def train_groups(
     """The same batch as length groups, which split its rows: their losses add up to the batch's.
 
     A group that does not divide by the mesh is padded with rows at its end, as in `eval_batches`.
-    The padding does not change the dropout of the real rows. Of a prompt with members, `members`
-    has the number of each task's, which its rows are then given as `which`.
+    The padding does not change the dropout of the real rows. If the prompt has members, `members`
+    has the number of each task's member, and every row is given that of its task as `which`.
     """
     inputs, targets, tasks = _step_rows(rows, rates, seed, step, batch_size)
     groups: list[TrainBatch] = []

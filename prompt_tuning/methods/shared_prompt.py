@@ -3,10 +3,10 @@
     prompt.encoder, prompt.memory = the frozen encoder's keys, values and outputs of P
 
 P is float[P, D], the only parameter, as in prompt tuning. There the rows of the prompt attend to
-the text behind them and are encoded with every row of a batch. Here they attend to each other
-alone: what the encoder makes of them is computed once a step, or once for ever where the prompt is
-used, and stands in front of a row's own keys, and before the encoded row for the decoder. The text
-sees the prompt as it does in prompt tuning, at the same distances.
+the text behind them and are encoded with every row of a batch. Here they attend only to each
+other, so they are encoded once a step, and once in all after training. Their keys and values stand
+in front of those of each row, and their outputs in front of the encoded row, for the decoder. The
+text sees the prompt as it does in prompt tuning, at the same distances.
 
 The result is that of a plain prompt under a mask that hides the text from it. Dropout is drawn for
 the prompt once a step, where a plain prompt has a draw for each row. It is computed in float32.

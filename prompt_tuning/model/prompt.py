@@ -199,9 +199,9 @@ def encode(
     positions (paper 2). Token 0 is padding. If the prompt has members, `which` names that of each
     row, and the text follows the rows of its own prompt at once: padding between them would shift
     relative positions. S is then `width`, at least the longest row (P + T by default). With a
-    `dropout_key` the encoder drops out. `noise` is added to the embedded tokens; the members of
-    the prompt, if there are any, are then full. The `segments` of packed rows are for a model
-    without a prompt: one prompt cannot precede several examples.
+    `dropout_key` the encoder drops out. `noise` is added to the embedded tokens, and takes members
+    of one length. The `segments` of packed rows are for a model without a prompt: one prompt cannot
+    precede several examples.
     """
     are_full = prompt.lengths is None and width is None
     assert noise is None or segments is None, "noise is for rows of one example"

@@ -36,7 +36,7 @@ def abstract_batch(
 ) -> dict[str, Struct]:
     """The shapes of T5X's four arrays, and those of packed rows, sharded by row over 'data'.
 
-    For a prompt with members there is also that of each row.
+    If the prompt has members, the numbers of the rows' members, `which`, are among them.
     """
     where = NamedSharding(mesh, PartitionSpec("data"))
     widths = {
@@ -83,7 +83,7 @@ def prompt_shapes(experiment: Experiment) -> Prompt:
 
 
 def _find_members(experiment: Experiment) -> tuple[str, ...]:
-    """At least the tasks that are trained: whether a task has TRAIN_SPLIT may need its data."""
+    """The tasks with a rate above 0. One may lack TRAIN_SPLIT: to know it may need its data."""
     if not find_method(experiment.prompt.method).members:
         return ()
     from prompt_tuning.tasks import registry, task_rows  # these import TensorFlow
